@@ -1,0 +1,236 @@
+"""The values that travel between the rooms of the library: frozen, and checked when they are made.
+
+Images are float tensors ``[h, w, 3]``, RGB, 0..1; masks are float tensors ``[h, w]``, 0..1; boxes are ``xyxy`` in
+pixels, except in a `Placement`, which speaks in fractions of its canvas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_SUBJECTS = 11
+"""As many subjects as the paper composes in one picture (appendix B.9)."""
+
+
+class MudiError(Exception):
+    """A user's mistake or a missing file, told in a sentence: what happened, to what, and what to do.
+
+    The command line prints it without a traceback; nodes show it as their error. Each cause has its own subclass.
+    """
+
+
+class BadSubject(MudiError):
+    """A subject or a set of subjects that cannot be used: no token, no photos, a token twice, a mask of another size."""
+
+
+class BadLayout(MudiError):
+    """A layout whose boxes leave the canvas, or that names a subject which the set does not have."""
+
+
+def _check_image(image: Tensor, owner: str) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or not image.is_floating_point():
+        raise BadSubject(f"{owner}: expected a float image [h, w, 3], got {image.dtype} {list(image.shape)}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """One picture of one subject."""
+
+    name: str
+    """File name, unique within a subject; used in messages and when the set is written."""
+    image: Tensor
+    """Float ``[h, w, 3]``, RGB, 0..1, upright (EXIF rotation applied)."""
+    caption: str = ""
+    """What a training step reads; empty means "a photo of {token} {class noun}"."""
+    source: Path | None = None
+    """The file this photo was read from, if any: writing the set copies it instead of encoding again."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise BadSubject("A photo needs a name.")
+        _check_image(self.image, self.name)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.image.shape[1], self.image.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One character: what it is called, and its references (photos, each with the mask of the subject)."""
+
+    token: str
+    """The rare word that names it in a prompt, e.g. "olis"."""
+    class_noun: str
+    """What it is, e.g. "corgi"; may be several words ("red monster plush")."""
+    photos: tuple[Photo, ...]
+    masks: tuple[Tensor, ...]
+    """One float mask ``[h, w]``, 0..1, per photo and of its size."""
+
+    def __post_init__(self) -> None:
+        if not self.token or any(letter.isspace() for letter in self.token):
+            raise BadSubject(f"A subject needs a token of one word, such as 'olis'; got {self.token!r}.")
+        if not self.class_noun.strip():
+            raise BadSubject(f"Subject '{self.token}' needs a class noun, such as 'dog'.")
+        if not self.photos:
+            raise BadSubject(f"Subject '{self.token}' has no photos.")
+        if len(self.photos) != len(self.masks):
+            raise BadSubject(f"Subject '{self.token}': {len(self.photos)} photos but {len(self.masks)} masks.")
+        for photo, mask in zip(self.photos, self.masks, strict=True):
+            if tuple(mask.shape) != tuple(photo.image.shape[:2]):
+                got = "x".join(str(side) for side in reversed(mask.shape))
+                raise BadSubject(
+                    f"{photo.name}: the mask is {got} px, the photo {photo.size[0]}x{photo.size[1]} px. "
+                    "Draw the mask on the photo itself, at its own size."
+                )
+
+    @property
+    def name(self) -> str:
+        """As the prompt writes it: "olis corgi"."""
+        return f"{self.token} {self.class_noun}"
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectSet:
+    """The subjects of one picture, 1 to 11, each with a token of its own."""
+
+    subjects: tuple[Subject, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.subjects) <= MAX_SUBJECTS:
+            raise BadSubject(f"A subject set holds 1 to {MAX_SUBJECTS} subjects, got {len(self.subjects)}.")
+        tokens = [subject.token for subject in self.subjects]
+        for token in tokens:
+            if tokens.count(token) > 1:
+                raise BadSubject(f"The token '{token}' is used by two subjects. Give each subject a token of its own.")
+
+    def __len__(self) -> int:
+        return len(self.subjects)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self.subjects)
+
+    def __getitem__(self, token: str) -> Subject:
+        """The subject of this token. Raises `BadSubject` naming the tokens there are."""
+        for subject in self.subjects:
+            if subject.token == token:
+                return subject
+        raise BadSubject(f"No subject has the token '{token}'; there are: {', '.join(self.tokens)}.")
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        return tuple(subject.token for subject in self.subjects)
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What a detector found in one picture, most confident first."""
+
+    xyxy: Tensor
+    """Float ``[n, 4]``, pixels of the picture."""
+    confidence: Tensor
+    """Float ``[n]``, 0..1."""
+    labels: tuple[str, ...]
+    """The text query that each box answers."""
+    best_confidence: float = 0.0
+    """The highest confidence of any box, also below the threshold: what an error message wants to name."""
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        if tuple(self.xyxy.shape) != (n, 4) or tuple(self.confidence.shape) != (n,):
+            raise ValueError(
+                f"expected xyxy [{n}, 4] and confidence [{n}], "
+                f"got {list(self.xyxy.shape)} and {list(self.confidence.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one subject stands on a canvas, and which of its photos stands there."""
+
+    token: str
+    xyxy: tuple[float, float, float, float]
+    """Fractions of the canvas, 0..1: the box that the subject's cut-out fills."""
+    photo: int = 0
+    """Index into the subject's photos."""
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        x0, y0, x1, y1 = self.xyxy
+        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+            raise BadLayout(f"{self.token}: its box must lie inside 0..1 and have an area, got {self.xyxy}.")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who stands where on a canvas of a given size."""
+
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    placements: tuple[Placement, ...]
+    """Back to front: the last one is on top."""
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 8:
+            raise BadLayout(f"A canvas of {self.size[0]}x{self.size[1]} px is too small.")
+
+
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """A composition of segmented subjects on a plain canvas: a training image, or the start of a picture."""
+
+    image: Tensor
+    """Float ``[h, w, 3]``, 0..1."""
+    masks: Tensor
+    """Float ``[n, h, w]``, 0..1: the visible part of each placement, in the layout's order; they sum to at most 1."""
+    layout: Layout
+    caption: str = ""
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Float ``[h, w]``: where any subject is."""
+        return self.masks.sum(0).clamp(max=1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What Detect-and-Compare says of one subject, in words."""
+
+    token: str
+    status: str
+    """"found", "mixed", "missing" or "duplicated"."""
+    share: float
+    """0..1: how much of the likeness goes to this subject rather than to the other it resembles most."""
+    text: str
+    """A sentence for the user."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Detect-and-Compare of one picture (paper section 5, algorithm 3)."""
+
+    tokens: tuple[str, ...]
+    score: float
+    """The paper's: 1 - squared Frobenius norm of ``s_gt - s_dc``; 0 when the count differs."""
+    score_spectral: float
+    """The official code's: 1 - spectral norm of the same; 0 when the count differs."""
+    s_gt: Tensor
+    """Float ``[n, n]``: mean similarity of the references of i to those of j."""
+    s_dc: Tensor
+    """Float ``[m, n]``: mean similarity of detected box i to the references of j; rows in the matched order."""
+    detections: Detections
+    verdicts: tuple[Verdict, ...] = field(default=())
+
+    @property
+    def count_is_right(self) -> bool:
+        return len(self.detections) == len(self.tokens)
