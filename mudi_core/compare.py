@@ -1,0 +1,240 @@
+"""Detect-and-Compare: how well a picture keeps several subjects apart (paper section 5, algorithm 3).
+
+Every detected box is compared with the references of every subject. With ``S_GT`` the similarities between the
+subjects' own references and ``S_DC`` those of the boxes to the references, a faithful picture has ``S_DC = S_GT``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from . import boxes
+from .masks import mask_box
+from .types import Comparison, Detections, SubjectSet, Verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .backends import Detector, Embedder
+
+_log = logging.getLogger(__name__)
+
+FOUND_SHARE = 2 / 3
+"""A box shows a subject unmixed when at least this much of its likeness goes to it."""
+STRANGER = 0.5
+"""A box is nobody's when it is less like each subject than this share of how alike the subject's own photos are."""
+_SMALLEST_GAP = 0.02
+"""Two subjects whose references differ by less than this similarity cannot be told apart."""
+
+
+class References:
+    """The subjects' photos, embedded once, to compare any number of pictures with."""
+
+    def __init__(self, subjects: SubjectSet, embedder: Embedder, cut_out: bool = False) -> None:
+        """``cut_out`` shows the embedder each subject on white, without its surroundings (the official code: whole)."""
+        self.subjects = subjects
+        self.means = torch.stack(
+            [_unit(embedder(_reference_images(subjects, token, cut_out))).mean(0) for token in subjects.tokens]
+        )
+        """Float ``[n, d]``: mean of the unit embeddings; its products are means of pairwise similarities."""
+        self.s_gt = self.means @ self.means.T
+        """Float ``[n, n]``: mean similarity of the references of i to those of j, a photo's to itself included."""
+        for i, j in torch.combinations(torch.arange(len(subjects))).tolist():
+            if _gap(self.s_gt, i, j) <= _SMALLEST_GAP or _gap(self.s_gt, j, i) <= _SMALLEST_GAP:
+                _log.warning(
+                    "The photos of '%s' and '%s' look alike to this embedder; verdicts on them mean little.",
+                    subjects.subjects[i].name,
+                    subjects.subjects[j].name,
+                )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the similarity matrices say of a picture."""
+
+    score: float
+    """1 - ||S_GT - S_DC||_F^2 (paper); 0 when the count differs."""
+    score_spectral: float
+    """1 - ||S_GT - S_DC||_2 (official code); 0 when the count differs."""
+    order: tuple[int, ...]
+    """The rows of S_DC in matched order: row k belongs to subject k when the count is right."""
+
+
+def compare(
+    image: Tensor,
+    references: References,
+    detector: Detector,
+    embedder: Embedder,
+    queries: Sequence[str] | None = None,
+    threshold: float = 0.25,
+) -> Comparison:
+    """Detect-and-Compare of a float image ``[h, w, 3]``, 0..1.
+
+    ``queries`` are the words to detect (default: the subjects' class nouns), ``threshold`` the detector's, 0..1. The
+    detections of the result stand in the order of the rows of ``s_dc``.
+    """
+    subjects = references.subjects
+    words = list(dict.fromkeys(queries if queries is not None else (subject.class_noun for subject in subjects)))
+    detections = _inside(detector(image, words, threshold), image)
+    s_dc = torch.zeros(0, len(subjects))
+    if len(detections):
+        crops = [_square(image[y0:y1, x0:x1]) for x0, y0, x1, y1 in _whole(detections)]
+        s_dc = _unit(embedder(crops)) @ references.means.T
+    scores = score_matrices(references.s_gt, s_dc)
+    order = list(scores.order)
+    s_dc = s_dc[order]
+    return Comparison(
+        tokens=subjects.tokens,
+        score=scores.score,
+        score_spectral=scores.score_spectral,
+        s_gt=references.s_gt,
+        s_dc=s_dc,
+        detections=_picked(detections, order),
+        verdicts=judge(subjects, references.s_gt, s_dc),
+    )
+
+
+def score_matrices(s_gt: Tensor, s_dc: Tensor) -> Scores:
+    """Match the rows of ``s_dc`` ``[m, n]`` to the subjects of ``s_gt`` ``[n, n]`` and score them.
+
+    Each subject in turn takes the unused row that is most like it, as the official code does. When m is not n, both
+    scores are 0 and the rows are ordered by the subject they are most like.
+    """
+    m, n = s_dc.shape
+    if m != n:
+        nearest = s_dc.argmax(dim=1).tolist()
+        return Scores(0.0, 0.0, tuple(sorted(range(m), key=lambda row: nearest[row])))
+    free = list(range(m))
+    order = []
+    for column in range(n):
+        best = max(free, key=lambda row: float(s_dc[row, column]))
+        free.remove(best)
+        order.append(best)
+    difference = (s_gt - s_dc[order]).double()
+    frobenius = float(torch.linalg.matrix_norm(difference, "fro"))
+    return Scores(1 - frobenius**2, 1 - float(torch.linalg.matrix_norm(difference, 2)), tuple(order))
+
+
+def judge(subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor) -> tuple[Verdict, ...]:
+    """A verdict per subject from the similarities, whatever the number of boxes.
+
+    Every box belongs to the subject it is most like. A box that belongs to a subject which already has a better one,
+    but is mixed with a subject that has none, is that subject's.
+    """
+    n = len(subjects)
+    rivals: dict[int, list[tuple[float, int]]] = {}  # box: (share of its owner, the other subject), closest rival first
+    owned: list[list[int]] = [[] for _ in range(n)]
+    for box in range(len(s_dc)):
+        owner = int(s_dc[box].argmax())
+        if s_dc[box, owner] < STRANGER * s_gt[owner, owner]:
+            continue
+        rivals[box] = sorted((_share(s_gt, s_dc[box], owner, other), other) for other in range(n) if other != owner)
+        owned[owner].append(box)
+    for mine in owned:
+        mine.sort(key=lambda box: _own_share(rivals[box]), reverse=True)
+
+    verdicts: list[Verdict | None] = [None] * n
+    for i in (i for i in range(n) if not owned[i]):
+        spare = [box for mine in owned for box in mine[1:] if rivals[box][0][1] == i]
+        spare = [box for box in spare if rivals[box][0][0] < FOUND_SHARE]
+        if spare:
+            box = min(spare, key=lambda box: rivals[box][0][0])
+            owner = next(k for k in range(n) if box in owned[k])
+            owned[owner].remove(box)
+            verdicts[i] = _mixed(subjects, i, owner, 1 - rivals[box][0][0])
+        else:
+            name = subjects.subjects[i].name
+            verdicts[i] = Verdict(subjects.tokens[i], "missing", 0.0, f"{name}: missing, no figure resembles it most.")
+    for i in (i for i in range(n) if owned[i]):
+        token, name, best = subjects.tokens[i], subjects.subjects[i].name, owned[i][0]
+        share = _own_share(rivals[best])
+        if len(owned[i]) > 1:
+            verdicts[i] = Verdict(
+                token, "duplicated", share, f"{name}: duplicated, {len(owned[i])} figures resemble it."
+            )
+        elif share < FOUND_SHARE:
+            verdicts[i] = _mixed(subjects, i, rivals[best][0][1], share)
+        else:
+            verdicts[i] = Verdict(token, "found", share, f"{name}: found ({share:.0%} its own).")
+    return tuple(verdict for verdict in verdicts if verdict is not None)
+
+
+def _mixed(subjects: SubjectSet, i: int, other: int, share: float) -> Verdict:
+    name, rival = subjects.subjects[i].name, subjects.subjects[other].name
+    return Verdict(
+        subjects.tokens[i],
+        "mixed",
+        share,
+        f"{name}: mixed with {rival} ({share:.0%} its own, {1 - share:.0%} {rival}).",
+    )
+
+
+def _own_share(rivals: list[tuple[float, int]]) -> float:
+    """A box's share against its closest rival; all of it where there is none."""
+    return rivals[0][0] if rivals else 1.0
+
+
+def _share(s_gt: Tensor, row: Tensor, i: int, j: int) -> float:
+    """How much of a box's likeness goes to subject i rather than j, 0..1.
+
+    Half when it is equally like both; all when it prefers i as clearly as the photos of i themselves do.
+    """
+    lead = float(row[i] - row[j])
+    gap = _gap(s_gt, i, j) if lead > 0 else _gap(s_gt, j, i)
+    return min(max(0.5 + 0.5 * lead / max(gap, _SMALLEST_GAP), 0.0), 1.0)
+
+
+def _gap(s_gt: Tensor, i: int, j: int) -> float:
+    """By how much the references of i are more like each other than like those of j."""
+    return float(s_gt[i, i] - s_gt[i, j])
+
+
+def _reference_images(subjects: SubjectSet, token: str, cut_out: bool) -> list[Tensor]:
+    subject = subjects[token]
+    if not cut_out:
+        return [photo.image for photo in subject.photos]
+    images = []
+    for photo, mask in zip(subject.photos, subject.masks, strict=True):
+        x0, y0, x1, y1 = mask_box(mask) or (0, 0, *photo.size)
+        shown = mask[y0:y1, x0:x1, None].to(photo.image)
+        images.append(_square(photo.image[y0:y1, x0:x1] * shown + (1 - shown)))
+    return images
+
+
+def _square(crop: Tensor) -> Tensor:
+    """A crop ``[h, w, 3]`` in the middle of a white square, so that no embedder stretches it."""
+    height, width = crop.shape[:2]
+    side = max(height, width)
+    left, top = (side - width) // 2, (side - height) // 2
+    return functional.pad(crop, (0, 0, left, side - width - left, top, side - height - top), value=1.0)
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    return functional.normalize(embeddings.detach().float().cpu(), dim=-1)
+
+
+def _whole(detections: Detections) -> list[tuple[int, int, int, int]]:
+    return [(x0, y0, x1, y1) for x0, y0, x1, y1 in detections.xyxy.round().int().tolist()]
+
+
+def _inside(detections: Detections, image: Tensor) -> Detections:
+    """The part of each box inside the picture; boxes of which not a pixel is inside are left out."""
+    clipped = boxes.clip(detections.xyxy.detach().float().cpu(), (image.shape[1], image.shape[0]))
+    detections = replace(detections, xyxy=clipped, confidence=detections.confidence.detach().cpu())
+    seen = [i for i, (x0, y0, x1, y1) in enumerate(_whole(detections)) if x0 < x1 and y0 < y1]
+    return _picked(detections, seen)
+
+
+def _picked(detections: Detections, rows: list[int]) -> Detections:
+    return Detections(
+        detections.xyxy[rows],
+        detections.confidence[rows],
+        tuple(detections.labels[i] for i in rows),
+        detections.best_confidence,
+    )

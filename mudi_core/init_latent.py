@@ -1,0 +1,67 @@
+"""The start of a picture: noise whose mean is shifted to a composition of the subjects (paper section 4.2).
+
+``z_T = sqrt(abar_T) * gamma * z0 * m + eps``, with ``z0`` the encoded canvas, ``m`` its mask at the latent's size, and
+``abar_T = 1 / (1 + sigma_T^2)`` at the first step's noise level (Algorithm 2). The latent made here is
+``gamma * z0 * m`` as the VAE gives it, neither scaled nor noised: ComfyUI's KSampler at denoise 1.0 does the rest,
+`shifted_noise` for diffusers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .masks import resize
+from .types import MudiError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .types import Mix
+
+MULTIPLE = 8
+"""Pixels of the canvas in one cell of the latent."""
+
+
+class BadCanvas(MudiError):
+    """A canvas that the VAE cannot encode without changing its size."""
+
+
+class BadGamma(MudiError):
+    """A strength of the start out of its range."""
+
+
+def default_gamma(n_subjects: int) -> float:
+    """The paper's choice of gamma: 1 for one subject, 2 for two or three, 3 for more (above 4 pictures saturate)."""
+    return 1.0 if n_subjects < 2 else 2.0 if n_subjects < 4 else 3.0
+
+
+def init_latent(canvas: Mix, encode: Callable[[Tensor], Tensor], gamma: float) -> Tensor:
+    """``gamma * z0 * m``, float ``[1, c, h/8, w/8]``: zero outside the subjects, unscaled, without noise.
+
+    ``encode`` takes float images ``[1, h, w, 3]``, 0..1, and gives the VAE's mode ``[1, c, h/8, w/8]``, not multiplied
+    by the latent scale. Raises `BadCanvas` when the canvas is no multiple of 8 pixels, `BadGamma` below 0.
+    """
+    height, width = canvas.image.shape[:2]
+    if width % MULTIPLE or height % MULTIPLE:
+        nearest = "x".join(str(max(round(side / MULTIPLE), 1) * MULTIPLE) for side in (width, height))
+        raise BadCanvas(
+            f"The canvas is {width}x{height} px; both sides must be a multiple of {MULTIPLE}, for example {nearest}."
+        )
+    if not 0 <= gamma < float("inf"):
+        raise BadGamma(f"gamma must be 0 (plain noise) or more, got {gamma}. Good values are 1 to 4.")
+    z0 = encode(canvas.image[None])
+    m = resize(canvas.mask, (z0.shape[-1], z0.shape[-2])).to(z0)
+    return gamma * z0 * m
+
+
+def shifted_noise(latent: Tensor, eps: Tensor, sigma: float, latent_scale: float) -> Tensor:
+    """The paper's ``z_T``, of the variance that a diffusers pipeline expects of its ``latents`` (1 where nothing is).
+
+    ``latent``: what `init_latent` gives; ``eps``: standard normal ``[b, c, h/8, w/8]``; ``sigma``: the first step's
+    noise level (``scheduler.sigmas[0]``; the pipeline multiplies by ``scheduler.init_noise_sigma`` itself);
+    ``latent_scale``: the VAE's scaling factor (0.13025 for SDXL).
+    """
+    sqrt_abar_T = 1 / math.sqrt(1 + sigma**2)
+    return sqrt_abar_T * latent_scale * latent.to(eps) + eps

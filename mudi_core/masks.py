@@ -1,0 +1,35 @@
+"""Masks: where a subject is, as float tensors ``[h, w]``, 0..1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def mask_box(mask: Tensor, threshold: float = 0.5) -> tuple[int, int, int, int] | None:
+    """The smallest box, ``xyxy`` in pixels (x1 and y1 exclusive), around a mask ``[h, w]`` above the threshold.
+
+    None when the mask is nowhere above it. A low threshold takes a soft edge in.
+    """
+    inside = mask > threshold
+    columns = inside.any(dim=0).nonzero()
+    rows = inside.any(dim=1).nonzero()
+    if len(columns) == 0:
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def coverage(mask: Tensor) -> float:
+    """The share of the picture that a mask ``[h, w]`` covers, 0..1."""
+    return float(mask.float().mean())
+
+
+def resize(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks ``[..., h, w]`` at another width and height, each cell the mean of what it covers (0..1 stays 0..1)."""
+    width, height = size
+    flat = mask.reshape(-1, 1, *mask.shape[-2:])
+    return functional.interpolate(flat, size=(height, width), mode="area").reshape(*mask.shape[:-2], height, width)

@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import permutations
+
+import pytest
+import torch
+from coloured import COLOURS, coloured
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mudi_core.compare import References, compare, judge, score_matrices
+from mudi_core.types import Comparison, Detections
+
+RED, BLUE, ORANGE, BLACK = ((name, COLOURS[name]) for name in ("red", "blue", "orange", "black"))
+WHITE = torch.ones(100, 200, 3)
+BOXES = ((10.0, 10.0, 60.0, 80.0), (80.0, 20.0, 120.0, 90.0), (140.0, 5.0, 190.0, 95.0))
+
+
+def embed(images: Sequence[Tensor]) -> Tensor:
+    """By hue alone: the mean of what is neither white nor green, one axis a colour, and one for all things."""
+    rows = []
+    for image in images:
+        pixels = image.reshape(-1, 3)
+        white, green = (pixels > 0.99).all(-1), pixels[:, 1] > pixels[:, 0] + pixels[:, 2]
+        pixels = pixels[~(white | green)]
+        red, green_mean, blue = pixels.mean(0).tolist() if len(pixels) else (0.0, 0.0, 0.0)
+        rows.append([red, green_mean, blue, 0.5])
+    return torch.nn.functional.normalize(torch.tensor(rows), dim=-1)
+
+
+def detector_of(*boxes: tuple[float, float, float, float]):  # type: ignore[no-untyped-def]
+    asked: list[tuple[list[str], float]] = []
+
+    def detect(image: Tensor, queries: Sequence[str], threshold: float) -> Detections:
+        asked.append((list(queries), threshold))
+        labels = tuple(queries[0] for _ in boxes)
+        return Detections(torch.tensor(boxes).reshape(-1, 4), torch.linspace(0.9, 0.5, len(boxes)), labels, 0.9)
+
+    detect.asked = asked  # type: ignore[attr-defined]
+    return detect
+
+
+def picture(*colours: tuple[float, float, float]) -> Tensor:
+    image = WHITE.clone()
+    for (x0, y0, x1, y1), colour in zip(BOXES, colours, strict=False):
+        image[int(y0) : int(y1), int(x0) : int(x1)] = torch.tensor(colour)
+    return image
+
+
+def compared(*colours: tuple[float, float, float], tokens: tuple[str, ...] = ("red", "blue")) -> Comparison:
+    references = References(coloured(*tokens), embed)
+    return compare(picture(*colours), references, detector_of(*BOXES[: len(colours)]), embed)
+
+
+def between(a: tuple[float, ...], b: tuple[float, ...], share: float) -> tuple[float, float, float]:
+    mixed = [share * x + (1 - share) * y for x, y in zip(a, b, strict=True)]
+    return mixed[0], mixed[1], mixed[2]
+
+
+def statuses(result: Comparison) -> dict[str, str]:
+    return {verdict.token: verdict.status for verdict in result.verdicts}
+
+
+def similarities(n: int, m: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Matrices of unit vectors: three photos for each of n subjects, and m boxes."""
+    generator = torch.Generator().manual_seed(seed)
+    photos = torch.nn.functional.normalize(torch.randn(n, 3, 16, generator=generator), dim=-1)
+    boxes = torch.nn.functional.normalize(torch.randn(m, 16, generator=generator), dim=-1)
+    means = photos.mean(1)
+    return means @ means.T, boxes @ means.T
+
+
+def test_a_perfect_picture_scores_one() -> None:
+    result = compared(RED[1], BLUE[1])
+    assert torch.allclose(result.s_dc, result.s_gt, atol=1e-6)
+    assert result.score == pytest.approx(1) == result.score_spectral
+    assert result.count_is_right and statuses(result) == {"red": "found", "blue": "found"}
+    assert all(verdict.share == pytest.approx(1) for verdict in result.verdicts)
+
+
+def test_the_reference_matrix_counts_every_pair_of_photos_a_photo_with_itself_too() -> None:
+    subjects = coloured("red", "blue", photos=3)
+    vectors = torch.nn.functional.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    left = list(vectors.split(3))
+    s_gt = References(subjects, lambda images: left.pop(0)).s_gt
+    for i in range(2):
+        for j in range(2):
+            pairs = [float(vectors[3 * i + a] @ vectors[3 * j + b]) for a in range(3) for b in range(3)]
+            assert float(s_gt[i, j]) == pytest.approx(sum(pairs) / 9, abs=1e-6)
+
+
+@given(st.integers(1, 6), st.integers(0, 1000))
+def test_swapping_subjects_permutes_the_matrices(n: int, seed: int) -> None:
+    s_gt, s_dc = similarities(n, n, seed)
+    s_gt = torch.eye(n) + 0.1 * s_gt
+    s_dc = s_gt + 0.1 * s_dc  # clear enough that every order of columns matches the same rows
+    swap = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    before, after = score_matrices(s_gt, s_dc), score_matrices(s_gt[swap][:, swap], s_dc[:, swap])
+    assert [before.order[i] for i in swap.tolist()] == list(after.order)
+    assert after.score == pytest.approx(before.score, abs=1e-6)
+    assert after.score_spectral == pytest.approx(before.score_spectral, abs=1e-6)
+
+
+def test_swapping_subjects_permutes_the_verdicts() -> None:
+    colours = (between(RED[1], BLUE[1], 0.6), ORANGE[1], ORANGE[1])
+    expected = {(v.token, v.status, v.share) for v in compared(*colours, tokens=("red", "blue", "orange")).verdicts}
+    for tokens in permutations(("red", "blue", "orange")):
+        result = compared(*colours, tokens=tokens)
+        assert [verdict.token for verdict in result.verdicts] == list(tokens)
+        assert {(v.token, v.status, v.share) for v in result.verdicts} == expected
+
+
+@given(st.integers(1, 6), st.integers(0, 1000))
+def test_the_order_of_the_boxes_does_not_matter(n: int, seed: int) -> None:
+    s_gt, s_dc = similarities(n, n, seed)
+    shuffled = s_dc[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
+    assert score_matrices(s_gt, s_dc).score == pytest.approx(score_matrices(s_gt, shuffled).score, abs=1e-6)
+
+
+@given(st.integers(1, 6), st.integers(0, 1000))
+def test_scores_follow_the_formulas(n: int, seed: int) -> None:
+    s_gt, s_dc = similarities(n, n, seed)
+    result = score_matrices(s_gt, s_dc)
+    difference = (s_gt - s_dc[list(result.order)]).double()
+    assert result.score == pytest.approx(1 - float((difference**2).sum()), abs=1e-6)
+    largest = float(torch.linalg.eigvalsh(difference.T @ difference)[-1].clamp(min=0)) ** 0.5
+    assert result.score_spectral == pytest.approx(1 - largest, abs=1e-6)
+    assert 1 - result.score_spectral <= (1 - result.score) ** 0.5 + 1e-6
+
+
+def test_matching_goes_column_by_column() -> None:
+    """The first subject takes the row that is most like it, also where the second would have liked it more."""
+    s_dc = torch.tensor([[0.6, 0.1], [0.7, 0.9]])
+    assert score_matrices(torch.eye(2), s_dc).order == (1, 0)
+
+
+def test_mixing_lowers_the_score_and_the_share_step_by_step() -> None:
+    results = [compared(between(RED[1], BLUE[1], s), BLUE[1]) for s in (1.0, 0.9, 0.8, 0.7, 0.6)]
+    assert [r.score for r in results] == sorted((r.score for r in results), reverse=True)
+    assert [r.score_spectral for r in results] == sorted((r.score_spectral for r in results), reverse=True)
+    shares = [r.verdicts[0].share for r in results]
+    assert shares == sorted(shares, reverse=True) and shares[-1] < shares[0]
+    assert statuses(results[-1]) == {"red": "mixed", "blue": "found"}
+    assert "mixed with blue ball" in results[-1].verdicts[0].text
+    assert f"{shares[-1]:.0%} its own" in results[-1].verdicts[0].text
+
+
+def test_both_can_be_mixed_also_when_one_colour_leads() -> None:
+    result = compared(between(RED[1], BLUE[1], 0.75), between(RED[1], BLUE[1], 0.52))
+    assert statuses(result)["blue"] == "mixed"
+    assert result.verdicts[1].share < 0.5
+    assert statuses(compared(*[between(RED[1], BLUE[1], s) for s in (0.55, 0.45)])) == {"red": "mixed", "blue": "mixed"}
+
+
+@pytest.mark.parametrize(
+    ("colours", "expected"),
+    [
+        ((), {"red": "missing", "blue": "missing"}),
+        ((RED[1],), {"red": "found", "blue": "missing"}),
+        ((BLUE[1],), {"red": "missing", "blue": "found"}),
+        ((RED[1], RED[1]), {"red": "duplicated", "blue": "missing"}),
+        ((RED[1], BLUE[1], RED[1]), {"red": "duplicated", "blue": "found"}),
+        ((BLUE[1], BLUE[1], BLUE[1]), {"red": "missing", "blue": "duplicated"}),
+        ((RED[1], BLUE[1], BLACK[1]), {"red": "found", "blue": "found"}),
+        ((BLACK[1], BLACK[1]), {"red": "missing", "blue": "missing"}),
+    ],
+)
+def test_every_count_gets_verdicts(colours: tuple[tuple[float, float, float], ...], expected: dict[str, str]) -> None:
+    result = compared(*colours)
+    assert statuses(result) == expected
+    assert result.s_dc.shape == (len(colours), 2) and len(result.detections) == len(colours)
+    assert all(0 <= verdict.share <= 1 and verdict.text for verdict in result.verdicts)
+    if len(colours) != 2:
+        assert result.score == result.score_spectral == 0 and not result.count_is_right
+    else:
+        assert result.score < 0.9
+
+
+def test_one_subject_is_found_missing_or_duplicated() -> None:
+    assert statuses(compared(RED[1], tokens=("red",))) == {"red": "found"}
+    assert statuses(compared(tokens=("red",))) == {"red": "missing"}
+    assert statuses(compared(RED[1], RED[1], tokens=("red",))) == {"red": "duplicated"}
+    assert statuses(compared(BLACK[1], tokens=("red",))) == {"red": "missing"}
+
+
+@given(st.integers(1, 6), st.integers(0, 7), st.integers(0, 1000))
+def test_every_subject_gets_exactly_one_verdict(n: int, m: int, seed: int) -> None:
+    tokens = ("red", "blue", "black", "orange")[: min(n, 4)]
+    s_gt, s_dc = similarities(len(tokens), m, seed)
+    verdicts = judge(coloured(*tokens, photos=1), s_gt, s_dc)
+    assert tuple(verdict.token for verdict in verdicts) == tokens
+    assert {verdict.status for verdict in verdicts} <= {"found", "mixed", "missing", "duplicated"}
+
+
+def test_rows_and_detections_stand_in_the_subjects_order() -> None:
+    result = compared(BLUE[1], RED[1])
+    assert torch.allclose(result.s_dc, result.s_gt, atol=1e-6)
+    assert result.detections.xyxy.tolist() == [list(BOXES[1]), list(BOXES[0])]
+    assert result.detections.confidence.tolist() == pytest.approx([0.5, 0.9])
+
+
+@pytest.mark.parametrize("factor", [0.01, 1.0, 1000.0])
+def test_the_length_of_the_embeddings_does_not_matter(factor: float) -> None:
+    def scaled(images: Sequence[Tensor]) -> Tensor:
+        return embed(images) * factor
+
+    image = picture(between(RED[1], BLUE[1], 0.7), BLUE[1])
+    subjects, detector = coloured("red", "blue"), detector_of(*BOXES[:2])
+    plain = compare(image, References(subjects, embed), detector, embed)
+    result = compare(image, References(subjects, scaled), detector, scaled)
+    assert torch.allclose(result.s_gt, plain.s_gt, atol=1e-6) and torch.allclose(result.s_dc, plain.s_dc, atol=1e-6)
+
+
+def test_queries_are_the_class_nouns_once_or_what_is_asked() -> None:
+    references, detector = References(coloured("red", "blue"), embed), detector_of()
+    compare(WHITE, references, detector, embed)
+    compare(WHITE, references, detector, embed, queries=["toy", "cat"], threshold=0.4)
+    assert detector.asked == [(["ball"], 0.25), (["toy", "cat"], 0.4)]
+
+
+def test_crops_are_centred_on_white_squares() -> None:
+    seen: list[Tensor] = []
+
+    def look(images: Sequence[Tensor]) -> Tensor:
+        seen.extend(images)
+        return torch.eye(4)[: len(images)]
+
+    references = References(coloured("red", "blue"), embed)
+    compare(torch.zeros(100, 200, 3), references, detector_of((10.4, 10.4, 60.4, 80.4)), look)
+    (crop,) = seen
+    assert crop.shape == (70, 70, 3)
+    assert (crop[:, 10:60] == 0).all() and (crop[:, :10] == 1).all() and (crop[:, 60:] == 1).all()
+
+
+def test_boxes_are_cut_at_the_border_and_dropped_outside() -> None:
+    detector = detector_of((-20.0, -20.0, 50.0, 50.0), (300.0, 300.0, 400.0, 400.0), (5.0, 5.0, 5.0, 50.0))
+    result = compare(picture(RED[1]), References(coloured("red"), embed), detector, embed)
+    assert result.detections.xyxy.tolist() == [[0, 0, 50, 50]]
+
+
+def test_references_are_whole_or_cut_out_on_white() -> None:
+    seen: list[Tensor] = []
+
+    def look(images: Sequence[Tensor]) -> Tensor:
+        seen.extend(images)
+        return embed(images)
+
+    subjects = coloured("red")
+    References(subjects, look)
+    assert all(torch.equal(image, photo.image) for image, photo in zip(seen, subjects.subjects[0].photos, strict=True))
+    seen.clear()
+    References(subjects, look, cut_out=True)
+    for image in seen:
+        assert image.shape[0] == image.shape[1]
+        colours = {tuple(pixel) for pixel in image.reshape(-1, 3).tolist()}
+        assert colours == {COLOURS["red"], (1.0, 1.0, 1.0)}
+
+
+def test_subjects_that_cannot_be_told_apart_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        References(coloured("red", "blue"), embed)
+        assert not caplog.records
+        References(coloured("red", "blue"), lambda images: torch.ones(len(images), 4))
+    assert "'red ball' and 'blue ball' look alike" in caplog.text
