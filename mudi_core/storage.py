@@ -1,0 +1,249 @@
+"""A `SubjectSet` as the dataset folder of the official MuDI code, read and written without loss.
+
+The folder holds photos, their masks and ``metadata.jsonl``: first ``{"id": {"a": "<token> <class noun>", ...}}``, then
+one line per photo with ``id``, ``file_name``, ``mask_path`` and ``text``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .photos import MASK_PREFIX, SUFFIXES, read_mask, read_masks, read_photo, read_photos
+from .types import MudiError, Photo, Subject, SubjectSet
+
+__all__ = ["read_masks", "read_photo", "read_photos", "read_subjects", "write_subjects"]
+
+METADATA = "metadata.jsonl"
+IDS = "abcdefghijk"
+
+
+class BadDataset(MudiError):
+    """A folder that is no dataset, or a line of its metadata that cannot be used; the sentence has its number."""
+
+
+class CannotWrite(MudiError):
+    """A dataset folder that cannot be written; what was there is unchanged."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One photo's line."""
+
+    line: int
+    id: str
+    photo: str
+    mask: str
+    text: str
+
+
+def read_subjects(folder: Path) -> SubjectSet:
+    """Read a dataset folder. Photo names are the file names of the metadata, in its order.
+
+    Raises `BadDataset` with the number of the line, `BadPhoto` with the name of the file, `BadSubject`.
+    """
+    names, records = _read_metadata(folder)
+    return SubjectSet(tuple(_read_subject(folder, names[id], [r for r in records if r.id == id]) for id in names))
+
+
+def _read_subject(folder: Path, name: str, records: list[_Record]) -> Subject:
+    token, _, class_noun = name.partition(" ")
+    photos, masks = [], []
+    for record in records:
+        photo = read_photo(folder / record.photo)
+        masks.append(read_mask(folder / record.mask, photo))
+        caption = "" if record.text == default_caption(name) else record.text
+        photos.append(replace(photo, name=record.photo, caption=caption))
+    return Subject(token, class_noun, tuple(photos), tuple(masks))
+
+
+def default_caption(name: str) -> str:
+    """What the file says of a photo without a caption; such a text is read as no caption again."""
+    return f"a photo of {name}"
+
+
+def _read_metadata(folder: Path) -> tuple[dict[str, str], list[_Record]]:
+    path = folder / METADATA
+    if not path.is_file():
+        raise BadDataset(f"{folder} is not a dataset: it has no {METADATA}. Make one with 'prepare', or name another.")
+    try:
+        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise BadDataset(f"{path} cannot be read: {error.strerror or error}.") from error
+    lines = [
+        (number, _parse(line, f"{path}, line {number}"))
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip()
+    ]
+    if not lines:
+        raise BadDataset(f"{path} is empty.")
+    names = _names(lines[0][1], f"{path}, line {lines[0][0]}")
+    records: list[_Record] = []
+    for number, fields in lines[1:]:
+        record = _record(number, fields, names, folder)
+        if any(record.photo == other.photo and record.id == other.id for other in records):
+            raise BadDataset(f"{path}, line {number}: '{record.photo}' was named before. Remove one of the lines.")
+        records.append(record)
+    return names, records
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise BadDataset(f"{where} is not UTF-8 text. Save the file as UTF-8.") from None
+    except json.JSONDecodeError as error:
+        raise BadDataset(f"{where} is not valid JSON: {error.msg} at column {error.colno}. Repair the line.") from None
+    if not isinstance(fields, dict):
+        raise BadDataset(f"{where} should be an object in braces, got {line.decode()[:40]}.")
+    return fields
+
+
+def _names(fields: dict[str, Any], where: str) -> dict[str, str]:
+    names = fields.get("id")
+    if not isinstance(names, dict) or not names:
+        raise BadDataset(f'{where} should name the subjects: {{"id": {{"a": "<token> <class noun>"}}}}.')
+    for id, name in names.items():
+        if not isinstance(name, str) or len(name.split(maxsplit=1)) < 2:
+            raise BadDataset(
+                f"{where}: subject '{id}' should be '<token> <class noun>' such as 'olis corgi', got {name!r}."
+            )
+    return {id: " ".join(name.split(maxsplit=1)) for id, name in names.items()}
+
+
+def _record(number: int, fields: dict[str, Any], names: dict[str, str], folder: Path) -> _Record:
+    where = f"{folder / METADATA}, line {number}"
+    id, text = fields.get("id"), fields.get("text", "")
+    if id not in list(names):
+        raise BadDataset(f"{where}: there is no subject {id!r}; line 1 names: {', '.join(names)}.")
+    if not isinstance(text, str):
+        raise BadDataset(f"{where}: 'text' should be a text, got {text!r}.")
+    paths = []
+    for key in ("file_name", "mask_path"):
+        if key not in fields:
+            raise BadDataset(f"{where} has no '{key}'.")
+        inside = _inside(fields[key])
+        if inside is None:
+            raise BadDataset(f"{where}: the {key} {fields[key]!r} leaves the dataset folder. Put the file into it.")
+        if not (folder / inside).is_file():
+            raise BadDataset(f"{where}: there is no file '{inside}' in {folder}.")
+        paths.append(inside)
+    return _Record(number, str(id), paths[0], paths[1], text)
+
+
+def _inside(name: object) -> str | None:
+    """A relative path with forward slashes that stays below its folder, or None."""
+    if not isinstance(name, str) or "\0" in name or re.match(r"[A-Za-z]:", name):
+        return None
+    path = PurePosixPath(name.replace("\\", "/"))
+    return str(path) if path.parts and not path.is_absolute() and ".." not in path.parts else None
+
+
+def write_subjects(subjects: SubjectSet, folder: Path) -> Path:
+    """Write the set to `folder`, which is new, empty, or a dataset that it replaces; return its full path.
+
+    A photo whose file still has the same pixels is copied byte for byte, any other becomes an 8-bit PNG; masks become
+    8-bit PNGs. A name that two photos share gets the subject's letter in front. The whole folder is made beside the old
+    one and then takes its place; files there that are not overwritten stay. Raises `CannotWrite`.
+    """
+    folder = folder.resolve()
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    try:
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / METADATA).exists())):
+            raise CannotWrite(f"{folder} is there and is no dataset. Choose a new folder; nothing was changed.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        try:
+            _write_files(subjects, fresh)
+            _read_metadata(fresh)  # what cannot be read back must not replace anything
+            _swap(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    except OSError as error:
+        raise CannotWrite(
+            f"{folder} cannot be written: {error.strerror or error}. What was there is unchanged. "
+            "Choose another folder, or make room."
+        ) from error
+    return folder
+
+
+def _write_files(subjects: SubjectSet, folder: Path) -> None:
+    lines: list[dict[str, Any]] = [{"id": {id: subject.name for id, subject in zip(IDS, subjects, strict=False)}}]
+    taken = {METADATA}
+    for id, subject in zip(IDS, subjects, strict=False):
+        for photo, mask in zip(subject.photos, subject.masks, strict=True):
+            unchanged = _is_unchanged(photo)
+            name = _free_name(_file_name(photo, unchanged), f"{id}_", taken)
+            path = PurePosixPath(name)
+            mask_name = _free_name(str(path.with_name(f"{MASK_PREFIX}{path.stem}.png")), f"{id}_", taken)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if unchanged and photo.source is not None:
+                shutil.copyfile(photo.source, folder / name)
+            else:
+                _write_png(photo.image, folder / name)
+            _write_png(mask, folder / mask_name)
+            text = photo.caption or default_caption(subject.name)
+            lines.append({"id": id, "file_name": name, "mask_path": mask_name, "text": text})
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / METADATA).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _is_unchanged(photo: Photo) -> bool:
+    if photo.source is None:
+        return False
+    try:
+        return torch.equal(read_photo(photo.source).image, photo.image)
+    except MudiError:
+        return False  # the file is gone or was replaced: the pixels in memory are what the user means
+
+
+def _file_name(photo: Photo, unchanged: bool) -> str:
+    name = _inside(photo.name)
+    if name is None:
+        raise CannotWrite(f"'{photo.name}' cannot be the name of a file in a dataset. Rename the photo.")
+    path = PurePosixPath(name)
+    if unchanged or path.suffix == ".png":
+        return name
+    return str(path.with_suffix(".png")) if path.suffix.lower() in SUFFIXES else f"{name}.png"
+
+
+def _free_name(name: str, prefix: str, taken: set[str]) -> str:
+    """The name, with `prefix` in front until it is free; case does not count, as on most people's disks."""
+    while name.casefold() in taken:
+        path = PurePosixPath(name)
+        name = str(path.with_name(prefix + path.name))
+    taken.add(name.casefold())
+    return name
+
+
+def _write_png(values: Tensor, path: Path) -> None:
+    levels = (values.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    Image.fromarray(levels.numpy()).save(path, format="PNG")
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except BaseException:  # also Ctrl-C: the old dataset goes back to its place
+        old.rename(folder)
+        raise
+    for path in [path for path in old.rglob("*") if path.is_symlink() or path.is_file()]:
+        target = folder / path.relative_to(old)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    shutil.rmtree(old)

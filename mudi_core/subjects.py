@@ -1,0 +1,175 @@
+"""Photos become a `Subject`: find it in each photo, cut it out, and check that it is there exactly once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import boxes
+from .backends import Detector, Segmenter
+from .masks import coverage
+from .types import BadSubject, Detections, MudiError, Photo, Subject, SubjectSet
+
+log = logging.getLogger(__name__)
+
+Which = Literal["exactly one", "best"]
+"""What to do with a photo in which the subject is not found exactly once: refuse it, or take the most confident box."""
+WHOLE = 0.95
+"""A box or a mask that covers more than this share of a photo says nothing about where the subject is."""
+SPECK = 0.01
+"""Pieces of a mask smaller than this share of its largest piece are dropped: they would stretch the cut-out's box."""
+VOCABULARY = Path(__file__).parent / "mini" / "tokenizer" / "vocab.json"
+COMMON = 40_000
+"""CLIP's vocabulary is ordered by frequency: a whole word with a lower number has a meaning of its own."""
+RARE_IN_SPITE = frozenset({"ult", "amg"})
+"""The paper's tokens among the common ones: frequent as ends of words ("result"), meaningless alone."""
+
+
+class NotFound(MudiError):
+    """The detector or the segmenter found nothing in a photo."""
+
+
+class SeveralFound(MudiError):
+    """The detector found the subject more than once in a photo."""
+
+
+class CoversAll(MudiError):
+    """A box or a mask that covers the whole photo."""
+
+
+def segment_subject(
+    photos: Sequence[Photo],
+    query: str,
+    token: str,
+    class_noun: str,
+    detector: Detector,
+    segmenter: Segmenter,
+    threshold: float = 0.25,
+    which: Which = "exactly one",
+    on_step: Callable[[int, int], None] | None = None,
+) -> Subject:
+    """Find `query` in every photo and segment it.
+
+    `threshold` (0..1) is the least confidence of a box that counts. `on_step` hears photos done and photos in all.
+    Raises `NotFound`, `SeveralFound`, `CoversAll` with the photo's name and the best score, `BadSubject`.
+    """
+    if not query.strip():
+        raise BadSubject(f"Subject '{token}' needs a text to look for, such as 'dog'.")
+    masks = []
+    for done, photo in enumerate(photos, start=1):
+        box = _one_box(detector(photo.image, [query], threshold), photo, query, threshold, which)
+        mask = _without_specks(segmenter(photo.image, box[None])[0])
+        masks.append(_checked(mask, photo, which))
+        if on_step is not None:
+            on_step(done, len(photos))
+    return _subject(photos, masks, token, class_noun)
+
+
+def subject_from_masks(
+    photos: Sequence[Photo], masks: Sequence[Tensor], token: str, class_noun: str, which: Which = "exactly one"
+) -> Subject:
+    """A subject from masks drawn by hand, float ``[h, w]``, 0..1. Raises `NotFound`, `CoversAll`, `BadSubject`."""
+    return _subject(
+        photos, [_checked(mask, photo, which) for photo, mask in zip(photos, masks, strict=False)], token, class_noun
+    )
+
+
+def add_subject(subjects: SubjectSet | None, subject: Subject, replace: bool = False) -> SubjectSet:
+    """The set with one more subject, or a set of it alone. `replace`: it takes the place of one with the same token.
+
+    Raises `BadSubject` when the token is taken, and for a twelfth subject.
+    """
+    present = () if subjects is None else subjects.subjects
+    if replace and any(other.token == subject.token for other in present):
+        return SubjectSet(tuple(subject if other.token == subject.token else other for other in present))
+    return SubjectSet((*present, subject))
+
+
+def token_warning(token: str) -> str | None:
+    """A sentence when the token is a plain word, which the model has its own idea of; None when it will do."""
+    number = _vocabulary().get(token.lower() + "</w>")
+    if number is None or number >= COMMON or token.lower() in RARE_IN_SPITE:
+        return None
+    return (
+        f"The token '{token}' is a word that the model knows: its meaning will mix with your subject. "
+        "A rare one works better, such as olis, hta, ult, amg or lun."
+    )
+
+
+@cache
+def _vocabulary() -> dict[str, int]:
+    vocabulary: dict[str, int] = json.loads(VOCABULARY.read_text(encoding="utf-8"))
+    return vocabulary
+
+
+def _subject(photos: Sequence[Photo], masks: Sequence[Tensor], token: str, class_noun: str) -> Subject:
+    subject = Subject(token, class_noun, tuple(photos), tuple(masks))
+    warning = token_warning(token)
+    if warning is not None:
+        log.warning(warning)
+    return subject
+
+
+def _one_box(found: Detections, photo: Photo, query: str, threshold: float, which: Which) -> Tensor:
+    if len(found) == 0:
+        raise NotFound(
+            f"{photo.name}: no '{query}' was found (best score {found.best_confidence:.2f}, threshold {threshold:g}). "
+            "Lower the threshold, use a more general word (e.g. 'dog' for 'corgi'), or draw the mask by hand."
+        )
+    scores = ", ".join(f"{score:.2f}" for score in found.confidence[:5].tolist())
+    if which == "exactly one" and len(found) > 1:
+        raise SeveralFound(
+            f"{photo.name}: '{query}' was found {len(found)} times (scores {scores}; threshold {threshold:g}), a "
+            "subject's photo must show it once. Crop the photo, raise the threshold, or choose to take the best one."
+        )
+    shares = boxes.area(found.xyxy) / (photo.size[0] * photo.size[1])
+    if which == "best":
+        partial = (shares <= WHOLE).nonzero()[:, 0]
+        if len(partial):
+            return found.xyxy[partial[0]]
+    if shares[0] > WHOLE:
+        message = (
+            f"{photo.name}: the box of '{query}' covers the whole photo ({shares[0]:.0%}, best score "
+            f"{float(found.confidence[0]):.2f})."
+        )
+        if which == "exactly one":
+            raise CoversAll(
+                f"{message} Use a more exact word or a photo with some background, draw the mask by hand, or choose "
+                "to take the best one."
+            )
+        log.warning(message)
+    return found.xyxy[0]
+
+
+def _checked(mask: Tensor, photo: Photo, which: Which) -> Tensor:
+    share = coverage(mask > 0.5)
+    if share == 0:
+        raise NotFound(f"{photo.name}: the mask is empty. Draw the subject white on black, or use another photo.")
+    if share > WHOLE:
+        message = f"{photo.name}: the mask covers the whole photo ({share:.0%})."
+        if which == "exactly one":
+            raise CoversAll(
+                f"{message} Is it inverted? Draw the subject white on black, or choose to take the best one."
+            )
+        log.warning(message)
+    return mask
+
+
+def _without_specks(mask: Tensor) -> Tensor:
+    """Drop the small pieces of a mask ``[h, w]`` of 0 and 1; holes stay, they may be real."""
+    import cv2
+    import numpy as np
+
+    pieces, labels, stats, _ = cv2.connectedComponentsWithStats(mask.to(torch.uint8).numpy(), connectivity=8)
+    if pieces <= 2:
+        return mask
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0  # the background
+    return torch.from_numpy((areas >= SPECK * areas.max())[np.asarray(labels)]).to(mask.dtype)

@@ -1,0 +1,272 @@
+"""Laws of the dataset folder: nothing is lost on the way, and a folder is never left half written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mudi_core import storage
+from mudi_core.storage import BadDataset, CannotWrite, read_subjects, write_subjects
+from mudi_core.types import MAX_SUBJECTS, BadSubject, Photo, Subject, SubjectSet
+
+BENCHMARK = Path(__file__).parents[2] / "shared" / "benchmark"
+
+
+def levels(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Random values that 8 bits hold exactly."""
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).float() / 255
+
+
+def subject(token: str, *names: str, noun: str = "red monster plush", seed: int = 0, caption: str = "") -> Subject:
+    photos = tuple(Photo(name, levels(40, 50 + i, 3, seed=seed + i), caption) for i, name in enumerate(names))
+    return Subject(token, noun, photos, tuple(levels(*photo.image.shape[:2], seed=9) for photo in photos))
+
+
+def same(one: SubjectSet, other: SubjectSet, names: bool = True) -> bool:
+    return one.tokens == other.tokens and all(
+        (a.class_noun, len(a.photos)) == (b.class_noun, len(b.photos))
+        and all(torch.equal(m, n) for m, n in zip(a.masks, b.masks, strict=True))
+        and all(
+            torch.equal(p.image, q.image) and p.caption == q.caption and (p.name == q.name or not names)
+            for p, q in zip(a.photos, b.photos, strict=True)
+        )
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+TWO = SubjectSet((subject("olis", "b.png", "a.png", noun="bear"), subject("hta", "sub/c.png", seed=5, caption="où?")))
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    folder = write_subjects(TWO, tmp_path / "new" / "set")
+    assert same(read_subjects(folder), TWO)
+    assert [path.name for path in folder.parent.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("count", [1, MAX_SUBJECTS])
+def test_one_subject_and_eleven_make_the_trip(tmp_path, count):
+    many = SubjectSet(tuple(subject(f"t{i}", "photo.png", seed=i) for i in range(count)))
+    again = read_subjects(write_subjects(many, tmp_path / "set"))
+    assert same(again, many, names=False)
+    assert len({photo.name for s in again for photo in s.photos}) == count
+    assert again.subjects[0].photos[0].name == "photo.png"
+
+
+def test_the_file_is_that_of_the_official_code(tmp_path):
+    folder = write_subjects(TWO, tmp_path / "set")
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines[0] == {"id": {"a": "olis bear", "b": "hta red monster plush"}}
+    assert lines[1] == {"id": "a", "file_name": "b.png", "mask_path": "mask_b.png", "text": "a photo of olis bear"}
+    assert lines[3] == {"id": "b", "file_name": "sub/c.png", "mask_path": "sub/mask_c.png", "text": "où?"}
+    assert Image.open(folder / "mask_b.png").mode == "L"
+
+
+@pytest.fixture
+def with_files(tmp_path):
+    """A set whose photo is a JPEG that a camera stored on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = Image.fromarray((levels(40, 60, 3) * 255).byte().numpy())
+    pixels.save(tmp_path / "IMG_1.JPG", exif=exif, quality=80)
+    photo = storage.read_photo(tmp_path / "IMG_1.JPG")
+    return SubjectSet((Subject("olis", "bear", (photo,), (levels(60, 40),)),))
+
+
+def test_an_unchanged_photo_is_copied_byte_for_byte(tmp_path, with_files):
+    folder = write_subjects(with_files, tmp_path / "set")
+    assert (folder / "IMG_1.JPG").read_bytes() == (tmp_path / "IMG_1.JPG").read_bytes()
+    assert same(read_subjects(folder), with_files)
+
+
+@pytest.mark.parametrize("change", ["pixels", "file gone", "file replaced"])
+def test_a_changed_photo_is_written_as_it_is_in_memory(tmp_path, with_files, change):
+    (olis,) = with_files
+    (photo,) = olis.photos
+    if change == "pixels":
+        photo = replace(photo, image=levels(60, 40, 3, seed=3))
+    elif change == "file gone":
+        (tmp_path / "IMG_1.JPG").unlink()
+    else:
+        Image.new("RGB", (60, 40)).save(tmp_path / "IMG_1.JPG")
+    changed = SubjectSet((replace(olis, photos=(photo,)),))
+    again = read_subjects(write_subjects(changed, tmp_path / "set"))
+    assert same(again, changed, names=False)
+    assert again.subjects[0].photos[0].name == "IMG_1.png"
+
+
+def test_names_that_would_meet_are_kept_apart(tmp_path):
+    crowd = SubjectSet(
+        (subject("olis", "A.png", "a.jpg", "mask_a.png", "metadata.jsonl"), subject("hta", "a.png", "x", seed=7))
+    )
+    folder = write_subjects(crowd, tmp_path / "set")
+    assert same(read_subjects(folder), crowd, names=False)
+    files = [path.name.casefold() for path in folder.iterdir()]
+    assert len(set(files)) == len(files) == 13
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/a.png", "C:\\a.png", "..\\a.png", "b/../../a.png"])
+def test_no_name_leaves_the_folder_on_writing(tmp_path, name):
+    with pytest.raises(CannotWrite, match="name"):
+        write_subjects(SubjectSet((subject("olis", name),)), tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_is_replaced_and_other_files_stay(tmp_path):
+    folder = write_subjects(TWO, tmp_path / "set")
+    (folder / "lora").mkdir()
+    (folder / "lora" / "mine.safetensors").write_bytes(b"90 minutes of training")
+    fewer = SubjectSet((subject("lun", "a.png", seed=11),))
+    assert write_subjects(fewer, folder) == folder
+    assert same(read_subjects(folder), fewer)
+    assert (folder / "lora" / "mine.safetensors").read_bytes() == b"90 minutes of training"
+    assert (folder / "b.png").exists()  # a photo, perhaps the only copy
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_set_can_be_written_over_the_folder_it_was_read_from(tmp_path):
+    folder = write_subjects(TWO, tmp_path / "set")
+    read = read_subjects(folder)
+    before = tree(folder)
+    write_subjects(read, folder)
+    assert tree(folder) == before
+    write_subjects(SubjectSet((*read, subject("lun", "d.png", seed=20))), folder)
+    assert same(SubjectSet(read_subjects(folder).subjects[:2]), TWO)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", ["copyfile", "_write_png", "_read_metadata", "rename"])
+def test_a_failed_write_changes_nothing(tmp_path, monkeypatch, step, error):
+    folder = write_subjects(TWO, tmp_path / "set")
+    read, before = read_subjects(folder), tree(tmp_path)
+    rename = Path.rename
+
+    def fail(*args, **settings):
+        raise error
+
+    def fail_into_place(path, target):
+        return fail() if path.suffix == ".new" else rename(path, target)
+
+    if step == "rename":
+        monkeypatch.setattr(Path, "rename", fail_into_place)
+    elif step == "copyfile":
+        monkeypatch.setattr(shutil, "copyfile", fail)
+    else:
+        monkeypatch.setattr(storage, step, fail)
+    with pytest.raises((CannotWrite, KeyboardInterrupt)):
+        write_subjects(SubjectSet(read.subjects[::-1]), folder)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("there", ["a file", "other files", "a file above"])
+def test_what_is_no_dataset_is_never_overwritten(tmp_path, there):
+    target = tmp_path / "out"
+    if there == "other files":
+        target.mkdir()
+        (target / "holiday.jpg").write_bytes(b"precious")
+    else:
+        target.write_bytes(b"precious")
+    before = tree(tmp_path)
+    with pytest.raises(CannotWrite, match="out"):
+        write_subjects(TWO, target / "set" if there == "a file above" else target)
+    assert tree(tmp_path) == before
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "set").mkdir()
+    assert same(read_subjects(write_subjects(TWO, tmp_path / "set")), TWO)
+
+
+LINE_1 = '{"id": {"a": "olis bear"}}'
+PHOTO = '{"id": "a", "file_name": "b.png", "mask_path": "mask_b.png", "text": "t"}'
+
+
+def metadata(tmp_path, *lines: str | bytes) -> Path:
+    folder = write_subjects(TWO, tmp_path / "set")
+    text = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
+    (folder / "metadata.jsonl").write_bytes(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "lines, number, word",
+    [
+        (["{"], 1, "JSON"),
+        (["[]"], 1, "braces"),
+        (['{"id": "a"}'], 1, "name the subjects"),
+        (['{"id": {}}'], 1, "name the subjects"),
+        (['{"id": {"a": "olis"}}'], 1, "<class noun>"),
+        (['{"id": {"a": 3}}'], 1, "<class noun>"),
+        ([LINE_1, PHOTO, '{"id": "a", "file_name": '], 3, "JSON"),
+        ([LINE_1, "", "", PHOTO, "nonsense"], 5, "JSON"),
+        ([LINE_1, b'{"id": "\xff"}'], 2, "UTF-8"),
+        ([LINE_1, PHOTO.replace('"a"', '"z"')], 2, "no subject 'z'"),
+        ([LINE_1, PHOTO.replace('"a"', "[1]")], 2, "no subject"),
+        ([LINE_1, '{"id": "a", "mask_path": "mask_b.png"}'], 2, "file_name"),
+        ([LINE_1, '{"id": "a", "file_name": "b.png"}'], 2, "mask_path"),
+        ([LINE_1, PHOTO.replace('"t"', "7")], 2, "text"),
+        ([LINE_1, PHOTO.replace("mask_b.png", "gone.png")], 2, "gone.png"),
+        ([LINE_1, PHOTO, PHOTO], 3, "before"),
+    ],
+)
+def test_a_broken_line_is_named_by_its_number(tmp_path, lines, number, word):
+    with pytest.raises(BadDataset, match=rf"metadata.jsonl, line {number}\b.*{word}"):
+        read_subjects(metadata(tmp_path, *lines))
+
+
+@pytest.mark.parametrize("key", ["b.png", "mask_b.png"])
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "/etc/passwd", "..\\\\secret.png", "C:/secret.png", "x/../../s", "", 5]
+)
+def test_no_file_name_leaves_the_folder_on_reading(tmp_path, key, name):
+    Image.new("RGB", (50, 40)).save(tmp_path / "secret.png")
+    line = PHOTO.replace(f'"{key}"', f'"{name}"' if isinstance(name, str) else str(name))
+    with pytest.raises(BadDataset, match="line 2.*leaves"):
+        read_subjects(metadata(tmp_path, LINE_1, line))
+
+
+def test_other_peoples_spelling_is_read(tmp_path):
+    line = PHOTO.replace("b.png", ".\\\\b.png", 1).replace(', "text": "t"', "")
+    (olis,) = read_subjects(metadata(tmp_path, b"\xef\xbb\xbf" + LINE_1.encode() + b"\r", "  ", line))
+    assert (olis.photos[0].name, olis.photos[0].caption) == ("b.png", "")
+
+
+def test_a_subject_without_photos_and_a_token_twice_are_refused(tmp_path):
+    with pytest.raises(BadSubject, match="'hta' has no photos"):
+        read_subjects(metadata(tmp_path, '{"id": {"a": "olis bear", "b": "hta bear"}}', PHOTO))
+    twice = '{"id": {"a": "olis bear", "b": "olis cat"}}'
+    with pytest.raises(BadSubject, match="'olis' is used by two"):
+        read_subjects(metadata(tmp_path, twice, PHOTO, PHOTO.replace('"a"', '"b"')))
+
+
+@pytest.mark.parametrize("there", ["nothing", "folder", "empty file"])
+def test_a_folder_that_is_no_dataset_is_named(tmp_path, there):
+    folder = tmp_path / "set"
+    if there != "nothing":
+        folder.mkdir()
+    if there == "empty file":
+        (folder / "metadata.jsonl").touch()
+    with pytest.raises(BadDataset, match="set"):
+        read_subjects(folder)
+
+
+@pytest.mark.skipif(not BENCHMARK.is_dir(), reason="the benchmark photos are not here")
+@pytest.mark.parametrize("combo", sorted(path.name for path in BENCHMARK.glob("*")))
+def test_the_official_datasets_make_the_trip_unchanged(tmp_path, combo):
+    read = read_subjects(BENCHMARK / combo)
+    folder = write_subjects(read, tmp_path / combo)
+    assert same(read_subjects(folder), read)
+    for path in (BENCHMARK / combo).glob("[ab]*.jpg"):
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+    theirs, ours = ((f / combo / "metadata.jsonl").read_text().splitlines() for f in (BENCHMARK, tmp_path))
+    assert [json.loads(line) for line in ours] == [json.loads(line) for line in theirs]
