@@ -1,0 +1,153 @@
+"""What a seed chooses: which photo's crop or which composition every sample of a run is, and how it looks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..layout import LayoutConfig
+from ..segmix import SegMixConfig, cut_outs, cutmix, segmix
+from ..types import Mix, Photo, Subject, SubjectSet
+from .config import TrainConfig
+
+
+class Draw(NamedTuple):
+    """One choice of the seed: crop ``number`` of photo ``photo``, or composition ``number`` where ``photo`` is -1."""
+
+    prior: bool
+    photo: int
+    number: int
+
+
+class Sample(NamedTuple):
+    """What one draw shows: an image ``[h, w, 3]``, its mask ``[h, w]``, its caption and its six time ids."""
+
+    image: Tensor
+    mask: Tensor
+    caption: str
+    time_ids: tuple[int, int, int, int, int, int]
+
+
+def all_photos(subjects: SubjectSet) -> list[tuple[Subject, Photo, Tensor]]:
+    """Each photo of a set with its subject and its mask: the order that `Draw.photo` counts in."""
+    return [
+        (subject, photo, mask)
+        for subject in subjects.subjects
+        for photo, mask in zip(subject.photos, subject.masks, strict=True)
+    ]
+
+
+def crop_counts(subjects: SubjectSet, config: TrainConfig) -> list[int]:
+    """How many different crops each photo of a set has."""
+    return [len(crops(photo.size, config, random.Random(0))) for _, photo, _ in all_photos(subjects)]
+
+
+def draw_steps(config: TrainConfig, pools: Sequence[int], can_mix: bool, *, prior: bool = False) -> list[list[Draw]]:
+    """Which photo's crop, or which composition, each sample of each step is. ``pools``: how many crops a photo has.
+
+    Every photo comes once before any comes twice. Own and prior samples share the coins, so a prior composition stands
+    beside an own one (paper, appendix B).
+    """
+    who = "prior" if prior else "own"
+    order, coins = random.Random(f"{config.seed}/{who}/order"), random.Random(f"{config.seed}/coins")
+    waiting: list[int] = []
+    used, composites = [0] * len(pools), 0
+    table = []
+    for step in range(config.steps):
+        row = []
+        for _ in range(config.batch_size):
+            mixes = coins.random() < config.segmix_prob and step >= config.segmix_start_step
+            if mixes and can_mix and config.method != "dreambooth":
+                row.append(Draw(prior, -1, composites % config.max_composites))
+                composites += 1
+                continue
+            if not waiting:
+                waiting = order.sample(range(len(pools)), len(pools))
+            photo = waiting.pop()
+            row.append(Draw(prior, photo, used[photo] % pools[photo]))
+            used[photo] += 1
+        table.append(row)
+    return table
+
+
+def render(
+    draws: Sequence[Draw], subjects: SubjectSet, priors: SubjectSet | None, config: TrainConfig
+) -> Iterator[Sample]:
+    """The samples of sorted ``draws``, one at a time: compositions first, then photo by photo, each resized once."""
+    mix = cutmix if config.method == "cutmix" else segmix
+    for prior, own in ((False, subjects), (True, priors)):
+        chosen = [draw for draw in draws if draw.prior == prior]
+        if own is None or not chosen:
+            continue
+        who = "prior" if prior else "own"
+        photos = all_photos(own)
+        mix_config = SegMixConfig(size=config.size, layout=_layout(config, own, prior))
+        cuts = cut_outs(own, max_side=max(config.size)) if chosen[0].photo < 0 else None
+        at, image, mask, corners = -1, torch.empty(0), torch.empty(0), [(0, 0)]
+        for draw in chosen:
+            if cuts is not None and draw.photo < 0:
+                rng = random.Random(f"{config.seed}/{who}/composite/{draw.number}")
+                yield _composite(mix(cuts, rng, mix_config), own if prior else None)
+                continue
+            subject, photo, photo_mask = photos[draw.photo]
+            if draw.photo != at:
+                at, (image, mask) = draw.photo, cover(photo.image, photo_mask, config.size)
+                corners = crops(photo.size, config, random.Random(f"{config.seed}/{who}/{draw.photo}"))
+            top, left = corners[draw.number]
+            crop = slice(top, top + config.size[1]), slice(left, left + config.size[0])
+            time_ids = (photo.size[1], photo.size[0], top, left, config.size[1], config.size[0])
+            yield Sample(image[crop], mask[crop], photo.caption or _caption(subject, prior), time_ids)
+
+
+def cover_size(photo: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The smallest width and height that have a photo's aspect and cover ``size``; all width, height in pixels."""
+    scale = max(size[0] / photo[0], size[1] / photo[1])
+    return max(size[0], round(photo[0] * scale)), max(size[1], round(photo[1] * scale))
+
+
+def cover(image: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Image ``[h,w,3]`` and mask ``[h,w]`` resized to their `cover_size`."""
+    height, width = mask.shape
+    width_to, height_to = cover_size((width, height), size)
+    stacked = torch.cat([image.float(), mask[..., None].float()], dim=2).movedim(2, 0)[None]
+    if (width_to, height_to) != (width, height):
+        stacked = interpolate(stacked, (height_to, width_to), mode="bicubic", antialias=True).clamp(0, 1)
+    resized = stacked[0].movedim(0, 2)
+    return resized[..., :3], resized[..., 3]
+
+
+def crops(photo: tuple[int, int], config: TrainConfig, rng: random.Random) -> list[tuple[int, int]]:
+    """Top and left of the crops of a photo of this width and height: all different, ``crops_per_photo`` at most."""
+    width, height = cover_size(photo, config.size)
+    columns, rows = width - config.size[0] + 1, height - config.size[1] + 1
+    chosen = rng.sample(range(rows * columns), min(config.crops_per_photo, rows * columns))
+    return [divmod(corner, columns) for corner in chosen]
+
+
+def _composite(mix: Mix, priors: SubjectSet | None) -> Sample:
+    """A composition as a sample; one of priors is called by its class nouns, since its tokens mean nothing."""
+    caption = mix.caption
+    for subject in priors.subjects if priors is not None else ():
+        caption = caption.replace(subject.name, subject.class_noun)
+    width, height = mix.layout.size
+    return Sample(mix.image, mix.mask, caption, (height, width, 0, 0, height, width))
+
+
+def _layout(config: TrainConfig, own: SubjectSet, prior: bool) -> LayoutConfig:
+    """The configured layout; both priors of a composition stand at one height, as in the official code."""
+    if not prior:
+        return config.layout
+    known = {token: part for token, part in (config.layout.relative_scale or {}).items() if token in own.tokens}
+    return replace(config.layout, shared_y=True, relative_scale=known or None)
+
+
+def _caption(subject: Subject, prior: bool) -> str:
+    if prior:
+        return f"A photo of {subject.class_noun}, simple background, full body shot."
+    return f"a photo of {subject.name}"

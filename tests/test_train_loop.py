@@ -1,0 +1,425 @@
+"""The loop: it learns, it can be stopped anywhere and resumed to the bit, and it leaves the U-Net as it found it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_sdxl import CONTEXT, POOLED, predict, tiny_unet
+from torch import Tensor
+
+from mudi_core.train.config import TrainConfig
+from mudi_core.train.loop import BadRun, Interrupted, NonFiniteLoss, OutOfMemory, TrainResult, draw_noise, train
+from mudi_core.train.lora import apply_lora, load_lora, save_lora
+from mudi_core.train.loss import NoiseSchedule, noisy, target, training_loss
+from mudi_core.train.plan import Plan
+from mudi_core.train.resume import BadCheckpoint
+from mudi_core.train.tensor_file import BadTensorFile
+
+ABAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
+SCHEDULE = NoiseSchedule(ABAR, "epsilon", 0.13025)
+CONFIG = TrainConfig(steps=5, batch_size=2, resolution=64, rank=4, learning_rate=1e-3, dco_beta=0.0)
+
+
+def plan_for(config: TrainConfig, priors: bool = False, seed: int = 0) -> Plan:
+    """Six samples with three captions, as if they had been drawn and encoded."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def indices(width: int) -> Tensor:
+        return torch.randint(0, 6, (config.steps, width), generator=generator)
+
+    return Plan(
+        latents=torch.randn(6, 4, 8, 8, generator=generator) / SCHEDULE.latent_scale,
+        masks=torch.rand(6, 1, 8, 8, generator=generator).round(),
+        time_ids=torch.tensor([[64, 64, 0, 0, 64, 64]] * 6, dtype=torch.float32),
+        captions=("a", "b", "c"),
+        caption_of=torch.tensor([0, 0, 1, 1, 2, 2]),
+        contexts=torch.randn(3, 77, CONTEXT, generator=generator),
+        pooled=torch.randn(3, POOLED, generator=generator),
+        steps=indices(config.batch_size),
+        priors=indices(config.batch_size if priors else 0),
+        plan_hash=f"hash {seed}",
+    )
+
+
+@pytest.fixture(scope="module")
+def unet() -> Any:
+    return tiny_unet()
+
+
+def same(a: TrainResult, b: TrainResult) -> bool:
+    return (
+        a.losses == b.losses
+        and a.state.keys() == b.state.keys()
+        and all(torch.equal(a.state[key], b.state[key]) for key in a.state)
+    )
+
+
+class Stop(Exception):
+    """A host's own way to cancel."""
+
+
+def stop_after(step: int, how: BaseException) -> Any:
+    def on_step(done: int, total: int, loss: float) -> None:
+        if done == step:
+            raise how
+
+    return on_step
+
+
+def stopped(unet: Any, config: TrainConfig, file: Path, step: int = 3, **more: Any) -> Interrupted:
+    with pytest.raises(Interrupted) as caught:
+        train(
+            unet,
+            plan_for(config),
+            config,
+            SCHEDULE,
+            on_step=stop_after(step, KeyboardInterrupt()),
+            checkpoint=file,
+            **more,
+        )
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "prediction_type, beta, left", [("epsilon", 0, 0.95), ("v_prediction", 0, 0.95), ("epsilon", 20, 1)]
+)
+def test_it_learns_what_it_is_shown(unet: Any, prediction_type: str, beta: float, left: float) -> None:
+    """On the noise of the training itself the LoRA predicts better than the base."""
+    config = replace(CONFIG, steps=30, rank=8, learning_rate=1e-2, dco_beta=beta)
+    schedule = replace(SCHEDULE, prediction_type=prediction_type)
+    plan = plan_for(config)
+    one_sample = replace(plan, steps=torch.zeros_like(plan.steps))
+    result = train(unet, one_sample, config, schedule)
+
+    def error() -> float:
+        total = 0.0
+        for step in range(0, 30, 2):
+            z0 = plan.latents[[0, 0]] * schedule.latent_scale
+            eps, t = draw_noise(config, z0.shape, 1000, step)
+            abar = ABAR[t].reshape(-1, 1, 1, 1)
+            with torch.no_grad():
+                prediction = unet(
+                    noisy(z0, eps, abar),
+                    t,
+                    encoder_hidden_states=plan.contexts[[0, 0]],
+                    added_cond_kwargs={"text_embeds": plan.pooled[[0, 0]], "time_ids": plan.time_ids[[0, 0]]},
+                ).sample
+            wanted = target(z0, eps, abar, prediction_type)
+            total += training_loss(prediction, wanted, torch.ones(1)).item()
+        return total
+
+    base = error()
+    with apply_lora(unet, result.state):
+        assert error() < left * base
+    assert sum(result.losses[-10:]) < sum(result.losses[:10])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {},
+        {"dco_beta": 100.0, "lr_warmup": 5, "min_snr_gamma": 5.0, "noise_offset": 0.05, "background_weight": 0.2},
+    ],
+)
+def test_resumed_training_equals_uninterrupted_training(unet: Any, tmp_path: Path, setting: dict[str, Any]) -> None:
+    config = replace(CONFIG, **setting)
+    whole = train(unet, plan_for(config), config, SCHEDULE)
+    file = tmp_path / "run.safetensors"
+    assert stopped(unet, config, file, step=2).checkpoint == file
+    torch.manual_seed(99)
+    stopped(unet, config, file, step=4, resume=file)
+    resumed = train(unet, plan_for(config), config, SCHEDULE, resume=file)
+    assert len(resumed.losses) == config.steps and same(resumed, whole)
+
+
+def test_the_same_seed_gives_the_same_lora_and_another_seed_another(unet: Any) -> None:
+    first, again = (train(unet, plan_for(CONFIG), CONFIG, SCHEDULE) for _ in range(2))
+    assert same(first, again)
+    assert not same(first, train(unet, plan_for(CONFIG), replace(CONFIG, seed=1), SCHEDULE))
+
+
+def test_ctrl_c_in_the_middle_of_a_step_finishes_the_step(unet: Any, tmp_path: Path) -> None:
+    whole = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE)
+    file = tmp_path / "run.safetensors"
+    calls = 0
+
+    def press(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    hook = unet.register_forward_pre_hook(press)
+    try:
+        with pytest.raises(Interrupted, match="after step 3 of 5.*Resume from"):
+            train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, checkpoint=file)
+    finally:
+        hook.remove()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=file), whole)
+
+
+def test_a_hosts_own_handler_of_ctrl_c_is_kept(unet: Any) -> None:
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
+    try:
+        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, on_step=lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(pressed) == CONFIG.steps
+
+
+def test_a_hosts_cancel_passes_through_and_leaves_a_checkpoint(unet: Any, tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    with pytest.raises(Stop):
+        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, on_step=stop_after(3, Stop()), checkpoint=file)
+    resumed = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=file)
+    assert same(resumed, train(unet, plan_for(CONFIG), CONFIG, SCHEDULE))
+
+
+def test_without_a_checkpoint_file_or_a_step_there_is_nothing_to_resume(unet: Any, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="nothing to resume") as caught:
+        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, on_step=stop_after(1, KeyboardInterrupt()))
+    assert caught.value.checkpoint is None
+    hook = unet.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        with pytest.raises(Interrupted, match="after step 0"):
+            train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, checkpoint=tmp_path / "run.safetensors")
+    finally:
+        hook.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_reason(unet: Any, tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    stopped(unet, CONFIG, file)
+
+    def resume(unet: Any = unet, plan: Plan | None = None, config: TrainConfig = CONFIG, file: Path = file) -> None:
+        train(unet, plan or plan_for(CONFIG), config, SCHEDULE, resume=file)
+
+    with pytest.raises(BadCheckpoint, match="other photos"):
+        resume(plan=plan_for(CONFIG, seed=1))
+    with pytest.raises(BadCheckpoint, match="learning_rate was 0.001, is 0.01"):
+        resume(config=replace(CONFIG, learning_rate=1e-2))
+    with pytest.raises(BadCheckpoint, match="another base model"):
+        resume(unet=tiny_unet(seed=1))
+    save_lora(tmp_path / "lora.safetensors", train(unet, plan_for(CONFIG), CONFIG, SCHEDULE).state, {})
+    with pytest.raises(BadCheckpoint, match="not a checkpoint"):
+        resume(file=tmp_path / "lora.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(BadTensorFile, match="run.safetensors"):
+        resume()
+
+
+@pytest.mark.parametrize("end", ["done", "stopped", "cancelled"])
+def test_the_unet_is_not_changed(end: str, tmp_path: Path) -> None:
+    unet = tiny_unet()
+    list(unet.parameters())[3].requires_grad_(False)
+    before = copy.deepcopy(unet.state_dict())
+    flags = [(id(value), value.requires_grad) for value in unet.parameters()]
+    modules = [(name, type(module)) for name, module in unet.named_modules()]
+    answer = predict(unet)
+    config = replace(CONFIG, gradient_checkpointing=True, dco_beta=10.0)
+    if end == "done":
+        train(unet, plan_for(config), config, SCHEDULE)
+    elif end == "stopped":
+        stopped(unet, config, tmp_path / "run.safetensors")
+    else:
+        with pytest.raises(Stop):
+            train(unet, plan_for(config), config, SCHEDULE, on_step=stop_after(1, Stop()))
+    assert [(name, type(module)) for name, module in unet.named_modules()] == modules
+    assert [(id(value), value.requires_grad) for value in unet.parameters()] == flags
+    assert all(value.grad is None for value in unet.parameters())
+    assert not unet.training and not unet.is_gradient_checkpointing
+    after = unet.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
+    assert torch.equal(predict(unet), answer)
+
+
+def test_gradient_checkpointing_changes_memory_and_not_the_result(unet: Any) -> None:
+    config = replace(CONFIG, steps=3)
+    plain = train(unet, plan_for(config), config, SCHEDULE)
+    kept = train(unet, plan_for(config), replace(config, gradient_checkpointing=True), SCHEDULE)
+    assert plain.losses == pytest.approx(kept.losses, rel=1e-5)
+
+
+def test_the_trained_state_is_what_the_file_and_the_unet_get(unet: Any, tmp_path: Path) -> None:
+    result = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE)
+    assert {value.dtype for value in result.state.values()} == {torch.float32}
+    save_lora(tmp_path / "lora.safetensors", result.state, {})
+    base = predict(unet)
+    with apply_lora(unet, result.state):
+        expected = predict(unet)
+    with apply_lora(unet, load_lora(tmp_path / "lora.safetensors")[0]):
+        difference = (predict(unet) - expected).abs().max()
+    assert (expected - base).abs().max() > 10 * difference and difference < 1e-4
+
+
+def test_priors_pull_on_the_lora_and_a_weight_of_0_does_not(unet: Any) -> None:
+    plan, with_priors = plan_for(CONFIG), replace(plan_for(CONFIG), priors=plan_for(CONFIG, priors=True).priors)
+    # Noise is drawn for the whole batch, own samples first within each sample's own numbers, so compare like with like.
+    ignored = train(unet, with_priors, replace(CONFIG, prior_loss_weight=0.0), SCHEDULE)
+    pulled = train(unet, with_priors, replace(CONFIG, prior_loss_weight=1.0), SCHEDULE)
+    other = replace(with_priors, priors=(with_priors.priors + 1) % 6)
+    assert same(ignored, train(unet, other, replace(CONFIG, prior_loss_weight=0.0), SCHEDULE))
+    assert not same(ignored, pulled) and pulled.losses[0] > ignored.losses[0]
+    assert plan.priors.shape[1] == 0
+
+
+def test_priors_and_dco_train_together(unet: Any) -> None:
+    config = replace(CONFIG, dco_beta=100.0, steps=3)
+    result = train(unet, plan_for(config, priors=True), config, SCHEDULE)
+    assert result.losses[0] == pytest.approx(0.6931, abs=1e-3)
+    assert any(value.abs().max() > 0 for key, value in result.state.items() if "lora_up" in key)
+
+
+def test_background_weight_reaches_the_loss(unet: Any) -> None:
+    plan = replace(plan_for(CONFIG), masks=torch.zeros(6, 1, 8, 8))
+    assert train(unet, plan, replace(CONFIG, background_weight=0.0), SCHEDULE).losses == (0.0,) * CONFIG.steps
+
+
+def test_warmup_starts_small(unet: Any) -> None:
+    def moved(config: TrainConfig) -> float:
+        state = train(unet, plan_for(config), config, SCHEDULE).state
+        return max(value.abs().max().item() for key, value in state.items() if "lora_up" in key)
+
+    once = replace(CONFIG, steps=1)
+    # Adam's first step is as long as the learning rate.
+    assert moved(once) == pytest.approx(1e-3, rel=0.01)
+    assert moved(replace(once, lr_warmup=10)) == pytest.approx(1e-4, rel=0.01)
+
+
+def test_bf16_stays_near_fp32_and_trains_a_bf16_unet(unet: Any) -> None:
+    config = replace(CONFIG, steps=3)
+    exact = train(unet, plan_for(config), config, SCHEDULE)
+    rough = train(unet, plan_for(config), replace(config, precision="bf16"), SCHEDULE)
+    assert rough.losses != exact.losses and rough.losses == pytest.approx(exact.losses, rel=0.05)
+    half = copy.deepcopy(unet).to(torch.bfloat16)
+    result = train(half, plan_for(config), replace(config, precision="bf16"), SCHEDULE)
+    assert result.losses == pytest.approx(exact.losses, rel=0.05)
+    assert {value.dtype for value in result.state.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype, precision", [(torch.bfloat16, "fp32"), (torch.float16, "bf16")])
+def test_a_unet_that_the_precision_cannot_train_is_refused(dtype: torch.dtype, precision: Any) -> None:
+    with pytest.raises(BadRun, match=str(dtype).removeprefix("torch.")):
+        train(tiny_unet().to(dtype), plan_for(CONFIG), replace(CONFIG, precision=precision), SCHEDULE)
+
+
+def test_a_plan_of_another_length_is_refused(unet: Any) -> None:
+    with pytest.raises(BadRun, match="5 steps of 2 samples.*7 of 2"):
+        train(unet, plan_for(CONFIG), replace(CONFIG, steps=7), SCHEDULE)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(unet: Any, tmp_path: Path) -> None:
+    plan = plan_for(CONFIG)
+    plan.latents[plan.steps[2, 0]] = float("nan")
+    with pytest.raises(NonFiniteLoss, match="nan at step [123]. Lower the learning rate"):
+        train(unet, plan, CONFIG, SCHEDULE, checkpoint=tmp_path / "run.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_names_the_settings_and_keeps_the_steps_done(unet: Any, tmp_path: Path) -> None:
+    calls = 0
+
+    def fill(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = unet.register_forward_pre_hook(fill)
+    try:
+        with pytest.raises(OutOfMemory, match="Step 3 did not fit.*batch 2.*Resume from"):
+            train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, checkpoint=tmp_path / "run.safetensors")
+    finally:
+        hook.remove()
+    assert len(train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=tmp_path / "run.safetensors").losses) == 5
+
+
+def test_it_trains_inside_inference_mode(unet: Any) -> None:
+    expected = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE)
+    with torch.inference_mode():
+        plan = plan_for(CONFIG)
+        assert plan.latents.is_inference()
+        assert same(train(unet, plan, CONFIG, SCHEDULE), expected)
+
+
+def test_noise_hangs_on_seed_and_step_alone() -> None:
+    shape = torch.Size((2, 4, 8, 8))
+    torch.manual_seed(1)
+    first = draw_noise(CONFIG, shape, 1000, 5)
+    torch.manual_seed(2)
+    again = draw_noise(CONFIG, shape, 1000, 5)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], draw_noise(CONFIG, shape, 1000, 6)[0])
+    assert not torch.equal(first[0], draw_noise(replace(CONFIG, seed=1), shape, 1000, 5)[0])
+
+
+def test_timesteps_are_uniform_and_noise_is_normal() -> None:
+    drawn = [draw_noise(CONFIG, torch.Size((4, 4, 8, 8)), 1000, step) for step in range(500)]
+    eps, t = torch.cat([eps for eps, _ in drawn]), torch.cat([t for _, t in drawn])
+    assert 0 <= t.min() < 20 and 980 < t.max() <= 999 and t.float().mean().item() == pytest.approx(499.5, abs=25)
+    assert eps.mean().abs() < 0.01 and eps.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_noise_offset_moves_whole_channels() -> None:
+    eps, _ = draw_noise(replace(CONFIG, noise_offset=0.5), torch.Size((200, 4, 8, 8)), 1000, 0)
+    assert eps.mean(dim=(2, 3)).std().item() == pytest.approx((0.25 + 1 / 64) ** 0.5, rel=0.1)
+
+
+@pytest.mark.full_size
+def test_a_step_on_sdxls_true_configuration(tmp_path: Path) -> None:
+    """Random weights in bf16, 256 px: 560 layers get a LoRA and all of them are in the file."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+    unet = unet.to(torch.bfloat16).to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            # One draw for all: 2.6 billion normal numbers would take longer than the step.
+            noise = torch.randn(min(parameter.numel(), 1 << 16)) * 0.02
+            repeats = -(-parameter.numel() // noise.numel())
+            parameter.copy_(noise.repeat(repeats)[: parameter.numel()].reshape(parameter.shape))
+    config = TrainConfig(
+        steps=1, batch_size=1, resolution=256, precision="bf16", dco_beta=0.0, gradient_checkpointing=True
+    )
+    plan = Plan(
+        latents=torch.randn(1, 4, 32, 32) / SCHEDULE.latent_scale,
+        masks=torch.ones(1, 1, 32, 32),
+        time_ids=torch.tensor([[256, 256, 0, 0, 256, 256]], dtype=torch.float32),
+        captions=("a",),
+        caption_of=torch.tensor([0]),
+        contexts=torch.randn(1, 77, 2048),
+        pooled=torch.randn(1, 1280),
+        steps=torch.zeros(1, 1, dtype=torch.long),
+        priors=torch.zeros(1, 0, dtype=torch.long),
+        plan_hash="",
+    )
+    result = train(unet, plan, config, SCHEDULE)
+    save_lora(tmp_path / "lora.safetensors", result.state, {})
+    state, _ = load_lora(tmp_path / "lora.safetensors")
+    assert sum(key.endswith(".alpha") for key in state) == 560
+    assert sum(value.numel() for key, value in state.items() if not key.endswith(".alpha")) == 46_448_640
+    assert result.losses[0] > 0

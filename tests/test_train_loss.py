@@ -1,0 +1,167 @@
+"""The loss against straightforward references, written from the formulas sample by sample."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from mudi_core.train.loss import (
+    BadSchedule,
+    NoiseSchedule,
+    mask_weight,
+    min_snr_weight,
+    noisy,
+    target,
+    training_loss,
+)
+
+SHAPE = (4, 3, 5, 6)
+
+
+def batch(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Prediction, target, reference and mask."""
+    generator = torch.Generator().manual_seed(seed)
+    prediction, wanted, reference = (torch.randn(SHAPE, generator=generator) for _ in range(3))
+    return prediction, wanted, reference, torch.rand(4, 1, 5, 6, generator=generator)
+
+
+def squares(prediction: Tensor, wanted: Tensor, weight: Tensor, samples: range) -> float:
+    """The mean over samples, channels and pixels of weight * (prediction - wanted)^2, one number at a time."""
+    total = 0.0
+    for b in samples:
+        for c in range(SHAPE[1]):
+            for y in range(SHAPE[2]):
+                for x in range(SHAPE[3]):
+                    error = float(prediction[b, c, y, x]) - float(wanted[b, c, y, x])
+                    total += float(weight[b, 0, y, x]) * error**2
+    return total / (len(samples) * math.prod(SHAPE[1:]))
+
+
+def dco(loss: float, reference: float, beta: float) -> float:
+    return -math.log(1 / (1 + math.exp(beta * (loss - reference))))
+
+
+@pytest.mark.parametrize("background_weight", [0.0, 0.25, 1.0])
+def test_masked_mean_squared_error(background_weight: float) -> None:
+    prediction, wanted, _, mask = batch()
+    weight = mask_weight(mask, background_weight)
+    expected = squares(prediction, wanted, mask * (1 - background_weight) + background_weight, range(4))
+    assert training_loss(prediction, wanted, weight).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_background_weight_1_is_the_plain_mean_squared_error() -> None:
+    prediction, wanted, _, mask = batch()
+    loss = training_loss(prediction, wanted, mask_weight(mask, 1.0))
+    assert loss.item() == pytest.approx(torch.nn.functional.mse_loss(prediction, wanted).item(), rel=1e-6)
+
+
+def test_background_weight_0_ignores_what_happens_outside_the_mask() -> None:
+    prediction, wanted, _, mask = batch()
+    mask = mask.round()
+    weight = mask_weight(mask, 0.0)
+    elsewhere = prediction + 100 * (1 - mask)
+    assert torch.equal(training_loss(prediction, wanted, weight), training_loss(elsewhere, wanted, weight))
+
+
+@pytest.mark.parametrize("priors, prior_weight", [(1, 1.0), (2, 0.5), (2, 0.0)])
+def test_priors_add_their_own_mean(priors: int, prior_weight: float) -> None:
+    prediction, wanted, _, mask = batch()
+    loss = training_loss(prediction, wanted, mask, priors=priors, prior_weight=prior_weight)
+    own = squares(prediction, wanted, mask, range(4 - priors))
+    expected = own + prior_weight * squares(prediction, wanted, mask, range(4 - priors, 4))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.5, 3.0])
+@pytest.mark.parametrize("priors", [0, 2])
+def test_dco_is_the_logistic_loss_of_the_improvement(beta: float, priors: int) -> None:
+    prediction, wanted, reference, mask = batch()
+    loss = training_loss(prediction, wanted, mask, priors=priors, reference=reference, dco_beta=beta)
+    ours, theirs = (
+        squares(prediction, wanted, mask, range(4 - priors)),
+        squares(reference, wanted, mask, range(4 - priors)),
+    )
+    if priors:
+        ours += squares(prediction, wanted, mask, range(2, 4))
+        theirs += squares(reference, wanted, mask, range(2, 4))
+    assert loss.item() == pytest.approx(dco(ours, theirs, beta), rel=1e-5)
+
+
+def test_dco_starts_at_log_2_where_the_lora_does_nothing() -> None:
+    prediction, wanted, _, mask = batch()
+    loss = training_loss(prediction, wanted, mask, reference=prediction.clone(), dco_beta=1000.0)
+    assert loss.item() == pytest.approx(math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("priors", [0, 1, 2])
+def test_for_a_small_beta_dco_pulls_like_the_plain_loss_with_priors(priors: int) -> None:
+    prediction, wanted, reference, mask = batch()
+    beta = 1e-3
+    prediction.requires_grad_()
+    weighted = {"priors": priors, "prior_weight": 0.7}
+    plain = torch.autograd.grad(training_loss(prediction, wanted, mask, **weighted), prediction)[0]
+    loss = training_loss(prediction, wanted, mask, reference=reference, dco_beta=beta, **weighted)
+    pulled = torch.autograd.grad(loss, prediction)[0]
+    torch.testing.assert_close(pulled, beta / 2 * plain, rtol=2e-3, atol=0)
+
+
+def test_a_run_far_better_than_its_reference_is_left_alone() -> None:
+    _, wanted, reference, mask = batch()
+    prediction = wanted.clone().requires_grad_()
+    loss = training_loss(prediction + 0.01, wanted, mask, reference=reference, dco_beta=1000.0)
+    assert torch.autograd.grad(loss, prediction)[0].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("abar", [0.9999, 0.8, 0.3, 0.002])
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_weight_caps_the_ratio(prediction_type: str, abar: float, gamma: float) -> None:
+    snr = abar / (1 - abar)
+    expected = min(snr, gamma) / (snr if prediction_type == "epsilon" else snr + 1)
+    got = min_snr_weight(torch.tensor([abar], dtype=torch.float64), gamma, prediction_type)
+    assert got.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("abar", [0.0, 1.0])
+def test_min_snr_weight_is_finite_at_the_ends_of_a_schedule(prediction_type: str, abar: float) -> None:
+    assert min_snr_weight(torch.tensor([abar]), 5.0, prediction_type).isfinite().all()
+
+
+def test_without_a_gamma_all_timesteps_weigh_the_same() -> None:
+    assert torch.equal(min_snr_weight(torch.linspace(0, 1, 7), None, "epsilon"), torch.ones(7))
+
+
+@pytest.mark.parametrize("abar", [0.999, 0.5, 0.01])
+def test_both_predictions_give_back_the_clean_latent(abar: float) -> None:
+    z0, eps, _, _ = batch()
+    share = torch.full((4, 1, 1, 1), abar)
+    z_t, v = noisy(z0, eps, share), target(z0, eps, share, "v_prediction")
+    assert target(z0, eps, share, "epsilon") is eps
+    torch.testing.assert_close(abar**0.5 * z_t - (1 - abar) ** 0.5 * v, z0, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close((1 - abar) ** 0.5 * z_t + abar**0.5 * v, eps, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_and_target_agree_with_diffusers() -> None:
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    schedule = NoiseSchedule.of(scheduler, 0.13025)
+    z0, eps, _, _ = batch()
+    timesteps = torch.tensor([0, 250, 700, 999])
+    abar = schedule.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(noisy(z0, eps, abar), scheduler.add_noise(z0, eps, timesteps))
+    torch.testing.assert_close(
+        target(z0, eps, abar, "v_prediction"), scheduler.get_velocity(z0, eps, timesteps), rtol=1e-5, atol=1e-5
+    )
+    assert (schedule.prediction_type, schedule.timesteps) == ("epsilon", 1000)
+
+
+def test_an_unknown_prediction_type_is_refused() -> None:
+    scheduler = SimpleNamespace(alphas_cumprod=torch.ones(3), config=SimpleNamespace(prediction_type="flow"))
+    with pytest.raises(BadSchedule, match="'flow'"):
+        NoiseSchedule.of(scheduler, 1.0)
