@@ -1,0 +1,1 @@
+"""The embedded model family and its toy world."""

@@ -1,0 +1,46 @@
+"""Scenes of the toy world by number: scene i of a pool is the same on every machine; its picture is rendered once."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..world import Scene, random_scene, render
+
+HELD_OUT = 1_000_000_000
+"""Scenes from this number on are never trained on: the report's."""
+
+
+def scene(number: int) -> Scene:
+    """The scene of this number; every fourth or so shows named characters."""
+    return random_scene(random.Random(number), named_prob=0.25)
+
+
+def picture(number: int, size: int) -> np.ndarray:
+    """The scene's picture, uint8 ``[size, size, 3]``."""
+    return render(scene(number), size).image
+
+
+def pool(work: Path, count: int, size: int) -> np.ndarray:
+    """Pictures of scenes 0..count-1, uint8 ``[count, size, size, 3]``, rendered on all cores once and kept in a file."""
+    path = work / f"scenes-{count}-{size}.npy"
+    if not path.is_file():
+        part = path.with_suffix(".part")
+        pictures = np.lib.format.open_memmap(part, "w+", np.uint8, (count, size, size, 3))
+        with ProcessPoolExecutor() as workers:
+            for i, image in enumerate(workers.map(partial(picture, size=size), range(count), chunksize=64)):
+                pictures[i] = image
+        pictures.flush()
+        part.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """uint8 ``[b, h, w, 3]`` to float ``[b, 3, h, w]``, -1..1, in plain memory order (channels-last halves the speed)."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1

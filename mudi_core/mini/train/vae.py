@@ -1,0 +1,68 @@
+"""Train the mini VAE: reconstruct the toy world's pictures from an eighth of their side and four channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
+
+from .. import family
+from .data import pool, to_tensor
+from .loop import Recipe, fit
+
+RECIPE = Recipe(steps=4000, learning_rate=1.5e-3, weight_decay=0.001)
+BATCH = 24
+CROP = 64
+"""Side of the training crops in pixels: three times as many pictures a second; the last tenth sees whole ones."""
+NOISE = 0.08
+"""Standard deviation of the noise on a latent of standard deviation 1: the decoder must bear a sampler's small errors."""
+SCENES = 12_000
+
+
+def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+
+def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
+    """L2 for the PSNR, again on means of 4 px so that colours come first, L1 of the gradients for edges; in -1..1."""
+    gradients = sum(l1_loss(a, b) for a, b in zip(_edges(y), _edges(x), strict=True))
+    return 4 * mse_loss(y, x) + 8 * mse_loss(avg_pool2d(y, 4), avg_pool2d(x, 4)) + 0.25 * gradients
+
+
+def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str, dict[str, Tensor]]:
+    """Return the state dict under the name of its file, latents scaled to a standard deviation of 1 / 0.13025."""
+    torch.manual_seed(recipe.seed)
+    pictures = pool(work, SCENES, family.SIZE)
+    model = family.build_vae().to(device)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(pictures), (BATCH,), generator=generator).sort().values.numpy()
+        x0, y0 = torch.randint(0, family.SIZE - CROP + 1, (2,), generator=generator).tolist()
+        x = to_tensor(pictures[index, y0 : y0 + CROP, x0 : x0 + CROP]).to(device)
+        z = model.encode(x).latent_dist.mean.float()
+        noise = torch.randn(z.shape, generator=generator).to(device)
+        y = model.decode(z + NOISE * noise).sample.float()
+        # Keeps every channel near a standard deviation of 1 without a posterior's variance to learn.
+        moments = z.mean((0, 2, 3)).square().sum() + (z.std((0, 2, 3)) - 1).square().sum()
+        return reconstruction_loss(y, x) + 0.02 * moments
+
+    average = fit(model, loss, recipe, work / "vae.pt")
+    latents = torch.cat([average.encode(to_tensor(pictures[i : i + 16]).to(device)).latent_dist.mean for i in range(0, 512, 16)])
+    fold_scale(average, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+    return {"vae": average.state_dict()}
+
+
+def fold_scale(model: torch.nn.Module, mean: Tensor, std: Tensor) -> None:
+    """Move and scale the latents to mean 0 and standard deviation 1 / 0.13025, within the last and first convolutions."""
+    factor = 1 / (family.LATENT_SCALE * std)
+    with torch.no_grad():
+        after, before = model.quant_conv, model.post_quant_conv
+        after.weight[:4] *= factor[:, None, None, None]
+        after.bias[:4] = (after.bias[:4] - mean) * factor
+        # The variance is not used; a small constant keeps `latent_dist.sample` near the mode.
+        after.weight[4:] = 0
+        after.bias[4:] = -6.0
+        before.bias += (before.weight[:, :, 0, 0] * mean).sum(1)
+        before.weight /= factor[None, :, None, None]
