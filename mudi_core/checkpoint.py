@@ -1,0 +1,206 @@
+"""A base model: the embedded one, a folder as diffusers writes it, or a single SDXL file, all behind one face.
+
+Nothing is ever downloaded here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import sdxl
+from .types import MudiError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+log = logging.getLogger(__name__)
+
+MINI = "mini"
+"""The name of the embedded model."""
+PIXELS_AT_ONCE = 1024 * 1024
+"""How much the VAE encodes or decodes at a time."""
+NEGATIVE_PROMPT = "sticker, collage"
+"""The paper's: Seg-Mix's training images are collages, pictures should not be."""
+
+
+class MissingCheckpoint(MudiError):
+    """No such base model file or folder; the sentence names where it was looked for and where one is to be had."""
+
+
+class EncodersReleased(MudiError):
+    """The VAE or the text encoders were asked after `Checkpoint.release_encoders`."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    tokenizers: tuple[Any, Any]
+    text_encoders: tuple[Any, Any]
+    vae: Any
+
+
+class Checkpoint:
+    """An SDXL-shaped base model. The U-Net is its own public part; the rest is behind functions of plain tensors."""
+
+    def __init__(
+        self,
+        name: str,
+        unet: Any,
+        vae: Any,
+        tokenizers: tuple[Any, Any],
+        text_encoders: tuple[Any, Any],
+        scheduler: Any,
+    ) -> None:
+        self.name = name
+        """ "mini", or the file or folder's name."""
+        self.unet = unet.eval().requires_grad_(False)
+        self.scheduler = scheduler
+        self.latent_scale = float(vae.config.scaling_factor)
+        """A latent times this is what the U-Net sees (0.13025 for SDXL)."""
+        self.vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        """Pixels a latent stands for, along a side: 8."""
+        self.side = int(unet.config.sample_size) * self.vae_factor
+        """Pixels of the square pictures this model was made for."""
+        self.negative_prompt = NEGATIVE_PROMPT
+        """What a picture should not look like, unless the user says otherwise."""
+        for model in (vae, *text_encoders):
+            model.eval().requires_grad_(False)
+        self._parts: _Parts | None = _Parts(tokenizers, text_encoders, vae)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.unet.device)
+
+    def encode_text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions to the U-Net's context ``[n, 77, d]`` and pooled vectors ``[n, p]``, as SDXL does.
+
+        The context is both encoders' last layer but one, side by side. What is beyond 77 tokens is cut off, with a
+        warning.
+        """
+        parts = self._encoders()
+        contexts, pooled = [], torch.empty(0)
+        for tokenizer, encoder in zip(parts.tokenizers, parts.text_encoders, strict=True):
+            for caption in captions:
+                if len(tokenizer(caption).input_ids) > tokenizer.model_max_length:
+                    log.warning("only the first %d tokens are read of '%s'", tokenizer.model_max_length - 2, caption)
+            ids = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
+            with torch.no_grad():
+                answer = encoder(ids.to(encoder.device), output_hidden_states=True)
+            contexts.append(answer.hidden_states[-2])
+            pooled = answer[0]
+        return torch.cat(contexts, dim=-1), pooled
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images ``[b, h, w, 3]``, 0..1, to the mode of the VAE's latents ``[b, 4, h/8, w/8]``, unscaled."""
+        vae = self._encoders().vae
+        pixels = (images.movedim(-1, 1).contiguous() * 2 - 1).to(vae.device, vae.dtype)
+        at_once = _at_once(pixels.shape[0], pixels.shape[2] * pixels.shape[3])
+        with torch.no_grad():
+            return torch.cat([vae.encode(part).latent_dist.mode() for part in torch.split(pixels, at_once)])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents ``[b, 4, h/8, w/8]``, as a sampler leaves them, to images ``[b, h, w, 3]`` on the CPU."""
+        vae = self._encoders().vae
+        unscaled = latents.to(vae.device, vae.dtype) / self.latent_scale
+        at_once = _at_once(latents.shape[0], latents.shape[2] * latents.shape[3] * self.vae_factor**2)
+        with torch.no_grad():
+            pixels = torch.cat([vae.decode(part).sample for part in torch.split(unscaled, at_once)])
+        return (pixels / 2 + 0.5).clamp(0, 1).movedim(1, -1).float().cpu().contiguous()
+
+    def pipeline(self) -> StableDiffusionXLPipeline:
+        """This model in diffusers' own pipeline. They share the weights; the scheduler is the pipeline's own."""
+        from diffusers import StableDiffusionXLPipeline
+
+        parts = self._encoders()
+        return StableDiffusionXLPipeline(
+            vae=parts.vae,
+            text_encoder=parts.text_encoders[0],
+            text_encoder_2=parts.text_encoders[1],
+            tokenizer=parts.tokenizers[0],
+            tokenizer_2=parts.tokenizers[1],
+            unet=self.unet,
+            scheduler=type(self.scheduler).from_config(self.scheduler.config),
+            add_watermarker=False,
+        )
+
+    def release_encoders(self) -> None:
+        """Let the VAE and the text encoders go: training needs them no more once its plan is made."""
+        self._parts = None
+
+    def _encoders(self) -> _Parts:
+        if self._parts is None:
+            raise EncodersReleased(
+                f"{self.name}: the VAE and the text encoders were let go. Open the base model again."
+            )
+        return self._parts
+
+
+def open_checkpoint(
+    base: str | Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> Checkpoint:
+    """Read a base model: "mini", a diffusers folder of SDXL, or a single SDXL ``.safetensors`` file.
+
+    ``dtype`` is the U-Net's and the text encoders'; the VAE stays in float32, since SDXL's overflows in float16. Raises
+    `MissingCheckpoint`, `sdxl.BadCheckpointFile`, `mini.family.MissingMiniWeights`.
+    """
+    device = device or torch.device("cpu")
+    path = Path(base)
+    if str(base) == MINI:
+        checkpoint = _open_mini()
+    elif path.is_dir():
+        checkpoint = _of_pipeline(path.name, sdxl.read_folder(path, dtype))
+    elif path.is_file():
+        checkpoint = _of_pipeline(path.name, sdxl.read_file(path, dtype))
+    else:
+        raise MissingCheckpoint(
+            f"There is no base model {path} (looked in {path.absolute().parent}). Use 'mini', a folder in diffusers' "
+            f"layout, or a single SDXL file, e.g. from {sdxl.LINK}."
+        )
+    parts = checkpoint._encoders()
+    for model in (checkpoint.unet, *parts.text_encoders):
+        _move(model, device, dtype)
+    _move(parts.vae, device, torch.float32)
+    return checkpoint
+
+
+def _move(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    model.to(device)
+    if model.dtype != dtype:
+        model.to(dtype)
+
+
+def _open_mini() -> Checkpoint:
+    from .mini import family
+
+    checkpoint = Checkpoint(
+        MINI,
+        family.load_unet(),
+        family.load_vae(),
+        (family.tokenizer(), family.tokenizer("!")),
+        family.load_text_encoders(),
+        family.scheduler(),
+    )
+    # Words it never saw would only push its pictures somewhere; it learned the empty caption.
+    checkpoint.negative_prompt = ""
+    return checkpoint
+
+
+def _of_pipeline(name: str, pipeline: Any) -> Checkpoint:
+    return Checkpoint(
+        name,
+        pipeline.unet,
+        pipeline.vae,
+        (pipeline.tokenizer, pipeline.tokenizer_2),
+        (pipeline.text_encoder, pipeline.text_encoder_2),
+        pipeline.scheduler,
+    )
+
+
+def _at_once(count: int, pixels: int) -> int:
+    return max(1, min(count, PIXELS_AT_ONCE // pixels))

@@ -1,0 +1,81 @@
+"""The command line: photos to a dataset, a LoRA, pictures, scores; or all of it at once as a demo.
+
+Results go to standard output (with ``--json`` nothing but one JSON value), everything else to standard error. Exit
+codes: 0 done, 1 a mistake that a sentence explains, 2 a wrong command, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from ..types import MudiError
+from . import compare, demo, generate, prepare, train
+from .talk import Talk
+
+_EPILOG = """from photos to pictures of both, with the embedded model:
+  python -m mudi_core prepare photos/rex  --query dog --token olis --class-noun dog --base mini --out dataset
+  python -m mudi_core prepare photos/bella --query dog --token hta --class-noun dog --base mini --out dataset
+  python -m mudi_core train dataset --base mini --out dogs.safetensors
+  python -m mudi_core generate --base mini --lora dogs.safetensors --dataset dataset --out pictures
+  python -m mudi_core compare pictures --dataset dataset --base mini
+
+Every command explains itself: python -m mudi_core train --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the answer is the exit code."""
+    args = parser().parse_args(argv)
+    _be_quiet()
+    talk = Talk()
+    try:
+        answer = args.run(args, talk)
+    except KeyboardInterrupt:
+        print(f"Stopped. {talk.kept}", file=sys.stderr)
+        return 130
+    except MudiError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            print(error, file=sys.stderr)
+            return 130
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"Error: {error.strerror or error}{where}. {talk.kept}", file=sys.stderr)
+        return 1
+    try:
+        print(json.dumps(answer.data) if args.json else answer.text, flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stdout = open(os.devnull, "w")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole grammar; building it imports no model library."""
+    top = argparse.ArgumentParser(
+        prog="python -m mudi_core",
+        description="Several similar subjects in one picture, each as itself (MuDI).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for command in (prepare, train, generate, compare, demo):
+        command.add(commands)
+    return top
+
+
+def _be_quiet() -> None:
+    """Our own words on standard error, of the libraries only errors; and no library may go online."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

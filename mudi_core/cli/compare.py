@@ -1,0 +1,92 @@
+"""`compare`: pictures against a dataset, scored."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import add_base, add_command, add_device, add_models, device, load_detector, load_embedder
+from .talk import Answer, Talk
+
+if TYPE_CHECKING:
+    from ..types import Comparison
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "compare",
+        run,
+        summary="score pictures: is everybody there, as themselves?",
+        description="Detect-and-Compare: finds the figures in each picture and compares each with the photos of every "
+        "subject. 1 is a perfect score; a wrong number of figures scores 0. For every subject it says found, mixed, "
+        "missing or duplicated.",
+        example="python -m mudi_core compare pictures --dataset dogs --base mini --json",
+    )
+    parser.add_argument("images", type=Path, metavar="IMAGES_DIR", help="folder of pictures")
+    parser.add_argument("--dataset", type=Path, required=True, metavar="DATASET", help="the subjects' photos and masks")
+    add_base(parser, "mini, or your SDXL model: chooses the detector and embedder that go with it")
+    parser.add_argument(
+        "--query",
+        action="append",
+        metavar="TEXT",
+        help="what the detector looks for; may be given several times (default: the class nouns)",
+    )
+    parser.add_argument(
+        "--cut-out", action="store_true", help="compare with the cut-out subjects instead of the whole photos"
+    )
+    add_models(parser, "detector", "embedder")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace, talk: Talk) -> Answer:
+    from .. import storage
+    from ..compare import References, compare
+
+    talk.kept = "Comparing writes no files."
+    subjects = storage.read_subjects(args.dataset)
+    pictures = storage.read_photos(args.images)
+    on = device(args)
+    detector, embedder = load_detector(args, on, talk), load_embedder(args, on, talk)
+    references = References(subjects, embedder, args.cut_out)
+    results: list[tuple[str, Comparison]] = []
+    with talk.progress("comparing") as progress:
+        for picture in pictures:
+            result = compare(picture.image, references, detector, embedder, args.query, args.threshold)
+            results.append((picture.name, result))
+            progress(len(results), len(pictures))
+    mean = sum(result.score for _, result in results) / len(results)
+    lines = [f"{'score':>6}  picture"]
+    for name, result in results:
+        lines.append(f"{result.score:6.3f}  {name}: {len(result.detections)} figure(s)")
+        lines += [f"{'':8}{verdict.text}" for verdict in result.verdicts]
+    lines.append(f"{mean:6.3f}  mean of {len(results)}")
+    return Answer(
+        "\n".join(lines),
+        {
+            "mean": mean,
+            "mean_spectral": sum(result.score_spectral for _, result in results) / len(results),
+            "tokens": list(subjects.tokens),
+            "s_gt": _rounded(references.s_gt),
+            "pictures": [{"file": name, **plain(result)} for name, result in results],
+        },
+    )
+
+
+def plain(result: Comparison) -> dict[str, Any]:
+    """One picture's comparison as JSON values."""
+    return {
+        "score": result.score,
+        "score_spectral": result.score_spectral,
+        "count": len(result.detections),
+        "s_dc": _rounded(result.s_dc),
+        "boxes": [[round(value, 1) for value in box] for box in result.detections.xyxy.tolist()],
+        "verdicts": [
+            {"token": v.token, "status": v.status, "share": round(v.share, 3), "text": v.text} for v in result.verdicts
+        ],
+    }
+
+
+def _rounded(matrix: Any) -> list[list[float]]:
+    return [[round(value, 4) for value in row] for row in matrix.tolist()]

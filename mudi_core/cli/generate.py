@@ -1,0 +1,139 @@
+"""`generate`: a LoRA and a dataset into pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import MINI, add_base, add_command, add_device, add_precision, add_seed, device, open_base
+from .talk import Answer, Talk
+from .train import relative_scale
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+    from ..generate import GenerateConfig
+    from ..types import SubjectSet
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "generate",
+        run,
+        summary="pictures of all subjects",
+        description="Makes pictures that start from noise shifted towards the subjects' cut-outs at random (or given) "
+        "places, so that each keeps its own looks. The same seed starts from the same noise and places with any LoRA.",
+        example="python -m mudi_core generate --base mini --lora dogs.safetensors --dataset dogs --out pictures "
+        '--prompt "a photo of olis dog and hta dog, in the meadow"',
+    )
+    add_base(parser, "the model that the LoRA was trained on: mini, an SDXL .safetensors file, or a diffusers folder")
+    parser.add_argument("--lora", type=Path, metavar="FILE", help="made by train (default: none, the base model alone)")
+    parser.add_argument("--lora-scale", type=float, default=1.0, metavar="X", help="its strength (default: 1)")
+    parser.add_argument(
+        "--dataset", type=Path, required=True, metavar="DATASET", help="the subjects and their cut-outs"
+    )
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help='names every subject, "olis corgi and hta cat on a beach" (default: just the names)',
+    )
+    parser.add_argument("--negative-prompt", metavar="TEXT", help='default: "sticker, collage" (SDXL), nothing (mini)')
+    parser.add_argument(
+        "--gamma",
+        type=float,
+        metavar="G",
+        help="strength of the start: 0 is plain noise, 2 suits two or three subjects, 3 more (default: by number)",
+    )
+    parser.add_argument(
+        "--layout",
+        default="random",
+        metavar="TEXT|FILE",
+        help="random (default), or boxes by token in 0..1 or 0..1000, or a file: '{\"olis\": [0, 0.2, 0.45, 1]}'",
+    )
+    parser.add_argument("--relative-scale", type=relative_scale, metavar="A:B=1:2", help="heights in random layouts")
+    parser.add_argument("--count", type=int, default=4, metavar="N", help="how many pictures (default: 4)")
+    parser.add_argument("--batch", type=int, metavar="N", help="how many at once (default: 1; mini: 8)")
+    parser.add_argument("--steps", type=int, metavar="N", help="sampler steps (default: 50; mini: 20)")
+    parser.add_argument("--guidance", type=float, metavar="X", help="how closely to follow the prompt; 1 is least")
+    parser.add_argument("--size", type=size, metavar="WxH", help="pixels, multiples of 8 (default: the model's)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the PNGs and generate.json")
+    add_seed(parser, "of noise and places")
+    add_precision(parser)
+    add_device(parser)
+
+
+def size(text: str) -> tuple[int, int]:
+    """ "1024x768" as (1024, 768)."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} should look like 1024x768, in pixels")
+    return int(width), int(height)
+
+
+def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoint) -> GenerateConfig:
+    """The paper's settings, or the demo's for the embedded model, and what the user said otherwise."""
+    from ..demo.settings import DemoSettings
+    from ..generate import GenerateConfig, default_prompt
+    from ..init_latent import default_gamma
+    from ..layout import parse_boxes
+
+    prompt = args.prompt or default_prompt(subjects)
+    start = GenerateConfig(prompt, gamma=default_gamma(len(subjects)), batch_size=1)
+    if args.base == MINI:
+        start = replace(DemoSettings().generate_config(prompt, True, args.seed), size=None)
+    boxes = None
+    if args.layout != "random":
+        is_file = not args.layout.lstrip().startswith("{")
+        boxes = parse_boxes(Path(args.layout).read_text(encoding="utf-8") if is_file else args.layout)
+    said = {
+        "gamma": args.gamma,
+        "batch_size": args.batch,
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "size": args.size,
+        "negative_prompt": args.negative_prompt,
+    }
+    config = replace(
+        start,
+        count=args.count,
+        seed=args.seed,
+        boxes=boxes,
+        layout=replace(start.layout, relative_scale=args.relative_scale),
+        **{name: value for name, value in said.items() if value is not None},
+    )
+    if config.negative_prompt is None:
+        config = replace(config, negative_prompt=checkpoint.negative_prompt)
+    return config
+
+
+def run(args: argparse.Namespace, talk: Talk) -> Answer:
+    from .. import storage
+    from ..cutouts import cut_outs
+    from ..generate import PictureFolder, generate
+    from ..train.lora import apply_lora, load_lora
+
+    subjects = storage.read_subjects(args.dataset)
+    checkpoint = open_base(args, device(args))
+    settings = config(args, subjects, checkpoint)
+    for subject in subjects:
+        if subject.token not in settings.prompt:
+            talk.say(f"Warning: the prompt does not name '{subject.name}', so it may not appear.")
+    if args.lora is not None:
+        state, about = load_lora(args.lora)
+        strangers = set(subjects.tokens) - set(json.loads(about.get("mudi_tokens", "null")) or subjects.tokens)
+        if strangers:
+            talk.say(f"Warning: {args.lora} was not trained on {', '.join(sorted(strangers))}.")
+        apply_lora(checkpoint.unet, state, args.lora_scale)
+    cutouts = cut_outs(subjects, max_side=max(settings.size or (checkpoint.side, checkpoint.side)))
+    folder = PictureFolder(args.out, settings, {"base": checkpoint.name, "lora": str(args.lora or "")})
+    with talk.progress("sampling") as progress:
+        for picture in generate(checkpoint, cutouts, settings, progress):
+            folder.add(picture)
+            talk.kept = f"{len(folder.written)} of {settings.count} pictures are in {args.out}."
+    return Answer(
+        f"{args.out}: {settings.count} pictures, '{settings.prompt}', gamma {settings.gamma:g}, seed {settings.seed}.",
+        {**folder.settings, "out": str(args.out), "pictures": folder.written},
+    )

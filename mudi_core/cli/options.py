@@ -1,0 +1,159 @@
+"""Options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..types import MudiError
+from .talk import Talk
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..backends import Detector, Embedder, Segmenter
+    from ..checkpoint import Checkpoint
+
+MINI = "mini"
+
+
+class BadDevice(MudiError):
+    """A device that this machine does not have."""
+
+
+def add_command(
+    commands: Any, name: str, run: Any, *, summary: str, example: str, description: str
+) -> argparse.ArgumentParser:
+    """A command with what all have in common."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(description, 80),
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON value instead of text")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_base(parser: argparse.ArgumentParser, use: str) -> None:
+    parser.add_argument("--base", required=True, metavar="mini|FILE", help=use)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1, mps"
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="of the base model's weights and of computing; default: bf16 on a GPU, else fp32",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--seed", type=int, default=0, help=f"{what} (default: 0); the same seed gives the same result")
+
+
+def add_models(parser: argparse.ArgumentParser, *kinds: str) -> None:
+    """``kinds`` of "detector", "segmenter", "embedder"."""
+    choices = {
+        "detector": "mini, owlv2",
+        "segmenter": "mini, sam-vit-b, sam-vit-l, sam-vit-h",
+        "embedder": "mini, dinov2, dreamsim",
+    }
+    for kind in kinds:
+        real = choices[kind].split(", ")[1]
+        parser.add_argument(
+            f"--{kind}", metavar="NAME", help=f"{choices[kind]}; default: mini with --base mini, else {real}"
+        )
+    parser.add_argument(
+        "--models", type=Path, metavar="DIR", help="where their weights lie (default: $MUDI_MODELS, or ~/.cache/mudi)"
+    )
+    parser.add_argument("--download", action="store_true", help="fetch weights that are missing; without it nothing is")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.25,
+        help="least confidence of the detector, 0..1 (default: 0.25): lower finds more, higher finds surer",
+    )
+
+
+def device(args: argparse.Namespace) -> torch.device:
+    """The device asked for. Raises `BadDevice` when it is not there."""
+    import torch
+
+    wanted = args.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=wanted)
+        return torch.device(wanted)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadDevice(f"There is no device '{wanted}' here ({reason}). Use --device cpu, or auto.") from None
+
+
+def precision(args: argparse.Namespace, on: torch.device) -> str:
+    """ "fp32" or "bf16"."""
+    return str(args.precision or ("bf16" if on.type == "cuda" and args.base != MINI else "fp32"))
+
+
+def open_base(args: argparse.Namespace, on: torch.device) -> Checkpoint:
+    """The base model asked for, in the precision asked for."""
+    import torch
+
+    from ..checkpoint import open_checkpoint
+
+    _no_foreign_bars()
+    return open_checkpoint(args.base, on, torch.bfloat16 if precision(args, on) == "bf16" else torch.float32)
+
+
+def load_detector(args: argparse.Namespace, on: torch.device, talk: Talk) -> Detector:
+    from .. import backends
+
+    name = args.detector or (MINI if args.base == MINI else "owlv2")
+    return backends.load_detector(name, _weights(args, {"owlv2": "owlv2-base"}.get(name), talk), on)
+
+
+def load_segmenter(args: argparse.Namespace, on: torch.device, talk: Talk) -> Segmenter:
+    from .. import backends
+
+    name = args.segmenter or (MINI if args.base == MINI else "sam-vit-b")
+    return backends.load_segmenter(name, _weights(args, name if name.startswith("sam-vit-") else None, talk), on)
+
+
+def load_embedder(args: argparse.Namespace, on: torch.device, talk: Talk) -> Embedder:
+    from .. import backends
+
+    name = args.embedder or (MINI if args.base == MINI else "dinov2")
+    return backends.load_embedder(name, _weights(args, {"dinov2": "dinov2-base"}.get(name), talk), on)
+
+
+def _no_foreign_bars() -> None:
+    """The libraries' own progress bars would stand between ours."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _weights(args: argparse.Namespace, name: str | None, talk: Talk) -> Path | None:
+    if name is None:
+        return None
+    from .. import weights
+
+    _no_foreign_bars()
+
+    folders = () if args.models is None else (args.models,)
+    if not args.download:
+        return weights.locate(name, folders)
+    with talk.progress(f"fetching {name}") as progress:
+        return weights.locate(name, folders, download=True, on_step=progress)

@@ -1,0 +1,92 @@
+"""`prepare`: photos of one subject into a dataset."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .options import add_base, add_command, add_device, add_models, device, load_detector, load_segmenter
+from .talk import Answer, Talk
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "prepare",
+        run,
+        summary="photos of one subject into a dataset",
+        description="Finds a subject in each of its photos, cuts it out, and adds it to a dataset folder. Run it once "
+        "for each subject, with the same --out. Each photo shows the subject once; 3 to 5 in varied surroundings do.",
+        example="python -m mudi_core prepare photos/rex --token olis --class-noun dog --base mini --out dogs",
+    )
+    parser.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of JPEG, PNG or WebP files of one subject")
+    parser.add_argument(
+        "--token", required=True, metavar="WORD", help="rare word that will name it: olis, hta, ult, lun"
+    )
+    parser.add_argument("--class-noun", required=True, metavar="NOUN", help="what it is, as exact as you like: corgi")
+    parser.add_argument(
+        "--query", metavar="TEXT", help="what the detector looks for, rather general: dog (default: the class noun)"
+    )
+    add_base(parser, "mini, or your SDXL model: chooses the detector and segmenter that go with it")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DATASET", help="dataset folder, new or to be added to"
+    )
+    parser.add_argument(
+        "--masks",
+        type=Path,
+        metavar="DIR",
+        help="masks drawn by hand, white on black, as mask_<photo>.png; then nothing is detected",
+    )
+    parser.add_argument(
+        "--which",
+        choices=("exactly-one", "best"),
+        default="exactly-one",
+        help="exactly-one (default): a photo where the subject is found twice is an error; best: take the surest box",
+    )
+    parser.add_argument("--replace", action="store_true", help="replace the subject with this token if there is one")
+    add_models(parser, "detector", "segmenter")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace, talk: Talk) -> Answer:
+    from .. import storage, subjects
+
+    photos = storage.read_photos(args.photos)
+    there = storage.read_subjects(args.out) if (args.out / storage.METADATA).exists() else None
+    if there is not None:
+        talk.kept = f"{args.out} is as it was."
+    which: subjects.Which = "best" if args.which == "best" else "exactly one"
+    if args.masks is not None:
+        masks = storage.read_masks(args.masks, photos)
+        subject = subjects.subject_from_masks(photos, masks, args.token, args.class_noun, which)
+    else:
+        on = device(args)
+        detector, segmenter = load_detector(args, on, talk), load_segmenter(args, on, talk)
+        with talk.progress("finding and cutting out") as progress:
+            subject = subjects.segment_subject(
+                photos,
+                args.query or args.class_noun,
+                args.token,
+                args.class_noun,
+                detector,
+                segmenter,
+                args.threshold,
+                which,
+                progress,
+            )
+    together = subjects.add_subject(there, subject, args.replace)
+    folder = storage.write_subjects(together, args.out)
+    names = ", ".join(one.name for one in together)
+    return Answer(
+        f"{args.out}: {len(photos)} photos of {subject.name} added. Subjects in it now: {names}.",
+        {
+            "dataset": str(folder),
+            "added": subject.token,
+            "photos": len(photos),
+            "coverage": [round(float((mask > 0.5).float().mean()), 4) for mask in subject.masks],
+            "subjects": [
+                {"token": one.token, "class_noun": one.class_noun, "photos": len(one.photos)} for one in together
+            ],
+        },
+    )

@@ -1,0 +1,157 @@
+"""Subjects cut out of their photos once, small and clean, to be drawn any number of times."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .layout import Figure
+from .masks import mask_box
+from .types import BadLayout, MudiError, Subject, SubjectSet
+
+Pixels = NDArray[Any]
+"""8-bit, 0..255."""
+
+SOFT = 0.1
+"""Mask values below this are noise (of a JPEG mask, say), not a soft edge."""
+_REACH = 6
+"""Pixels by which the subject's colours are carried on; smoothing and resizing look no further beyond its edge."""
+_RIM = 400
+"""One pixel of edge, and never more than two, is taken for mixed with the background for every so many pixels of the
+cut-out's longer side."""
+_SMALLEST = 48
+"""Pixels: cut-outs are not kept in smaller copies than this."""
+
+
+class EmptyMask(MudiError):
+    """A photo whose mask shows nothing, so that there is nothing to cut out."""
+
+
+@dataclass(frozen=True, eq=False)
+class CutOut:
+    """One photo's subject without its surroundings."""
+
+    sizes: tuple[Pixels, ...]
+    """RGBA ``[h, w, 4]``, 0..255, not premultiplied: the full size, then halves of it for small figures."""
+
+    @property
+    def aspect(self) -> float:
+        """Width over height."""
+        return float(self.sizes[0].shape[1] / self.sizes[0].shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class CutOuts:
+    """A subject set, ready to be composed."""
+
+    subjects: SubjectSet
+    by_token: Mapping[str, tuple[CutOut, ...]]
+    """For each token, one cut-out per photo."""
+
+    def figure(self, token: str, photo: int = 0, mirror: bool = False) -> Figure:
+        """What a layout has to know of one cut-out. Raises `BadLayout` when the set has no such photo."""
+        return Figure(token, self.get(token, photo).aspect, photo, mirror)
+
+    def figures(self, rng: random.Random) -> list[Figure]:
+        """One figure per subject, in the set's order, each by a photo drawn at random."""
+        return [self.figure(token, rng.randrange(len(self.by_token[token]))) for token in self.subjects.tokens]
+
+    def get(self, token: str, photo: int) -> CutOut:
+        """The cut-out of one photo. Raises `BadLayout` when the set has no such subject or photo."""
+        if token not in self.by_token:
+            raise BadLayout(f"The layout names '{token}', but the subjects are: {', '.join(self.by_token)}.")
+        if not 0 <= photo < len(self.by_token[token]):
+            raise BadLayout(
+                f"The layout names photo {photo} of '{token}', which has {len(self.by_token[token])} photos."
+            )
+        return self.by_token[token][photo]
+
+
+def cut_outs(subjects: SubjectSet, max_side: int = 1024) -> CutOuts:
+    """Cut every subject out of its photos, once, no longer than `max_side` pixels (that of the largest canvas).
+
+    The crop is the box of the whole mask with its soft edge. Raises `EmptyMask` for a photo whose mask shows nothing.
+    """
+    return CutOuts(
+        subjects,
+        {
+            subject.token: tuple(_cut_out(subject, photo, max_side) for photo in range(len(subject.photos)))
+            for subject in subjects
+        },
+    )
+
+
+def drawn(cut_out: CutOut, size: tuple[int, int], mirror: bool) -> Pixels:
+    """RGBA ``[h, w, 4]`` at a width and height, from the smallest copy that is no smaller."""
+    import cv2
+
+    pixels: Pixels = cut_out.sizes[0]
+    for smaller in cut_out.sizes[1:]:
+        if smaller.shape[1] >= size[0] and smaller.shape[0] >= size[1]:
+            pixels = smaller
+    # Down by less than half: two taps see every pixel. Up: cubic is sharper.
+    grows = size[0] > pixels.shape[1] or size[1] > pixels.shape[0]
+    pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC if grows else cv2.INTER_LINEAR)
+    return cv2.flip(pixels, 1) if mirror else pixels
+
+
+def to_bytes(values: torch.Tensor) -> Pixels:
+    """Values 0..1 as 0..255, in memory of their own."""
+    return (values.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
+
+
+def _cut_out(subject: Subject, index: int, max_side: int) -> CutOut:
+    import cv2
+
+    photo, mask = subject.photos[index], subject.masks[index]
+    box = mask_box(mask, SOFT)
+    if box is None:
+        raise EmptyMask(f"{photo.name}: the mask of '{subject.token}' is empty. Draw it again or leave the photo out.")
+    # Two pixels more on each side, in which the smoothed edge runs out.
+    x0, y0 = max(box[0] - 2, 0), max(box[1] - 2, 0)
+    x1, y1 = min(box[2] + 2, photo.size[0]), min(box[3] + 2, photo.size[1])
+    rgb: Pixels
+    alpha: Pixels
+    rgb, alpha = to_bytes(photo.image[y0:y1, x0:x1]), to_bytes(mask[y0:y1, x0:x1])
+    alpha[alpha < 255 * SOFT] = 0
+    shrink = max_side / max(alpha.shape)
+    if shrink < 1:
+        size = (max(round(alpha.shape[1] * shrink), 1), max(round(alpha.shape[0] * shrink), 1))
+        rgb, alpha = (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) for pixels in (rgb, alpha))
+    rgb = _carried_on(rgb, alpha, rim=min(round(max(alpha.shape) / _RIM), 2))
+    # The stairs of a mask of zeros and ones would show where the figure is enlarged.
+    alpha = cv2.GaussianBlur(alpha, (3, 3), 0.7)
+    sizes = [np.dstack([rgb, alpha])]
+    while max(alpha.shape) >= 2 * _SMALLEST and min(alpha.shape) > 1:
+        size = ((alpha.shape[1] + 1) // 2, (alpha.shape[0] + 1) // 2)
+        rgb, alpha = (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) for pixels in (rgb, alpha))
+        rgb = _carried_on(rgb, alpha, rim=0)
+        sizes.append(np.dstack([rgb, alpha]))
+    return CutOut(tuple(sizes))
+
+
+def _carried_on(rgb: Pixels, alpha: Pixels, rim: int) -> Pixels:
+    """The picture with the subject's own colours where its edge is soft and `_REACH` pixels beyond, and black further.
+
+    A photo's edge pixels hold some of the photo's background, which would stand around the subject as a halo. They,
+    and a rim of this many pixels inside, take the colours of the nearest pixels that belong to the subject wholly.
+    """
+    import cv2
+
+    window = (2 * _REACH + 1, 2 * _REACH + 1)
+    own: Pixels = (alpha >= 250).astype(np.uint8)
+    if rim:
+        own = cv2.erode(own, np.ones((2 * rim + 1, 2 * rim + 1), np.uint8), borderValue=1)
+    # A limb thinner than its rim, or a mask that is nowhere sure, has no such pixels near: it keeps its colours.
+    own = np.where(cv2.dilate(own, np.ones(window, np.uint8)) > 0, own, alpha >= 128).astype(np.uint8)
+    weight = own.astype(np.float32)
+    total = cv2.GaussianBlur(weight, window, _REACH / 4)
+    colours = cv2.GaussianBlur(rgb * weight[..., None], window, _REACH / 4) / np.maximum(total, 1e-12)[..., None]
+    colours[total <= 1e-12] = 0
+    return np.where(own[..., None] > 0, rgb, np.rint(colours).clip(0, 255).astype(np.uint8))

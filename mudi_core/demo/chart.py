@@ -1,0 +1,80 @@
+"""The report's two drawings, as SVG that takes its colours from the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from .statistics import interval, smoothed
+
+
+def strip_chart(rows: Mapping[str, tuple[str, Sequence[float]]]) -> str:
+    """Scores of each method on one axis: a dot per picture, the mean, its 95 % interval.
+
+    ``rows``: by method, its title and its scores. The axis ends at 1 and starts at 0 or below.
+    """
+    width, left, right, row = 720, 132, 66, 58
+    low = min(0.0, *(min(scores) for _, scores in rows.values()))
+    low = -0.25 * -(low // 0.25) if low < 0 else 0.0
+    height = row * len(rows) + 30
+
+    def x(score: float) -> float:
+        return left + (score - low) / (1 - low) * (width - left - right)
+
+    parts = []
+    ticks = [low + 0.25 * i for i in range(round((1 - low) / 0.25) + 1)]
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="6" y2="{height - 24}"/>')
+        parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{height - 8}" text-anchor="middle">{tick:g}</text>')
+    for i, (name, (title, scores)) in enumerate(rows.items()):
+        middle = i * row + row / 2
+        mean = sum(scores) / len(scores)
+        start, end = interval(scores)
+        parts.append(f'<g class="method-{escape(name)}">')
+        parts.append(
+            f'<text class="label" x="{left - 16}" y="{middle + 5:.1f}" text-anchor="end">{escape(title)}</text>'
+        )
+        for number, score in enumerate(scores):
+            away = (number * 7 % 11 - 5) * 2.2  # spread up and down so that equal scores stay countable
+            parts.append(f'<circle class="dot" cx="{x(score):.1f}" cy="{middle + away:.1f}" r="4"/>')
+        parts.append(
+            f'<line class="whisker" x1="{x(start):.1f}" x2="{x(end):.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
+        )
+        parts.append(f'<circle class="mean" cx="{x(mean):.1f}" cy="{middle:.1f}" r="7"/>')
+        parts.append(f'<text class="value" x="{width - right + 16}" y="{middle + 6:.1f}">{mean:.2f}</text></g>')
+    words = ", ".join(f"{title} {sum(scores) / len(scores):.2f}" for title, scores in rows.values())
+    return _svg(width, height, f"Mean scores: {words}", parts)
+
+
+def loss_chart(losses: Mapping[str, tuple[str, Sequence[float]]]) -> str:
+    """Training losses by method as means of equal stretches. ``losses``: by method, title and loss per step."""
+    width, height, left, bottom = 720, 210, 56, 30
+    curves = {name: smoothed(values) for name, (_, values) in losses.items()}
+    top = max(max(curve) for curve in curves.values()) * 1.08 or 1.0
+    steps = max(len(values) for _, values in losses.values())
+
+    def y(loss: float) -> float:
+        return 8 + (1 - loss / top) * (height - bottom - 8)
+
+    parts = []
+    for share in (0.0, 0.5, 1.0):
+        level = share * top / 1.08
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - 8}" y1="{y(level):.1f}" y2="{y(level):.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 8}" y="{y(level) + 4:.1f}" text-anchor="end">{level:.2g}</text>')
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        at = left + share * (width - left - 8)
+        anchor = "end" if share == 1 else "middle"
+        parts.append(
+            f'<text class="tick" x="{at:.1f}" y="{height - 8}" text-anchor="{anchor}">{round(share * steps)}</text>'
+        )
+    for name, curve in curves.items():
+        points = " ".join(
+            f"{left + (i + 0.5) / len(curve) * (width - left - 8):.1f},{y(loss):.1f}" for i, loss in enumerate(curve)
+        )
+        parts.append(f'<polyline class="curve method-{escape(name)}" points="{points}"/>')
+    return _svg(width, height, "Training loss over the steps", parts)
+
+
+def _svg(width: int, height: int, words: str, parts: Sequence[str]) -> str:
+    body = "\n".join(parts)
+    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(words)}">\n{body}\n</svg>'

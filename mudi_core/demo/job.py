@@ -1,0 +1,242 @@
+"""The demo's job: draw photos of two characters, prepare them, train twice, sample three ways, compare, report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .. import storage
+from ..backends import load_detector, load_embedder, load_segmenter
+from ..checkpoint import MINI, Checkpoint, open_checkpoint
+from ..compare import References, compare
+from ..cutouts import CutOuts, cut_outs
+from ..generate import Picture, default_prompt, generate
+from ..mini.world import PAIRS, SubjectSpec, photo
+from ..progress import Progress, Update, silent
+from ..segmix import SegMixConfig, segmix
+from ..subjects import segment_subject
+from ..train.config import Method
+from ..train.loop import TrainResult, train
+from ..train.lora import apply_lora, lora_metadata, save_lora
+from ..train.loss import NoiseSchedule
+from ..train.plan import make_plan
+from ..types import Comparison, Mix, MudiError, Subject, SubjectSet
+from .settings import ARMS, DemoSettings
+from .statistics import interval
+
+log = logging.getLogger(__name__)
+
+Pair = tuple[SubjectSpec, SubjectSpec]
+SHEET = 12
+"""Compositions on the report's Seg-Mix sheet."""
+
+
+class BadDemo(MudiError):
+    """A pair that does not exist, or a folder that cannot be written."""
+
+
+@dataclass(frozen=True, eq=False)
+class DemoResult:
+    """Everything the page shows."""
+
+    pair: Pair
+    seed: int
+    settings: DemoSettings
+    subjects: SubjectSet
+    cutouts: CutOuts
+    sheet: tuple[Mix, ...]
+    losses: dict[Method, tuple[float, ...]]
+    pictures: dict[str, tuple[Picture, ...]]
+    """By method, in the order of the seeds."""
+    comparisons: dict[str, tuple[Comparison, ...]]
+    prompt: str
+    seconds: dict[str, float]
+
+    def scores(self, method: str) -> list[float]:
+        return [comparison.score for comparison in self.comparisons[method]]
+
+    def both_found(self, method: str) -> int:
+        """Pictures in which every subject is there once, as itself."""
+        return sum(all(v.status == "found" for v in c.verdicts) and c.count_is_right for c in self.comparisons[method])
+
+
+@dataclass
+class _Clock:
+    """Announces stages and notes how long each took."""
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, words: str) -> Iterator[Update]:
+        begun = time.monotonic()
+        with self.progress(words) as update:
+            yield update
+        self.seconds[name] = self.seconds.get(name, 0.0) + round(time.monotonic() - begun, 2)
+
+
+def run_demo(out: Path, pair: int = 0, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
+    """The demo with one of the reported pairs; gives what it wrote to report.json. Raises `BadDemo`."""
+    from .page import page
+
+    if not 0 <= pair < len(PAIRS):
+        raise BadDemo(f"There is no pair {pair}; there are 0 to {len(PAIRS) - 1}.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").unlink(missing_ok=True)  # an old report must not stand beside new pictures
+    except OSError as error:
+        raise BadDemo(f"{out} cannot be written: {error.strerror}. Choose another folder with --out.") from error
+    result = measure(out, PAIRS[pair], seed, progress=progress)
+    report = as_json(result, pair)
+    (out / "report.html").write_text(page(result, report), encoding="utf-8")
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def measure(
+    out: Path, pair: Pair, seed: int = 0, settings: DemoSettings | None = None, progress: Progress = silent
+) -> DemoResult:
+    """The job without the page: any pair, any settings. Photos, dataset, LoRAs and pictures are left in ``out``."""
+    settings = settings or DemoSettings()
+    clock = _Clock(progress)
+    with clock.stage("photos", "drawing photos"):
+        folders = [draw_photos(out / "photos", spec, seed, settings) for spec in pair]
+    with clock.stage("prepare", "finding and cutting out") as update:
+        subjects = _prepare(folders, pair, settings, update)
+        storage.write_subjects(subjects, out / "dataset")
+        cutouts = cut_outs(subjects, max_side=settings.size)
+    with clock.stage("segmix", "composing the Seg-Mix sheet"):
+        mix_config = SegMixConfig(size=(settings.size, settings.size), layout=settings.layout)
+        sheet = tuple(segmix(cutouts, random.Random(f"{seed}/sheet/{i}"), mix_config) for i in range(SHEET))
+
+    checkpoint = open_checkpoint(MINI)
+    trained: dict[Method, TrainResult] = {}
+    methods: tuple[Method, ...] = tuple(dict.fromkeys(arm.training for arm in ARMS.values()))
+    for method in methods:
+        with clock.stage(f"train_{method}", f"training with {method}") as update:
+            trained[method] = _train(checkpoint, subjects, method, seed, settings, out, update)
+
+    prompt = default_prompt(subjects)
+    pictures: dict[str, tuple[Picture, ...]] = {}
+    for name, arm in ARMS.items():
+        with clock.stage("generate", f"pictures by {arm.title}") as update:
+            config = settings.generate_config(prompt, arm.with_start, seed)
+            with apply_lora(checkpoint.unet, trained[arm.training].state):
+                pictures[name] = tuple(generate(checkpoint, cutouts, config, update))
+            _save_pictures(pictures[name], out / "pictures" / name)
+
+    comparisons: dict[str, tuple[Comparison, ...]] = {}
+    with clock.stage("compare", "comparing") as update:
+        detector, embedder = load_detector(MINI, None, checkpoint.device), load_embedder(MINI, None, checkpoint.device)
+        references = References(subjects, embedder, settings.cut_out_references)
+        for i, name in enumerate(ARMS):
+            comparisons[name] = tuple(
+                compare(p.image, references, detector, embedder, threshold=settings.threshold) for p in pictures[name]
+            )
+            update(i + 1, len(ARMS))
+    losses = {method: result.losses for method, result in trained.items()}
+    return DemoResult(
+        pair, seed, settings, subjects, cutouts, sheet, losses, pictures, comparisons, prompt, clock.seconds
+    )
+
+
+def draw_photos(folder: Path, spec: SubjectSpec, seed: int, settings: DemoSettings) -> Path:
+    """Photos of one character as JPEG files, as a user would have them."""
+    place = folder / spec.token
+    place.mkdir(parents=True, exist_ok=True)
+    for number in range(settings.photos):
+        rng = random.Random(f"{seed}/{spec.token}/{number}")
+        picture = photo(spec.character, rng, settings.photo_side).image
+        Image.fromarray(np.ascontiguousarray(picture)).save(place / f"photo_{number + 1}.jpg", quality=92)
+    return place
+
+
+def _prepare(folders: list[Path], pair: Pair, settings: DemoSettings, update: Update) -> SubjectSet:
+    import torch
+
+    cpu = torch.device("cpu")
+    detector, segmenter = load_detector(MINI, None, cpu), load_segmenter(MINI, None, cpu)
+    found: list[Subject] = []
+    for folder, spec in zip(folders, pair, strict=True):
+        photos = storage.read_photos(folder)
+
+        def cut(done: int, total: int, before: int = len(found)) -> None:
+            update(before * total + done, len(pair) * total)
+
+        found.append(
+            segment_subject(
+                photos,
+                spec.class_noun,
+                spec.token,
+                spec.class_noun,
+                detector,
+                segmenter,
+                settings.threshold,
+                "best",
+                cut,
+            )
+        )
+    return SubjectSet(tuple(found))
+
+
+def _train(
+    checkpoint: Checkpoint,
+    subjects: SubjectSet,
+    method: Method,
+    seed: int,
+    settings: DemoSettings,
+    out: Path,
+    update: Update,
+) -> TrainResult:
+    config = settings.train_config(method, seed)
+    plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.encode_text)
+    schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
+    result = train(
+        checkpoint.unet, plan, config, schedule, lambda step, total, loss: update(step, total, f"loss {loss:.3f}")
+    )
+    about = lora_metadata(config, subjects, base=checkpoint.name, plan_hash=plan.plan_hash)
+    save_lora(out / f"{method}.safetensors", result.state, about)
+    return result
+
+
+def _save_pictures(pictures: tuple[Picture, ...], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        levels = (picture.image.numpy() * 255).round().astype(np.uint8)
+        Image.fromarray(levels).save(folder / f"{picture.number:02d}.png")
+
+
+def as_json(result: DemoResult, pair: int) -> dict[str, Any]:
+    """What report.json holds."""
+    methods = {}
+    for name, arm in ARMS.items():
+        scores = result.scores(name)
+        methods[name] = {
+            "title": arm.title,
+            "dc": [round(score, 4) for score in scores],
+            "mean": round(sum(scores) / len(scores), 4),
+            "interval": [round(bound, 4) for bound in interval(scores)],
+            "right_count": sum(comparison.count_is_right for comparison in result.comparisons[name]),
+            "both_found": result.both_found(name),
+        }
+    return {
+        "pair": pair,
+        "subjects": [
+            {"token": spec.token, "class_noun": spec.class_noun, "looks": spec.character.describe()}
+            for spec in result.pair
+        ],
+        "seed": result.seed,
+        "prompt": result.prompt,
+        "methods": methods,
+        "seconds": result.seconds,
+    }

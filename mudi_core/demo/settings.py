@@ -1,0 +1,98 @@
+"""What the embedded family is used with. Every value here was chosen on `DEV_PAIRS`, never on the pairs of the demo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..generate import GenerateConfig
+from ..layout import LayoutConfig
+from ..train.config import Method, TrainConfig
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to make the pictures: which LoRA, and with how strong a start."""
+
+    title: str
+    training: Method
+    with_start: bool
+    about: str
+    """A sentence for the reader of the report."""
+
+
+ARMS: dict[str, Arm] = {
+    "dreambooth": Arm(
+        "DreamBooth", "dreambooth", False, "A LoRA trained on the photos alone, and pictures from plain noise."
+    ),
+    "segmix": Arm(
+        "Seg-Mix", "segmix", False, "The same, but trained on Seg-Mix images too; pictures still from plain noise."
+    ),
+    "mudi": Arm(
+        "MuDI", "segmix", True, "The Seg-Mix LoRA, and noise whose mean was shifted towards both characters' cut-outs."
+    ),
+}
+"""The report's methods by their names in report.json. They share photos, steps, seeds and noise."""
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Sizes, strengths and counts of the demo; the command line takes them as defaults for ``--base mini``."""
+
+    photos: int = 5
+    """Photos of each character."""
+    photo_side: int = 320
+    """Pixels."""
+    size: int = 128
+    """Side of training images and pictures in pixels."""
+
+    train_steps: int = 400
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    rank: int = 16
+    segmix_prob: float = 0.3
+    background_weight: float = 1.0
+    dco_beta: float = 0.0
+    """0: plain mean squared error; so small a model needs no holding back."""
+    min_snr_gamma: float | None = None
+
+    pictures: int = 16
+    """Pictures of each method."""
+    sampler_steps: int = 20
+    guidance: float = 4.0
+    gamma: float = 1.0
+    layout: LayoutConfig = field(default_factory=lambda: LayoutConfig(max_overlap=0.2))
+    """Of compositions and of starts."""
+
+    threshold: float = 0.25
+    """Least confidence of the detector, in the photos and in the pictures."""
+    cut_out_references: bool = True
+    """Compare with the subjects cut out, as the figures in the pictures are."""
+
+    def train_config(self, method: Method, seed: int) -> TrainConfig:
+        return TrainConfig(
+            method=method,
+            steps=self.train_steps,
+            batch_size=self.batch_size,
+            seed=seed,
+            resolution=self.size,
+            learning_rate=self.learning_rate,
+            rank=self.rank,
+            segmix_prob=self.segmix_prob,
+            layout=self.layout,
+            background_weight=self.background_weight,
+            dco_beta=self.dco_beta,
+            min_snr_gamma=self.min_snr_gamma,
+        )
+
+    def generate_config(self, prompt: str, with_start: bool, seed: int) -> GenerateConfig:
+        return GenerateConfig(
+            prompt=prompt,
+            size=(self.size, self.size),
+            steps=self.sampler_steps,
+            guidance=self.guidance,
+            gamma=self.gamma if with_start else 0.0,
+            count=self.pictures,
+            seed=seed,
+            batch_size=8,
+            layout=self.layout,
+        )

@@ -1,0 +1,112 @@
+"""SDXL from disk: a folder as diffusers writes it, or a single file, without the network.
+
+The JSON files here are the configurations of SDXL's components, in the folders diffusers expects; with the embedded
+family's tokenizer, which is CLIP's, they stand in for what diffusers would fetch when it reads a single file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..types import MudiError
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+
+CONFIGS = Path(__file__).parent
+LINK = "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0 (sd_xl_base_1.0.safetensors, 6.9 GB)"
+
+
+class BadCheckpointFile(MudiError):
+    """A base model that cannot be read, or that is not SDXL."""
+
+
+def read_folder(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    """SDXL in diffusers' layout. Raises `BadCheckpointFile`."""
+    from diffusers import StableDiffusionXLPipeline
+
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise BadCheckpointFile(
+            f"{path} is not a model folder in diffusers' layout: it has no model_index.json. Name the folder that has "
+            f"it, or a single SDXL file, e.g. from {LINK}."
+        )
+    try:
+        kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        if kind != "StableDiffusionXLPipeline":
+            raise BadCheckpointFile(f"{path} holds a {kind}; only SDXL (StableDiffusionXLPipeline) can be used.")
+        return StableDiffusionXLPipeline.from_pretrained(
+            str(path), torch_dtype=dtype, local_files_only=True, use_safetensors=True, add_watermarker=False
+        )
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise BadCheckpointFile(
+            f"{path} could not be read ({_first_line(error)}). Is a file missing or cut off?"
+        ) from error
+
+
+def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    """SDXL as one ``.safetensors`` file with Stability's names. Raises `BadCheckpointFile`."""
+    from diffusers import StableDiffusionXLPipeline
+
+    _check_file(path)
+    from ..mini.family import tokenizer
+
+    try:
+        pipeline = StableDiffusionXLPipeline.from_single_file(
+            str(path),
+            config=str(CONFIGS),
+            tokenizer=tokenizer(),
+            tokenizer_2=tokenizer("!"),
+            torch_dtype=dtype,
+            local_files_only=True,
+            add_watermarker=False,
+        )
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise BadCheckpointFile(
+            f"{path} could not be read as SDXL ({_first_line(error)}). Download it again."
+        ) from error
+    if any(p.is_meta for model in (pipeline.unet, pipeline.text_encoder_2) for p in model.parameters()):
+        raise BadCheckpointFile(f"{path} lacks some of SDXL's weights. Use a whole SDXL checkpoint, e.g. from {LINK}.")
+    return pipeline
+
+
+_SDXL_KEYS: Mapping[str, str] = {
+    "model.diffusion_model.input_blocks.0.0.weight": "a U-Net",
+    "model.diffusion_model.label_emb.0.0.weight": "SDXL's U-Net",
+    "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight": "SDXL's first text encoder",
+    "conditioner.embedders.1.model.ln_final.weight": "SDXL's second text encoder",
+    "first_stage_model.decoder.conv_in.weight": "a VAE",
+}
+
+
+def _check_file(path: Path) -> None:
+    """Look into the file's header for what makes a text-to-image SDXL, before gigabytes are read."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        raise BadCheckpointFile(
+            f"{path} is not a .safetensors file. Other formats can run code when they are read; get the same model as "
+            f".safetensors, e.g. from {LINK}."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+            lacking = [what for key, what in _SDXL_KEYS.items() if key not in keys]
+            if lacking:
+                raise BadCheckpointFile(
+                    f"{path} has no {lacking[0].removeprefix('a ')}: it is no whole SDXL checkpoint (perhaps a LoRA, "
+                    f"a refiner, SD 1.5 or another model). Use one, e.g. from {LINK}."
+                )
+            channels = file.get_slice("model.diffusion_model.input_blocks.0.0.weight").get_shape()[1]
+    except (OSError, SafetensorError) as error:
+        raise BadCheckpointFile(f"{path} is not a whole safetensors file ({error}). Download it again.") from error
+    if channels != 4:
+        raise BadCheckpointFile(f"{path} is made for inpainting ({channels} channels). Use a plain SDXL checkpoint.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

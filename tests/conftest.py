@@ -1,0 +1,64 @@
+"""What several test files need: the embedded family with random weights, and a small drawn dataset."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from mudi_core.mini import family
+from mudi_core.mini.world import PAIRS, photo
+from mudi_core.storage import write_subjects
+from mudi_core.types import Photo, Subject, SubjectSet
+
+PARTS = ("vae", "unet", "text_encoder", "text_encoder_2")
+
+
+@pytest.fixture
+def random_mini(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded SDXL with fresh weights from a fixed seed: its pictures are noise, the rest is real."""
+
+    def untrained(model: torch.nn.Module, name: str) -> torch.nn.Module:
+        generator = torch.Generator().manual_seed(0)
+        for key, parameter in model.named_parameters():
+            if parameter.requires_grad and parameter.ndim > 1:
+                fan_in = parameter[0].numel()
+                parameter.data = torch.randn(parameter.shape, generator=generator) / fan_in**0.5
+            elif parameter.requires_grad:
+                parameter.data.fill_(float(key.endswith("weight")))
+        return model.eval().requires_grad_(False)
+
+    monkeypatch.setattr(family, "_load", untrained)
+
+
+@pytest.fixture(scope="session")
+def mini_weights() -> None:
+    """Skips where the embedded family's weights are not part of the checkout."""
+    missing = [
+        name for name in (*PARTS, "owlv2", "sam", "dinov2") if not (family.WEIGHTS / f"{name}.safetensors").is_file()
+    ]
+    if missing:
+        pytest.skip(f"no embedded weights: {', '.join(missing)}")
+
+
+@pytest.fixture(scope="session")
+def drawn_subjects() -> SubjectSet:
+    """The first pair of held-out characters: two photos of 96 px each, with their true masks."""
+    subjects = []
+    for spec in PAIRS[0]:
+        drawn = [photo(spec.character, random.Random(f"{spec.token}/{i}"), 96) for i in range(2)]
+        photos = tuple(
+            Photo(f"{spec.token}_{i}.png", torch.from_numpy(one.image.copy()).float() / 255)
+            for i, one in enumerate(drawn)
+        )
+        masks = tuple(torch.from_numpy(one.masks[0]).float() for one in drawn)
+        subjects.append(Subject(spec.token, spec.class_noun, photos, masks))
+    return SubjectSet(tuple(subjects))
+
+
+@pytest.fixture(scope="session")
+def drawn_dataset(drawn_subjects: SubjectSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a dataset folder."""
+    return write_subjects(drawn_subjects, tmp_path_factory.mktemp("drawn") / "dataset")

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "mudi_core"
+MODULES = sorted(path for path in CORE.rglob("*.py"))
+
+FLOORS = (
+    ("types", "progress"),
+    ("boxes", "masks", "weights", "photos"),
+    ("mini",),
+    ("sdxl",),
+    ("backends", "layout"),
+    ("cutouts",),
+    ("segmix",),
+    ("subjects", "storage", "init_latent", "compare", "train"),
+    ("checkpoint",),
+    ("generate",),
+    ("demo",),
+    ("cli",),
+    ("__main__",),
+)
+"""The house from the ground up. A room knows those below it and those beside it, never those above."""
+
+ALLOWED_UP = {
+    # The embedded family is made of what the backends are made for; it hands out finished ones.
+    ("mini", "backends"),
+    ("mini", "compare"),
+    ("mini", "segmix"),
+    ("mini", "checkpoint"),
+    ("mini", "generate"),
+    ("mini", "demo"),
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(CORE).parts[0].removesuffix(".py")
+
+
+def floor(name: str) -> int:
+    levels = [i for i, rooms in enumerate(FLOORS) if name in rooms]
+    assert levels, f"{name} is a new room: say in FLOORS where it stands"
+    return levels[0]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms that a module's relative imports lead to, lazy ones included."""
+    package = path.relative_to(CORE).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            above = package[: len(package) - node.level + 1]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {(*above, *name.split("."))[0] for name in names}
+    return found - {room(path)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(CORE)))
+def test_imports_only_go_down(path: Path) -> None:
+    if path == CORE / "__init__.py":
+        return
+    for name in imported_rooms(path):
+        if (room(path), name) not in ALLOWED_UP:
+            assert floor(name) <= floor(room(path)), f"{path.relative_to(ROOT)} reaches up to {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(CORE)))
+def test_the_library_uses_relative_imports_and_no_comfyui(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        for name in names:
+            assert name.split(".")[0] not in ("mudi_core", "comfy", "comfy_api", "folder_paths", "nodes", "server")
+
+
+def run(script: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_module_loads_without_comfyui() -> None:
+    """And none of them changes the random state or torch's global settings by being loaded."""
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in MODULES
+        if path.name != "__main__.py"
+    ]
+    script = """
+import importlib, sys
+class NoComfy:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server"):
+            raise ImportError(f"{name} was imported")
+sys.meta_path.insert(0, NoComfy())
+import torch
+before = torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+after = torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()
+assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+print(len(sys.argv) - 1)
+"""
+    assert int(run(script, *names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("mudi_core", "torch transformers diffusers peft cv2 segment_anything PIL"),
+        ("mudi_core.cli", "torch transformers diffusers peft cv2 segment_anything PIL"),
+        ("mudi_core.types", "torch transformers diffusers peft cv2 segment_anything PIL"),
+        ("mudi_core.backends", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.subjects", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.segmix", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.compare", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.checkpoint", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.generate", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.train.loop", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.mini.family", "transformers diffusers peft cv2 segment_anything"),
+    ],
+)
+def test_loading_is_light(module: str, heavy: str) -> None:
+    script = f"import sys, {module}\nprint(sorted(set(sys.modules) & set({heavy.split()})))"
+    assert run(script).strip() == "[]"
+
+
+def test_the_pack_itself_can_be_imported_anywhere() -> None:
+    script = f"""
+import importlib.util, inspect
+spec = importlib.util.spec_from_file_location("pack", {str(ROOT / "__init__.py")!r})
+pack = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
+print(inspect.iscoroutinefunction(pack.comfy_entrypoint))
+"""
+    assert run(script).strip() == "True"
+
+
+def test_no_module_is_a_drawer_for_everything() -> None:
+    names = {path.stem for path in MODULES}
+    assert not names & {"utils", "util", "helpers", "common", "misc", "base"}

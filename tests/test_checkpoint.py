@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from sdxl_file import tiny_sdxl, write_single_file
+
+from mudi_core import checkpoint as module
+from mudi_core import sdxl
+from mudi_core.checkpoint import EncodersReleased, MissingCheckpoint, open_checkpoint
+from mudi_core.mini.family import MissingMiniWeights
+from mudi_core.sdxl import BadCheckpointFile
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SDXL's architecture in a few channels, as diffusers writes it."""
+    folder = tmp_path_factory.mktemp("tiny") / "sdxl"
+    tiny_sdxl(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single_file(tiny: Path) -> Path:
+    """The same weights under the names of the single files."""
+    path = tiny.parent / "tiny.safetensors"
+    write_single_file(tiny, path)
+    return path
+
+
+@pytest.fixture
+def tiny_config(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own configurations, in the tiny model's sizes."""
+    folder = tmp_path / "configs"
+    shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*"))
+    monkeypatch.setattr(sdxl, "CONFIGS", folder)
+
+
+def test_the_embedded_model_answers_in_sdxl_shapes(random_mini: None) -> None:
+    checkpoint = open_checkpoint("mini")
+    context, pooled = checkpoint.encode_text(["a photo of olis cat", ""])
+    assert context.shape[:2] == (2, 77) and context.shape[2] == checkpoint.unet.config.cross_attention_dim
+    width = checkpoint.unet.config.projection_class_embeddings_input_dim - 6 * 256
+    assert pooled.shape == (2, width)
+    images = torch.rand(3, 64, 96, 3)
+    latents = checkpoint.encode_image(images)
+    assert latents.shape == (3, 4, 8, 12)
+    assert checkpoint.decode(latents).shape == images.shape
+    assert checkpoint.negative_prompt == "" and checkpoint.side == 128
+
+
+def test_text_is_encoded_as_the_pipeline_does(random_mini: None) -> None:
+    checkpoint = open_checkpoint("mini")
+    words = ["a photo of olis cat and hta cat"]
+    context, pooled = checkpoint.encode_text(words)
+    theirs = checkpoint.pipeline().encode_prompt(words, device=torch.device("cpu"), do_classifier_free_guidance=False)
+    torch.testing.assert_close(context, theirs[0])
+    torch.testing.assert_close(pooled, theirs[2])
+
+
+def test_an_image_is_encoded_as_the_pipeline_decodes(random_mini: None) -> None:
+    checkpoint = open_checkpoint("mini")
+    image = torch.rand(1, 32, 32, 3)
+    latents = checkpoint.encode_image(image)
+    vae = checkpoint.pipeline().vae
+    expected = vae.encode(image.movedim(-1, 1) * 2 - 1).latent_dist.mode()
+    torch.testing.assert_close(latents, expected)
+    decoded = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+    torch.testing.assert_close(checkpoint.decode(latents * checkpoint.latent_scale), decoded)
+
+
+def test_batches_do_not_change_what_is_encoded(random_mini: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint("mini")
+    images = torch.rand(3, 32, 32, 3)
+    together = checkpoint.encode_image(images)
+    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 1)
+    torch.testing.assert_close(checkpoint.encode_image(images), together, atol=1e-4, rtol=1e-4)
+
+
+def test_a_long_caption_is_cut_with_a_warning(random_mini: None, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = open_checkpoint("mini")
+    context, _ = checkpoint.encode_text(["cat " * 100])
+    assert context.shape[1] == 77 and "only the first 75 tokens" in caplog.text
+
+
+def test_released_encoders_say_so(random_mini: None) -> None:
+    checkpoint = open_checkpoint("mini")
+    checkpoint.release_encoders()
+    with pytest.raises(EncodersReleased, match="Open the base model again"):
+        checkpoint.encode_text(["a"])
+    assert checkpoint.unet is not None and checkpoint.latent_scale == 0.13025
+
+
+def test_the_pipelines_scheduler_is_its_own(random_mini: None) -> None:
+    checkpoint = open_checkpoint("mini")
+    pipeline = checkpoint.pipeline()
+    pipeline.scheduler.set_timesteps(3)
+    assert len(checkpoint.scheduler.timesteps) == 1000
+
+
+def test_missing_embedded_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("mudi_core.mini.family.WEIGHTS", tmp_path)
+    with pytest.raises(MissingMiniWeights, match="unet.safetensors"):
+        open_checkpoint("mini")
+
+
+def test_a_folder_is_read(tiny: Path) -> None:
+    checkpoint = open_checkpoint(tiny)
+    assert checkpoint.name == "sdxl" and checkpoint.side == 64
+    assert checkpoint.negative_prompt == "sticker, collage"
+    assert not any(parameter.requires_grad for parameter in checkpoint.unet.parameters())
+
+
+def test_a_single_file_is_the_same_model_as_its_folder(tiny: Path, single_file: Path, tiny_config: None) -> None:
+    folder, file = open_checkpoint(tiny), open_checkpoint(single_file)
+    weights = file.unet.state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in folder.unet.state_dict().items())
+    words = ["a photo of olis corgi", "two dogs"]
+    for one, other in zip(folder.encode_text(words), file.encode_text(words), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    image = torch.rand(1, 32, 32, 3)
+    torch.testing.assert_close(folder.encode_image(image), file.encode_image(image), rtol=0, atol=1e-6)
+    assert folder.latent_scale == file.latent_scale == 0.13025
+
+
+def test_a_single_file_needs_no_network(single_file: Path, tiny_config: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise AssertionError("went online")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    open_checkpoint(single_file)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_vae_stays_in_float32(tiny: Path, dtype: torch.dtype) -> None:
+    checkpoint = open_checkpoint(tiny, dtype=dtype)
+    assert checkpoint.unet.dtype == dtype
+    assert checkpoint.encode_image(torch.rand(1, 32, 32, 3)).dtype == torch.float32
+    assert checkpoint.encode_text(["a"])[0].dtype == dtype
+
+
+@pytest.mark.parametrize("base", ["nothing.safetensors", "no/such/folder"])
+def test_a_missing_base_model_names_folder_and_link(base: str, tmp_path: Path) -> None:
+    with pytest.raises(MissingCheckpoint) as error:
+        open_checkpoint(tmp_path / base)
+    assert str((tmp_path / base).parent) in str(error.value) and "https://" in str(error.value)
+
+
+def test_what_is_no_sdxl_file_is_refused_with_the_reason(tmp_path: Path, single_file: Path, tiny_config: None) -> None:
+    from safetensors.torch import load_file
+
+    def refused(name: str, reason: str) -> None:
+        with pytest.raises(BadCheckpointFile, match=reason):
+            open_checkpoint(tmp_path / name)
+
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x04pickle")
+    refused("model.ckpt", "can run code")
+    (tmp_path / "text.safetensors").write_text("this is not a model")
+    refused("text.safetensors", "not a whole safetensors file")
+    (tmp_path / "cut.safetensors").write_bytes(single_file.read_bytes()[:-1000])
+    refused("cut.safetensors", "not a whole safetensors file")
+    save_file({"lora_unet_x.alpha": torch.ones(1)}, tmp_path / "lora.safetensors")
+    refused("lora.safetensors", "no whole SDXL checkpoint")
+    weights = load_file(single_file)
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    save_file({**weights, key: weights[key].repeat(1, 2, 1, 1)}, tmp_path / "inpaint.safetensors")
+    refused("inpaint.safetensors", "inpainting")
+    lacking = {k: v for k, v in weights.items() if "middle_block" not in k}
+    save_file(lacking, tmp_path / "lacking.safetensors")
+    refused("lacking.safetensors", "lacks some|could not be read")
+
+
+def test_what_is_no_sdxl_folder_is_refused_with_the_reason(tmp_path: Path, tiny: Path) -> None:
+    with pytest.raises(BadCheckpointFile, match="no model_index.json"):
+        open_checkpoint(tmp_path)
+    shutil.copytree(tiny, tmp_path / "cut")
+    next((tmp_path / "cut" / "unet").glob("*.safetensors")).unlink()
+    with pytest.raises(BadCheckpointFile, match="could not be read"):
+        open_checkpoint(tmp_path / "cut")
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(BadCheckpointFile, match="FluxPipeline"):
+        open_checkpoint(tmp_path)
+
+
+def test_the_real_configurations_are_sdxls() -> None:
+    """2,567,463,684 parameters in the U-Net, as published; and LoRAs of rank 32 on its attention have 46.4 million."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    def count(model: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(sdxl.CONFIGS / "unet"))
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(sdxl.CONFIGS / "vae"))
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(sdxl.CONFIGS / "text_encoder"))
+        text_2 = CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(sdxl.CONFIGS / "text_encoder_2"))
+    assert count(unet) == 2_567_463_684
+    assert count(vae) == 83_653_863
+    assert count(text) == 123_060_480
+    assert count(text_2) == 694_659_840
+    attention = [layer for name, layer in unet.named_modules() if name.endswith(("to_q", "to_k", "to_v", "to_out.0"))]
+    lora = sum(32 * (layer.in_features + layer.out_features) for layer in attention)
+    assert round(lora / 1e6, 1) == 46.4
+
+
+@pytest.mark.full_size
+def test_a_full_size_file_trains_one_step(tmp_path: Path) -> None:
+    """A single file of SDXL's true size with random weights: 6.9 GB on disk, about 12 GB of memory, some minutes."""
+    from sdxl_file import full_size_sdxl
+
+    from mudi_core.train.config import TrainConfig
+    from mudi_core.train.loop import train
+    from mudi_core.train.loss import NoiseSchedule
+    from mudi_core.train.plan import make_plan
+    from mudi_core.types import Photo, Subject, SubjectSet
+
+    path = tmp_path / "full.safetensors"
+    full_size_sdxl(path)
+    checkpoint = open_checkpoint(path, dtype=torch.bfloat16)
+    assert checkpoint.side == 1024
+    photo, mask = Photo("a.png", torch.rand(256, 256, 3)), torch.ones(256, 256)
+    subjects = SubjectSet(tuple(Subject(token, "dog", (photo,), (mask,)) for token in ("olis", "hta")))
+    config = TrainConfig(steps=1, batch_size=1, resolution=256, precision="bf16", dco_beta=0, rank=32)
+    plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.encode_text)
+    checkpoint.release_encoders()
+    schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
+    result = train(checkpoint.unet, plan, config, schedule)
+    assert len(result.state) == 3 * 560

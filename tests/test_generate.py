@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mudi_core.checkpoint import Checkpoint, open_checkpoint
+from mudi_core.cutouts import CutOuts, cut_outs
+from mudi_core.generate import (
+    BadGenerateConfig,
+    CannotWritePictures,
+    GenerateConfig,
+    PictureFolder,
+    _start,
+    default_prompt,
+    draw_layout,
+    generate,
+)
+from mudi_core.init_latent import init_latent
+from mudi_core.segmix import compose
+from mudi_core.types import SubjectSet
+
+CONFIG = GenerateConfig("a photo of olis cat and hta cat", steps=2, count=3, batch_size=2, guidance=3.0, size=(64, 64))
+
+
+@pytest.fixture
+def checkpoint(random_mini: None) -> Checkpoint:
+    return open_checkpoint("mini")
+
+
+@pytest.fixture(scope="module")
+def cutouts(drawn_subjects: SubjectSet) -> CutOuts:
+    return cut_outs(drawn_subjects, max_side=64)
+
+
+def images(checkpoint: Checkpoint, cutouts: CutOuts, config: GenerateConfig) -> torch.Tensor:
+    return torch.stack([picture.image for picture in generate(checkpoint, cutouts, config)])
+
+
+def test_a_run_can_be_repeated_and_another_seed_gives_other_pictures(checkpoint: Checkpoint, cutouts: CutOuts) -> None:
+    first = images(checkpoint, cutouts, CONFIG)
+    assert first.shape == (3, 64, 64, 3) and 0 <= first.min() and first.max() <= 1
+    assert torch.equal(first, images(checkpoint, cutouts, CONFIG))
+    assert not torch.allclose(first, images(checkpoint, cutouts, replace(CONFIG, seed=1)), atol=1e-3)
+
+
+def test_a_picture_hangs_on_its_number_and_not_on_its_batch(checkpoint: Checkpoint, cutouts: CutOuts) -> None:
+    together = images(checkpoint, cutouts, CONFIG)
+    alone = images(checkpoint, cutouts, replace(CONFIG, batch_size=1, count=2))
+    torch.testing.assert_close(together[:2], alone, atol=2e-3, rtol=0)
+
+
+def test_gamma_0_is_the_plain_pipeline(checkpoint: Checkpoint, cutouts: CutOuts) -> None:
+    config = replace(CONFIG, gamma=0.0, count=1)
+    canvas = compose(draw_layout(cutouts, config, 0, (64, 64)), cutouts)
+    eps = _start(checkpoint, canvas, config, 0)
+    assert 0.8 < eps.std() < 1.2
+    pipeline = checkpoint.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    plain = pipeline(
+        prompt=config.prompt,
+        negative_prompt="",
+        latents=eps,
+        width=64,
+        height=64,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(images(checkpoint, cutouts, config)[0], plain[0].movedim(0, -1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", ["EulerDiscreteScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"])
+def test_the_start_is_what_add_noise_makes_of_the_canvas(
+    checkpoint: Checkpoint, cutouts: CutOuts, sampler: str
+) -> None:
+    import diffusers
+
+    checkpoint.scheduler = getattr(diffusers, sampler).from_config(checkpoint.scheduler.config)
+    config = replace(CONFIG, gamma=1.5, steps=10)
+    canvas = compose(draw_layout(cutouts, config, 0, (64, 64)), cutouts)
+    eps = _start(checkpoint, canvas, replace(config, gamma=0.0), 0)
+    z0 = init_latent(canvas, checkpoint.encode_image, config.gamma) * checkpoint.latent_scale
+    scheduler = checkpoint.pipeline().scheduler
+    scheduler.set_timesteps(config.steps)
+    official = scheduler.add_noise(z0, eps, scheduler.timesteps[:1])
+    ours = _start(checkpoint, canvas, config, 0) * scheduler.init_noise_sigma
+    # add_noise keeps sqrt(1 - abar_T) of the noise, the pipeline all of it: the difference is in eps alone.
+    assert (ours - official).abs().max() < 0.01 * scheduler.init_noise_sigma * eps.abs().max()
+
+
+def test_the_start_is_shifted_only_where_a_subject_stands(checkpoint: Checkpoint, cutouts: CutOuts) -> None:
+    canvas = compose(draw_layout(cutouts, CONFIG, 0, (64, 64)), cutouts)
+    shift = _start(checkpoint, canvas, CONFIG, 0) - _start(checkpoint, canvas, replace(CONFIG, gamma=0.0), 0)
+    empty = torch.nn.functional.max_pool2d(canvas.mask[None, None], 8)[0, 0] == 0
+    assert empty.any() and (shift[0, :, empty] == 0).all()
+    assert (shift[0, :, ~empty] != 0).any()
+
+
+def test_methods_of_one_seed_share_noise_and_layouts(cutouts: CutOuts) -> None:
+    other = replace(CONFIG, gamma=0.0, steps=50, guidance=1.0, count=1, prompt="another")
+    layouts = [draw_layout(cutouts, config, 2, (64, 64)) for config in (CONFIG, other)]
+    assert layouts[0] == layouts[1]
+    assert draw_layout(cutouts, CONFIG, 1, (64, 64)) != layouts[0]
+
+
+def test_given_boxes_are_kept(cutouts: CutOuts) -> None:
+    boxes = {"olis": (0.0, 0.0, 0.5, 1.0), "hta": (0.5, 0.0, 1.0, 1.0)}
+    layout = draw_layout(cutouts, replace(CONFIG, boxes=boxes), 0, (64, 64))
+    for placement in layout.placements:
+        given = boxes[placement.token]
+        assert all(a <= b for a, b in zip(given[:2], placement.xyxy[:2], strict=True))
+        assert all(a >= b for a, b in zip(given[2:], placement.xyxy[2:], strict=True))
+
+
+def test_progress_counts_every_step_and_can_stop_the_run(checkpoint: Checkpoint, cutouts: CutOuts) -> None:
+    heard: list[tuple[int, int]] = []
+    run = generate(checkpoint, cutouts, CONFIG, lambda done, total: heard.append((done, total)))
+    assert next(run).number == 0
+    assert heard == [(1, 4), (2, 4)]
+    assert [picture.number for picture in run] == [1, 2]
+    assert heard[-1] == (4, 4)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(generate(checkpoint, cutouts, CONFIG, stop))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("count", 0),
+        ("batch_size", 0),
+        ("guidance", 0.5),
+        ("gamma", -1.0),
+        ("gamma", 11.0),
+        ("size", (60, 64)),
+    ],
+)
+def test_a_setting_out_of_its_range_is_named(name: str, value: object) -> None:
+    with pytest.raises(BadGenerateConfig, match=name):
+        replace(CONFIG, **{name: value})
+
+
+def test_the_default_prompt_names_everybody(drawn_subjects: SubjectSet) -> None:
+    assert all(subject.name in default_prompt(drawn_subjects) for subject in drawn_subjects)
+
+
+def test_a_written_picture_knows_how_it_was_made(checkpoint: Checkpoint, cutouts: CutOuts, tmp_path: Path) -> None:
+    folder = PictureFolder(tmp_path / "new" / "pictures", CONFIG, {"base": "mini", "lora": "cats"})
+    for picture in generate(checkpoint, cutouts, CONFIG):
+        path = folder.add(picture)
+        with Image.open(path) as image:
+            about = json.loads(image.info["mudi"])
+            assert image.size == (64, 64)
+        sidecar = json.loads((folder.folder / "generate.json").read_text())
+        assert about["prompt"] == sidecar["prompt"] == CONFIG.prompt
+        assert (about["seed"], about["gamma"], about["number"]) == (0, 1.0, picture.number)
+        assert sidecar["pictures"][-1] == {key: about[key] for key in ("file", "number", "size", "layout")}
+        assert {one["token"] for one in about["layout"]} == {"olis", "hta"}
+    assert len(sidecar["pictures"]) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotWritePictures, match="file"):
+        PictureFolder(tmp_path / "file" / "pictures", CONFIG, {})
