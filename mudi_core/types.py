@@ -26,7 +26,7 @@ class MudiError(Exception):
 
 
 class BadSubject(MudiError):
-    """A subject or a set of subjects that cannot be used: no token, no photos, a token twice, a mask of another size."""
+    """Subjects that cannot be used: no token, no photos, a token twice, a mask of another size."""
 
 
 class BadLayout(MudiError):

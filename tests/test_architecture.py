@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import mudi_core
 
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "mudi_core"
@@ -36,6 +39,7 @@ ALLOWED_UP = {
     ("mini", "checkpoint"),
     ("mini", "generate"),
     ("mini", "demo"),
+    ("mini", "train"),
 }
 
 
@@ -58,7 +62,7 @@ def imported_rooms(path: Path) -> set[str]:
             above = package[: len(package) - node.level + 1]
             names = [node.module] if node.module else [alias.name for alias in node.names]
             found |= {(*above, *name.split("."))[0] for name in names}
-    return found - {room(path)}
+    return found - {room(path), "__version__"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(CORE)))
@@ -150,3 +154,8 @@ print(inspect.iscoroutinefunction(pack.comfy_entrypoint))
 def test_no_module_is_a_drawer_for_everything() -> None:
     names = {path.stem for path in MODULES}
     assert not names & {"utils", "util", "helpers", "common", "misc", "base"}
+
+
+def test_one_version() -> None:
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+    assert declared and declared[1] == mudi_core.__version__

@@ -20,7 +20,7 @@ from torch import Tensor
 from mudi_core.cli import main, parser
 from mudi_core.cli.talk import Talk
 from mudi_core.demo.page import OWN_PHOTOS
-from mudi_core.mini import family
+from mudi_core.mini import eyes
 from mudi_core.storage import read_subjects, write_subjects
 from mudi_core.train.lora import load_lora
 from mudi_core.types import Detections, SubjectSet
@@ -58,9 +58,9 @@ class MeanColour:
 @pytest.fixture
 def simple_eyes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for the embedded detector, segmenter and embedder."""
-    monkeypatch.setattr(family, "mini_detector", OneBox, raising=False)
-    monkeypatch.setattr(family, "mini_segmenter", BoxIsMask, raising=False)
-    monkeypatch.setattr(family, "mini_embedder", MeanColour, raising=False)
+    monkeypatch.setattr(eyes, "mini_detector", OneBox, raising=False)
+    monkeypatch.setattr(eyes, "mini_segmenter", BoxIsMask, raising=False)
+    monkeypatch.setattr(eyes, "mini_embedder", MeanColour, raising=False)
 
 
 @pytest.fixture

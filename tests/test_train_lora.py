@@ -136,6 +136,15 @@ def test_the_file_is_half_precision_by_default_and_close_to_what_was_trained(une
         assert (predict(unet) - expected).abs().max() < 0.01 * (base - expected).abs().max()
 
 
+def test_the_same_lora_is_the_same_bytes(unet: Any, tmp_path: Path) -> None:
+    state, _ = trained(unet)
+    described = {f"key_{i}": str(i) for i in range(20)}
+    for name in ("a", "b", "c"):
+        save_lora(tmp_path / name, state, described)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+    assert load_lora(tmp_path / "a")[1] == described
+
+
 def test_every_attention_layer_is_in_the_file_with_its_alpha(unet: Any) -> None:
     state, _ = trained(unet)
     attention = [name for name, _ in unet.named_modules() if name.endswith(TARGETS)]

@@ -10,13 +10,13 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import __version__
 from ..types import MudiError, SubjectSet
 from .config import TrainConfig
 from .tensor_file import read_tensors, write_tensors
@@ -183,7 +183,7 @@ def lora_metadata(config: TrainConfig, subjects: SubjectSet, *, base: str, plan_
         "mudi_base": base,
         "mudi_config": config.to_json(),
         "mudi_plan_hash": plan_hash,
-        "mudi_version": _version(),
+        "mudi_version": __version__,
     }
 
 
@@ -227,10 +227,3 @@ def _check_bare(unet: Any) -> None:
 
 def _ends(name: str, modules: Sequence[str]) -> bool:
     return any(name == module or name.endswith("." + module) for module in modules)
-
-
-def _version() -> str:
-    try:
-        return packages.version("mudi")
-    except packages.PackageNotFoundError:
-        return "unreleased"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -29,6 +30,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, dict(metadata))
+        _sort_header(temporary)
         written, described = read_tensors(temporary)
         same = written.keys() == tensors.keys() and all(_same(written[key], tensors[key]) for key in written)
         if not same or described != dict(metadata):
@@ -50,6 +52,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise BadTensorFile(f"{path} is not a whole safetensors file ({error}). Copy it or make it again.") from error
+
+
+def _sort_header(path: Path) -> None:
+    """Puts the header's keys in order: safetensors does not, and equal runs should be equal files."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # the offsets count from the header's end, so its length has to stay
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -28,7 +28,7 @@ def picture(number: int, size: int) -> np.ndarray:
 
 
 def pool(work: Path, count: int, size: int) -> np.ndarray:
-    """Pictures of scenes 0..count-1, uint8 ``[count, size, size, 3]``, rendered on all cores once and kept in a file."""
+    """Pictures of scenes 0..count-1, uint8 ``[count, size, size, 3]``, rendered once and kept in a file."""
     path = work / f"scenes-{count}-{size}.npy"
     if not path.is_file():
         part = path.with_suffix(".part")
@@ -42,5 +42,5 @@ def pool(work: Path, count: int, size: int) -> np.ndarray:
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
-    """uint8 ``[b, h, w, 3]`` to float ``[b, 3, h, w]``, -1..1, in plain memory order (channels-last halves the speed)."""
+    """uint8 ``[b, h, w, 3]`` to float ``[b, 3, h, w]``, -1..1, in plain memory order (channels-last is slower)."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1

@@ -16,7 +16,7 @@ from .loop import Recipe, fit
 
 RECIPE = Recipe(steps=5000, learning_rate=1.0e-3, warmup=200, ema=0.998)
 BATCH = 32
-SCENES = 30_000
+SCENES = 24_000
 CAPTION_DROP = 0.1
 """Share of empty captions, for classifier-free guidance."""
 MIN_SNR_GAMMA = 5.0
@@ -71,7 +71,8 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         dropped = torch.rand(BATCH, generator=generator) < CAPTION_DROP
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
         captions = [
-            "" if drop else caption(scene(i), rng, names) for i, drop in zip(index.tolist(), dropped.tolist(), strict=True)
+            "" if drop else caption(scene(i), rng, names)
+            for i, drop in zip(index.tolist(), dropped.tolist(), strict=True)
         ]
         z0 = latents[index].float().to(device)
         eps = torch.randn(z0.shape, generator=generator).to(device)

@@ -13,11 +13,10 @@ from .data import pool, to_tensor
 from .loop import Recipe, fit
 
 RECIPE = Recipe(steps=4000, learning_rate=1.5e-3, weight_decay=0.001)
-BATCH = 24
-CROP = 64
-"""Side of the training crops in pixels: three times as many pictures a second; the last tenth sees whole ones."""
+BATCH = 6
+"""Whole pictures in a step; every other step sees four times as many crops of half the side instead."""
 NOISE = 0.08
-"""Standard deviation of the noise on a latent of standard deviation 1: the decoder must bear a sampler's small errors."""
+"""Noise on latents of standard deviation 1: the decoder must bear a sampler's small errors."""
 SCENES = 12_000
 
 
@@ -38,9 +37,11 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
     model = family.build_vae().to(device)
 
     def loss(generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pictures), (BATCH,), generator=generator).sort().values.numpy()
-        x0, y0 = torch.randint(0, family.SIZE - CROP + 1, (2,), generator=generator).tolist()
-        x = to_tensor(pictures[index, y0 : y0 + CROP, x0 : x0 + CROP]).to(device)
+        crop = int(torch.randint(2, (1,), generator=generator))
+        side, count = (family.SIZE // 2, 4 * BATCH) if crop else (family.SIZE, BATCH)
+        index = torch.randint(len(pictures), (count,), generator=generator).sort().values.numpy()
+        x0, y0 = torch.randint(0, family.SIZE - side + 1, (2,), generator=generator).tolist()
+        x = to_tensor(pictures[index, y0 : y0 + side, x0 : x0 + side]).to(device)
         z = model.encode(x).latent_dist.mean.float()
         noise = torch.randn(z.shape, generator=generator).to(device)
         y = model.decode(z + NOISE * noise).sample.float()
@@ -49,13 +50,15 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         return reconstruction_loss(y, x) + 0.02 * moments
 
     average = fit(model, loss, recipe, work / "vae.pt")
-    latents = torch.cat([average.encode(to_tensor(pictures[i : i + 16]).to(device)).latent_dist.mean for i in range(0, 512, 16)])
+    with torch.inference_mode():
+        x = [to_tensor(pictures[i : i + 16]).to(device) for i in range(0, 512, 16)]
+        latents = torch.cat([average.encode(part).latent_dist.mean for part in x]).clone()
     fold_scale(average, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
     return {"vae": average.state_dict()}
 
 
 def fold_scale(model: torch.nn.Module, mean: Tensor, std: Tensor) -> None:
-    """Move and scale the latents to mean 0 and standard deviation 1 / 0.13025, within the last and first convolutions."""
+    """Give the latents mean 0 and standard deviation 1 / 0.13025, within the last and first convolutions."""
     factor = 1 / (family.LATENT_SCALE * std)
     with torch.no_grad():
         after, before = model.quant_conv, model.post_quant_conv

@@ -1,0 +1,218 @@
+"""Laws of the embedded family: what its trainings learn from is true, and its models are the real ones in small."""
+
+from __future__ import annotations
+
+import random
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mudi_core import boxes
+from mudi_core.mini import eyes, figures, pictures, report, world
+from mudi_core.mini.train import dinov2, loop, owlv2, sam, views
+from mudi_core.mini.train.data import HELD_OUT, scene
+
+
+@pytest.fixture(scope="module")
+def pool() -> views.Pool:
+    rows = [views._rendered(number) for number in range(12)]
+    return views.Pool(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def test_numbers_name_the_same_scene_forever():
+    assert scene(5) == scene(5) != scene(6)
+    assert all(a.character.combination not in world.HELD_OUT for n in range(50) for a in scene(HELD_OUT + n).actors)
+
+
+def test_a_spoiled_scene_keeps_its_owners(pool):
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        actors = int((pool.labels[index, :, 0] >= 0).sum())
+        for _ in range(4):
+            picture, owners = views.drawn(pool, index, rng)
+            assert picture.shape == (128, 128, 3) and picture.dtype == np.float32
+            assert 0 <= picture.min() and picture.max() <= 1
+            assert set(np.unique(owners)) == set(range(actors + 1)), "nobody is lost by cropping"
+
+
+def test_white_backgrounds_are_white_up_to_the_spoiling(pool):
+    picture, owners = pool.pictures[0], pool.owners[0]
+    rng = np.random.default_rng(1)
+    seen = [views.drawn(pool, 0, rng) for _ in range(60)]
+    assert any(image[numbers == 0].min() > 0.99 for image, numbers in seen)
+    assert picture[owners == 0].min() < 250
+
+
+def test_every_box_has_a_patch_that_answers_for_it():
+    xyxy = torch.tensor([[0.1, 0.1, 0.5, 0.9], [0.5, 0.2, 0.9, 0.8], [0.02, 0.93, 0.04, 0.97]])
+    owner = owlv2.assign(xyxy, 8)
+    assert set(owner.tolist()) == {-1, 0, 1, 2}
+    rows, columns = np.nonzero((owner == 0).view(8, 8).numpy())
+    assert (abs((columns + 0.5) / 8 - 0.3) <= 0.2 * 0.4 + 1 / 16).all()
+    assert (abs((rows + 0.5) / 8 - 0.5) <= 0.2 * 0.8 + 1 / 16).all()
+
+
+def test_queries_are_answered_by_whom_they_name():
+    rng = np.random.default_rng(0)
+    shown = np.array([[0, 1], [3, 2]])
+    texts, species, colors = owlv2.main_queries(rng, shown)
+    right = owlv2.answers(torch.tensor([0, 3]), torch.tensor([1, 2]), species, colors)
+    assert right.shape == (2, len(texts))
+    for text, column in zip(texts, right.T.tolist(), strict=True):
+        for (s, c), answered in zip(shown, column, strict=True):
+            words = text.split()
+            named = world.SPECIES[s] in words or not set(words) & set(world.SPECIES)
+            coloured = world.COLORS[c] in words or not set(words) & set(world.COLORS)
+            assert answered == (named and coloured)
+
+
+def test_a_query_fits_the_detector():
+    from mudi_core.mini.family import tokenizer
+
+    longest = [f"a photo of an orange {noun}" for noun in (*owlv2.ANY, *world.SPECIES)]
+    assert max(len(tokenizer("!")(text).input_ids) for text in longest) <= eyes.QUERY_LENGTH
+
+
+def test_the_segmenters_training_computes_what_its_predictor_does():
+    torch.manual_seed(0)
+    model = eyes.build_sam().eval()
+    image = torch.rand(2, 3, 128, 128) * 255
+    box = torch.tensor([[10.0, 20, 60, 90], [30.0, 5, 100, 120]])
+    x = (image - model.pixel_mean) / model.pixel_std
+    with torch.no_grad():
+        ours, quality = sam.masks(model, x, box)
+        records = [{"image": i, "boxes": b[None], "original_size": (128, 128)} for i, b in zip(image, box, strict=True)]
+        theirs = model(records, multimask_output=False)
+    for k in range(2):
+        torch.testing.assert_close(ours[k], theirs[k]["low_res_logits"][0, 0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(quality[k], theirs[k]["iou_predictions"][0, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_jittered_box_stays_near_and_inside():
+    mask = np.zeros((128, 128), np.uint8)
+    mask[40:100, 30:70] = 1
+    rng = np.random.default_rng(0)
+    found = torch.tensor([sam.jittered(mask, rng) for _ in range(200)])
+    overlap = boxes.iou(found, torch.tensor([[30.0, 40, 70, 100]]))[:, 0]
+    assert overlap.min() > 0.6 and 40 < (overlap == 1).sum() < 120
+
+
+def test_mask_loss_is_least_for_the_mask_itself():
+    wanted = torch.zeros(1, 16, 16)
+    wanted[:, 4:12, 4:12] = 1
+    right, wrong = 20 * (wanted - 0.5), 20 * (0.5 - wanted)
+    assert sam.mask_loss(right, wanted) < 0.01 < sam.mask_loss(right.roll(2, 2), wanted) < sam.mask_loss(wrong, wanted)
+
+
+def test_kin_are_alike_but_not_the_same():
+    for seed in range(10):
+        family = dinov2.kin(random.Random(seed))
+        assert len(set(family)) == dinov2.KIN
+        assert not {member.combination for member in family} & world.HELD_OUT
+        for member in family[1:]:
+            differing = [name for name in dinov2.VALUES if getattr(member, name) != getattr(family[0], name)]
+            assert differing and len([name for name in differing if not name.endswith("wear_color")]) <= 2
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_views_show_the_character_whole_on_a_square(kind):
+    drawn = world.photo(dinov2.kin(random.Random(0))[0], random.Random(1), 128)
+    owners = views.owner_map(drawn.masks)
+    seen = dinov2.view(drawn.image, owners, kind, np.random.default_rng(0))
+    assert seen.shape == (eyes.EMBEDDER_SIDE, eyes.EMBEDDER_SIDE, 3)
+    if kind == 2:
+        corners = seen[[0, 0, -1, -1], [0, -1, 0, -1]]
+        assert corners.min() > 0.75
+
+
+def test_contrast_prefers_vectors_that_gather_by_identity():
+    identity = torch.arange(4).repeat_interleave(3)
+    apart = torch.eye(8)[identity]
+    mixed = torch.eye(8)[torch.arange(12) % 4]
+    assert dinov2.contrast(apart, identity) < dinov2.contrast(mixed, identity)
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path):
+    def module():
+        torch.manual_seed(0)
+        return torch.nn.Linear(4, 1)
+
+    def fitted(state, *lengths):
+        for steps in lengths:
+            model = module()
+            recipe = loop.Recipe(steps=steps, learning_rate=0.05, warmup=2, cooldown=1e-6)
+
+            def loss(generator, model=model):
+                x = torch.randn(8, 4, generator=generator)
+                return (model(x).float()[:, 0] - x.sum(1)).square().mean()
+
+            average = loop.fit(model, loss, recipe, state, save_every=5)
+        return average.weight
+
+    torch.testing.assert_close(fitted(tmp_path / "a", 20), fitted(tmp_path / "b", 10, 20))
+
+
+def test_the_rate_rises_stays_and_falls():
+    recipe = loop.Recipe(steps=100, learning_rate=1.0, warmup=10, cooldown=0.3)
+    rates = [loop.rate(recipe, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[10:70] == [1.0] * 60
+    assert rates[70:] == sorted(rates[70:], reverse=True) and rates[-1] < 0.01
+
+
+def test_count_and_place_both_matter():
+    true = torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10]])
+    assert figures.matched(true.flip(0) + 1, true)
+    assert not figures.matched(true[:1], true)
+    assert not figures.matched(torch.cat([true, true[:1]]), true)
+    assert not figures.matched(true + torch.tensor([6.0, 0, 6, 0]), true)
+    assert not figures.matched(true[[0, 0]], true), "two boxes on one character are not two characters"
+
+
+def test_top_1_counts_who_finds_itself():
+    gallery = torch.eye(4)
+    assert figures.top_1(gallery, gallery) == 1
+    assert figures.top_1(gallery[[0, 1, 3, 2]], gallery) == 0.5
+
+
+def test_captions_name_what_is_wanted():
+    for number in range(50):
+        caption, wanted = pictures.two_character_caption(number)
+        assert len(wanted) == 2 and wanted[0][1] != wanted[1][1]
+        assert all(f"{color} {species}" in caption for species, color in wanted)
+
+
+def test_a_missed_figure_is_seen_in_table_and_json():
+    measured = [figures.Figure("good", 98, 97, unit="%"), figures.Figure("slow", 12, 10, False, "s", 1, "2 threads")]
+    assert [f.met for f in measured] == [True, False]
+    lines = report.table(measured).splitlines()
+    assert "missed" not in lines[2] and "missed" in lines[3] and "2 threads" in lines[3]
+    assert '"met": false' in report.as_json(measured)
+
+
+def test_a_sheet_holds_every_tile():
+    tiles = [np.full((6, 8, 3), value, np.uint8) for value in (10, 20, 30)]
+    page = report.sheet(tiles, 2)
+    assert page.shape == (6 * 2 + report.GAP, 8 * 2 + report.GAP, 3)
+    assert {10, 20, 30} <= set(np.unique(page))
+
+
+def test_a_report_without_weights_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mudi_core.mini.family.WEIGHTS", tmp_path)
+    figures.checkpoint.cache_clear()
+    assert report.main(["--out", str(tmp_path / "report")]) == 2
+    assert "is missing" in capsys.readouterr().err
+
+
+def test_the_trained_family_sees_a_photo(mini_weights):
+    drawn = world.photo(world.HELD_OUT_IDENTITIES[0], random.Random(3), 384)
+    image = figures.pixels(drawn)
+    found = figures.detector()(image, [drawn.scene.actors[0].character.species], 0.25)
+    assert figures.matched(found.xyxy, torch.from_numpy(drawn.boxes))
+    mask = figures.segmenter()(image, found.xyxy)
+    assert figures.mask_iou(mask, torch.from_numpy(drawn.masks).float()).min() > 0.85
+    small = torch.from_numpy(cv2.resize(drawn.image, (96, 96), interpolation=cv2.INTER_AREA)).float() / 255
+    a, b = figures.embedder()([image, small])
+    assert float(a @ b) > 0.9
