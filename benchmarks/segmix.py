@@ -1,8 +1,8 @@
 """How many Seg-Mix composites of 1024 px one core makes: this project, a naive way, and the official code.
 
     python benchmarks/segmix.py                        # drawn photos of 12 megapixels
-    python benchmarks/segmix.py ../shared/benchmark    # dataset folders, or a folder of them
-    python benchmarks/segmix.py ../shared/benchmark --official ~/MuDI
+    python benchmarks/segmix.py DATASETS               # dataset folders, or a folder of them
+    python benchmarks/segmix.py DATASETS --official ~/MuDI
 
 All take turns in one process on one thread and are charged by CPU time, so a busy machine changes the numbers little
 and the ratios less. The official dataset class is executed from the given checkout as it stands; nothing of it is here.

@@ -47,7 +47,7 @@ def test_white_backgrounds_are_white_up_to_the_spoiling(pool):
 
 def test_every_box_has_a_patch_that_answers_for_it():
     xyxy = torch.tensor([[0.1, 0.1, 0.5, 0.9], [0.5, 0.2, 0.9, 0.8], [0.02, 0.93, 0.04, 0.97]])
-    owner = owlv2.assign(xyxy, 8)
+    owner = owlv2.assign(xyxy, 8, 0.2)
     assert set(owner.tolist()) == {-1, 0, 1, 2}
     rows, columns = np.nonzero((owner == 0).view(8, 8).numpy())
     assert (abs((columns + 0.5) / 8 - 0.3) <= 0.2 * 0.4 + 1 / 16).all()

@@ -49,7 +49,7 @@ def _owlv2(path: Path | None, device: torch.device) -> Detector:
 
 
 def _mini_detector(path: Path | None, device: torch.device) -> Detector:
-    from ..mini.family import mini_detector
+    from ..mini.eyes import mini_detector
 
     return mini_detector()
 
@@ -64,7 +64,7 @@ def _sam(size: str) -> Loader[Segmenter]:
 
 
 def _mini_segmenter(path: Path | None, device: torch.device) -> Segmenter:
-    from ..mini.family import mini_segmenter
+    from ..mini.eyes import mini_segmenter
 
     return mini_segmenter()
 
@@ -82,7 +82,7 @@ def _dreamsim(path: Path | None, device: torch.device) -> Embedder:
 
 
 def _mini_embedder(path: Path | None, device: torch.device) -> Embedder:
-    from ..mini.family import mini_embedder
+    from ..mini.eyes import mini_embedder
 
     return mini_embedder()
 
