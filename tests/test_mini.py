@@ -57,7 +57,7 @@ def test_every_box_has_a_patch_that_answers_for_it():
 def test_queries_are_answered_by_whom_they_name():
     rng = np.random.default_rng(0)
     shown = np.array([[0, 1], [3, 2]])
-    texts, species, colors = owlv2.main_queries(rng, shown)
+    texts, species, colors = owlv2.draw_queries(rng, shown)
     right = owlv2.answers(torch.tensor([0, 3]), torch.tensor([1, 2]), species, colors)
     assert right.shape == (2, len(texts))
     for text, column in zip(texts, right.T.tolist(), strict=True):

@@ -181,7 +181,7 @@ def _prepare(folders: list[Path], pair: Pair, settings: DemoSettings, update: Up
                 spec.class_noun,
                 detector,
                 segmenter,
-                settings.threshold,
+                settings.photo_threshold,
                 "best",
                 cut,
             )

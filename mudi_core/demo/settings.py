@@ -63,8 +63,10 @@ class DemoSettings:
     layout: LayoutConfig = field(default_factory=lambda: LayoutConfig(max_overlap=0.2))
     """Of compositions and of starts."""
 
+    photo_threshold: float = 0.03
+    """Least confidence of the detector in a photo, which shows one character: the best box is taken."""
     threshold: float = 0.25
-    """Least confidence of the detector, in the photos and in the pictures."""
+    """Least confidence of the detector in the pictures."""
     cut_out_references: bool = True
     """Compare with the subjects cut out, as the figures in the pictures are."""
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..backends.sam import SamSegmenter
 
 DETECTOR_SIDE = 128
+SAME_BOX = 0.4
+"""Two boxes of a higher IoU show one character; those of the toy world's scenes overlap far less."""
 QUERY_LENGTH = 16
 """Tokens of a detector's query, as in OWLv2."""
 SEGMENTER_SIDE = 128
@@ -114,7 +116,7 @@ def mini_detector() -> Owlv2Detector:
     """The trained detector: it knows "character" (toy, animal, ...), the species, and species with a colour."""
     from ..backends.owlv2 import Owlv2Detector
 
-    return Owlv2Detector(load_owlv2(), family.tokenizer("!", QUERY_LENGTH), torch.device("cpu"))
+    return Owlv2Detector(load_owlv2(), family.tokenizer("!", QUERY_LENGTH), torch.device("cpu"), SAME_BOX)
 
 
 def mini_segmenter() -> SamSegmenter:

@@ -11,26 +11,34 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
-from . import family, world
+from ..backends.dinov2 import IMAGENET_MEAN, IMAGENET_STD, to_square
+from . import eyes, family, world
 from .draw import Rendered, render
 from .figures import SETTINGS, Figure, checkpoint, crop, detector, embedder, held_out, pixels, reconstructed
 from .train.data import scene
 
 LOOKS = (world.SPECIES, world.COLORS)
+MIDDLE = 2
+"""The layer of the embedder whose tokens the probe reads beside the last ones: it still knows shapes."""
+REGIONS = 4
+"""The probe reads means of patch tokens over so many regions a side."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear reading of species and body colour from embeddings."""
+    """A linear reading of species and body colour from the embedder's tokens."""
 
+    centre: Tensor
+    spread: Tensor
     weights: Tensor
     accuracy: float
     """0..1, both right, on held-out rendered crops."""
 
-    def __call__(self, vectors: Tensor) -> list[tuple[str, str]]:
-        """Species and colour of vectors ``[n, d]``."""
-        scores = _with_one(vectors) @ self.weights
+    def __call__(self, crops: Sequence[Tensor]) -> list[tuple[str, str]]:
+        """Species and colour of crops, float ``[h, w, 3]``."""
+        scores = _with_one((regions(crops) - self.centre) / self.spread) @ self.weights
         species, colors = scores[:, : len(LOOKS[0])], scores[:, len(LOOKS[0]) :]
         return [
             (world.SPECIES[s], world.COLORS[c])
@@ -40,6 +48,19 @@ class Probe:
 
 def _with_one(vectors: Tensor) -> Tensor:
     return torch.cat([vectors, torch.ones(len(vectors), 1)], 1)
+
+
+@torch.no_grad()
+def regions(crops: Sequence[Tensor]) -> Tensor:
+    """Mean tokens of regions ``[n, d]`` from a middle and the last layer of the embedder."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    rows = []
+    for first in range(0, len(crops), 64):
+        x = torch.cat([to_square(crop, eyes.EMBEDDER_SIDE) for crop in crops[first : first + 64]])
+        seen = embedder().model(pixel_values=(x - mean) / std, output_hidden_states=True)
+        grids = [t[:, 1:].mT.unflatten(2, (8, 8)) for t in (seen.hidden_states[MIDDLE], seen.last_hidden_state)]
+        rows.append(torch.cat([adaptive_avg_pool2d(grid, REGIONS).flatten(1) for grid in grids], 1))
+    return torch.cat(rows)
 
 
 def crops_of(scenes: Sequence[Rendered]) -> tuple[list[Tensor], list[tuple[str, str]]]:
@@ -53,19 +74,22 @@ def crops_of(scenes: Sequence[Rendered]) -> tuple[list[Tensor], list[tuple[str, 
 
 
 @cache
-def probe(count: int = 1000, soft_count: int = 200, ridge: float = 1e-2) -> Probe:
+def probe(count: int = 3500, soft_count: int = 200, ridge: float = 100.0) -> Probe:
     """Ridge regression on crops of scenes as drawn, and of some through the VAE, whose softness pictures have."""
     scenes = [render(scene(i), family.SIZE) for i in range(count)]
     some = scenes[:soft_count]
     soft = (reconstructed(torch.stack([pixels(r) for r in some])) * 255).round().to(torch.uint8).numpy()
     softened = [replace(r, image=image) for r, image in zip(some, soft, strict=True)]
     crops, looks = crops_of([*scenes, *softened])
-    x = _with_one(embedder()(crops))
+    x = regions(crops)
+    centre, spread = x.mean(0), x.std(0) + 1e-5
+    x = _with_one((x - centre) / spread)
     y = torch.cat([torch.tensor([[float(look[i] == v) for v in LOOKS[i]] for look in looks]) for i in (0, 1)], 1)
-    weights = torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1]), x.T @ y)
+    weights = torch.linalg.solve((x.T @ x + ridge * torch.eye(x.shape[1])).double(), (x.T @ y).double()).float()
     crops, looks = crops_of(held_out(300))
-    answers = Probe(weights, 0)(embedder()(crops))
-    return Probe(weights, float(np.mean([a == b for a, b in zip(answers, looks, strict=True)])))
+    answers = Probe(centre, spread, weights, 0)(crops)
+    right = [a == b for a, b in zip(answers, looks, strict=True)]
+    return Probe(centre, spread, weights, float(np.mean(right)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +137,7 @@ def captioned(count: int = 200) -> tuple[Captioned, ...]:
         ).images
         for image, (caption, who) in zip(checkpoint().decode(latents), asked, strict=True):
             found = detector()(image, ["character"], SETTINGS.threshold).xyxy
-            seen = probe()(embedder()([crop(image, box) for box in found])) if len(found) else []
+            seen = probe()([crop(image, box) for box in found]) if len(found) else []
             results.append(Captioned(image, caption, who, seen, found))
     return tuple(results)
 

@@ -36,7 +36,7 @@ def measure() -> list[Figure]:
         pictures.captions_followed(),
         figures.detection(),
         *figures.segmentation(),
-        *figures.identity_top_1(),
+        figures.identity_top_1(),
         pictures.seconds_of_picture(),
         pictures.seconds_of_lora(),
     ]

@@ -31,7 +31,7 @@ SMALLEST = 40
 """Pixels; less than this of somebody is nobody."""
 
 
-def main_queries(rng: np.random.Generator, shown: Pixels) -> tuple[list[str], Tensor, Tensor]:
+def draw_queries(rng: np.random.Generator, shown: Pixels) -> tuple[list[str], Tensor, Tensor]:
     """One general query, every species, and six of species and colour, each in some wording; what they ask for
     ``[q]`` by index, -1 for anything."""
     kinds = [(-1, -1)] + [(s, -1) for s in range(len(SPECIES))]
@@ -94,7 +94,11 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
 
     def loss(generator: torch.Generator) -> Tensor:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        pictures, cores, reaches, targets, labels = [], [], [], [], []
+        pictures: list[Pixels] = []
+        cores: list[Tensor] = []
+        reaches: list[Tensor] = []
+        targets: list[Tensor] = []
+        labels: list[Pixels] = []
         for index in rng.integers(0, len(pool.pictures), BATCH).tolist():
             picture, numbers = views.drawn(pool, index, rng)
             pictures.append((picture - CLIP_MEAN) / CLIP_STD)
@@ -106,19 +110,19 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
                     found.append((x, y, x + w, y + h))
                     labels.append(label)
             boxes = torch.tensor(found).float() / views.SIDE
-            for owners, core in ((cores, CORE), (reaches, REACH)):
+            for kept, core in ((cores, CORE), (reaches, REACH)):
                 mine = assign(boxes, patches, core)
-                owners.append(torch.where(mine >= 0, mine + len(labels) - len(found), mine))
+                kept.append(torch.where(mine >= 0, mine + len(labels) - len(found), mine))
             targets.append(boxes)
-        x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().float().to(device)
+        images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().float().to(device)
         owner, reach = torch.stack(cores).to(device), torch.stack(reaches).to(device)
-        label = np.stack(labels)
-        texts, *asked = main_queries(rng, label)
-        right = answers(torch.from_numpy(label[:, 0]), torch.from_numpy(label[:, 1]), *asked).float().to(device)
+        shown = np.stack(labels)
+        texts, *asked = draw_queries(rng, shown)
+        right = answers(torch.from_numpy(shown[:, 0]), torch.from_numpy(shown[:, 1]), *asked).float().to(device)
 
         tokens = tokenize(texts, padding="max_length", max_length=eyes.QUERY_LENGTH, return_tensors="pt").to(device)
         words = model.owlv2.text_projection(model.owlv2.text_model(**tokens).pooler_output)
-        features, _ = model.image_embedder(pixel_values=x)
+        features, _ = model.image_embedder(pixel_values=images)
         flat = features.reshape(BATCH, patches * patches, -1)
         logits, _ = model.class_predictor(flat, words[None].expand(BATCH, -1, -1))
         predicted = model.box_predictor(flat, features).float()
@@ -134,7 +138,8 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         corners = torch.cat([centre - half, centre + half], -1)
         wanted = torch.cat(targets).to(device)[reach[reach >= 0]]
         overlap: Tensor = generalized_box_iou_loss(corners, wanted, reduction="mean")
-        return class_loss + 5 * l1_loss(corners, wanted) + 2 * overlap
+        total: Tensor = class_loss + 5 * l1_loss(corners, wanted) + 2 * overlap
+        return total
 
     average = fit(model, loss, recipe, work / "owlv2.pt")
     return {"owlv2": family.without_word_vectors(average.state_dict())}
