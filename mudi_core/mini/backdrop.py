@@ -19,7 +19,8 @@ def paint_background(kind: str, seed: int, width: int, height: int) -> np.ndarra
 
 
 def _near(rng: random.Random, color: RGB, spread: int = 10) -> RGB:
-    return tuple(max(0, min(255, c + rng.randint(-spread, spread))) for c in color)
+    r, g, b = (max(0, min(255, c + rng.randint(-spread, spread))) for c in color)
+    return r, g, b
 
 
 def _fade(width: int, height: int, top: RGB, bottom: RGB) -> np.ndarray:
@@ -135,7 +136,8 @@ def _room(rng: random.Random, w: int, h: int) -> np.ndarray:
 def _studio(rng: random.Random, w: int, h: int) -> np.ndarray:
     top = _near(rng, rng.choice(_PAPERS), 8)
     canvas = _fade(w, h, top, top)
-    _below(canvas, 0.72, 0, 0, tuple(int(c * 0.95) for c in top))
+    r, g, b = (int(c * 0.95) for c in top)
+    _below(canvas, 0.72, 0, 0, (r, g, b))
     return canvas
 
 

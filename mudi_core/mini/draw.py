@@ -65,7 +65,7 @@ def render(scene: Scene, size: int | tuple[int, int]) -> Rendered:
     masks = np.zeros((len(scene.actors), h, w), bool)
     boxes = np.zeros((len(scene.actors), 4), np.float32)
     for i in range(len(scene.actors)):
-        cover = cv2.resize(cv2.compare(owner, i + 1, cv2.CMP_EQ), (w, h), interpolation=cv2.INTER_AREA)
+        cover = cv2.resize((owner == i + 1).view(np.uint8) * np.uint8(255), (w, h), interpolation=cv2.INTER_AREA)
         masks[i] = cover > 127
         x, y, bw, bh = cv2.boundingRect(masks[i].view(np.uint8))
         boxes[i] = x, y, x + bw, y + bh

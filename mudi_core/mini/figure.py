@@ -53,8 +53,8 @@ def _tail(s: Sketch, character: Character) -> None:
             s.plush(
                 soft((0.2, -0.12), (0.55, 0.0), (0.86, -0.2), (0.9, -0.62), (0.74, -0.8), (0.55, -0.42)), convex=False
             )
-            tip = soft((0.74, -0.82), (0.92, -0.6), (0.87, -0.38), (0.76, -0.5), (0.66, -0.48), (0.64, -0.62))
-            s.fill(tip, CREAM, convex=False, inner=False)
+            brush = soft((0.74, -0.82), (0.92, -0.6), (0.87, -0.38), (0.76, -0.5), (0.66, -0.48), (0.64, -0.62))
+            s.fill(brush, CREAM, convex=False, inner=False)
         case "rabbit":
             s.plush(oval(0.36, -0.2, 0.15, 0.15), s.belly)
 
@@ -123,13 +123,13 @@ def _torso(s: Sketch, character: Character) -> int:
 def _head(s: Sketch, character: Character) -> int:
     match character.species:
         case "fox":
-            side = [(0.0, -1.6), (0.34, -1.57), (0.56, -1.26), (0.74, -0.9), (0.42, -0.72), (0.0, -0.6)]
-            head = s.plush(soft(*side, *[(-x, y) for x, y in side[-2:0:-1]]), convex=False)
+            half = [(0.0, -1.6), (0.34, -1.57), (0.56, -1.26), (0.74, -0.9), (0.42, -0.72), (0.0, -0.6)]
+            head = s.plush(soft(*half, *[(-x, y) for x, y in half[-2:0:-1]]), convex=False)
         case "robot":
             head = s.plush(block(0, -1.12, 0.55, 0.44, 5))
         case "alien":
-            side = [(0.0, -1.62), (0.46, -1.62), (0.74, -1.22), (0.42, -0.74), (0.0, -0.6)]
-            head = s.plush(soft(*side, *[(-x, y) for x, y in side[-2:0:-1]]))
+            half = [(0.0, -1.62), (0.46, -1.62), (0.74, -1.22), (0.42, -0.74), (0.0, -0.6)]
+            head = s.plush(soft(*half, *[(-x, y) for x, y in half[-2:0:-1]]))
         case "penguin":
             head = s.plush(oval(0, -1.1, 0.52, 0.47))
         case "cat":

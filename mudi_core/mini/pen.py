@@ -50,12 +50,14 @@ class Shape:
 def oval(x: float, y: float, rx: float, ry: float, angle: float = 0) -> np.ndarray:
     """An ellipse, turned by angle in degrees."""
     c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    return (_CIRCLE * (rx, ry)) @ np.array(((c, s), (-s, c))) + (x, y)
+    points: np.ndarray = (_CIRCLE * (rx, ry)) @ np.array(((c, s), (-s, c))) + (x, y)
+    return points
 
 
 def block(x: float, y: float, rx: float, ry: float, power: float = 4.0) -> np.ndarray:
     """A superellipse: a rectangle with soft corners."""
-    return np.sign(_CIRCLE) * np.abs(_CIRCLE) ** (2 / power) * (rx, ry) + (x, y)
+    points: np.ndarray = np.sign(_CIRCLE) * np.abs(_CIRCLE) ** (2 / power) * (rx, ry) + (x, y)
+    return points
 
 
 def flip(points: np.ndarray) -> np.ndarray:
@@ -76,11 +78,14 @@ def curve(*p: tuple[float, float]) -> np.ndarray:
     """A quadratic or cubic Bezier curve."""
     t = np.linspace(0, 1, 12)[:, None]
     degree = len(p) - 1
-    return sum(math.comb(degree, i) * t**i * (1 - t) ** (degree - i) * np.array(v) for i, v in enumerate(p))
+    weights = [math.comb(degree, i) * t**i * (1 - t) ** (degree - i) for i in range(degree + 1)]
+    points: np.ndarray = np.concatenate(weights, 1) @ np.array(p)
+    return points
 
 
 def _darker(color: RGB, keep: float) -> RGB:
-    return tuple(int(c * keep) for c in color)
+    r, g, b = color
+    return int(r * keep), int(g * keep), int(b * keep)
 
 
 class Sketch:

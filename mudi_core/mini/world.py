@@ -7,7 +7,7 @@ neckwear) never come out of random_character, so what a model knows of them it l
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from .backdrop import BACKGROUNDS
@@ -48,6 +48,9 @@ RARE_TOKENS = tuple(
 )
 """One token each in CLIP's vocabulary, no English word; the names of NAMED."""
 
+Combination = tuple[str, str, str, str, str]
+"""Species, colour, pattern, headwear, neckwear."""
+
 
 @dataclass(frozen=True)
 class Character:
@@ -62,7 +65,7 @@ class Character:
     neckwear_color: str
     glasses: bool
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check("species", self.species, SPECIES)
         _check("color", self.color, COLORS)
         _check("pattern", self.pattern, PATTERNS)
@@ -72,7 +75,7 @@ class Character:
             _check(f"color of {kind}", color, ("none",) if kind == "none" else CLOTH_COLORS)
 
     @property
-    def combination(self) -> tuple[str, str, str, str, str]:
+    def combination(self) -> Combination:
         """What holding out goes by."""
         return self.species, self.color, self.pattern, self.headwear, self.neckwear
 
@@ -106,7 +109,7 @@ class Pose:
     eyes: str = "open"
     squash: float = 1.0  # width factor; the height takes the inverse
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check("arms", self.arms, ARMS)
         _check("eyes", self.eyes, EYES)
 
@@ -129,7 +132,7 @@ class Scene:
     background_seed: int
     actors: tuple[Actor, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check("background", self.background, BACKGROUNDS)
 
 
@@ -199,9 +202,10 @@ def _any_character(rng: random.Random) -> Character:
     )  # fmt: skip
 
 
-def _distinct(seed: int, count: int, taken: set) -> tuple[Character, ...]:
+def _distinct(seed: int, count: int, taken: Set[Combination]) -> tuple[Character, ...]:
     """Characters of distinct combinations, none of them in taken."""
-    rng, taken, chosen = random.Random(seed), set(taken), []
+    rng, taken = random.Random(seed), set(taken)
+    chosen: list[Character] = []
     while len(chosen) < count:
         character = _any_character(rng)
         if character.combination not in taken:

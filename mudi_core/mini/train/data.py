@@ -38,7 +38,9 @@ def pool(work: Path, count: int, size: int) -> np.ndarray:
                 pictures[i] = image
         pictures.flush()
         part.replace(path)
-    return np.load(path, mmap_mode="r")
+    pictures = np.load(path, mmap_mode="r")
+    assert isinstance(pictures, np.ndarray)
+    return pictures
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:

@@ -79,8 +79,8 @@ def fit(
         with torch.no_grad():
             for kept, new in zip(average.parameters(), module.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
-            for kept, new in zip(average.buffers(), module.buffers(), strict=True):
-                kept.copy_(new)
+            for held, now in zip(average.buffers(), module.buffers(), strict=True):
+                held.copy_(now)
         total, count = total + value.item(), count + 1
         if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
             seconds = (time.monotonic() - begin) / (step + 1 - first)

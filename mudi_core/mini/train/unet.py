@@ -81,10 +81,11 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         context, pooled = encode_text(captions)
         added = {"text_embeds": pooled, "time_ids": time_ids(generator).to(device)}
         noisy = signal.sqrt() * z0 + (1 - signal).sqrt() * eps
-        predicted = model["unet"](noisy, t, context, added_cond_kwargs=added).sample.float()
+        predicted: Tensor = model["unet"](noisy, t, context, added_cond_kwargs=added).sample.float()
         snr = abar[t] / (1 - abar[t])
         weight = snr.clamp(max=MIN_SNR_GAMMA) / snr
-        return ((predicted - eps).square().mean((1, 2, 3)) * weight).mean()
+        value: Tensor = ((predicted - eps).square().mean((1, 2, 3)) * weight).mean()
+        return value
 
     average = fit(model, loss, recipe, work / "unet.pt")
     assert isinstance(average, nn.ModuleDict)

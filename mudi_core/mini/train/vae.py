@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,14 +43,14 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         index = torch.randint(len(pictures), (count,), generator=generator).sort().values.numpy()
         x0, y0 = torch.randint(0, family.SIZE - side + 1, (2,), generator=generator).tolist()
         x = to_tensor(pictures[index, y0 : y0 + side, x0 : x0 + side]).to(device)
-        z = model.encode(x).latent_dist.mean.float()
+        z: Tensor = model.encode(x).latent_dist.mean.float()
         noise = torch.randn(z.shape, generator=generator).to(device)
-        y = model.decode(z + NOISE * noise).sample.float()
+        y: Tensor = model.decode(z + NOISE * noise).sample.float()
         # Keeps every channel near a standard deviation of 1 without a posterior's variance to learn.
         moments = z.mean((0, 2, 3)).square().sum() + (z.std((0, 2, 3)) - 1).square().sum()
         return reconstruction_loss(y, x) + 0.02 * moments
 
-    average = fit(model, loss, recipe, work / "vae.pt")
+    average: Any = fit(model, loss, recipe, work / "vae.pt")
     with torch.inference_mode():
         x = [to_tensor(pictures[i : i + 16]).to(device) for i in range(0, 512, 16)]
         latents = torch.cat([average.encode(part).latent_dist.mean for part in x]).clone()
@@ -57,7 +58,7 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
     return {"vae": average.state_dict()}
 
 
-def fold_scale(model: torch.nn.Module, mean: Tensor, std: Tensor) -> None:
+def fold_scale(model: Any, mean: Tensor, std: Tensor) -> None:
     """Give the latents mean 0 and standard deviation 1 / 0.13025, within the last and first convolutions."""
     factor = 1 / (family.LATENT_SCALE * std)
     with torch.no_grad():
