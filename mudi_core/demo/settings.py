@@ -1,4 +1,4 @@
-"""What the embedded family is used with. Every value here was chosen on `DEV_PAIRS`, never on the pairs of the demo."""
+"""What the embedded family is used with: first guesses, not tuned yet; to be chosen on `DEV_PAIRS`, not on the demo's."""
 
 from __future__ import annotations
 
