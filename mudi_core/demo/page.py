@@ -168,7 +168,9 @@ architecture that fits into the repository was trained on a toy world, so that t
 machine. What it shows is the method, and that each step works; how good real pictures are depends on the SDXL model,
 and is not shown here.</p>
 <p>All three methods share photos, training steps, prompt, seeds and noise. Strengths and sizes are first
-guesses that no pair has tuned.</p>"""
+guesses, tuned on no pair. {len(result.pictures["mudi"])} pictures from one training are few: another seed gives other
+numbers within about the intervals, and the training itself varies too, which they do not contain. The detector and
+the embedder that give the score are models as well, and can be wrong.</p>"""
 
 
 def _time(result: DemoResult, report: dict[str, Any]) -> str:

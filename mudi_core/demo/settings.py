@@ -1,4 +1,4 @@
-"""What the embedded family is used with: first guesses, not tuned yet; to be chosen on `DEV_PAIRS`, not on the demo's."""
+"""What the embedded family is used with: first guesses, to be tuned on `DEV_PAIRS` alone."""
 
 from __future__ import annotations
 
