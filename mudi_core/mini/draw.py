@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .world import Actor, Character, Pose, Scene
 
 _SHIFT = 4  # binary places of the drawing's coordinates
+SOFTNESS = 0.8 / 192
+"""Sigma of the world's soft focus, as a share of the picture's longer side: a small VAE keeps soft edges best."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def render(scene: Scene, size: int | tuple[int, int]) -> Rendered:
     for number, actor in enumerate(scene.actors, 1):
         _draw(actor, canvas, owner, number)
     image = cv2.resize(canvas, (w, h), interpolation=cv2.INTER_AREA)
+    image = cv2.GaussianBlur(image, (0, 0), SOFTNESS * max(w, h))
     masks = np.zeros((len(scene.actors), h, w), bool)
     boxes = np.zeros((len(scene.actors), 4), np.float32)
     for i in range(len(scene.actors)):

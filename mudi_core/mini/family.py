@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 TOKENIZER = Path(__file__).parent / "tokenizer"
-SIZE = 128
+SIZE = 192
 """Side of the mini checkpoint's pictures in pixels."""
 LATENT_SCALE = 0.13025
 """SDXL's: a VAE latent times this has a standard deviation of about 1."""
@@ -52,18 +52,18 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """SDXL's U-Net in small: two resolutions (16 and 8 latents), linear projections, text-time conditioning."""
+    """SDXL's U-Net in small: attention below the first resolution, linear projections, size conditioning."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
         sample_size=SIZE // 8,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DCrossAttn",
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(64, 192),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 128, 192),
         layers_per_block=1,
-        transformer_layers_per_block=(1, 1),
-        attention_head_dim=(2, 6),  # heads, in spite of diffusers' name: 32 channels each
+        transformer_layers_per_block=(1, 1, 1),
+        attention_head_dim=(2, 4, 6),  # heads, in spite of diffusers' name: 32 channels each
         cross_attention_dim=TEXT_WIDTH + TEXT_2_WIDTH,
         norm_num_groups=8,
         use_linear_projection=True,

@@ -313,9 +313,17 @@ def photo(character: Character, rng: random.Random, size: int | tuple[int, int] 
 
 def caption(scene: Scene, rng: random.Random, names: Mapping[Character, str] | None = None) -> str:
     """A true sentence about a scene, short enough for CLIP; names wins over looks."""
-    detail = rng.choice((1.0, 1.0, 0.6, 0.0)) if len(scene.actors) < 3 else rng.choice((0.6, 0.0))
+    return told(scene, rng, names)[0]
+
+
+def told(
+    scene: Scene, rng: random.Random, names: Mapping[Character, str] | None = None
+) -> tuple[str, tuple[Actor, ...]]:
+    """A caption, and the actors in the order in which it tells of them."""
+    detail = rng.choice((1.0, 0.6, 0.0, 0.0)) if len(scene.actors) < 3 else rng.choice((0.6, 0.0))
+    order = tuple(rng.sample(scene.actors, len(scene.actors)))
     who = []
-    for actor in rng.sample(scene.actors, len(scene.actors)):
+    for actor in order:
         c = actor.character
         if names and c in names:
             who.append(f"{names[c]} {c.species}")
@@ -328,8 +336,8 @@ def caption(scene: Scene, rng: random.Random, names: Mapping[Character, str] | N
         lead = f"{len(who)} {_plural(species.pop()) if len(species) == 1 else 'toys'}: "
     place = PLACES[scene.background]
     if rng.random() < 0.1:
-        return lead + " and ".join(who)
-    return lead + " and ".join(who) + (", " if "background" in place or rng.random() < 0.5 else " ") + place
+        return lead + " and ".join(who), order
+    return lead + " and ".join(who) + (", " if "background" in place or rng.random() < 0.5 else " ") + place, order
 
 
 def _plural(species: str) -> str:

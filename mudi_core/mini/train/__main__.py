@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 
 from .. import family
 
-PARTS = ("vae", "unet", "decoder", "owlv2", "sam", "dinov2")
+PARTS = ("vae", "text", "unet", "decoder", "owlv2", "sam", "dinov2")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mudi_core.mini.train", description=__doc__)
-    parser.add_argument("part", choices=PARTS, help="unet and decoder need a trained vae; the others stand alone")
+    parser.add_argument(
+        "part", choices=PARTS, help="unet needs a trained vae and text, decoder a trained vae; the others stand alone"
+    )
     parser.add_argument("--work", type=Path, default=Path("mini-work"), help="rendered scenes and resumable state")
     parser.add_argument("--steps", type=int, help="another length than the recipe's, also for a run under way")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
