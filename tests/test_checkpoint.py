@@ -51,7 +51,7 @@ def test_the_embedded_model_answers_in_sdxl_shapes(random_mini: None) -> None:
     latents = checkpoint.encode_image(images)
     assert latents.shape == (3, 4, 8, 12)
     assert checkpoint.decode(latents).shape == images.shape
-    assert checkpoint.negative_prompt == "" and checkpoint.side == 128
+    assert checkpoint.negative_prompt == "" and checkpoint.side == 192
 
 
 def test_text_is_encoded_as_the_pipeline_does(random_mini: None) -> None:

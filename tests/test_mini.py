@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mudi_core import boxes
-from mudi_core.mini import eyes, figures, pictures, report, world
-from mudi_core.mini.train import dinov2, loop, owlv2, sam, views
-from mudi_core.mini.train.data import HELD_OUT, scene
+from mudi_core.mini import eyes, family, figures, pictures, report, world
+from mudi_core.mini.train import dinov2, loop, owlv2, sam, text, unet, views
+from mudi_core.mini.train.data import HELD_OUT, VALUES, looks, scene
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def test_queries_are_answered_by_whom_they_name():
     texts, species, colors = owlv2.draw_queries(rng, shown)
     right = owlv2.answers(torch.tensor([0, 3]), torch.tensor([1, 2]), species, colors)
     assert right.shape == (2, len(texts))
-    for text, column in zip(texts, right.T.tolist(), strict=True):
+    for query, column in zip(texts, right.T.tolist(), strict=True):
         for (s, c), answered in zip(shown, column, strict=True):
-            words = text.split()
+            words = query.split()
             named = world.SPECIES[s] in words or not set(words) & set(world.SPECIES)
             coloured = world.COLORS[c] in words or not set(words) & set(world.COLORS)
             assert answered == (named and coloured)
@@ -108,11 +108,11 @@ def test_mask_loss_is_least_for_the_mask_itself():
 
 def test_kin_are_alike_but_not_the_same():
     for seed in range(10):
-        family = dinov2.kin(random.Random(seed))
-        assert len(set(family)) == dinov2.KIN
-        assert not {member.combination for member in family} & world.HELD_OUT
-        for member in family[1:]:
-            differing = [name for name in dinov2.VALUES if getattr(member, name) != getattr(family[0], name)]
+        members = dinov2.kin(random.Random(seed))
+        assert len(set(members)) == dinov2.KIN
+        assert not {member.combination for member in members} & world.HELD_OUT
+        for member in members[1:]:
+            differing = [name for name in VALUES if getattr(member, name) != getattr(members[0], name)]
             assert differing and len([name for name in differing if not name.endswith("wear_color")]) <= 2
 
 
@@ -125,6 +125,73 @@ def test_views_show_the_character_whole_on_a_square(kind):
     if kind == 2:
         corners = seen[[0, 0, -1, -1], [0, -1, 0, -1]]
         assert corners.min() > 0.75
+
+
+def told(number: int) -> tuple[str, tuple[world.Actor, ...]]:
+    return world.told(scene(number), random.Random(number), text.NAMES)
+
+
+def test_what_a_caption_says_is_true_and_told_where_it_is_said():
+    for number in range(200):
+        caption, order = told(number)
+        understood = text.read(caption, world.NAMED)
+        assert max(r.who for r in understood.readings) == len(order) - 1
+        for reading in understood.readings:
+            shown = looks(order[reading.who].character)
+            assert all(said in (text.UNSAID, right) for said, right in zip(reading.said, shown, strict=True)), caption
+            if reading.name:
+                assert reading.said == shown, "a name says everything"
+
+
+def test_every_word_of_a_long_caption_is_read():
+    caption = "2 cats: a red striped cat with a blue hat, a green bow tie and glasses and olis cat, on the beach"
+    readings = text.read(caption, world.NAMED).readings
+    names = [*VALUES]
+    last = dict(zip(names, readings[3].said, strict=True))
+    assert [r.who for r in readings] == [0, 0, 0, 0, 1, 1]
+    assert (
+        VALUES["neckwear"][last["neckwear"]] == "bowtie" and VALUES["neckwear_color"][last["neckwear_color"]] == "green"
+    )
+    assert VALUES["headwear_color"][last["headwear_color"]] == "blue" and VALUES["glasses"][last["glasses"]] is True
+    assert set(readings[4].said) == {text.UNSAID} and readings[4].name == "olis"
+
+
+def test_tokens_of_words_are_those_of_the_caption():
+    for number in range(100):
+        caption, _ = told(number)
+        line, ends = text.tokenized(text.read(caption, world.NAMED).words)
+        assert line == text.tokenizer()(caption).input_ids and ends[-1] == len(line) - 2
+    first, second = text.padded([line], 77)
+    assert first.shape == second.shape == (1, 77) and first[0, -1] == text.END and second[0, -1] == 0
+
+
+def test_words_are_tied_to_where_their_character_stands():
+    numbers = [next(n for n in range(100) if len(scene(n).actors) == k) for k in (1, 2, 3)]
+    batch = unet.tell([*numbers, None], random.Random(0))
+    assert [int(row.any(1).sum()) for row in batch.words] == [1, 2, 3, 0]
+    assert [int(row.flatten(1).any(1).sum()) for row in batch.places] == [0, 2, 3, 0], "one needs no telling apart"
+    side = batch.places.shape[-1] // 2
+    region = torch.nn.functional.adaptive_avg_pool2d(batch.places, side).flatten(2).mT
+    right = region.clamp(min=1e-4) @ batch.words
+    wrong = region.clamp(min=1e-4).roll(1, 2) @ batch.words
+    cpu = torch.device("cpu")
+    well, badly = unet.misplaced([right], batch, cpu), unet.misplaced([wrong], batch, cpu)
+    assert (well[1:3] < badly[1:3]).all() and well[3] == 0
+    assert (well[1:3] < 0.3).all()
+
+
+def test_watching_attention_does_not_change_it():
+    torch.manual_seed(0)
+    model = family.build_unet().eval()
+    x, context = torch.randn(1, 4, 24, 24), torch.randn(1, 77, family.TEXT_WIDTH + family.TEXT_2_WIDTH)
+    added = {"text_embeds": torch.randn(1, family.TEXT_2_WIDTH), "time_ids": torch.zeros(1, 6)}
+    with torch.no_grad():
+        before = model(x, 500, context, added_cond_kwargs=added).sample
+        seen: list[torch.Tensor] = []
+        model.set_attn_processor({k: unet.Watch(seen) if "attn2" in k else p for k, p in model.attn_processors.items()})
+        after = model(x, 500, context, added_cond_kwargs=added).sample
+    torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
+    assert {map.shape[1] for map in seen} == {144, 36} and all(torch.allclose(m.sum(2), torch.ones(1)) for m in seen)
 
 
 def test_contrast_prefers_vectors_that_gather_by_identity():

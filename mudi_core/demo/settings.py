@@ -42,7 +42,7 @@ class DemoSettings:
     """Photos of each character."""
     photo_side: int = 320
     """Pixels."""
-    size: int = 128
+    size: int = 192
     """Side of training images and pictures in pixels."""
 
     train_steps: int = 400

@@ -75,6 +75,8 @@ def build_unet() -> UNet2DConditionModel:
 
 TEXT_WIDTH = 96
 TEXT_2_WIDTH = 160
+WORD_STD = 0.3
+"""Standard deviation of the word vectors."""
 
 
 def _text_config(width: int, activation: str) -> Any:
@@ -110,7 +112,7 @@ def build_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     return encoders
 
 
-def set_word_vectors(model: nn.Module, seed: int, std: float = 0.3) -> None:
+def set_word_vectors(model: nn.Module, seed: int) -> None:
     """Fill the token embedding with the family's fixed random vectors and freeze it."""
     import numpy as np
     import torch
@@ -119,7 +121,7 @@ def set_word_vectors(model: nn.Module, seed: int, std: float = 0.3) -> None:
     weight = table.weight
     assert isinstance(weight, torch.Tensor)
     # numpy's legacy generator is frozen by its authors: the same numbers on every machine and version.
-    rows = np.random.RandomState(seed).standard_normal(tuple(weight.shape)).astype(np.float32) * std
+    rows = np.random.RandomState(seed).standard_normal(tuple(weight.shape)).astype(np.float32) * WORD_STD
     with torch.no_grad():
         weight.copy_(torch.from_numpy(rows))
     weight.requires_grad_(False)

@@ -11,10 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..world import Scene, random_scene, render
+from .. import world
+from ..world import Character, Scene, random_scene, render
 
 HELD_OUT = 1_000_000_000
 """Scenes from this number on are never trained on: the report's."""
+
+
+VALUES: dict[str, tuple[str | bool, ...]] = {
+    "species": world.SPECIES,
+    "color": world.COLORS,
+    "pattern": world.PATTERNS,
+    "headwear": world.HEADWEAR,
+    "headwear_color": ("none", *world.CLOTH_COLORS),
+    "neckwear": world.NECKWEAR,
+    "neckwear_color": ("none", *world.CLOTH_COLORS),
+    "glasses": (False, True),
+}
+"""What the looks of a character consist of, in the order of its fields."""
+
+
+def looks(character: Character) -> list[int]:
+    """The index in `VALUES` of everything that a character looks like."""
+    return [values.index(getattr(character, name)) for name, values in VALUES.items()]
 
 
 def scene(number: int) -> Scene:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from .. import eyes, world
 from ..world import Actor, Character, Scene, random_character, random_pose
+from .data import VALUES, looks
 from .loop import Recipe, fit
 from .views import SIDE, Pixels, owner_map, spoiled
 
@@ -27,18 +28,6 @@ SHOTS = 6
 GROUPS = 6
 """Families in a batch; each character in three views: whole photo, crop, cut out."""
 TEMPERATURE = 0.1
-
-VALUES: dict[str, tuple[str | bool, ...]] = {
-    "species": world.SPECIES,
-    "color": world.COLORS,
-    "pattern": world.PATTERNS,
-    "headwear": world.HEADWEAR,
-    "headwear_color": ("none", *world.CLOTH_COLORS),
-    "neckwear": world.NECKWEAR,
-    "neckwear_color": ("none", *world.CLOTH_COLORS),
-    "glasses": (False, True),
-}
-"""What the looks consist of: named by linear heads that only the training has."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +100,8 @@ def album(work: Path) -> Album:
         part = path.with_suffix(".part.npz")
         np.savez(part, pictures=np.stack([r[0] for r in rows]), owners=np.stack([r[1] for r in rows]))
         part.replace(path)
-    looks = [[VALUES[f.name].index(getattr(c, f.name)) for f in fields(Character)] for c in everyone]
     stored = np.load(path)
-    return Album(stored["pictures"], stored["owners"], torch.tensor(looks))
+    return Album(stored["pictures"], stored["owners"], torch.tensor([looks(c) for c in everyone]))
 
 
 def view(picture: Pixels, owners: Pixels, kind: int, rng: np.random.Generator) -> Pixels:
@@ -181,8 +169,8 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         x = torch.from_numpy((np.stack(pictures) - IMAGENET_MEAN) / IMAGENET_STD).permute(0, 3, 1, 2)
         mean, named = pupil(x.contiguous().float().to(device))
         identity = torch.from_numpy(chosen).to(device)
-        looks = photos.looks[chosen].to(device)
-        naming = torch.stack([cross_entropy(logits, looks[:, i]) for i, logits in enumerate(named)]).sum()
+        wanted = photos.looks[chosen].to(device)
+        naming = torch.stack([cross_entropy(logits, wanted[:, i]) for i, logits in enumerate(named)]).sum()
         return contrast(normalize(mean, dim=1), identity) + 0.5 * naming
 
     average = fit(pupil, loss, recipe, work / "dinov2.pt")

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from .. import family, world
 from ..world import NAMED, Character, told
-from .data import scene
+from .data import VALUES, looks, scene
 from .loop import Recipe, fit
 
 if TYPE_CHECKING:
@@ -33,26 +33,10 @@ CODE = 32
 UNKNOWN = 0.5
 """Share of the captions with names whose names are other words, without a meaning."""
 
-VALUES: dict[str, tuple[str | bool, ...]] = {
-    "species": world.SPECIES,
-    "color": world.COLORS,
-    "pattern": world.PATTERNS,
-    "headwear": world.HEADWEAR,
-    "headwear_color": ("none", *world.CLOTH_COLORS),
-    "neckwear": world.NECKWEAR,
-    "neckwear_color": ("none", *world.CLOTH_COLORS),
-    "glasses": (False, True),
-}
-"""The looks of a character, in the order of its fields."""
 UNSAID = -100
 START, END = 49406, 49407
 NAMES = {character: name for name, character in NAMED.items()}
 PLACES = tuple(dict.fromkeys(world.PLACES.values()))
-
-
-def looks(character: Character) -> list[int]:
-    """The index of every value of a character."""
-    return [VALUES[f.name].index(getattr(character, f.name)) for f in fields(character)]
 
 
 @dataclass
@@ -160,6 +144,14 @@ class Teacher(nn.Module):
         self.looks = nn.ModuleList(nn.Linear(width, answers) for width in widths)
         self.code = nn.ModuleList(nn.Linear(width, CODE) for width in widths)
         self.whole = nn.Linear(family.TEXT_2_WIDTH, len(PLACES) + 3 + len(world.SPECIES) + len(world.COLORS))
+        generator = torch.Generator().manual_seed(1)
+        self.views = [torch.randn(width, CODE, generator=generator) / width**0.5 for width in widths]
+
+    def codes(self, encoder: int) -> Tensor:
+        """``[words, CODE]`` with a variance of 1: a random view of the encoder's word vectors."""
+        model = (self.text_encoder, self.text_encoder_2)[encoder]
+        vectors: Tensor = model.get_input_embeddings().weight
+        return vectors @ self.views[encoder].to(vectors.device) / family.WORD_STD
 
 
 @dataclass
@@ -210,8 +202,6 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
     spoken = {word for values in (*VALUES.values(), world.SUBJECT_TOKENS, NAMED, PLACES) for word in values}
     vocabulary = (word.removesuffix("</w>") for word in tokenizer().get_vocab() if word.endswith("</w>"))
     unknown = sorted(word for word in vocabulary if word.isalpha() and word not in spoken)
-    codes = torch.randn(len(tokenizer()), CODE, generator=torch.Generator().manual_seed(1))
-    codes = (normalize(codes, dim=1) * CODE**0.5).to(device)
     model = Teacher().to(device)
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -229,7 +219,8 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
                     total = total + cross_entropy(answer, right, ignore_index=UNSAID)
             if batch.names:
                 row, token, name = torch.tensor(batch.names).to(device).unbind(1)
-                total = total + (model.code[i](hidden[row, token]).float() - codes[name]).square().mean()
+                code = model.codes(i)[name]
+                total = total + (model.code[i](hidden[row, token]).float() - code).square().mean()
         cast = torch.tensor(batch.cast).to(device)
         place, count = torch.tensor(batch.whole).to(device).unbind(1)
         where, many, who = model.whole(out.text_embeds).float().split([len(PLACES), 3, cast.shape[1]], 1)
