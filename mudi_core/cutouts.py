@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,14 +58,19 @@ class CutOuts:
         """What a layout has to know of one cut-out. Raises `BadLayout` when the set has no such photo."""
         return Figure(token, self.get(token, photo).aspect, photo, mirror)
 
+    def check(self, tokens: Iterable[str], source: str) -> None:
+        """Raises `BadLayout`, which blames `source`, when one of these is no token of the set."""
+        for token in tokens:
+            if token not in self.by_token:
+                raise BadLayout(f"{source} names '{token}', but the subjects are: {', '.join(self.by_token)}.")
+
     def figures(self, rng: random.Random) -> list[Figure]:
         """One figure per subject, in the set's order, each by a photo drawn at random."""
         return [self.figure(token, rng.randrange(len(self.by_token[token]))) for token in self.subjects.tokens]
 
     def get(self, token: str, photo: int) -> CutOut:
         """The cut-out of one photo. Raises `BadLayout` when the set has no such subject or photo."""
-        if token not in self.by_token:
-            raise BadLayout(f"The layout names '{token}', but the subjects are: {', '.join(self.by_token)}.")
+        self.check([token], "The layout")
         if not 0 <= photo < len(self.by_token[token]):
             raise BadLayout(
                 f"The layout names photo {photo} of '{token}', which has {len(self.by_token[token])} photos."

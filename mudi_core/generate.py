@@ -142,7 +142,8 @@ def generate(
 
 
 def draw_layout(cutouts: CutOuts, config: GenerateConfig, number: int, size: tuple[int, int]) -> Layout:
-    """Where the subjects of picture ``number`` stand at the start, and by which of their photos."""
+    """Where the subjects of picture ``number`` stand at the start, and by which of their photos. Raises `BadLayout`."""
+    cutouts.check(config.layout.relative_scale or {}, "relative_scale")
     rng = random.Random(f"{config.seed}/{number}/layout")
     figures = cutouts.figures(rng)
     if config.boxes is not None:

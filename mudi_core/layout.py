@@ -33,6 +33,10 @@ class BadBoxes(MudiError):
     """Boxes written as text that cannot be read."""
 
 
+class BadRelativeScale(MudiError):
+    """Relative heights written as text that cannot be read."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """What a layout has to know of a cut-out subject."""
@@ -234,6 +238,24 @@ def parse_boxes(text: str) -> dict[str, Box]:
                 f"got {read[token]!r}."
             )
     return boxes
+
+
+def parse_relative_scale(text: str) -> dict[str, float]:
+    """Relative heights by token from ``olis:hta=1:2``: hta is twice as tall. Raises `BadRelativeScale`."""
+    tokens, _, numbers = text.partition("=")
+    names, parts = [name.strip() for name in tokens.split(":")], numbers.split(":")
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        values = []
+    if (
+        len(names) != len(values)
+        or not all(names)
+        or len(set(names)) != len(names)
+        or not all(0 < value < float("inf") for value in values)
+    ):
+        raise BadRelativeScale(f"{text!r} should look like olis:hta=1:2, a number above 0 for each token.")
+    return dict(zip(names, values, strict=True))
 
 
 def _is_coordinate(value: object) -> bool:

@@ -17,7 +17,7 @@ from .boxes import to_pixels
 from .cutouts import SOFT, CutOut, CutOuts, EmptyMask, Pixels, cut_outs, drawn, to_bytes
 from .layout import Figure, LayoutConfig, pair_layout
 from .masks import mask_box
-from .types import BadLayout, Layout, Mix, MudiError, Placement, Subject, SubjectSet
+from .types import Layout, Mix, MudiError, Placement, Subject, SubjectSet
 
 __all__ = ["CutOut", "CutOuts", "EmptyMask", "SegMixConfig", "compose", "cut_outs", "cutmix", "segmix"]
 
@@ -70,9 +70,7 @@ def segmix(
     of its own. Raises `TooFewSubjects` for a set of one, `BadLayout` when `relative_scale` names an unknown token.
     """
     config = config or SegMixConfig()
-    for token in config.layout.relative_scale or {}:
-        if token not in cutouts.by_token:
-            raise BadLayout(f"relative_scale names '{token}', but the subjects are: {', '.join(cutouts.by_token)}.")
+    cutouts.check(config.layout.relative_scale or {}, "relative_scale")
     pair = [
         cutouts.figure(token, photo, config.mirror_prob > 0 and rng.random() < config.mirror_prob)
         for token, photo in _draw_pair(cutouts.subjects, rng, first)

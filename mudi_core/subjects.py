@@ -60,16 +60,43 @@ def segment_subject(
     `threshold` (0..1) is the least confidence of a box that counts. `on_step` hears photos done and photos in all.
     Raises `NotFound`, `SeveralFound`, `CoversAll` with the photo's name and the best score, `BadSubject`.
     """
-    if not query.strip():
-        raise BadSubject(f"Subject '{token}' needs a text to look for, such as 'dog'.")
     masks = []
     for done, photo in enumerate(photos, start=1):
-        box = _one_box(detector(photo.image, [query], threshold), photo, query, threshold, which)
-        mask = _without_specks(segmenter(photo.image, box[None])[0])
-        masks.append(_checked(mask, photo, which))
+        found = find_boxes(photo, query, detector, threshold, which)
+        masks.append(segment_boxes(photo, found.xyxy, segmenter, which)[0])
         if on_step is not None:
             on_step(done, len(photos))
     return _subject(photos, masks, token, class_noun)
+
+
+def find_boxes(
+    photo: Photo, query: str, detector: Detector, threshold: float = 0.25, which: Which | Literal["all"] = "exactly one"
+) -> Detections:
+    """Where `query` is in a photo: one box, or with "all" every box, never none.
+
+    Raises `NotFound`, `SeveralFound`, `CoversAll` with the photo's name and the best score, `BadSubject`.
+    """
+    if not query.strip():
+        raise BadSubject(f"{photo.name}: there is no text to look for. Write one, such as 'dog'.")
+    found = detector(photo.image, [query], threshold)
+    if len(found) == 0:
+        raise NotFound(
+            f"{photo.name}: no '{query}' was found (best score {found.best_confidence:.2f}, threshold {threshold:g}). "
+            "Lower the threshold, use a more general word (e.g. 'dog' for 'corgi'), or draw the mask by hand."
+        )
+    if which == "all":
+        return found
+    row = _one_box(found, photo, query, threshold, which)
+    one = slice(row, row + 1)
+    return Detections(found.xyxy[one], found.confidence[one], found.labels[one], found.best_confidence)
+
+
+def segment_boxes(photo: Photo, xyxy: Tensor, segmenter: Segmenter, which: Which = "exactly one") -> Tensor:
+    """Masks ``[n, h, w]``, 0 or 1, of what stands in the boxes ``[n, 4]`` of a photo, without specks.
+
+    Raises `NotFound` when one is empty, and `CoversAll` unless `which` is "best".
+    """
+    return torch.stack([_checked(_without_specks(mask), photo, which) for mask in segmenter(photo.image, xyxy)])
 
 
 def subject_from_masks(
@@ -117,12 +144,8 @@ def _subject(photos: Sequence[Photo], masks: Sequence[Tensor], token: str, class
     return subject
 
 
-def _one_box(found: Detections, photo: Photo, query: str, threshold: float, which: Which) -> Tensor:
-    if len(found) == 0:
-        raise NotFound(
-            f"{photo.name}: no '{query}' was found (best score {found.best_confidence:.2f}, threshold {threshold:g}). "
-            "Lower the threshold, use a more general word (e.g. 'dog' for 'corgi'), or draw the mask by hand."
-        )
+def _one_box(found: Detections, photo: Photo, query: str, threshold: float, which: Which) -> int:
+    """The row of the box to take."""
     scores = ", ".join(f"{score:.2f}" for score in found.confidence[:5].tolist())
     if which == "exactly one" and len(found) > 1:
         raise SeveralFound(
@@ -133,7 +156,7 @@ def _one_box(found: Detections, photo: Photo, query: str, threshold: float, whic
     if which == "best":
         partial = (shares <= WHOLE).nonzero()[:, 0]
         if len(partial):
-            return found.xyxy[partial[0]]
+            return int(partial[0])
     if shares[0] > WHOLE:
         message = (
             f"{photo.name}: the box of '{query}' covers the whole photo ({shares[0]:.0%}, best score "
@@ -145,7 +168,7 @@ def _one_box(found: Detections, photo: Photo, query: str, threshold: float, whic
                 "to take the best one."
             )
         log.warning(message)
-    return found.xyxy[0]
+    return 0
 
 
 def _checked(mask: Tensor, photo: Photo, which: Which) -> Tensor:

@@ -21,8 +21,9 @@ from mudi_core.generate import (
     generate,
 )
 from mudi_core.init_latent import init_latent
+from mudi_core.layout import LayoutConfig
 from mudi_core.segmix import compose
-from mudi_core.types import SubjectSet
+from mudi_core.types import BadLayout, SubjectSet
 
 CONFIG = GenerateConfig("a photo of olis cat and hta cat", steps=2, count=3, batch_size=2, guidance=3.0, size=(64, 64))
 
@@ -115,6 +116,12 @@ def test_given_boxes_are_kept(cutouts: CutOuts) -> None:
         given = boxes[placement.token]
         assert all(a <= b for a, b in zip(given[:2], placement.xyxy[:2], strict=True))
         assert all(a >= b for a, b in zip(given[2:], placement.xyxy[2:], strict=True))
+
+
+def test_relative_heights_of_strangers_are_refused(cutouts: CutOuts) -> None:
+    config = replace(CONFIG, layout=LayoutConfig(relative_scale={"olis": 1, "rex": 2}))
+    with pytest.raises(BadLayout, match="relative_scale names 'rex', but the subjects are: olis, hta"):
+        draw_layout(cutouts, config, 0, (64, 64))
 
 
 def test_progress_counts_every_step_and_can_stop_the_run(checkpoint: Checkpoint, cutouts: CutOuts) -> None:

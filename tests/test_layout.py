@@ -13,12 +13,14 @@ from mudi_core.boxes import overlap, to_pixels, visible_fraction
 from mudi_core.layout import (
     BadBoxes,
     BadLayoutConfig,
+    BadRelativeScale,
     Figure,
     LayoutConfig,
     NoRoom,
     given_layout,
     pair_layout,
     parse_boxes,
+    parse_relative_scale,
     random_layout,
 )
 from mudi_core.types import BadLayout, Layout
@@ -205,3 +207,14 @@ def test_text_that_is_no_boxes_says_why(text: str, message: str) -> None:
 def test_settings_out_of_range_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadLayoutConfig, match=next(iter(wrong))):
         LayoutConfig(**wrong)
+
+
+def test_relative_heights_are_read_from_text() -> None:
+    assert parse_relative_scale("olis:hta=1:2") == {"olis": 1, "hta": 2}
+    assert parse_relative_scale("olis : hta = 1 : 0.5") == {"olis": 1, "hta": 0.5}
+
+
+@pytest.mark.parametrize("text", ["", "olis", "olis:hta", "olis:hta=1", "a:a=1:2", ":b=1:2", "a:b=1:-2", "a:b=1:inf"])
+def test_relative_heights_that_cannot_be_read_are_told(text: str) -> None:
+    with pytest.raises(BadRelativeScale, match="olis:hta=1:2"):
+        parse_relative_scale(text)

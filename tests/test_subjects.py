@@ -12,6 +12,8 @@ from mudi_core.subjects import (
     NotFound,
     SeveralFound,
     add_subject,
+    find_boxes,
+    segment_boxes,
     segment_subject,
     subject_from_masks,
     token_warning,
@@ -68,6 +70,14 @@ def test_several_found_are_refused_or_the_best_is_taken():
         segment(finds(LEFT, RIGHT))
     assert box_of(segment(finds(LEFT, RIGHT), which="best").masks[0]) == LEFT
     assert box_of(segment(finds(LEFT, RIGHT), threshold=0.7).masks[0]) == LEFT
+
+
+def test_all_boxes_can_be_asked_for_each_with_a_mask_of_its_own():
+    found = find_boxes(PHOTOS[0], "dog", finds(LEFT, RIGHT), which="all")
+    assert found.xyxy.tolist() == [LEFT, RIGHT] and found.labels == ("dog", "dog")
+    assert [box_of(mask) for mask in segment_boxes(PHOTOS[0], found.xyxy, fill_boxes)] == [LEFT, RIGHT]
+    with pytest.raises(NotFound, match="photo_0.jpg: no 'dog'"):
+        find_boxes(PHOTOS[0], "dog", finds(), which="all")
 
 
 def test_a_box_that_covers_everything_is_refused_or_taken_for_want_of_a_better(caplog):

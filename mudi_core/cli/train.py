@@ -77,15 +77,12 @@ def add(commands: Any) -> None:
 
 def relative_scale(text: str) -> dict[str, float]:
     """ "olis:hta=1:2" as {"olis": 1, "hta": 2}."""
-    tokens, _, numbers = text.partition("=")
-    names, parts = tokens.split(":"), numbers.split(":")
+    from ..layout import BadRelativeScale, parse_relative_scale
+
     try:
-        values = [float(part) for part in parts]
-    except ValueError:
-        values = []
-    if len(names) != len(values) or not all(names) or len(set(names)) != len(names) or not all(v > 0 for v in values):
-        raise argparse.ArgumentTypeError(f"{text!r} should look like olis:hta=1:2, a number above 0 for each token")
-    return dict(zip(names, values, strict=True))
+        return parse_relative_scale(text)
+    except BadRelativeScale as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def config(args: argparse.Namespace, side: int, compute: str) -> TrainConfig:
