@@ -1,0 +1,275 @@
+"""The running ComfyUI: its device, its progress bar and Cancel, its model folders, its input and output folders."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io, ui
+from comfy_execution.utils import get_executing_context
+
+from ..mudi_core import backends, weights
+from ..mudi_core.progress import Progress, Update
+from ..mudi_core.storage import METADATA
+from ..mudi_core.types import MudiError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+MINI = "mini (embedded)"
+"""The choice of every model widget that needs no download."""
+PREVIEW_SIDE = 512
+"""Pixels of the picture beside a progress bar."""
+PREVIEW_SECONDS = 1.0
+"""So often that picture is drawn at most."""
+
+
+class BadName(MudiError):
+    """A name that could leave its folder, or that some operating system refuses."""
+
+
+class MissingModel(MudiError):
+    """A model choice that lies in none of ComfyUI's folders any more."""
+
+
+def schema(**settings: Any) -> io.Schema:
+    """An `io.Schema`; settings that this ComfyUI does not know yet, such as search_aliases, are left out."""
+    known = {field.name for field in fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in settings.items() if name in known})
+
+
+def device() -> torch.device:
+    """Where ComfyUI computes."""
+    found: torch.device = comfy.model_management.get_torch_device()
+    return found
+
+
+def progress(preview: Callable[[], Image.Image | None] | None = None) -> Progress:
+    """A `Progress` that drives the node's progress bar and its line of text, and obeys Cancel at every update.
+
+    ``preview`` draws the picture beside the bar; it is asked now and then. Each update raises
+    `InterruptProcessingException` when the user has pressed Cancel.
+    """
+
+    @contextmanager
+    def stage(what: str) -> Iterator[Update]:
+        bar = comfy.utils.ProgressBar(1)
+        drawn = 0.0
+
+        def update(done: int, total: int, words: str = "") -> None:
+            nonlocal drawn
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            picture = None
+            if preview is not None and time.monotonic() - drawn > PREVIEW_SECONDS:
+                drawn = time.monotonic()
+                picture = preview()
+            shown = None if picture is None else ("JPEG", picture, PREVIEW_SIDE)
+            bar.update_absolute(done, total, shown)
+            _say(f"{what}: {done} / {total}{', ' + words if words else ''}")
+
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield update
+
+    def begin(words: str) -> AbstractContextManager[Update]:
+        return stage(words)
+
+    return begin
+
+
+def _say(words: str) -> None:
+    """A line of text on the node that runs, where there is a server to show it."""
+    import server
+
+    context, instance = get_executing_context(), getattr(server.PromptServer, "instance", None)
+    if context is not None and instance is not None:
+        instance.send_progress_text(words, context.node_id)
+
+
+def preview(images: Tensor | Sequence[Tensor], cls: type[io.ComfyNode], text: str = "") -> dict[str, Any]:
+    """What a node shows of itself: pictures ``[h, w, 3]`` of any sizes, and a text under them."""
+    shown: dict[str, Any] = ui.PreviewImage(images, cls=cls).as_dict() if len(images) else {}
+    return {**shown, **(ui.PreviewText(text).as_dict() if text else {})}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Models of one kind: ComfyUI's folder of them, and how they are called in the library."""
+
+    folder: str
+    standard: dict[str, str]
+    """Choice -> the library's backend; a choice is a name in the library's table of weights if it has one there."""
+    local: str
+    """The backend that reads any other model which lies in the folder."""
+
+
+_KINDS = {
+    "owlv2": _Kind("owlv2", {"owlv2-base": "owlv2"}, "owlv2"),
+    "sam": _Kind("sams", {f"sam-vit-{size}": f"sam-vit-{size}" for size in "blh"}, "sam-vit-b"),
+    "dinov2": _Kind("dinov2", {"dinov2-base": "dinov2"}, "dinov2"),
+    "dreamsim": _Kind("dreamsim", {"dreamsim": "dreamsim"}, ""),
+}
+
+for _kind in _KINDS.values():
+    folder_paths.add_model_folder_path(_kind.folder, str(Path(folder_paths.models_dir) / _kind.folder))
+
+
+def models(*kinds: str) -> list[str]:
+    """The choices of a model widget: the embedded model, those with a known link, and what else lies in the folders.
+
+    ``kinds`` of "owlv2", "sam", "dinov2", "dreamsim".
+    """
+    choices = [MINI]
+    for kind in kinds:
+        choices += [*_KINDS[kind].standard, *_local_models(kind)]
+    return choices
+
+
+def _model_folders(kind: str) -> list[Path]:
+    return [Path(folder) for folder in folder_paths.get_folder_paths(_KINDS[kind].folder)]
+
+
+def _local_models(kind: str) -> dict[str, Path]:
+    """Models that the user put there, by file or folder name: one SAM a file, one of the others a folder."""
+    if not _KINDS[kind].local:
+        return {}
+    known = {weights.TABLE[name].folder for name in _KINDS[kind].standard}
+    known |= {file.name for name in _KINDS[kind].standard for file in weights.TABLE[name].files}
+    found: dict[str, Path] = {}
+    for folder in _model_folders(kind):
+        for path in sorted(folder.glob("*")):
+            if kind == "sam":
+                is_model = path.suffix in (".pth", ".safetensors")
+            else:
+                is_model = (path / "config.json").is_file() and (path / "model.safetensors").is_file()
+            if is_model and path.name not in known:
+                found.setdefault(path.name, path)
+    return found
+
+
+Backend = TypeVar("Backend")
+
+
+@dataclass(frozen=True)
+class _Loaded(Generic[Backend]):
+    choice: str
+    backend: Backend
+    patcher: Any
+    """ComfyUI's handle on the model, by which it moves it out of the way; None on the CPU."""
+
+
+_loaded: dict[str, _Loaded[Any]] = {}
+"""The last model of each role, kept for the next node."""
+
+
+def detector(choice: str, download: bool = False) -> backends.Detector:
+    """The detector of a choice of ``models("owlv2")``, ready to use. Raises `MissingWeights`, `MissingModel`."""
+    return _load("detector", ("owlv2",), choice, download, backends.load_detector, lambda backend: backend.model)
+
+
+def segmenter(choice: str, download: bool = False) -> backends.Segmenter:
+    """The segmenter of a choice of ``models("sam")``."""
+    return _load("segmenter", ("sam",), choice, download, backends.load_segmenter, lambda b: b.predictor.model)
+
+
+def embedder(choice: str, download: bool = False) -> backends.Embedder:
+    """The embedder of a choice of ``models("dinov2", "dreamsim")``."""
+    kinds = ("dinov2", "dreamsim")
+    return _load("embedder", kinds, choice, download, backends.load_embedder, lambda backend: backend.model)
+
+
+def _load(
+    role: str,
+    kinds: tuple[str, ...],
+    choice: str,
+    download: bool,
+    load: Callable[[str, Path | None, torch.device], Backend],
+    model_of: Callable[[Any], Any],
+) -> Backend:
+    kept = _loaded.get(role)
+    if kept is None or kept.choice != choice:
+        _loaded.pop(role, None)
+        name, path = _find(kinds, choice, download)
+        backend = load(name, path, device())
+        patcher = None
+        if device().type != "cpu" and name != "mini":
+            offload = comfy.model_management.unet_offload_device()
+            patcher = comfy.model_patcher.ModelPatcher(model_of(backend), device(), offload)
+        kept = _loaded[role] = _Loaded(choice, backend, patcher)
+    if kept.patcher is not None:
+        comfy.model_management.load_models_gpu([kept.patcher])
+    ready: Backend = kept.backend
+    return ready
+
+
+def _find(kinds: tuple[str, ...], choice: str, download: bool) -> tuple[str, Path | None]:
+    """The library's name of the backend, and where its weights lie."""
+    if choice == MINI:
+        return "mini", None
+    for kind in kinds:
+        folders = _model_folders(kind)
+        backend = _KINDS[kind].standard.get(choice)
+        if backend is not None and choice not in weights.TABLE:
+            return backend, folders[0]
+        if backend is not None:
+            with progress()(f"downloading {choice}") as update:
+                return backend, weights.locate(choice, folders, download, lambda done, total: update(done, total))
+        local = _local_models(kind)
+        if choice in local:
+            return _KINDS[kind].local, local[choice]
+    known = " or ".join(str(folder) for kind in kinds for folder in _model_folders(kind))
+    raise MissingModel(f"There is no model '{choice}' in {known}. Choose another one in the node, or put it there.")
+
+
+_NOT_IN_A_NAME = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def plain_name(name: str, what: str) -> str:
+    """The name itself, if it can be a file's or folder's on every system and leads nowhere else. Raises `BadName`."""
+    if not name.strip():
+        raise BadName(f"The {what} needs a name.")
+    if _NOT_IN_A_NAME.search(name) or name != name.strip() or name.startswith(".") or name.endswith("."):
+        raise BadName(
+            f"{name!r} cannot be the name of a {what}: give a plain name such as 'two_dogs', without a path, "
+            "without dots or spaces at its ends."
+        )
+    if _RESERVED.fullmatch(name) or len(name.encode()) > 200:
+        raise BadName(f"{name!r} cannot be the name of a {what} on every system. Choose another, such as 'two_dogs'.")
+    return name
+
+
+def dataset_folder(name: str) -> Path:
+    """Where the dataset of this name lies, or will lie: a folder in ComfyUI's input folder. Raises `BadName`."""
+    return Path(folder_paths.get_input_directory()) / plain_name(name, "dataset")
+
+
+def datasets() -> list[str]:
+    """The names of the datasets in ComfyUI's input folder."""
+    folder = Path(folder_paths.get_input_directory())
+    return sorted(path.parent.name for path in folder.glob(f"*/{METADATA}") if not path.parent.name.startswith("."))
+
+
+def numbered(folder: Path, name: str, suffix: str) -> Path:
+    """The next free "<name>_00001<suffix>" of a folder, counted on from the highest there is."""
+    pattern = re.compile(re.escape(name) + r"_(\d+)" + re.escape(suffix), re.IGNORECASE)
+    taken = [int(match[1]) for path in folder.glob("*") if (match := pattern.fullmatch(path.name))]
+    return folder / f"{name}_{max(taken, default=0) + 1:05d}{suffix}"
+
+
+def loras_folder() -> Path:
+    """Where new LoRAs go: ComfyUI's first folder of them."""
+    return Path(folder_paths.get_folder_paths("loras")[0])

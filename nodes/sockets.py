@@ -1,0 +1,50 @@
+"""The socket types of this pack, and core's that have no class of their own in its API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from comfy_api.latest import io
+
+from ..mudi_core.layout import LayoutConfig
+from ..mudi_core.types import Layout, SubjectSet
+
+Subjects = io.Custom("MUDI_SUBJECTS")
+"""Carries a `SubjectSet`."""
+Dataset = io.Custom("MUDI_DATASET")
+"""Carries a `TrainingSet`."""
+LayoutSocket = io.Custom("MUDI_LAYOUT")
+"""Carries a `PlacedSubjects`."""
+BoundingBoxes = io.Custom("BOUNDING_BOX")
+"""Core's: a list of `BoundingBox` for each image."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """What Train LoRA learns from, and how compositions of it look."""
+
+    subjects: SubjectSet
+    priors: SubjectSet | None = None
+    """Pictures of other members of each class."""
+    segmix_prob: float = 0.3
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    background_weight: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedSubjects:
+    """A layout together with the subjects that it places: what a canvas is drawn from."""
+
+    subjects: SubjectSet
+    layout: Layout
+
+
+class BoundingBox(TypedDict):
+    """Pixels of its image; ``x`` and ``y`` are the left upper corner."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    score: float
