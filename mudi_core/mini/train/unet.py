@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -137,8 +138,9 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
     encoders = [encoder.to(device) for encoder in family.load_text_encoders()]
     model = family.build_unet().to(device)
     seen: list[Tensor] = []
-    watch = {name: Watch(seen) if "attn2" in name else own for name, own in model.attn_processors.items()}
-    model.set_attn_processor(watch)
+    # The plain processor: the backward pass of torch's fused attention is slow on a CPU at these sizes.
+    names = list(model.attn_processors)
+    model.set_attn_processor({name: Watch(seen) if "attn2" in name else AttnProcessor() for name in names})
     abar = family.scheduler().alphas_cumprod.to(device)
 
     @torch.no_grad()
