@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -75,3 +75,167 @@ def xyxy(boxes: Sequence[BoundingBox]) -> Tensor:
     """The boxes of one image as float ``[n, 4]``."""
     corners = [(box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]) for box in boxes]
     return torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
+
+
+def boxes_per_image(boxes: Any) -> list[list[BoundingBox]]:
+    """The boxes of each image, from one box, the boxes of one image, or a list of either, as nodes send them."""
+    if isinstance(boxes, dict):
+        return [[cast(BoundingBox, boxes)]]
+    if all(isinstance(box, dict) for box in boxes):
+        return [list(boxes)]
+    return [one for some in boxes for one in boxes_per_image(some)]
+
+
+def encode_image(vae: Any) -> EncodeImage:
+    """A VAE as the library's function: images ``[b, h, w, 3]`` to unscaled latents ``[b, 4, h/8, w/8]``.
+
+    Raises `BadModel` for a VAE of another kind than SD's.
+    """
+    channels, shrinks = vae.latent_channels, vae.spacial_compression_encode()
+    if (channels, shrinks) != (4, 8):
+        raise BadModel(
+            f"This VAE makes latents of {channels} channels, {shrinks} times smaller; SDXL's makes 4, 8 times "
+            "smaller. Connect the VAE of an SDXL checkpoint."
+        )
+
+    def encode(images: Tensor) -> Tensor:
+        # Loading may write into weights that were made in inference mode, which is only allowed there.
+        with torch.inference_mode():
+            latents: Tensor = vae.encode(images)
+        return latents.clone()
+
+    return encode
+
+
+def encode_text(clip: Any) -> EncodeText:
+    """A CLIP as the library's function: captions, read to the letter, to contexts ``[n, 77, d]`` and pooled ``[n, p]``.
+
+    Raises `BadModel` for one without SDXL's two text encoders.
+    """
+    if not all(hasattr(clip.cond_stage_model, part) for part in ("clip_l", "clip_g")):
+        raise BadModel(
+            f"This CLIP is a {type(clip.cond_stage_model).__name__}; SDXL has two encoders, L and G. "
+            "Connect the CLIP of an SDXL checkpoint."
+        )
+
+    def encode(captions: list[str]) -> tuple[Tensor, Tensor]:
+        contexts, pooled = [], []
+        with torch.inference_mode():
+            for caption in captions:
+                literal = caption.replace("(", "\\(").replace(")", "\\)")  # brackets would weigh the words inside
+                context, pool = clip.encode_from_tokens(clip.tokenize(literal), return_pooled=True)
+                if context.shape[1] > 77:
+                    log.warning("only the first 75 tokens are read of '%s'", caption)
+                contexts.append(context[:, :77])
+                pooled.append(pool)
+        return torch.cat(contexts).clone(), torch.cat(pooled).clone()
+
+    return encode
+
+
+def noise_schedule(model: Any) -> NoiseSchedule:
+    """How a MODEL was taught to see noise. Raises `BadModel` when it is not by SD's discrete timesteps."""
+    from comfy import model_sampling
+
+    from ..mudi_core.train.loss import NoiseSchedule
+
+    sampling = model.get_model_object("model_sampling")
+    kinds = {model_sampling.EPS: "epsilon", model_sampling.V_PREDICTION: "v_prediction"}
+    kind = next((kinds[base] for base in type(sampling).__mro__ if base in kinds), None)
+    if not isinstance(sampling, model_sampling.ModelSamplingDiscrete) or isinstance(
+        sampling, (model_sampling.X0, model_sampling.EDM)
+    ):
+        kind = None
+    if kind is None:
+        raise BadModel(
+            f"This MODEL ({_model_name(model)}) was not taught noise in SD's way (epsilon or v-prediction in discrete "
+            "timesteps), so it cannot be trained here. Use an SDXL checkpoint of the usual kind."
+        )
+    with torch.inference_mode(False):
+        sigmas = sampling.sigmas.detach().to("cpu", torch.float32).clone()
+        return NoiseSchedule(1 / (1 + sigmas**2), kind, float(model.model.latent_format.scale_factor))
+
+
+def unet(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A diffusers U-Net with a MODEL's weights, LoRAs on the MODEL included, frozen, to be trained on ``device``.
+
+    Weights that are there in ``dtype`` already are shared, not copied; all others, and those that a LoRA on the MODEL
+    changes, are copies. Raises `BadModel` when the MODEL is not of SDXL's architecture.
+    """
+    import comfy.lora
+    import comfy.utils
+    from diffusers import UNet2DConditionModel
+
+    config = dict(model.model.model_config.unet_config)
+    prefix = "diffusion_model."
+    with torch.inference_mode():
+        originals = {key: entries[0] for key, entries in model.get_key_patches(prefix).items()}
+        groups = [m.num_groups for m in model.model.diffusion_model.modules() if isinstance(m, torch.nn.GroupNorm)]
+    settings = _diffusers_config(config, groups[0]) if groups and config.get("adm_in_channels") else None
+    names = comfy.utils.unet_to_diffusers(config) if settings is not None else {}
+
+    with torch.inference_mode(False):
+        with torch.device("meta"):
+            empty = UNet2DConditionModel(**settings) if settings is not None else None
+        wanted = {} if empty is None else {name: value.shape for name, value in empty.state_dict().items()}
+        keys = {name: prefix + names[name] for name in wanted if name in names}
+        fits = (
+            bool(wanted)
+            and keys.keys() == wanted.keys()
+            and set(keys.values()) == originals.keys()
+            and all(originals[key][0].shape == wanted[name] for name, key in keys.items())
+        )
+        if not fits or empty is None:
+            raise BadModel(
+                f"This MODEL ({_model_name(model)}) is not of SDXL's architecture, and only such can be trained here: "
+                "SDXL itself and its finetunes (Pony, Illustrious, ...), and the embedded mini model."
+            )
+        state = {}
+        for name, key in keys.items():
+            weight, convert = originals[key]
+            if key in model.patches:
+                with torch.inference_mode():
+                    full = convert(weight.to(device, torch.float32, copy=True), inplace=True)
+                    weight = comfy.lora.calculate_weight(model.patches[key], full, key)
+            else:
+                weight = convert(weight, inplace=False)
+            state[name] = _outside_inference_mode(weight.detach().to(device, dtype))
+        empty.load_state_dict(state, assign=True)
+        return empty.eval().requires_grad_(False)
+
+
+def _diffusers_config(config: dict[str, Any], groups: int) -> dict[str, Any] | None:
+    """Settings of diffusers' U-Net for ComfyUI's, where SDXL's block types can express it."""
+    widths = [config["model_channels"] * factor for factor in config["channel_mult"]]
+    layers = config["num_res_blocks"]
+    if len(set(layers)) != 1 or config.get("num_head_channels", -1) <= 0 or config["in_channels"] != 4:
+        return None
+    depths = [config["transformer_depth"][level * layers[0]] for level in range(len(widths))]
+    down = tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths)
+    up = tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths))
+    return {
+        "block_out_channels": tuple(widths),
+        "layers_per_block": layers[0],
+        "down_block_types": down,
+        "up_block_types": up,
+        "transformer_layers_per_block": tuple(max(depth, 1) for depth in depths),
+        "attention_head_dim": tuple(width // config["num_head_channels"] for width in widths),
+        "cross_attention_dim": config["context_dim"],
+        "norm_num_groups": groups,
+        "use_linear_projection": config["use_linear_in_transformer"],
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": config["adm_in_channels"],
+    }
+
+
+def _outside_inference_mode(weight: Tensor) -> Tensor:
+    """The same memory as a tensor that autograd may save: those made in inference mode refuse."""
+    if not weight.is_inference():
+        return weight
+    alias = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    return alias.set_(weight.untyped_storage(), weight.storage_offset(), weight.shape, weight.stride())
+
+
+def _model_name(model: Any) -> str:
+    return type(model.model.model_config).__name__

@@ -7,8 +7,10 @@ from typing import TypedDict
 
 from comfy_api.latest import io
 
+from ..mudi_core.cutouts import CutOuts
+from ..mudi_core.generate import GenerateConfig
 from ..mudi_core.layout import LayoutConfig
-from ..mudi_core.types import Layout, SubjectSet
+from ..mudi_core.types import SubjectSet
 
 Subjects = io.Custom("MUDI_SUBJECTS")
 """Carries a `SubjectSet`."""
@@ -34,10 +36,11 @@ class TrainingSet:
 
 @dataclass(frozen=True, eq=False)
 class PlacedSubjects:
-    """A layout together with the subjects that it places: what a canvas is drawn from."""
+    """Subjects cut out of their photos, and how they are to stand: what canvases are drawn from."""
 
-    subjects: SubjectSet
-    layout: Layout
+    cutouts: CutOuts
+    config: GenerateConfig
+    """Its size, seed, layout and boxes count, and are those of the Layout node."""
 
 
 class BoundingBox(TypedDict):

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui import comfy
 
 from mudi_core.mini import family
 from mudi_core.mini.world import PAIRS, photo
 from mudi_core.storage import write_subjects
 from mudi_core.types import Photo, Subject, SubjectSet
+
+__all__ = ["comfy"]
 
 PARTS = ("vae", "unet", "text_encoder", "text_encoder_2")
 

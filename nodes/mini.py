@@ -1,0 +1,210 @@
+"""The embedded family in ComfyUI: a checkpoint that every stock node works on, and photos to train it with."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy import sdxl_clip
+from comfy_api.latest import io
+
+from ..mudi_core.mini import family
+from ..mudi_core.mini.world import PAIRS, photo
+from . import host
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CATEGORY = "MuDI/mini"
+PAIR_CHOICES = [f"{i}: {a.token} and {b.token}, {a.class_noun}s" for i, (a, b) in enumerate(PAIRS)]
+
+
+class MiniSDXL(comfy.supported_models.SDXL):  # type: ignore[misc]
+    """The embedded family's U-Net in the words of ComfyUI's SDXL."""
+
+    unet_extra_config = {"num_heads": -1, "num_head_channels": 32}
+
+
+class MiniCheckpoint(io.ComfyNode):  # type: ignore[misc]
+    """MODEL, CLIP and VAE of the embedded family."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiMiniCheckpoint",
+            display_name="Mini Checkpoint (MuDI)",
+            category=CATEGORY,
+            description="A tiny model of SDXL's architecture that comes with MuDI. It draws toy characters at "
+            f"{family.SIZE}x{family.SIZE} px in seconds, without a graphics card and without a download: to try out "
+            "and to learn a workflow with.",
+            search_aliases=["checkpoint", "load checkpoint", "mini", "tiny sdxl", "demo"],
+            inputs=[],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip=f"The mini model. Its pictures are {family.SIZE}x{family.SIZE} px."
+                ),
+                io.Clip.Output(display_name="clip", tooltip="The mini model's two text encoders."),
+                io.Vae.Output(display_name="vae", tooltip="The mini model's VAE."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(load_model(), load_clip(), load_vae())
+
+
+class MiniPhotos(io.ComfyNode):  # type: ignore[misc]
+    """Photos of two similar characters that the embedded family was never shown."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiMiniPhotos",
+            display_name="Mini Photos (MuDI)",
+            category=CATEGORY,
+            description="Photos of two similar toy characters that the mini model has never seen: what you would take "
+            "of your own two subjects.",
+            search_aliases=["photos", "example", "dataset", "demo", "toy"],
+            inputs=[
+                io.Combo.Input("pair", options=PAIR_CHOICES, tooltip="Which two characters."),
+                io.Int.Input("count", default=5, min=1, max=32, tooltip="Photos of each character."),
+                io.Int.Input("side", default=320, min=96, max=1024, step=8, tooltip="Width and height in pixels."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Poses, places and light hang on it.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="photos_a", is_output_list=True, tooltip="Photos of the first character, one by one."
+                ),
+                io.Image.Output(
+                    display_name="photos_b", is_output_list=True, tooltip="Photos of the second character, one by one."
+                ),
+                io.String.Output(display_name="token_a", tooltip="A word without meaning: the first one's name."),
+                io.String.Output(display_name="class_a", tooltip="What the first character is."),
+                io.String.Output(display_name="token_b", tooltip="A word without meaning: the second one's name."),
+                io.String.Output(display_name="class_b", tooltip="What the second character is."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, pair: str, count: int, side: int, seed: int) -> io.NodeOutput:
+        first, second = PAIRS[PAIR_CHOICES.index(pair)]
+        photos = []
+        with host.progress()("drawing photos") as update:
+            for spec in (first, second):
+                drawn = []
+                for number in range(count):
+                    pixels = photo(spec.character, random.Random(f"{seed}/{spec.token}/{number}"), side).image
+                    drawn.append(torch.from_numpy(pixels.copy())[None].float() / 255)
+                    update(len(photos) * count + number + 1, 2 * count)
+                photos.append(drawn)
+        return io.NodeOutput(*photos, first.token, first.class_noun, second.token, second.class_noun)
+
+
+def load_model() -> Any:
+    """The embedded U-Net as a MODEL."""
+    unet = family.load_unet()
+    config = MiniSDXL(unet_config(unet.config))
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device=torch.device("cpu"))
+    _set_groups(model.diffusion_model, unet.config["norm_num_groups"])
+    state = unet.state_dict()
+    names = comfy.utils.unet_to_diffusers(config.unet_config)
+    model.load_model_weights({names[name]: value for name, value in state.items()}, "")
+    return comfy.model_patcher.ModelPatcher(model, host.device(), comfy.model_management.unet_offload_device())
+
+
+def unet_config(config: Any) -> dict[str, Any]:
+    """ComfyUI's configuration of a diffusers U-Net whose levels each have attention everywhere or nowhere."""
+    layers = config["layers_per_block"]
+    depths = [
+        depth if "CrossAttn" in block else 0
+        for depth, block in zip(config["transformer_layers_per_block"], config["down_block_types"], strict=True)
+    ]
+    widths = config["block_out_channels"]
+    return {
+        "image_size": 32,
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "model_channels": widths[0],
+        "channel_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": [layers] * len(widths),
+        "transformer_depth": [depth for depth in depths for _ in range(layers)],
+        "transformer_depth_output": [depth for depth in depths for _ in range(layers + 1)],
+        "transformer_depth_middle": depths[-1],
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": config["use_linear_projection"],
+        "use_temporal_attention": False,
+        "context_dim": config["cross_attention_dim"],
+        "num_classes": "sequential",
+        "adm_in_channels": config["projection_class_embeddings_input_dim"],
+        "legacy": False,
+        "use_checkpoint": False,
+    }
+
+
+def load_clip() -> Any:
+    """The embedded text encoders as a CLIP."""
+    encoders = dict(zip(("clip_l", "clip_g"), family.load_text_encoders(), strict=True))
+    kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
+    options: dict[str, Any] = {
+        f"{name}_model_config": {key: getattr(encoder.config, key) for key in kept}
+        for name, encoder in encoders.items()
+    }
+    target = comfy.supported_models_base.ClipTarget(sdxl_clip.SDXLTokenizer, sdxl_clip.SDXLClipModel)
+    clip = comfy.sd.CLIP(target, model_options={**options, "dtype": torch.float32})
+    for name, encoder in encoders.items():
+        getattr(clip.cond_stage_model, name).load_sd(_text_state(encoder))
+    return clip
+
+
+def _text_state(encoder: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The encoder's weights by the names of the original files, whatever this release of transformers calls them."""
+    state = encoder.state_dict()
+    return {name if name.startswith("text_") else f"text_model.{name}": value for name, value in state.items()}
+
+
+def load_vae() -> Any:
+    """The embedded VAE as a VAE."""
+    autoencoder = family.load_vae()
+    config = autoencoder.config
+    widths = config["block_out_channels"]
+    ddconfig = {
+        "double_z": True,
+        "z_channels": config["latent_channels"],
+        "resolution": 256,
+        "in_channels": config["in_channels"],
+        "out_ch": config["out_channels"],
+        "ch": widths[0],
+        "ch_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": config["layers_per_block"],
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    vae = comfy.sd.VAE(
+        sd=autoencoder.state_dict(),
+        config={"params": {"ddconfig": ddconfig, "embed_dim": config["latent_channels"]}},
+        dtype=torch.float32,
+    )
+    _set_groups(vae.first_stage_model, config["norm_num_groups"])
+    return vae
+
+
+def _set_groups(model: torch.nn.Module, groups: int) -> None:
+    """ComfyUI builds every group normalization with 32 groups; the weights' shapes do not depend on it."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.num_groups = groups
