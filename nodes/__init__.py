@@ -10,6 +10,20 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""
+        from .compare import CompareSubjects
+        from .generate import InitLatent, MakeLayout
         from .mini import MiniCheckpoint, MiniPhotos
+        from .subjects import DetectSubjects, LoadSubjectSet, MakeSubject, SamMask, SaveSubjectSet
 
-        return [MiniCheckpoint, MiniPhotos]
+        return [
+            DetectSubjects,
+            SamMask,
+            MakeSubject,
+            LoadSubjectSet,
+            SaveSubjectSet,
+            MakeLayout,
+            InitLatent,
+            CompareSubjects,
+            MiniCheckpoint,
+            MiniPhotos,
+        ]

@@ -1,0 +1,139 @@
+"""A picture becomes a score: is everybody there, as themselves?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+
+from . import convert, drawing, host
+from .sockets import Subjects
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..mudi_core.types import Comparison, SubjectSet
+
+
+class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
+    """Detect-and-Compare."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiCompare",
+            display_name="D&C Score (MuDI)",
+            category="MuDI/4 compare",
+            description="Detect-and-Compare: finds the figures in each picture, compares each with the photos of every "
+            "subject, and says who is found, mixed, missing or doubled. 1 is a perfect score; a picture with a wrong "
+            "number of figures scores 0.",
+            search_aliases=["Detect-and-Compare", "identity score", "similarity", "best of batch", "rank images"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("images", tooltip="Pictures to judge, as a batch or a list."),
+                Subjects.Input("subjects", tooltip="Who should be in every picture."),
+                io.Combo.Input("detector", options=host.models("owlv2"), tooltip="The model that finds the figures."),
+                io.Combo.Input(
+                    "embedder",
+                    options=host.models("dinov2", "dreamsim"),
+                    tooltip="The model that compares them: DINOv2 or DreamSim.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.25,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Least confidence of a figure. Lower it when figures are overlooked, raise it when more "
+                    "are seen than there are.",
+                ),
+                io.String.Input(
+                    "query",
+                    default="",
+                    placeholder="dog, cat",
+                    tooltip="What to look for, several separated by commas. Empty: the subjects' class nouns.",
+                ),
+                io.Boolean.Input(
+                    "cut_out",
+                    default=False,
+                    tooltip="Compare with the subjects cut out of their photos. Off: with the whole photos, as the "
+                    "paper's code does.",
+                ),
+                io.Boolean.Input(
+                    "download",
+                    default=False,
+                    tooltip="Fetch the models into ComfyUI's models folder if they are not there.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(
+                    "scores",
+                    display_name="scores",
+                    is_output_list=True,
+                    tooltip="One for each picture, in their order.",
+                ),
+                io.Float.Output("mean", display_name="mean", tooltip="The mean of the scores."),
+                io.Image.Output(
+                    "matrices",
+                    display_name="matrices",
+                    tooltip="A card for each picture, best first: its figures, who resembles whom, and the verdicts.",
+                ),
+                io.String.Output("verdict", display_name="verdict", tooltip="The same in words, best first."),
+                io.Image.Output(
+                    "ranked",
+                    display_name="ranked",
+                    is_output_list=True,
+                    tooltip="The pictures, best first: one batch, or a list where sizes differ.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: list[Tensor],
+        subjects: list[SubjectSet],
+        detector: list[str],
+        embedder: list[str],
+        threshold: list[float],
+        query: list[str],
+        cut_out: list[bool],
+        download: list[bool],
+    ) -> io.NodeOutput:
+        from ..mudi_core.compare import References, compare
+
+        pictures = convert.pictures(images)
+        words = [word.strip() for word in query[0].split(",") if word.strip()] or None
+        detect, embed = host.detector(detector[0], download[0]), host.embedder(embedder[0], download[0])
+        results: list[Comparison] = []
+        with host.progress()("comparing") as update:
+            references = References(subjects[0], embed, cut_out[0])
+            for picture in pictures:
+                results.append(compare(picture, references, detect, embed, words, threshold[0]))
+                update(len(results), len(pictures))
+
+        scores = [result.score for result in results]
+        mean = sum(scores) / len(scores)
+        best_first = sorted(range(len(results)), key=lambda i: scores[i], reverse=True)
+        titles = {i: f"picture {i + 1}: {scores[i]:.2f}" for i in best_first}
+        cards = [drawing.score_card(pictures[i], results[i], subjects[0], titles[i]) for i in best_first]
+        verdict = "\n".join(
+            [f"mean of {len(scores)}: {mean:.2f}"]
+            + ["\n".join([titles[i], *(f"  {one.text}" for one in results[i].verdicts)]) for i in best_first]
+        )
+        return io.NodeOutput(
+            scores,
+            mean,
+            convert.image_batch(drawing.stacked(cards)),
+            verdict,
+            _batches([pictures[i] for i in best_first]),
+            ui=host.preview(cards, cls, verdict),
+        )
+
+
+def _batches(pictures: list[Tensor]) -> list[Tensor]:
+    """One batch, or a batch for each picture where sizes differ."""
+    if len({picture.shape for picture in pictures}) == 1:
+        return [convert.image_batch(pictures)]
+    return [convert.image_batch([picture]) for picture in pictures]

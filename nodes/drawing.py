@@ -1,0 +1,152 @@
+"""What the nodes show of their work: boxes on a photo, a subject before its faded photo, a picture's score card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..mudi_core.types import Comparison, SubjectSet
+
+SIDE = 512
+"""Pixels of a preview's longer side, at most."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#a5aa99", "#e68310", "#008695")
+"""Told apart by colour-blind eyes too; they come round again after the last."""
+STATUS = {"found": "#1b7837", "mixed": "#b35806", "missing": "#b2182b", "duplicated": "#b2182b"}
+GAP = 16
+
+
+def small(image: Tensor) -> Tensor:
+    """A picture ``[h, w, 3]`` of at most `SIDE` pixels a side."""
+    return _tensor(_pil(image, SIDE))
+
+
+def boxed(image: Tensor, xyxy: Tensor, captions: Sequence[str]) -> Tensor:
+    """A small copy of a picture with boxes ``[n, 4]`` (pixels of the picture) drawn on it, each with a caption."""
+    return _tensor(_boxed(image, xyxy, captions, COLOURS, SIDE))
+
+
+def cut_out(image: Tensor, mask: Tensor) -> Tensor:
+    """A small copy of a picture in which all is faded but where the mask ``[h, w]``, 0..1, is."""
+    shown = mask[..., None].to(image)
+    return small(image * shown + (0.2 * image + 0.8) * (1 - shown))
+
+
+def score_card(image: Tensor, comparison: Comparison, subjects: SubjectSet, title: str) -> Tensor:
+    """A picture with its figures boxed, its score, both similarity matrices and what is said of each subject."""
+    font, large = ImageFont.load_default(14), ImageFont.load_default(20)
+    names = [_short(token, 12) for token in comparison.tokens]
+    figures = [str(number) for number in range(1, len(comparison.detections) + 1)]
+    owners = [COLOURS[i % len(COLOURS)] for i in range(len(figures))] if comparison.count_is_right else ["#555555"]
+    picture = _boxed(image, comparison.detections.xyxy, figures, owners, 360)
+
+    left = _matrix(comparison.s_gt, "the subjects' photos", names, names, font)
+    right = _matrix(comparison.s_dc, "the figures in this picture", figures, names, font)
+    lines = [(verdict.text, STATUS[verdict.status]) for verdict in comparison.verdicts]
+    text_width = int(max(large.getlength(title), *(font.getlength(line) for line, _ in lines)))
+    x = picture.width + 2 * GAP
+    top = GAP + 20 + GAP
+    below = top + max(left.height, right.height) + GAP
+    width = x + max(left.width + GAP + right.width, text_width) + GAP
+    height = max(below + 22 * len(lines), picture.height + GAP) + GAP
+
+    card = Image.new("RGB", (width, height), "white")
+    card.paste(picture, (GAP, GAP))
+    card.paste(left, (x, top))
+    card.paste(right, (x + left.width + GAP, top))
+    pen = ImageDraw.Draw(card)
+    pen.text((x, GAP), title, "black", large)
+    for number, (line, colour) in enumerate(lines):
+        pen.text((x, below + 22 * number), line, colour, font)
+    return _tensor(card)
+
+
+def stacked(cards: Sequence[Tensor]) -> list[Tensor]:
+    """Pictures filled up with white at the right and the bottom to one size."""
+    height, width = (max(card.shape[side] for card in cards) for side in (0, 1))
+    canvases = torch.ones(len(cards), height, width, 3)
+    for canvas, card in zip(canvases, cards, strict=True):
+        canvas[: card.shape[0], : card.shape[1]] = card
+    return list(canvases)
+
+
+def _boxed(image: Tensor, xyxy: Tensor, captions: Sequence[str], colours: Sequence[str], side: int) -> Image.Image:
+    picture = _pil(image, side)
+    scale = picture.width / image.shape[1]
+    line = max(2, round(max(picture.size) / 160))
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(max(12, round(max(picture.size) / 28)))
+    for number, (box, caption) in enumerate(zip((xyxy * scale).tolist(), captions, strict=True)):
+        colour = colours[number % len(colours)]
+        pen.rectangle(box, outline=colour, width=line)
+        ground = pen.textbbox((box[0], box[1]), caption, font)
+        pen.rectangle((ground[0], ground[1], ground[2] + 6, ground[3] + 6), fill=colour)
+        pen.text((box[0] + 3, box[1] + 2), caption, "white", font)
+    return picture
+
+
+def _matrix(
+    values: Tensor, title: str, rows: Sequence[str], columns: Sequence[str], font: ImageFont.FreeTypeFont
+) -> Image.Image:
+    """Similarities as a heat map with names at its top and left; darker is more alike."""
+    cell = max(26, min(64, 264 // max(len(rows), len(columns), 1)))
+    margin = int(max((font.getlength(name) for name in rows), default=0)) + 8
+    slanted = max(font.getlength(name) for name in columns) > cell
+    head = 20 + (int(max(font.getlength(name) for name in columns)) + 6 if slanted else 20)
+    size = (
+        int(max(margin + cell * len(columns), font.getlength(title))) + 1,
+        head + cell * max(len(rows), 1),
+    )
+    drawn = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(drawn)
+    pen.text((0, 0), title, "#555555", font)
+    for j, name in enumerate(columns):
+        _column_name(drawn, name, (margin + cell * j, head), cell, slanted, font)
+    for i, name in enumerate(rows):
+        pen.text((0, head + cell * (i + 0.5)), name, "black", font, anchor="lm")
+        for j in range(len(columns)):
+            value = float(values[i, j])
+            depth = min(max(value, 0.0), 1.0)
+            ground = tuple(round(255 - depth * (255 - end)) for end in ImageColor.getrgb("#08306b"))
+            x, y = margin + cell * j, head + cell * i
+            pen.rectangle((x, y, x + cell - 1, y + cell - 1), fill=ground, outline="white")
+            ink = "white" if depth > 0.5 else "black"
+            pen.text((x + cell / 2, y + cell / 2), f"{value:.2f}".replace("0.", "."), ink, font, anchor="mm")
+    if not rows:
+        pen.text((0, head), "no figure was found", "#b2182b", font)
+    return drawn
+
+
+def _column_name(
+    drawn: Image.Image, name: str, corner: tuple[int, int], cell: int, upright: bool, font: ImageFont.FreeTypeFont
+) -> None:
+    """A name above a column, turned where the column is too narrow for it."""
+    x, bottom = corner
+    if not upright:
+        ImageDraw.Draw(drawn).text((x + cell / 2, bottom - 4), name, "black", font, anchor="mb")
+        return
+    word = Image.new("RGB", (int(font.getlength(name)) + 1, 20), "white")
+    ImageDraw.Draw(word).text((0, 0), name, "black", font)
+    word = word.rotate(90, expand=True)
+    drawn.paste(word, (x + (cell - word.width) // 2, bottom - 4 - word.height))
+
+
+def _short(name: str, letters: int) -> str:
+    return name if len(name) <= letters else name[: letters - 1] + "…"
+
+
+def _pil(image: Tensor, side: int) -> Image.Image:
+    levels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    picture = Image.fromarray(levels)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture, dtype=np.float32) / 255)

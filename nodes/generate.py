@@ -1,0 +1,212 @@
+"""Subjects become the start of a picture: who stands where, and the latent that KSampler starts from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io
+
+from ..mudi_core.types import BadLayout, Layout
+from . import convert, drawing, host
+from .sockets import BoundingBoxes, LayoutSocket, PlacedSubjects, Subjects
+
+if TYPE_CHECKING:
+    from ..mudi_core.boxes import Box
+    from ..mudi_core.types import SubjectSet
+
+CATEGORY = "MuDI/3 generate"
+RANDOM, GIVEN, TEXT = "random", "given boxes", "from text"
+
+
+class MakeLayout(io.ComfyNode):  # type: ignore[misc]
+    """Who stands where."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiLayout",
+            display_name="Layout (MuDI)",
+            category=CATEGORY,
+            description="Puts the subjects' cut-outs on a canvas of the picture's size. Init Latent makes a start of "
+            "it: the picture will roughly follow these places, not copy the cut-outs.",
+            search_aliases=["composition", "regional", "placement", "MuDI layout"],
+            is_output_node=True,
+            inputs=[
+                Subjects.Input("subjects", tooltip="The subjects that are to be in the picture."),
+                io.Int.Input(
+                    "width", default=1024, min=64, max=4096, step=8, tooltip="Pixels of the picture; 192 for the mini."
+                ),
+                io.Int.Input(
+                    "height", default=1024, min=64, max=4096, step=8, tooltip="Pixels of the picture; 192 for the mini."
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=[RANDOM, GIVEN, TEXT],
+                    default=RANDOM,
+                    tooltip="random: places and sizes from the seed. given boxes: the boxes that are connected. from "
+                    "text: the boxes that are written below, by you or a language model.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Random places, and which photo of each subject stands there.",
+                ),
+                io.String.Input(
+                    "relative_sizes",
+                    default="",
+                    placeholder="olis:hta=1:2",
+                    tooltip="Random places: heights of the subjects by token, 'olis:hta=1:2' when hta is twice as "
+                    "tall. Empty: about alike.",
+                ),
+                io.Float.Input(
+                    "overlap",
+                    default=0.4,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Random places: how much of a subject's box another may cover. 0 keeps them apart.",
+                ),
+                io.String.Input(
+                    "text",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    placeholder='{"olis": [50, 200, 450, 1000], "hta": [500, 300, 950, 1000]}',
+                    tooltip="From text: a box for each token as JSON, left, top, right, bottom, in 0..1 or 0..1000.",
+                ),
+                BoundingBoxes.Input(
+                    "boxes",
+                    optional=True,
+                    tooltip="Given boxes: one for each subject, in the subjects' order, in pixels of the canvas.",
+                ),
+            ],
+            outputs=[LayoutSocket.Output("layout", display_name="layout", tooltip="For Init Latent.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        subjects: SubjectSet,
+        width: int,
+        height: int,
+        mode: str,
+        seed: int,
+        relative_sizes: str,
+        overlap: float,
+        text: str = "",
+        boxes: Any = None,
+    ) -> io.NodeOutput:
+        from ..mudi_core.cutouts import cut_outs
+        from ..mudi_core.generate import GenerateConfig, default_prompt
+        from ..mudi_core.layout import LayoutConfig, parse_boxes, parse_relative_scale
+        from ..mudi_core.segmix import compose
+
+        given = None
+        if mode == TEXT:
+            given = parse_boxes(text)
+        elif mode == GIVEN:
+            given = _given(boxes, subjects, (width, height))
+        heights = parse_relative_scale(relative_sizes) if relative_sizes.strip() else None
+        config = GenerateConfig(
+            default_prompt(subjects),
+            size=(width, height),
+            seed=seed,
+            layout=LayoutConfig(max_overlap=overlap, min_visible=1 - overlap, relative_scale=heights),
+            boxes=given,
+        )
+        placed = PlacedSubjects(cut_outs(subjects, max_side=max(width, height)), config)
+        canvas = compose(_layout(placed, seed, 0), placed.cutouts)
+        return io.NodeOutput(placed, ui=host.preview([drawing.small(canvas.image)], cls))
+
+
+class InitLatent(io.ComfyNode):  # type: ignore[misc]
+    """The latent whose noise is shifted towards the subjects."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiInitLatent",
+            display_name="Init Latent (MuDI)",
+            category=CATEGORY,
+            description="Stands in the place of Empty Latent Image: noise that begins where the subjects are, so that "
+            "each becomes itself. Leave KSampler's denoise at 1.0: the sampler adds the noise.",
+            search_aliases=["empty latent", "mean-shifted noise", "initialization", "MuDI init"],
+            inputs=[
+                LayoutSocket.Input("layout", tooltip="From Layout; it has the picture's size."),
+                io.Vae.Input("vae", tooltip="The VAE of the checkpoint that samples."),
+                io.Float.Input(
+                    "gamma",
+                    default=2.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="Strength of the start: 1 for one subject, 2 for two or three, 3 for more; 0 is an empty "
+                    "latent. Above 4 colours burn out. The mini model likes 1.",
+                ),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Pictures, each with places of its own."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The first picture has the places that Layout shows; those of the others hang on this "
+                    "seed. It makes no noise: that is KSampler's.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    "latent",
+                    display_name="latent",
+                    tooltip="For KSampler at denoise 1.0. Nothing is masked; any sampler will do.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, layout: PlacedSubjects, vae: Any, gamma: float, batch_size: int, seed: int) -> io.NodeOutput:
+        import torch
+
+        from ..mudi_core.init_latent import init_latent
+        from ..mudi_core.segmix import compose
+
+        encode = convert.encode_image(vae)
+        starts, previews = [], []
+        with host.progress()("encoding the layout") as update:
+            for number in range(batch_size):
+                drawn = _layout(layout, seed if number else layout.config.seed, number)
+                canvas = compose(drawn, layout.cutouts)
+                starts.append(init_latent(canvas, encode, gamma))
+                previews.append(drawing.small(canvas.image))
+                update(number + 1, batch_size)
+        return io.NodeOutput({"samples": torch.cat(starts)}, ui=host.preview(previews, cls))
+
+
+def _layout(placed: PlacedSubjects, seed: int, number: int) -> Layout:
+    """Of the picture of this number, as the library's own `generate` draws it from this seed."""
+    from ..mudi_core.generate import draw_layout
+
+    config = placed.config
+    assert config.size is not None
+    return draw_layout(placed.cutouts, replace(config, seed=seed), number, config.size)
+
+
+def _given(boxes: Any, subjects: SubjectSet, size: tuple[int, int]) -> dict[str, Box]:
+    """One box for each token, as fractions of the canvas, cut at its borders."""
+    from ..mudi_core.boxes import clip
+
+    found = [box for one in convert.boxes_per_image(boxes or []) for box in one]
+    if len(found) != len(subjects):
+        raise BadLayout(
+            f"There are {len(subjects)} subjects but {len(found)} boxes. Connect one box for each subject, in the "
+            f"order {', '.join(subjects.tokens)}, or choose another mode."
+        )
+    scale = convert.xyxy(found).new_tensor((*size, *size))
+    fractions = clip(convert.xyxy(found), size) / scale
+    return {
+        token: (x0, y0, x1, y1) for token, (x0, y0, x1, y1) in zip(subjects.tokens, fractions.tolist(), strict=True)
+    }
