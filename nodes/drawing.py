@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,11 +24,13 @@ GAP = 16
 
 def small(image: Tensor) -> Tensor:
     """A picture ``[h, w, 3]`` of at most `SIDE` pixels a side."""
-    return _tensor(_pil(image, SIDE))
+    picture = _pil(image)
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return _tensor(picture)
 
 
 def boxed(image: Tensor, xyxy: Tensor, captions: Sequence[str]) -> Tensor:
-    """A small copy of a picture with boxes ``[n, 4]`` (pixels of the picture) drawn on it, each with a caption."""
+    """A picture at `SIDE` pixels with boxes ``[n, 4]`` (pixels of the original) drawn on it, each with a caption."""
     return _tensor(_boxed(image, xyxy, captions, COLOURS, SIDE))
 
 
@@ -77,7 +79,7 @@ def stacked(cards: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _boxed(image: Tensor, xyxy: Tensor, captions: Sequence[str], colours: Sequence[str], side: int) -> Image.Image:
-    picture = _pil(image, side)
+    picture = ImageOps.contain(_pil(image), (side, side), Image.Resampling.LANCZOS)
     scale = picture.width / image.shape[1]
     line = max(2, round(max(picture.size) / 160))
     pen = ImageDraw.Draw(picture)
@@ -113,7 +115,7 @@ def _matrix(
         for j in range(len(columns)):
             value = float(values[i, j])
             depth = min(max(value, 0.0), 1.0)
-            ground = tuple(round(255 - depth * (255 - end)) for end in ImageColor.getrgb("#08306b"))
+            ground = tuple(round(242 - depth * (242 - end)) for end in ImageColor.getrgb("#08306b"))
             x, y = margin + cell * j, head + cell * i
             pen.rectangle((x, y, x + cell - 1, y + cell - 1), fill=ground, outline="white")
             ink = "white" if depth > 0.5 else "black"
@@ -141,11 +143,8 @@ def _short(name: str, letters: int) -> str:
     return name if len(name) <= letters else name[: letters - 1] + "…"
 
 
-def _pil(image: Tensor, side: int) -> Image.Image:
-    levels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    picture = Image.fromarray(levels)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return picture
+def _pil(image: Tensor) -> Image.Image:
+    return Image.fromarray((image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
 def _tensor(picture: Image.Image) -> Tensor:

@@ -1,0 +1,177 @@
+"""Layout and Init Latent: the library's own start of a picture, as a LATENT for the stock sampler."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import pytest
+import torch
+from comfyui import Comfy
+
+from mudi_core.cutouts import cut_outs
+from mudi_core.generate import BadGenerateConfig, GenerateConfig, draw_layout
+from mudi_core.init_latent import init_latent, shifted_noise
+from mudi_core.layout import BadBoxes, BadRelativeScale
+from mudi_core.segmix import compose
+from mudi_core.types import BadLayout, Layout, SubjectSet
+
+SIDE = 192
+BOXES = '{"olis": [0, 100, 450, 900], "hta": [500, 100, 1000, 900]}'
+
+
+def place(comfy: Comfy, subjects: SubjectSet, seed: int = 3, **more: Any) -> Any:
+    settings = {"width": SIDE, "height": SIDE, "mode": "random", "relative_sizes": "", "overlap": 0.4, **more}
+    return comfy.run("MudiLayout", subjects=subjects, seed=seed, **settings)
+
+
+def start(comfy: Comfy, layout: Any, vae: Any, gamma: float = 1.5, batch_size: int = 1, seed: int = 3) -> Any:
+    return comfy.run("MudiInitLatent", layout=layout, vae=vae, gamma=gamma, batch_size=batch_size, seed=seed)
+
+
+def drawn(placed: Any, number: int = 0) -> Layout:
+    return draw_layout(placed.cutouts, placed.config, number, placed.config.size)
+
+
+@pytest.fixture
+def mini(comfy: Comfy, random_mini: None) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP, VAE with random weights."""
+    model, clip, vae = comfy.run("MudiMiniCheckpoint").result
+    return model, clip, vae
+
+
+def test_a_layout_is_what_the_library_draws_from_the_seed(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    output = place(comfy, drawn_subjects)
+    (placed,) = output.result
+    ours = GenerateConfig("", seed=3, size=(SIDE, SIDE))
+    assert drawn(placed) == draw_layout(cut_outs(drawn_subjects, SIDE), ours, 0, (SIDE, SIDE))
+    assert drawn(place(comfy, drawn_subjects, seed=4).result[0]) != drawn(placed)
+    assert len(output.ui["images"]) == 1
+
+
+def test_relative_sizes_and_overlap_are_kept(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    for seed in range(5):
+        (placed,) = place(comfy, drawn_subjects, seed, relative_sizes="olis:hta=1:2", overlap=0.0).result
+        by_token = {one.token: one.xyxy for one in drawn(placed).placements}
+        olis, hta = by_token["olis"], by_token["hta"]
+        assert (hta[3] - hta[1]) / (olis[3] - olis[1]) == pytest.approx(2, rel=0.05)
+        assert olis[2] <= hta[0] or hta[2] <= olis[0] or olis[3] <= hta[1] or hta[3] <= olis[1]
+
+
+def test_boxes_come_from_text_or_from_a_socket(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    (written,) = place(comfy, drawn_subjects, mode="from text", text=BOXES).result
+    boxes = [
+        {"x": 0.0, "y": 0.1 * SIDE, "width": 0.45 * SIDE, "height": 0.8 * SIDE, "score": 1.0},
+        {"x": 0.5 * SIDE, "y": 0.1 * SIDE, "width": 0.5 * SIDE + 3, "height": 0.8 * SIDE, "score": 1.0},
+    ]
+    (given,) = place(comfy, drawn_subjects, mode="given boxes", boxes=boxes).result
+    for one, other in zip(drawn(written).placements, drawn(given).placements, strict=True):
+        assert one.token == other.token and one.xyxy == pytest.approx(other.xyxy, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"mode": "from text"}, BadBoxes, "not valid JSON"),
+        ({"mode": "from text", "text": '{"rex": [0, 0, 1, 1]}'}, BadLayout, "'rex', but the subjects are: olis, hta"),
+        ({"mode": "given boxes"}, BadLayout, "2 subjects but 0 boxes. Connect one box .* olis, hta"),
+        ({"relative_sizes": "olis=twice"}, BadRelativeScale, "olis:hta=1:2"),
+        ({"relative_sizes": "olis:rex=1:2"}, BadLayout, "'rex', but the subjects are: olis, hta"),
+        ({"width": 100}, BadGenerateConfig, "size .* multiples of 8"),
+    ],
+)
+def test_what_cannot_be_placed_is_told(
+    comfy: Comfy, drawn_subjects: SubjectSet, settings: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        place(comfy, drawn_subjects, **settings)
+
+
+def test_the_latent_is_the_encoded_canvas_and_nothing_else(
+    comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet
+) -> None:
+    (placed,) = place(comfy, drawn_subjects).result
+    output = start(comfy, placed, mini[2])
+    (latent,) = output.result
+    assert set(latent) == {"samples"}
+    canvas = compose(drawn(placed), placed.cutouts)
+    (encoded,) = comfy.run_stock("VAEEncode", vae=mini[2], pixels=canvas.image[None])
+    expected = init_latent(canvas, lambda images: encoded["samples"], 1.5)
+    assert torch.equal(latent["samples"], expected) and expected.abs().max() > 0.1
+    assert len(output.ui["images"]) == 1
+
+
+def test_a_batch_has_the_places_that_generate_would_draw(
+    comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet
+) -> None:
+    (placed,) = place(comfy, drawn_subjects).result
+    batch = start(comfy, placed, mini[2], batch_size=3).result[0]["samples"]
+    encode = comfy.module("convert").encode_image(mini[2])
+    for number, sample in enumerate(batch):
+        expected = init_latent(compose(drawn(placed, number), placed.cutouts), encode, 1.5)
+        assert torch.allclose(sample, expected[0], atol=1e-5)
+    assert not torch.equal(batch[0], batch[1])
+    again = start(comfy, placed, mini[2], batch_size=3).result[0]["samples"]
+    assert torch.equal(batch, again)
+    other = start(comfy, placed, mini[2], batch_size=3, seed=4).result[0]["samples"]
+    assert torch.equal(other[0], batch[0]) and not torch.equal(other[1:], batch[1:])
+
+
+def test_gamma_0_is_an_empty_latent(comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet) -> None:
+    (placed,) = place(comfy, drawn_subjects).result
+    (empty,) = comfy.run_stock("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=2)
+    assert torch.equal(start(comfy, placed, mini[2], 0.0, 2).result[0]["samples"], empty["samples"])
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_the_stock_sampler_begins_where_the_library_does(
+    comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet, sampler: str
+) -> None:
+    """The U-Net's first input in KSampler at denoise 1.0 is the paper's ``z_T``."""
+    model, clip, vae = mini
+    (placed,) = place(comfy, drawn_subjects).result
+    (latent,) = start(comfy, placed, vae).result
+    seen: list[tuple[torch.Tensor, float]] = []
+
+    def watch(apply_model: Any, arguments: Any) -> torch.Tensor:
+        seen.append((arguments["input"].clone(), float(arguments["timestep"][0])))
+        result: torch.Tensor = apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+        return result
+
+    watched = model.clone()
+    watched.set_model_unet_function_wrapper(watch)
+    (words,) = comfy.run_stock("CLIPTextEncode", clip=clip, text="a photo of olis cat and hta cat")
+    comfy.run_stock(
+        "KSampler", model=watched, seed=11, steps=2, cfg=1.0, sampler_name=sampler, scheduler="normal",
+        positive=words, negative=words, latent_image=latent, denoise=1.0,
+    )  # fmt: skip
+    first, sigma = seen[0]
+    eps = importlib.import_module("comfy.sample").prepare_noise(latent["samples"], 11)
+    ours = shifted_noise(latent["samples"], eps, sigma, 0.13025)
+    assert sigma == pytest.approx(14.61, abs=0.01)
+    assert torch.allclose(first / math.sqrt(1 + sigma**2), ours, atol=1e-5)
+    assert (ours - eps).abs().max() > 0.01
+
+
+def test_a_vae_of_another_kind_is_refused(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    class Video:
+        latent_channels = 16
+
+        def spacial_compression_encode(self) -> int:
+            return 8
+
+    (placed,) = place(comfy, drawn_subjects).result
+    with pytest.raises(comfy.module("convert").BadModel, match="16 channels.*Connect the VAE"):
+        start(comfy, placed, Video())
+
+
+def test_cancel_stops_between_two_pictures(
+    comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet
+) -> None:
+    management = importlib.import_module("comfy.model_management")
+    (placed,) = place(comfy, drawn_subjects).result
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        start(comfy, placed, mini[2])
+    assert len(start(comfy, placed, mini[2]).result[0]["samples"]) == 1
