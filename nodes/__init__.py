@@ -14,6 +14,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .generate import InitLatent, MakeLayout
         from .mini import MiniCheckpoint, MiniPhotos
         from .subjects import DetectSubjects, LoadSubjectSet, MakeSubject, SamMask, SaveSubjectSet
+        from .train import SegMixDataset, TrainLora
 
         return [
             DetectSubjects,
@@ -21,6 +22,8 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             MakeSubject,
             LoadSubjectSet,
             SaveSubjectSet,
+            SegMixDataset,
+            TrainLora,
             MakeLayout,
             InitLatent,
             CompareSubjects,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -40,6 +42,10 @@ PREVIEW_SECONDS = 1.0
 
 class BadName(MudiError):
     """A name that could leave its folder, or that some operating system refuses."""
+
+
+class ReadOnly(MudiError):
+    """A folder of ComfyUI that cannot be written."""
 
 
 class MissingModel(MudiError):
@@ -92,11 +98,9 @@ def progress(preview: Callable[[], Image.Image | None] | None = None) -> Progres
 
 def _say(words: str) -> None:
     """A line of text on the node that runs, where there is a server to show it."""
-    import server
-
-    context, instance = get_executing_context(), getattr(server.PromptServer, "instance", None)
-    if context is not None and instance is not None:
-        instance.send_progress_text(words, context.node_id)
+    context, server = get_executing_context(), sys.modules.get("server")
+    if context is not None and server is not None:
+        server.PromptServer.instance.send_progress_text(words, context.node_id)
 
 
 def preview(images: Tensor | Sequence[Tensor], cls: type[io.ComfyNode], text: str = "") -> dict[str, Any]:
@@ -271,5 +275,12 @@ def numbered(folder: Path, name: str, suffix: str) -> Path:
 
 
 def loras_folder() -> Path:
-    """Where new LoRAs go: ComfyUI's first folder of them."""
-    return Path(folder_paths.get_folder_paths("loras")[0])
+    """Where new LoRAs go: ComfyUI's first folder of them. Raises `ReadOnly` before hours of training, not after."""
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ReadOnly(f"{folder} cannot be written: {error.strerror or error}. Make it writable.") from error
+    return folder

@@ -1,0 +1,384 @@
+"""Seg-Mix Dataset and Train LoRA: subjects become training images, and these a LoRA."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import io
+
+from ..mudi_core.layout import LayoutConfig, parse_relative_scale, random_layout
+from ..mudi_core.segmix import SegMixConfig, compose, cut_outs, segmix
+from ..mudi_core.train.config import Method, TrainConfig
+from ..mudi_core.types import MudiError, SubjectSet
+from . import convert, host
+from .loss_curve import loss_curve
+from .sockets import Dataset, Subjects, TrainingSet
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from ..mudi_core.train.loop import TrainResult
+    from ..mudi_core.train.plan import Plan
+
+log = logging.getLogger(__name__)
+
+CATEGORY = "MuDI/2 train"
+EXAMPLES, COLUMNS, EXAMPLE_SIDE, GAP = 12, 4, 256, 4
+"""Compositions in the preview, in a row of it, and the pixels of one and between two."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "SDXL, 1024 px": {"resolution": 1024},
+    "SDXL, 1024 px, less memory": {"resolution": 1024, "gradient_checkpointing": True},
+    "SDXL, 768 px, less memory": {"resolution": 768, "gradient_checkpointing": True},
+    "mini, 192 px": {"resolution": 192, "dco_beta": 0.0},
+}
+MINI_PRESET = "mini, 192 px"
+
+
+class LoraNotApplied(MudiError):
+    """ComfyUI's LoRA loader did not find a place for every layer of a LoRA that was just trained."""
+
+
+class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
+    """How subjects become training images."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiSegMixDataset",
+            display_name="Seg-Mix Dataset (MuDI)",
+            category=CATEGORY,
+            description="How the subjects become training images: their photos, and compositions of two cut-out "
+            "subjects side by side (Seg-Mix), which teach the model not to mix them up.",
+            search_aliases=["segmix", "dataset", "augmentation", "training images"],
+            inputs=[
+                Subjects.Input("subjects", tooltip="The subjects to learn, at least two."),
+                io.Float.Input(
+                    "probability",
+                    default=0.3,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the training images that are compositions; the others are the photos. More than "
+                    "three subjects want more.",
+                ),
+                io.String.Input(
+                    "relative_sizes",
+                    default="",
+                    placeholder="olis:hta=1:2",
+                    tooltip="How tall the subjects are beside each other: olis:hta=1:2 makes hta twice as tall. "
+                    "Empty: all about alike.",
+                ),
+                io.Float.Input(
+                    "overlap",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much of the smaller subject the other may cover at most: 0 keeps them apart, 1 allows "
+                    "all, as in the paper.",
+                ),
+                io.Float.Input(
+                    "background_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much the surroundings of the subjects count in training: 1 as much as they, 0 not at "
+                    "all. Less helps when all photos share a background.",
+                ),
+                Subjects.Input(
+                    "priors",
+                    optional=True,
+                    tooltip="Pictures of other members of each class (other corgis, say), with masks: they keep the "
+                    "model from making every corgi yours. Not needed with the SDXL presets.",
+                ),
+            ],
+            outputs=[
+                Dataset.Output(display_name="dataset", tooltip="For Train LoRA."),
+                io.Image.Output(display_name="preview", tooltip=f"{EXAMPLES} compositions as training will see them."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, relative_sizes: str | None = None) -> bool | str:
+        try:
+            _relative_scale(relative_sizes or "")
+        except MudiError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        subjects: SubjectSet,
+        probability: float,
+        relative_sizes: str,
+        overlap: float,
+        background_weight: float,
+        priors: SubjectSet | None = None,
+    ) -> io.NodeOutput:
+        layout = LayoutConfig(relative_scale=_relative_scale(relative_sizes), max_overlap=overlap)
+        dataset = TrainingSet(subjects, priors, probability, layout, background_weight)
+        examples = _examples(subjects, layout)
+        grid = _grid(examples)
+        return io.NodeOutput(dataset, grid[None], ui=host.preview([grid], cls))
+
+
+class TrainLora(io.ComfyNode):  # type: ignore[misc]
+    """One LoRA for all subjects of a dataset."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiTrainLora",
+            display_name="Train LoRA (MuDI)",
+            category=CATEGORY,
+            description="Trains one LoRA for all subjects of the dataset. Cancel stops within a step; queued again "
+            "with the same settings it goes on from there. The model that comes in stays as it is.",
+            search_aliases=["train", "lora", "dreambooth", "finetune", "mudi"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="An SDXL model, or the mini model. LoRAs on it are trained upon."),
+                io.Clip.Input("clip", tooltip="Reads the captions; it is not trained."),
+                io.Vae.Input("vae", tooltip="Encodes the training images; it is not trained."),
+                Dataset.Input("dataset", tooltip="From Seg-Mix Dataset."),
+                io.String.Input(
+                    "name",
+                    default="my_subjects",
+                    tooltip="The file in models/loras is called so, with a number behind it. A plain name, no path.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(get_args(Method)),
+                    default="segmix",
+                    tooltip="segmix: photos and compositions. cutmix: photos and hard halves of two photos. "
+                    "dreambooth: photos alone. The last two are there to compare with.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    tooltip="Size of the training images, memory and loss. SDXL needs some 18 GB, with less memory "
+                    "15 GB; take the mini preset with Mini Checkpoint.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=1200,
+                    min=1,
+                    max=100_000,
+                    tooltip="1000 to 1200 for plain subjects, 1400 to 1600 for detailed ones; 400 for the mini model.",
+                ),
+                io.Int.Input("rank", default=32, min=1, max=512, tooltip="Size of the LoRA; 16 for the mini model."),
+                io.Float.Input(
+                    "learning_rate",
+                    default=1e-4,
+                    min=1e-7,
+                    max=1.0,
+                    step=1e-5,
+                    round=False,
+                    tooltip="1e-4 for SDXL, 1e-3 for the mini model. Halve it when pictures look burnt.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=2,
+                    min=1,
+                    max=64,
+                    tooltip="Training images of a step; 1 needs the least memory, 8 for the mini model.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Everything that is left to chance hangs on it: the same seed makes the same file.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the new LoRA on it, at strength 1."),
+                io.String.Output(display_name="lora_name", tooltip="Name of the new file in models/loras."),
+                io.Image.Output(display_name="loss", tooltip="The training's loss over its steps."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        try:
+            host.plain_name("linked" if name is None else name, "LoRA")
+        except MudiError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: TrainingSet,
+        name: str,
+        method: Method,
+        preset: str,
+        steps: int,
+        rank: int,
+        learning_rate: float,
+        batch_size: int,
+        seed: int,
+    ) -> io.NodeOutput:
+        from ..mudi_core.train.lora import lora_metadata, save_lora
+
+        host.plain_name(name, "LoRA")
+        folder = host.loras_folder()
+        config = TrainConfig(
+            method=method,
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            learning_rate=learning_rate,
+            rank=rank,
+            segmix_prob=dataset.segmix_prob,
+            layout=dataset.layout,
+            background_weight=dataset.background_weight,
+            precision="bf16" if _computes_in_bf16(preset) else "fp32",
+            **PRESETS[preset],
+        )
+        schedule = convert.noise_schedule(model)
+        plan = _plan(dataset, config, clip, vae)
+        comfy.model_management.unload_all_models()
+        comfy.model_management.soft_empty_cache()
+        result = _train(model, plan, config, schedule, name)
+
+        about = lora_metadata(
+            config, dataset.subjects, base=type(model.model.model_config).__name__, plan_hash=plan.plan_hash
+        )
+        path = host.numbered(folder, name, ".safetensors")
+        save_lora(path, result.state, about)
+        _forget_stopped_runs(name)
+        drawn = _picture(loss_curve(result.losses, config.steps))
+        named = " and ".join(f"'{subject.name}'" for subject in dataset.subjects)
+        text = f"{path.name}: {steps} steps of {method}, {path.stat().st_size / 1e6:.1f} MB. Prompt it with {named}."
+        return io.NodeOutput(_with_lora(model, path), path.name, drawn[None], ui=host.preview([drawn], cls, text))
+
+
+def _relative_scale(text: str) -> dict[str, float] | None:
+    return parse_relative_scale(text) if text.strip() else None
+
+
+def _examples(subjects: SubjectSet, layout: LayoutConfig) -> list[Tensor]:
+    """Compositions as training draws them, always the same ones; a single subject stands alone."""
+    size = (EXAMPLE_SIDE, EXAMPLE_SIDE)
+    examples = []
+    with host.progress()("composing examples") as update:
+        cutouts = cut_outs(subjects, max_side=EXAMPLE_SIDE)
+        for number in range(EXAMPLES):
+            rng = random.Random(f"preview/{number}")
+            if len(subjects) > 1:
+                mix = segmix(cutouts, rng, SegMixConfig(size=size, layout=layout))
+            else:
+                mix = compose(random_layout(cutouts.figures(rng), rng, size, layout), cutouts)
+            examples.append(mix.image)
+            update(number + 1, EXAMPLES)
+    return examples
+
+
+def _grid(images: Sequence[Tensor]) -> Tensor:
+    """Square pictures in rows, with grey between them: the compositions' ground is white."""
+    step = EXAMPLE_SIDE + GAP
+    rows = -(-len(images) // COLUMNS)
+    grid = torch.full((rows * step - GAP, COLUMNS * step - GAP, 3), 0.5)
+    for number, image in enumerate(images):
+        row, column = divmod(number, COLUMNS)
+        grid[row * step : row * step + EXAMPLE_SIDE, column * step : column * step + EXAMPLE_SIDE] = image
+    return grid
+
+
+def _computes_in_bf16(preset: str) -> bool:
+    device = host.device()
+    return preset != MINI_PRESET and device.type == "cuda" and bool(comfy.model_management.should_use_bf16(device))
+
+
+def _plan(dataset: TrainingSet, config: TrainConfig, clip: Any, vae: Any) -> Plan:
+    from ..mudi_core.train.plan import make_plan
+
+    encode_image, encode_text = convert.encode_image(vae), convert.encode_text(clip)
+    # What training saves for its gradients must not have been made in inference mode, where nodes run.
+    with host.progress()("encoding") as update, torch.inference_mode(False), torch.no_grad():
+        return make_plan(
+            dataset.subjects,
+            config,
+            encode_image,
+            encode_text,
+            priors=dataset.priors,
+            on_step=lambda stage, done, total: update(done, total, stage),
+            cache_dir=Path(folder_paths.get_temp_directory()) / "mudi",
+        )
+
+
+def _train(model: Any, plan: Plan, config: TrainConfig, schedule: Any, name: str) -> TrainResult:
+    """The training itself; what Cancel leaves is gone on with when everything is the same again."""
+    from ..mudi_core.train import loop
+    from ..mudi_core.train.resume import fingerprint
+
+    unet = convert.unet(model, host.device(), torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    origin = f"{plan.plan_hash} {fingerprint(unet)} {config.to_json()}"
+    stopped = _stopped_runs(name) / f"stopped_{hashlib.sha256(origin.encode()).hexdigest()[:12]}.safetensors"
+    if stopped.is_file():
+        log.info("going on from %s", stopped)
+    losses: list[float] = []
+
+    def preview() -> Image.Image:
+        return loss_curve(losses, config.steps)
+
+    with host.progress(preview)("training") as update:
+
+        def stepped(done: int, total: int, loss: float) -> None:
+            losses.append(loss)
+            update(done, total, f"loss {loss:.3f}")
+
+        return loop.train(
+            unet, plan, config, schedule, stepped, resume=stopped if stopped.is_file() else None, checkpoint=stopped
+        )
+
+
+def _stopped_runs(name: str) -> Path:
+    """Where cancelled trainings are kept until one of this name is done."""
+    return Path(folder_paths.get_output_directory()) / "mudi" / name
+
+
+def _forget_stopped_runs(name: str) -> None:
+    folder = _stopped_runs(name)
+    for stopped in folder.glob("stopped_*.safetensors"):
+        stopped.unlink()
+    with suppress(OSError):  # not there, or somebody keeps other files in it
+        folder.rmdir()
+
+
+def _with_lora(model: Any, path: Path) -> Any:
+    """A clone of the MODEL that wears the LoRA as any loader node would put it on."""
+    state = comfy.utils.load_torch_file(str(path), safe_load=True)
+    wearing, _ = comfy.sd.load_lora_for_models(model, None, state, 1.0, 0.0)
+    layers = sum(key.endswith(".alpha") for key in state)
+    patched = sum(len(wearing.patches[key]) - len(model.patches.get(key, [])) for key in wearing.patches)
+    if patched != layers:
+        raise LoraNotApplied(
+            f"{path.name} was written, but ComfyUI found a place in the model for {patched} of its {layers} layers "
+            "only. Please report this with the name of the base model."
+        )
+    return wearing
+
+
+def _picture(drawn: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(drawn)).float() / 255

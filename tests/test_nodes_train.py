@@ -1,0 +1,274 @@
+"""Seg-Mix Dataset and Train LoRA, and the MODEL that training borrows its weights from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfyui import Comfy
+
+from mudi_core.checkpoint import open_checkpoint
+from mudi_core.mini import family
+from mudi_core.train.lora import Adapter, apply_lora, load_lora, save_lora
+from mudi_core.train.loss import NoiseSchedule
+from mudi_core.types import BadLayout, SubjectSet
+
+MODULES = 56
+
+
+@pytest.fixture
+def mini(comfy: Comfy, random_mini: None) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP, VAE with random weights."""
+    model, clip, vae = comfy.run("MudiMiniCheckpoint").result
+    return model, clip, vae
+
+
+@pytest.fixture
+def dataset(comfy: Comfy, drawn_subjects: SubjectSet) -> Any:
+    return segmix(comfy, drawn_subjects)[0]
+
+
+@pytest.fixture
+def interrupt(comfy: Comfy) -> Iterator[Any]:
+    """Presses Cancel."""
+    import comfy.model_management as management
+
+    yield management.interrupt_current_processing
+    management.interrupt_current_processing(False)
+
+
+def segmix(comfy: Comfy, subjects: SubjectSet, **changed: Any) -> tuple[Any, torch.Tensor]:
+    settings = {"probability": 0.5, "relative_sizes": "", "overlap": 0.2, "background_weight": 1.0} | changed
+    dataset, preview = comfy.run("MudiSegMixDataset", subjects=subjects, **settings).result
+    return dataset, preview
+
+
+def train(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any, name: str, **changed: Any) -> Any:
+    model, clip, vae = mini
+    settings = {
+        "method": "segmix", "preset": "mini, 192 px", "steps": 2, "rank": 2, "learning_rate": 1e-3,
+        "batch_size": 1, "seed": 7,
+    } | changed  # fmt: skip
+    return comfy.run("MudiTrainLora", model=model, clip=clip, vae=vae, dataset=dataset, name=name, **settings)
+
+
+def loras(comfy: Comfy, name: str) -> list[Path]:
+    return sorted((comfy.base / "models" / "loras").glob(f"{name}*"))
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.model.state_dict().items()}
+
+
+def predict(unet: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        answer: torch.Tensor = unet(
+            torch.randn(1, 4, 16, 16, generator=generator),
+            torch.tensor([500]),
+            encoder_hidden_states=torch.randn(1, 77, 256, generator=generator),
+            added_cond_kwargs={
+                "text_embeds": torch.randn(1, 160, generator=generator),
+                "time_ids": torch.tensor([[128.0, 128, 0, 0, 128, 128]]),
+            },
+        ).sample
+    return answer
+
+
+def borrowed(comfy: Comfy, model: Any) -> Any:
+    return comfy.module("convert").unet(model, torch.device("cpu"), torch.float32)
+
+
+def taught(model: Any, kind: str) -> Any:
+    """The MODEL as if it had been taught noise in another way."""
+    from comfy.model_base import ModelType, model_sampling
+
+    changed = model.clone()
+    changed.add_object_patch("model_sampling", model_sampling(model.model.model_config, getattr(ModelType, kind)))
+    return changed
+
+
+def other_model(kind: str, unet_config: dict[str, Any]) -> Any:
+    """A MODEL of another kind, as small as the mini model."""
+    from comfy import supported_models
+    from comfy.model_patcher import ModelPatcher
+
+    cpu = torch.device("cpu")
+    config = getattr(supported_models, kind)(unet_config)
+    config.unet_config["num_head_channels"] = 32
+    config.set_inference_dtype(torch.float32, None)
+    return ModelPatcher(config.get_model({}, "", device=cpu), cpu, cpu)
+
+
+def random_lora(path: Path) -> Path:
+    with Adapter(family.load_unet(), 2, 2.0, ("to_q", "to_out.0")) as adapter:
+        adapter.start(1)
+        state = {
+            key: torch.full_like(value, 0.05) if "lora_up" in key else value for key, value in adapter.state().items()
+        }
+    save_lora(path, state, {})
+    return path
+
+
+def test_the_models_unet_is_diffusers_own_without_a_copy(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
+    unet = borrowed(comfy, mini[0])
+    assert torch.allclose(predict(unet), predict(family.load_unet()), atol=1e-6)
+    ours = {parameter.data_ptr() for parameter in mini[0].model.diffusion_model.parameters()}
+    assert {parameter.data_ptr() for parameter in unet.parameters()} == ours
+
+
+def test_a_lora_on_the_model_is_trained_upon(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
+    path = random_lora(comfy.base / "models" / "loras" / "upon.safetensors")
+    (wearing,) = comfy.run_stock("LoraLoaderModelOnly", model=mini[0], lora_name=path.name, strength_model=0.5)
+    before = weights(wearing)
+    unet, expected = borrowed(comfy, wearing), family.load_unet()
+    apply_lora(expected, path, 0.5)
+    assert torch.allclose(predict(unet), predict(expected), atol=1e-5)
+    assert not torch.allclose(predict(unet), predict(family.load_unet()), atol=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in weights(wearing).items())
+    ours = {parameter.data_ptr() for parameter in mini[0].model.diffusion_model.parameters()}
+    copies = sum(parameter.data_ptr() not in ours for parameter in unet.parameters())
+    assert copies == MODULES // 2
+
+
+def test_the_noise_schedule_is_the_families(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
+    schedule = comfy.module("convert").noise_schedule(mini[0])
+    expected = NoiseSchedule.of(family.scheduler(), family.LATENT_SCALE)
+    assert torch.allclose(schedule.alphas_cumprod, expected.alphas_cumprod, atol=1e-6)
+    assert (schedule.prediction_type, schedule.latent_scale) == ("epsilon", expected.latent_scale)
+    assert comfy.module("convert").noise_schedule(taught(mini[0], "V_PREDICTION")).prediction_type == "v_prediction"
+    for kind in ("EDM", "FLOW", "V_PREDICTION_CONTINUOUS"):
+        with pytest.raises(comfy.module("convert").BadModel, match="MiniSDXL.*SDXL checkpoint"):
+            comfy.module("convert").noise_schedule(taught(mini[0], kind))
+
+
+def test_clip_and_vae_encode_as_the_library_does(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
+    convert, checkpoint = comfy.module("convert"), open_checkpoint("mini")
+    captions = ["a photo of olis cat", "2 toys: a (red) cat and hta dog"]
+    for ours, theirs in zip(convert.encode_text(mini[1])(captions), checkpoint.encode_text(captions), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+        assert not ours.is_inference()
+    images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    latents = convert.encode_image(mini[2])(images)
+    assert torch.allclose(latents, checkpoint.encode_image(images), atol=1e-4)
+    assert not latents.is_inference()
+
+
+def test_models_of_other_kinds_are_refused(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
+    convert = comfy.module("convert")
+    model, clip, vae = mini
+    for kind, changed in {
+        "SD15": {"adm_in_channels": None, "num_classes": None, "use_linear_in_transformer": False},
+        "SDXL": {"transformer_depth_middle": 2},
+        "SSD1B": {"in_channels": 9},
+    }.items():
+        with pytest.raises(convert.BadModel, match=f"{kind}.*not of SDXL's architecture"):
+            borrowed(comfy, other_model(kind, {**model.model.model_config.unet_config, **changed}))
+    del clip.cond_stage_model.clip_g
+    with pytest.raises(convert.BadModel, match="two encoders"):
+        convert.encode_text(clip)
+    vae.latent_channels = 16
+    with pytest.raises(convert.BadModel, match="16 channels"):
+        convert.encode_image(vae)
+
+
+def test_the_dataset_shows_its_compositions(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    dataset, preview = segmix(comfy, drawn_subjects, relative_sizes="olis:hta=1:2", background_weight=0.25)
+    assert dataset.subjects is drawn_subjects and dataset.background_weight == 0.25
+    assert dataset.layout.relative_scale == {"olis": 1, "hta": 2}
+    assert preview.shape == (1, 3 * 260 - 4, 4 * 260 - 4, 3)
+    again = segmix(comfy, drawn_subjects, relative_sizes="olis:hta=1:2")[1]
+    assert torch.equal(preview, again)
+    alone = SubjectSet(drawn_subjects.subjects[:1])
+    assert segmix(comfy, alone)[1].shape == preview.shape
+
+
+def test_relative_sizes_are_checked(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    node = comfy.node("MudiSegMixDataset")
+    assert node.validate_inputs(relative_sizes="olis:hta=1:2") is True
+    assert node.validate_inputs() is True
+    assert "olis:hta" in node.validate_inputs(relative_sizes="olis=big")
+    with pytest.raises(BadLayout, match="nobody"):
+        segmix(comfy, drawn_subjects, relative_sizes="olis:nobody=1:2")
+
+
+def test_training_gives_a_model_with_the_lora_and_leaves_the_first_alone(
+    comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any
+) -> None:
+    before = weights(mini[0])
+    output = train(comfy, mini, dataset, "two_cats")
+    model, lora_name, loss = output.result
+    assert lora_name == "two_cats_00001.safetensors"
+    assert len(model.patches) == MODULES and not mini[0].patches
+    after = weights(mini[0])
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert loss.shape == (1, 320, 640, 3)
+    assert "'olis cat'" in output.ui["text"][0]
+
+    state, about = load_lora(comfy.base / "models" / "loras" / lora_name)
+    assert len(state) == 3 * MODULES
+    assert about["mudi_tokens"] == '["olis", "hta"]' and about["mudi_base"] == "MiniSDXL"
+    assert any(value.abs().max() > 0 for key, value in state.items() if "lora_up" in key)
+
+    worn = borrowed(comfy, model)
+    expected = family.load_unet()
+    apply_lora(expected, state)
+    assert torch.allclose(predict(worn), predict(expected), atol=1e-5)
+
+
+def test_the_same_graph_gives_the_same_file_twice(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:
+    first = train(comfy, mini, dataset, "twice").result[1]
+    second = train(comfy, mini, dataset, "twice").result[1]
+    other = train(comfy, mini, dataset, "twice", seed=8).result[1]
+    assert [first, second, other] == [f"twice_0000{number}.safetensors" for number in (1, 2, 3)]
+    one, two, three = (path.read_bytes() for path in loras(comfy, "twice"))
+    assert one == two != three
+
+
+def test_cancel_leaves_no_lora_and_the_next_run_goes_on(
+    comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any, interrupt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as management
+
+    from mudi_core.train import loop
+
+    whole = train(comfy, mini, dataset, "whole", steps=3).result[1]
+    real, steps = loop._step, []
+
+    def step(*arguments: Any) -> float:
+        steps.append(arguments[-1])
+        interrupt(len(steps) == 2)
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "_step", step)
+    with pytest.raises(management.InterruptProcessingException):
+        train(comfy, mini, dataset, "stopped", steps=3)
+    assert steps == [0, 1]
+    assert not loras(comfy, "stopped")
+    resumed = train(comfy, mini, dataset, "stopped", steps=3).result[1]
+    assert steps == [0, 1, 2]
+    folder = comfy.base / "models" / "loras"
+    assert (folder / resumed).read_bytes() == (folder / whole).read_bytes()
+    assert not list((comfy.base / "output").rglob("stopped_*"))
+
+
+def test_cancel_while_encoding_leaves_nothing(
+    comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any, interrupt: Any
+) -> None:
+    import comfy.model_management as management
+
+    interrupt()
+    with pytest.raises(management.InterruptProcessingException):
+        train(comfy, mini, dataset, "early")
+    assert not loras(comfy, "early")
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", "a\\b", "C:x", ".hidden", "con", "x" * 300, " x"])
+def test_a_lora_name_leads_nowhere_else(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any, name: str) -> None:
+    told = comfy.node("MudiTrainLora").validate_inputs(name=name)
+    assert isinstance(told, str) and "LoRA" in told
+    with pytest.raises(comfy.module("host").BadName):
+        train(comfy, mini, dataset, name)
