@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from ..mudi_core.types import Comparison, SubjectSet
 
+    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 SIDE = 512
 """Pixels of a preview's longer side, at most."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#a5aa99", "#e68310", "#008695")
@@ -93,9 +95,7 @@ def _boxed(image: Tensor, xyxy: Tensor, captions: Sequence[str], colours: Sequen
     return picture
 
 
-def _matrix(
-    values: Tensor, title: str, rows: Sequence[str], columns: Sequence[str], font: ImageFont.FreeTypeFont
-) -> Image.Image:
+def _matrix(values: Tensor, title: str, rows: Sequence[str], columns: Sequence[str], font: Font) -> Image.Image:
     """Similarities as a heat map with names at its top and left; darker is more alike."""
     cell = max(26, min(64, 264 // max(len(rows), len(columns), 1)))
     margin = int(max((font.getlength(name) for name in rows), default=0)) + 8
@@ -125,9 +125,7 @@ def _matrix(
     return drawn
 
 
-def _column_name(
-    drawn: Image.Image, name: str, corner: tuple[int, int], cell: int, upright: bool, font: ImageFont.FreeTypeFont
-) -> None:
+def _column_name(drawn: Image.Image, name: str, corner: tuple[int, int], cell: int, upright: bool, font: Font) -> None:
     """A name above a column, turned where the column is too narrow for it."""
     x, bottom = corner
     if not upright:
