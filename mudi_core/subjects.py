@@ -103,9 +103,10 @@ def subject_from_masks(
     photos: Sequence[Photo], masks: Sequence[Tensor], token: str, class_noun: str, which: Which = "exactly one"
 ) -> Subject:
     """A subject from masks drawn by hand, float ``[h, w]``, 0..1. Raises `NotFound`, `CoversAll`, `BadSubject`."""
-    return _subject(
-        photos, [_checked(mask, photo, which) for photo, mask in zip(photos, masks, strict=False)], token, class_noun
-    )
+    subject = _subject(photos, masks, token, class_noun)
+    for photo, mask in zip(photos, masks, strict=True):
+        _checked(mask, photo, which)
+    return subject
 
 
 def add_subject(subjects: SubjectSet | None, subject: Subject, replace: bool = False) -> SubjectSet:
@@ -179,7 +180,7 @@ def _checked(mask: Tensor, photo: Photo, which: Which) -> Tensor:
         message = f"{photo.name}: the mask covers the whole photo ({share:.0%})."
         if which == "exactly one":
             raise CoversAll(
-                f"{message} Is it inverted? Draw the subject white on black, or choose to take the best one."
+                f"{message} Is it inverted? Draw the subject white on black, or use a photo with some background."
             )
         log.warning(message)
     return mask

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui import comfy
+from comfyui_server import comfyui_server
 
 from mudi_core.mini import family
 from mudi_core.mini.world import PAIRS, photo
 from mudi_core.storage import write_subjects
 from mudi_core.types import Photo, Subject, SubjectSet
 
-__all__ = ["comfy"]
+__all__ = ["comfy", "comfyui_server"]
 
 PARTS = ("vae", "unet", "text_encoder", "text_encoder_2")
 

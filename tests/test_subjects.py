@@ -123,6 +123,12 @@ def test_masks_by_hand_are_taken_as_they_are():
     assert all(torch.equal(one, other) for one, other in zip(subject.masks, masks, strict=True))
 
 
+def test_a_mask_of_another_size_is_told_as_such_even_when_it_is_blank():
+    for blank in (torch.zeros(64, 64), torch.ones(64, 64)):
+        with pytest.raises(BadSubject, match="photo_0.jpg: the mask is 64x64 px"):
+            subject_from_masks(PHOTOS, [blank] * 3, "olis", "corgi")
+
+
 def test_an_inverted_or_blank_white_mask_is_refused(caplog):
     masks = [torch.ones(60, 80)] * 3
     with pytest.raises(CoversAll, match="photo_0.jpg.*inverted"):
