@@ -61,9 +61,10 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Weights:
-    """One model's files. Several files share a folder named as `folder`; a single file may also lie by itself."""
+    """One model's files."""
 
     folder: str
+    """The subfolder that they share; "." for a single file that lies by itself."""
     page: str
     """Where a person reads about the model and its licence."""
     files: tuple[WeightFile, ...]
@@ -85,7 +86,7 @@ def _hugging_face(repository: str, commit: str, files: dict[str, tuple[str, int]
 def _sam(name: str, sha256: str, size: int) -> Weights:
     url = f"https://dl.fbaipublicfiles.com/segment_anything/{name}"
     page = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
-    return Weights("sam", page, (WeightFile(name, url, sha256, size),))
+    return Weights(".", page, (WeightFile(name, url, sha256, size),))
 
 
 # The tokenizer of OWLv2 is CLIP's, which comes with this package: config and weights are all there is to fetch.

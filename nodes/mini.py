@@ -102,7 +102,7 @@ class MiniPhotos(io.ComfyNode):  # type: ignore[misc]
     @classmethod
     def execute(cls, pair: str, count: int, side: int, seed: int) -> io.NodeOutput:
         first, second = PAIRS[PAIR_CHOICES.index(pair)]
-        photos = []
+        photos: list[list[torch.Tensor]] = []
         with host.progress()("drawing photos") as update:
             for spec in (first, second):
                 drawn = []

@@ -37,7 +37,7 @@ class Comfy:
     @property
     def stock(self) -> dict[str, Any]:
         """ComfyUI's own (V1) node classes by id."""
-        classes: dict[str, Any] = importlib.import_module("nodes").NODE_CLASS_MAPPINGS
+        classes: dict[str, Any] = self.core("nodes").NODE_CLASS_MAPPINGS
         return classes
 
     def node(self, node_id: str) -> Any:
@@ -53,6 +53,10 @@ class Comfy:
         node = self.stock[node_id]()
         with torch.inference_mode():
             return getattr(node, node.FUNCTION)(**inputs)
+
+    def core(self, name: str) -> Any:
+        """A module of ComfyUI's, such as "comfy.model_management"."""
+        return importlib.import_module(name)
 
     def module(self, name: str) -> Any:
         """A module of ours, such as "host"."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 import torch
 from comfyui import Comfy
 
+from mudi_core import sdxl
 from mudi_core.checkpoint import open_checkpoint
 from mudi_core.mini import family
+from mudi_core.train import loop
 from mudi_core.train.lora import Adapter, apply_lora, load_lora, save_lora
 from mudi_core.train.loss import NoiseSchedule
 from mudi_core.types import BadLayout, SubjectSet
@@ -34,8 +37,7 @@ def dataset(comfy: Comfy, drawn_subjects: SubjectSet) -> Any:
 @pytest.fixture
 def interrupt(comfy: Comfy) -> Iterator[Any]:
     """Presses Cancel."""
-    import comfy.model_management as management
-
+    management = comfy.core("comfy.model_management")
     yield management.interrupt_current_processing
     management.interrupt_current_processing(False)
 
@@ -82,25 +84,22 @@ def borrowed(comfy: Comfy, model: Any) -> Any:
     return comfy.module("convert").unet(model, torch.device("cpu"), torch.float32)
 
 
-def taught(model: Any, kind: str) -> Any:
+def taught(comfy: Comfy, model: Any, kind: str) -> Any:
     """The MODEL as if it had been taught noise in another way."""
-    from comfy.model_base import ModelType, model_sampling
-
+    base = comfy.core("comfy.model_base")
     changed = model.clone()
-    changed.add_object_patch("model_sampling", model_sampling(model.model.model_config, getattr(ModelType, kind)))
+    sampling = base.model_sampling(model.model.model_config, getattr(base.ModelType, kind))
+    changed.add_object_patch("model_sampling", sampling)
     return changed
 
 
-def other_model(kind: str, unet_config: dict[str, Any]) -> Any:
+def other_model(comfy: Comfy, kind: str, unet_config: dict[str, Any]) -> Any:
     """A MODEL of another kind, as small as the mini model."""
-    from comfy import supported_models
-    from comfy.model_patcher import ModelPatcher
-
     cpu = torch.device("cpu")
-    config = getattr(supported_models, kind)(unet_config)
+    config = getattr(comfy.core("comfy.supported_models"), kind)(unet_config)
     config.unet_config["num_head_channels"] = 32
     config.set_inference_dtype(torch.float32, None)
-    return ModelPatcher(config.get_model({}, "", device=cpu), cpu, cpu)
+    return comfy.core("comfy.model_patcher").ModelPatcher(config.get_model({}, "", device=cpu), cpu, cpu)
 
 
 def random_lora(path: Path) -> Path:
@@ -120,6 +119,26 @@ def test_the_models_unet_is_diffusers_own_without_a_copy(comfy: Comfy, mini: tup
     assert {parameter.data_ptr() for parameter in unet.parameters()} == ours
 
 
+def test_sdxl_itself_is_known(comfy: Comfy) -> None:
+    """As ComfyUI detects it from a file's keys; without its 5 GB of values."""
+    meta = torch.device("meta")
+    wanted = json.loads((sdxl.CONFIGS / "unet" / "config.json").read_text())
+    config = comfy.module("mini").unet_config(wanted)
+    small = comfy.core("comfy.supported_models").SDXL(config)
+    small.set_inference_dtype(torch.float16, None)
+    keys = small.get_model({}, "", device=meta).diffusion_model.state_dict()
+    detected = comfy.core("comfy.model_detection").model_config_from_unet(keys, "")
+    detected.set_inference_dtype(torch.float16, None)
+    patcher = comfy.core("comfy.model_patcher").ModelPatcher(detected.get_model({}, "", device=meta), meta, meta)
+    unet = comfy.module("convert").unet(patcher, meta, torch.float16)
+    assert type(detected).__name__ == "SDXL"
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 2_567_463_684
+    with meta:
+        theirs = type(unet).from_config(wanted)
+    ours, same = (json.loads(json.dumps(dict(config))) for config in (unet.config, theirs.config))
+    assert {name for name in ours if ours[name] != same[name]} <= {"sample_size", "_use_default_values"}
+
+
 def test_a_lora_on_the_model_is_trained_upon(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
     path = random_lora(comfy.base / "models" / "loras" / "upon.safetensors")
     (wearing,) = comfy.run_stock("LoraLoaderModelOnly", model=mini[0], lora_name=path.name, strength_model=0.5)
@@ -135,14 +154,15 @@ def test_a_lora_on_the_model_is_trained_upon(comfy: Comfy, mini: tuple[Any, Any,
 
 
 def test_the_noise_schedule_is_the_families(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
-    schedule = comfy.module("convert").noise_schedule(mini[0])
+    convert = comfy.module("convert")
+    schedule = convert.noise_schedule(mini[0])
     expected = NoiseSchedule.of(family.scheduler(), family.LATENT_SCALE)
     assert torch.allclose(schedule.alphas_cumprod, expected.alphas_cumprod, atol=1e-6)
     assert (schedule.prediction_type, schedule.latent_scale) == ("epsilon", expected.latent_scale)
-    assert comfy.module("convert").noise_schedule(taught(mini[0], "V_PREDICTION")).prediction_type == "v_prediction"
+    assert convert.noise_schedule(taught(comfy, mini[0], "V_PREDICTION")).prediction_type == "v_prediction"
     for kind in ("EDM", "FLOW", "V_PREDICTION_CONTINUOUS"):
-        with pytest.raises(comfy.module("convert").BadModel, match="MiniSDXL.*SDXL checkpoint"):
-            comfy.module("convert").noise_schedule(taught(mini[0], kind))
+        with pytest.raises(convert.BadModel, match="MiniSDXL.*SDXL checkpoint"):
+            convert.noise_schedule(taught(comfy, mini[0], kind))
 
 
 def test_clip_and_vae_encode_as_the_library_does(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
@@ -166,7 +186,7 @@ def test_models_of_other_kinds_are_refused(comfy: Comfy, mini: tuple[Any, Any, A
         "SSD1B": {"in_channels": 9},
     }.items():
         with pytest.raises(convert.BadModel, match=f"{kind}.*not of SDXL's architecture"):
-            borrowed(comfy, other_model(kind, {**model.model.model_config.unet_config, **changed}))
+            borrowed(comfy, other_model(comfy, kind, {**model.model.model_config.unet_config, **changed}))
     del clip.cond_stage_model.clip_g
     with pytest.raises(convert.BadModel, match="two encoders"):
         convert.encode_text(clip)
@@ -231,10 +251,6 @@ def test_the_same_graph_gives_the_same_file_twice(comfy: Comfy, mini: tuple[Any,
 def test_cancel_leaves_no_lora_and_the_next_run_goes_on(
     comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any, interrupt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import comfy.model_management as management
-
-    from mudi_core.train import loop
-
     whole = train(comfy, mini, dataset, "whole", steps=3).result[1]
     real, steps = loop._step, []
 
@@ -244,7 +260,7 @@ def test_cancel_leaves_no_lora_and_the_next_run_goes_on(
         return real(*arguments)
 
     monkeypatch.setattr(loop, "_step", step)
-    with pytest.raises(management.InterruptProcessingException):
+    with pytest.raises(comfy.core("comfy.model_management").InterruptProcessingException):
         train(comfy, mini, dataset, "stopped", steps=3)
     assert steps == [0, 1]
     assert not loras(comfy, "stopped")
@@ -258,10 +274,8 @@ def test_cancel_leaves_no_lora_and_the_next_run_goes_on(
 def test_cancel_while_encoding_leaves_nothing(
     comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any, interrupt: Any
 ) -> None:
-    import comfy.model_management as management
-
     interrupt()
-    with pytest.raises(management.InterruptProcessingException):
+    with pytest.raises(comfy.core("comfy.model_management").InterruptProcessingException):
         train(comfy, mini, dataset, "early")
     assert not loras(comfy, "early")
 

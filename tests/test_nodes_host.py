@@ -1,0 +1,188 @@
+"""What the nodes share: conversions, names, folders, models, progress and Cancel; and the catalogue itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfyui import Comfy
+
+from mudi_core.types import Detections
+from mudi_core.weights import MissingWeights
+
+NODES = {
+    "MudiDetectSubjects": ("Detect Subjects (MuDI)", "MuDI/1 subjects"),
+    "MudiSamMask": ("SAM Mask (MuDI)", "MuDI/1 subjects"),
+    "MudiSubject": ("Subject (MuDI)", "MuDI/1 subjects"),
+    "MudiLoadSubjectSet": ("Load Subject Set (MuDI)", "MuDI/1 subjects"),
+    "MudiSaveSubjectSet": ("Save Subject Set (MuDI)", "MuDI/1 subjects"),
+    "MudiSegMixDataset": ("Seg-Mix Dataset (MuDI)", "MuDI/2 train"),
+    "MudiTrainLora": ("Train LoRA (MuDI)", "MuDI/2 train"),
+    "MudiLayout": ("Layout (MuDI)", "MuDI/3 generate"),
+    "MudiInitLatent": ("Init Latent (MuDI)", "MuDI/3 generate"),
+    "MudiCompare": ("D&C Score (MuDI)", "MuDI/4 compare"),
+    "MudiMiniCheckpoint": ("Mini Checkpoint (MuDI)", "MuDI/mini"),
+    "MudiMiniPhotos": ("Mini Photos (MuDI)", "MuDI/mini"),
+}
+"""These are in people's workflows: a node keeps its id."""
+
+
+@pytest.fixture
+def host(comfy: Comfy) -> Any:
+    return comfy.module("host")
+
+
+@pytest.fixture
+def convert(comfy: Comfy) -> Any:
+    return comfy.module("convert")
+
+
+def test_the_catalogue(comfy: Comfy) -> None:
+    schemas = {node_id: node.GET_SCHEMA() for node_id, node in comfy.nodes.items()}
+    assert {node_id: (schema.display_name, schema.category) for node_id, schema in schemas.items()} == NODES
+
+
+@pytest.mark.parametrize("node_id", NODES)
+def test_every_input_and_output_is_explained(comfy: Comfy, node_id: str) -> None:
+    schema = comfy.node(node_id).GET_SCHEMA()
+    assert schema.description
+    for socket in [*schema.inputs, *schema.outputs]:
+        assert socket.tooltip and socket.tooltip.endswith("."), socket.id
+    for seed in (socket for socket in schema.inputs if socket.id == "seed"):
+        assert seed.control_after_generate
+    node = comfy.node(node_id)
+    assert node.GET_NODE_INFO_V1()["output_tooltips"] == [socket.tooltip for socket in schema.outputs]
+
+
+def test_pictures_come_out_of_batches_and_lists(convert: Any) -> None:
+    rgb, rgba, grey = torch.rand(2, 8, 6, 3), torch.rand(1, 4, 4, 4), torch.rand(5, 7, 1)
+    assert [tuple(image.shape) for image in convert.pictures([rgb, rgba, grey])] == [
+        (8, 6, 3), (8, 6, 3), (4, 4, 3), (5, 7, 3),
+    ]  # fmt: skip
+    assert torch.equal(convert.pictures(rgb)[1], rgb[1])
+    assert torch.equal(convert.image_batch(convert.pictures(rgb)), rgb)
+    with pytest.raises(convert.BadImages, match="1, 3, 5, 7"):
+        convert.pictures(torch.rand(1, 3, 5, 7))
+    with pytest.raises(convert.BadImages, match="4x4, 6x8"):
+        convert.image_batch(convert.pictures([rgb, rgba]))
+
+
+def test_masks_come_out_of_batches_and_lists(convert: Any) -> None:
+    batch, single = torch.rand(2, 8, 6), torch.rand(4, 4)
+    found = convert.masks([batch, single])
+    assert [tuple(mask.shape) for mask in found] == [(8, 6), (8, 6), (4, 4)]
+    assert torch.equal(found[1], batch[1])
+
+
+def test_boxes_go_there_and_back(convert: Any) -> None:
+    found = Detections(torch.tensor([[1.0, 2, 11, 22], [0, 0, 5, 5]]), torch.tensor([0.75, 0.5]), ("cat", "cat"))
+    boxes = convert.boxes(found)
+    assert boxes[0] == {"x": 1, "y": 2, "width": 10, "height": 20, "score": 0.75}
+    assert torch.equal(convert.xyxy(boxes), found.xyxy)
+    assert convert.xyxy([]).shape == (0, 4)
+
+
+def test_a_schema_without_what_this_comfyui_does_not_know(comfy: Comfy, host: Any) -> None:
+    schema = host.schema(node_id="X", display_name="X", from_the_future=True)
+    assert schema.node_id == "X" and not hasattr(schema, "from_the_future")
+
+
+def test_progress_moves_the_bar_and_draws_now_and_then(
+    comfy: Comfy, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = []
+    monkeypatch.setattr(
+        comfy.core("comfy.utils"),
+        "PROGRESS_BAR_HOOK",
+        lambda done, total, preview, node_id: moved.append((done, total)),
+    )
+    drawn: list[int] = []
+    with host.progress(lambda: drawn.append(1))("working") as update:
+        for step in range(3):
+            update(step + 1, 3, "words")
+    assert moved == [(1, 3), (2, 3), (3, 3)]
+    assert len(drawn) == 1
+
+
+def test_cancel_ends_the_stage_at_its_next_update(comfy: Comfy, host: Any) -> None:
+    management = comfy.core("comfy.model_management")
+    done = []
+    with pytest.raises(management.InterruptProcessingException), host.progress()("working") as update:
+        for step in range(3):
+            done.append(step)
+            management.interrupt_current_processing(step == 1)
+            update(step + 1, 3)
+    assert done == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["two_dogs", "zwei Hunde", "犬と猫", "v1.2"])
+def test_a_dataset_lies_in_the_input_folder(comfy: Comfy, host: Any, name: str) -> None:
+    assert host.dataset_folder(name) == comfy.base / "input" / name
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a\\b", "/etc", "C:", ".x", "x.", "nul", "NUL.txt", "a\0b"])
+def test_a_dataset_lies_nowhere_else(host: Any, name: str) -> None:
+    with pytest.raises(host.BadName, match="dataset"):
+        host.dataset_folder(name)
+
+
+def test_datasets_are_folders_with_metadata(comfy: Comfy, host: Any) -> None:
+    for name in ("b_set", "a_set", ".hidden"):
+        (comfy.base / "input" / name).mkdir()
+        (comfy.base / "input" / name / "metadata.jsonl").touch()
+    (comfy.base / "input" / "pictures").mkdir()
+    found = host.datasets()
+    assert [name for name in found if name in ("a_set", "b_set", ".hidden", "pictures")] == ["a_set", "b_set"]
+
+
+def test_files_are_numbered_on(host: Any, tmp_path: Path) -> None:
+    assert host.numbered(tmp_path, "cats", ".safetensors").name == "cats_00001.safetensors"
+    for taken in ("cats_00007.safetensors", "cats_extra_00009.safetensors", "cats_00010.txt", "cats_x.safetensors"):
+        (tmp_path / taken).touch()
+    assert host.numbered(tmp_path, "cats", ".safetensors").name == "cats_00008.safetensors"
+
+
+def test_a_loras_folder_that_cannot_be_made(
+    comfy: Comfy, host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    folders = comfy.core("folder_paths")
+    monkeypatch.setattr(folders, "get_folder_paths", lambda kind: [str(tmp_path / "file" / kind)])
+    with pytest.raises(host.ReadOnly, match="loras cannot be written"):
+        host.loras_folder()
+
+
+def test_the_choices_of_models(comfy: Comfy, host: Any) -> None:
+    sams, owls = comfy.base / "models" / "sams", comfy.base / "models" / "owlv2" / "my_owl"
+    for folder in (sams, owls):
+        folder.mkdir(parents=True)
+    for file in (sams / "other.pth", sams / "sam_vit_b_01ec64.pth", sams / "readme.md"):
+        file.touch()
+    for name in ("config.json", "model.safetensors"):
+        (owls / name).touch()
+    assert host.models("sam") == [host.MINI, "sam-vit-b", "sam-vit-l", "sam-vit-h", "other.pth"]
+    assert host.models("owlv2") == [host.MINI, "owlv2-base", "my_owl"]
+    assert host.models("dinov2", "dreamsim") == [host.MINI, "dinov2-base", "dreamsim"]
+
+
+def test_a_missing_model_names_the_folder_and_the_link(comfy: Comfy, host: Any) -> None:
+    models = comfy.base / "models"
+    with pytest.raises(MissingWeights, match="https://huggingface.co/google/owlv2") as told:
+        host.detector("owlv2-base")
+    assert str(models / "owlv2") in str(told.value)
+    with pytest.raises(MissingWeights, match="sam_vit_h_4b8939.pth") as told:
+        host.segmenter("sam-vit-h")
+    assert f"into {models / 'sams'}." in str(told.value)
+    with pytest.raises(MissingWeights, match="Unpack") as told:
+        host.embedder("dreamsim")
+    assert str(models / "dreamsim") in str(told.value)
+    with pytest.raises(host.MissingModel, match="'gone.pth'"):
+        host.segmenter("gone.pth")
+
+
+def test_a_model_is_kept_for_the_next_node(host: Any, mini_weights: None) -> None:
+    first = host.embedder(host.MINI)
+    assert host.embedder(host.MINI) is first
+    assert first([torch.rand(20, 30, 3)]).shape[0] == 1
