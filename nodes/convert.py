@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PREFIX = "diffusion_model."
+
 
 class BadImages(MudiError):
     """Pictures that cannot be one batch, or that are no pictures."""
@@ -156,6 +158,11 @@ def noise_schedule(model: Any) -> NoiseSchedule:
         return NoiseSchedule(1 / (1 + sigmas**2), kind, float(model.model.latent_format.scale_factor))
 
 
+def check_unet(model: Any) -> None:
+    """Raises `BadModel` when a MODEL is not of SDXL's architecture: what `unet` would do, at no cost."""
+    _blank_unet(model)
+
+
 def unet(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """A diffusers U-Net with a MODEL's weights, LoRAs on the MODEL included, frozen, to be trained on ``device``.
 
@@ -163,45 +170,45 @@ def unet(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
     changes, are copies. Raises `BadModel` when the MODEL is not of SDXL's architecture.
     """
     import comfy.lora
+
+    blank, keys = _blank_unet(model)
+    patches = model.get_key_patches(_PREFIX)
+    state = {}
+    for name, key in keys.items():
+        weight, convert = patches[key][0]  # as it is without any patch
+        with torch.inference_mode():
+            if key in model.patches:
+                weight = convert(weight.to(device, torch.float32, copy=True), inplace=True)
+                weight = comfy.lora.calculate_weight(model.patches[key], weight, key)
+            else:
+                weight = convert(weight, inplace=False)
+            weight = weight.to(device, dtype)
+        state[name] = _outside_inference_mode(weight.detach())
+    with torch.inference_mode(False):
+        blank.load_state_dict(state, assign=True)
+        return blank.eval().requires_grad_(False)
+
+
+def _blank_unet(model: Any) -> tuple[Any, dict[str, str]]:
+    """A diffusers U-Net of a MODEL's architecture without values, and for each of its weights the MODEL's key."""
     import comfy.utils
     from diffusers import UNet2DConditionModel
 
-    config = dict(model.model.model_config.unet_config)
-    prefix = "diffusion_model."
-    with torch.inference_mode():
-        originals = {key: entries[0] for key, entries in model.get_key_patches(prefix).items()}
-        groups = [m.num_groups for m in model.model.diffusion_model.modules() if isinstance(m, torch.nn.GroupNorm)]
-    settings = _diffusers_config(config, groups[0]) if groups and config.get("adm_in_channels") else None
-    names = comfy.utils.unet_to_diffusers(config) if settings is not None else {}
-
-    with torch.inference_mode(False):
-        with torch.device("meta"):
-            empty = UNet2DConditionModel(**settings) if settings is not None else None
-        wanted = {} if empty is None else {name: value.shape for name, value in empty.state_dict().items()}
-        keys = {name: prefix + names[name] for name in wanted if name in names}
-        fits = (
-            bool(wanted)
-            and keys.keys() == wanted.keys()
-            and set(keys.values()) == originals.keys()
-            and all(originals[key][0].shape == wanted[name] for name, key in keys.items())
-        )
-        if not fits or empty is None:
-            raise BadModel(
-                f"This MODEL ({_model_name(model)}) is not of SDXL's architecture, and only such can be trained here: "
-                "SDXL itself and its finetunes (Pony, Illustrious, ...), and the embedded mini model."
-            )
-        state = {}
-        for name, key in keys.items():
-            weight, convert = originals[key]
-            if key in model.patches:
-                with torch.inference_mode():
-                    full = convert(weight.to(device, torch.float32, copy=True), inplace=True)
-                    weight = comfy.lora.calculate_weight(model.patches[key], full, key)
-            else:
-                weight = convert(weight, inplace=False)
-            state[name] = _outside_inference_mode(weight.detach().to(device, dtype))
-        empty.load_state_dict(state, assign=True)
-        return empty.eval().requires_grad_(False)
+    network, config = model.model.diffusion_model, model.model.model_config.unet_config
+    shapes = {_PREFIX + name: value.shape for name, value in network.state_dict().items()}
+    groups = next((module.num_groups for module in network.modules() if isinstance(module, torch.nn.GroupNorm)), None)
+    settings = _diffusers_config(config, groups) if groups and config.get("adm_in_channels") else None
+    if settings is not None:
+        with torch.inference_mode(False), torch.device("meta"):
+            blank = UNet2DConditionModel(**settings)
+        names, wanted = comfy.utils.unet_to_diffusers(config), blank.state_dict()
+        keys = {name: _PREFIX + names.get(name, "") for name in wanted}
+        if set(keys.values()) == shapes.keys() and all(wanted[name].shape == shapes[keys[name]] for name in wanted):
+            return blank, keys
+    raise BadModel(
+        f"This MODEL ({_model_name(model)}) is not of SDXL's architecture, and only such can be trained here: SDXL "
+        "itself and its finetunes (Pony, Illustrious, ...), and the embedded mini model."
+    )
 
 
 def _diffusers_config(config: dict[str, Any], groups: int) -> dict[str, Any] | None:
@@ -233,8 +240,9 @@ def _outside_inference_mode(weight: Tensor) -> Tensor:
     """The same memory as a tensor that autograd may save: those made in inference mode refuse."""
     if not weight.is_inference():
         return weight
-    alias = torch.empty(0, dtype=weight.dtype, device=weight.device)
-    return alias.set_(weight.untyped_storage(), weight.storage_offset(), weight.shape, weight.stride())
+    with torch.inference_mode(False):
+        alias = torch.empty(0, dtype=weight.dtype, device=weight.device)
+        return alias.set_(weight.untyped_storage(), weight.storage_offset(), weight.shape, weight.stride())
 
 
 def _model_name(model: Any) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
+from ..mudi_core.demo.statistics import smoothed
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -22,11 +24,13 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 """Told apart by colour-blind eyes too; they come round again after the last."""
 STATUS = {"found": "#1b7837", "mixed": "#b35806", "missing": "#b2182b", "duplicated": "#b2182b"}
 GAP = 16
+GRID_GAP = 4
+CURVE_SIZE, CURVE_MARGINS, CURVE_POINTS = (640, 320), (64, 16, 24, 40), 60
 
 
 def small(image: Tensor) -> Tensor:
     """A picture ``[h, w, 3]`` of at most `SIDE` pixels a side."""
-    picture = _pil(image)
+    picture = pil(image)
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return _tensor(picture)
 
@@ -80,8 +84,50 @@ def stacked(cards: Sequence[Tensor]) -> list[Tensor]:
     return list(canvases)
 
 
+def grid(images: Sequence[Tensor], columns: int) -> Tensor:
+    """Pictures of one size in rows, with grey between them."""
+    height, width = (side + GRID_GAP for side in images[0].shape[:2])
+    rows = -(-len(images) // columns)
+    sheet = torch.full((rows * height - GRID_GAP, columns * width - GRID_GAP, 3), 0.5)
+    for number, image in enumerate(images):
+        y, x = number // columns * height, number % columns * width
+        sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
+    return sheet
+
+
+def loss_curve(losses: Sequence[float], steps: int) -> Tensor:
+    """Means of equal stretches of the losses so far, over all ``steps`` of the run: one loss alone says little."""
+    picture = Image.new("RGB", CURVE_SIZE, "white")
+    (width, height), (left, top, right, bottom) = CURVE_SIZE, CURVE_MARGINS
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    curve = smoothed(losses, CURVE_POINTS)
+    low, high = min(curve), max(curve)
+    room = (high - low) * 0.1 or abs(high) * 0.1 or 1.0
+    low, high = low - room, high + room
+
+    def x(step: float) -> float:
+        return left + step / steps * (width - left - right)
+
+    def y(loss: float) -> float:
+        return top + (high - loss) / (high - low) * (height - top - bottom)
+
+    for share in (0.0, 0.5, 1.0):
+        level = low + share * (high - low)
+        pen.line((left, y(level), width - right, y(level)), "#dddddd")
+        pen.text((left - 8, y(level)), f"{level:.3g}", "#444444", font, anchor="rm")
+        pen.text((x(share * steps), height - bottom + 8), f"{round(share * steps)}", "#444444", font, anchor="mt")
+    pen.text((width - right, top), "loss over steps", "#444444", font, anchor="rt")
+    stretch = len(losses) / len(curve)
+    points = [(x((i + 0.5) * stretch), y(loss)) for i, loss in enumerate(curve)]
+    if len(points) > 1:
+        pen.line(points, COLOURS[0], width=3, joint="curve")
+    last = points[-1]
+    pen.ellipse((last[0] - 4, last[1] - 4, last[0] + 4, last[1] + 4), COLOURS[0])
+    return _tensor(picture)
+
+
 def _boxed(image: Tensor, xyxy: Tensor, captions: Sequence[str], colours: Sequence[str], side: int) -> Image.Image:
-    picture = ImageOps.contain(_pil(image), (side, side), Image.Resampling.LANCZOS)
+    picture = ImageOps.contain(pil(image), (side, side), Image.Resampling.LANCZOS)
     scale = picture.width / image.shape[1]
     line = max(2, round(max(picture.size) / 160))
     pen = ImageDraw.Draw(picture)
@@ -141,7 +187,8 @@ def _short(name: str, letters: int) -> str:
     return name if len(name) <= letters else name[: letters - 1] + "…"
 
 
-def _pil(image: Tensor) -> Image.Image:
+def pil(image: Tensor) -> Image.Image:
+    """A picture ``[h, w, 3]`` as Pillow has it."""
     return Image.fromarray((image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 

@@ -24,10 +24,10 @@ from ..mudi_core import backends, weights
 from ..mudi_core.progress import Progress, Update
 from ..mudi_core.storage import METADATA
 from ..mudi_core.types import MudiError
+from . import drawing
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
     from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -64,10 +64,10 @@ def device() -> torch.device:
     return found
 
 
-def progress(preview: Callable[[], Image.Image | None] | None = None) -> Progress:
+def progress(preview: Callable[[], Tensor] | None = None) -> Progress:
     """A `Progress` that drives the node's progress bar and its line of text, and obeys Cancel at every update.
 
-    ``preview`` draws the picture beside the bar; it is asked now and then. Each update raises
+    ``preview`` draws the picture ``[h, w, 3]`` beside the bar; it is asked now and then. Each update raises
     `InterruptProcessingException` when the user has pressed Cancel.
     """
 
@@ -79,11 +79,10 @@ def progress(preview: Callable[[], Image.Image | None] | None = None) -> Progres
         def update(done: int, total: int, words: str = "") -> None:
             nonlocal drawn
             comfy.model_management.throw_exception_if_processing_interrupted()
-            picture = None
+            shown = None
             if preview is not None and time.monotonic() - drawn > PREVIEW_SECONDS:
                 drawn = time.monotonic()
-                picture = preview()
-            shown = None if picture is None else ("JPEG", picture, PREVIEW_SIDE)
+                shown = ("JPEG", drawing.pil(preview()), PREVIEW_SIDE)
             bar.update_absolute(done, total, shown)
             _say(f"{what}: {done} / {total}{', ' + words if words else ''}")
 
@@ -99,8 +98,9 @@ def progress(preview: Callable[[], Image.Image | None] | None = None) -> Progres
 def _say(words: str) -> None:
     """A line of text on the node that runs, where there is a server to show it."""
     context, server = get_executing_context(), sys.modules.get("server")
-    if context is not None and server is not None:
-        server.PromptServer.instance.send_progress_text(words, context.node_id)
+    instance = getattr(server.PromptServer, "instance", None) if server is not None else None
+    if context is not None and instance is not None:
+        instance.send_progress_text(words, context.node_id)
 
 
 def preview(images: Tensor | Sequence[Tensor], cls: type[io.ComfyNode], text: str = "") -> dict[str, Any]:

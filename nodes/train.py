@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -14,7 +13,6 @@ import comfy.model_management
 import comfy.sd
 import comfy.utils
 import folder_paths
-import numpy as np
 import torch
 from comfy_api.latest import io
 
@@ -22,12 +20,10 @@ from ..mudi_core.layout import LayoutConfig, parse_relative_scale, random_layout
 from ..mudi_core.segmix import SegMixConfig, compose, cut_outs, segmix
 from ..mudi_core.train.config import Method, TrainConfig
 from ..mudi_core.types import MudiError, SubjectSet
-from . import convert, host
-from .loss_curve import loss_curve
+from . import convert, drawing, host
 from .sockets import Dataset, Subjects, TrainingSet
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
     from ..mudi_core.train.loop import TrainResult
@@ -36,8 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CATEGORY = "MuDI/2 train"
-EXAMPLES, COLUMNS, EXAMPLE_SIDE, GAP = 12, 4, 256, 4
-"""Compositions in the preview, in a row of it, and the pixels of one and between two."""
+EXAMPLES, COLUMNS, EXAMPLE_SIDE = 12, 4, 256
+"""Compositions in the preview, in a row of it, and pixels of each side."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "SDXL, 1024 px": {"resolution": 1024},
@@ -133,9 +129,8 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
     ) -> io.NodeOutput:
         layout = LayoutConfig(relative_scale=_relative_scale(relative_sizes), max_overlap=overlap)
         dataset = TrainingSet(subjects, priors, probability, layout, background_weight)
-        examples = _examples(subjects, layout)
-        grid = _grid(examples)
-        return io.NodeOutput(dataset, grid[None], ui=host.preview([grid], cls))
+        sheet = drawing.grid(_examples(subjects, layout), COLUMNS)
+        return io.NodeOutput(dataset, sheet[None], ui=host.preview([sheet], cls))
 
 
 class TrainLora(io.ComfyNode):  # type: ignore[misc]
@@ -256,6 +251,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             **PRESETS[preset],
         )
         schedule = convert.noise_schedule(model)
+        convert.check_unet(model)
         plan = _plan(dataset, config, clip, vae)
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
@@ -267,7 +263,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         path = host.numbered(folder, name, ".safetensors")
         save_lora(path, result.state, about)
         _forget_stopped_runs(name)
-        drawn = _picture(loss_curve(result.losses, config.steps))
+        drawn = drawing.loss_curve(result.losses, config.steps)
         named = " and ".join(f"'{subject.name}'" for subject in dataset.subjects)
         text = f"{path.name}: {steps} steps of {method}, {path.stat().st_size / 1e6:.1f} MB. Prompt it with {named}."
         return io.NodeOutput(_with_lora(model, path), path.name, drawn[None], ui=host.preview([drawn], cls, text))
@@ -292,17 +288,6 @@ def _examples(subjects: SubjectSet, layout: LayoutConfig) -> list[Tensor]:
             examples.append(mix.image)
             update(number + 1, EXAMPLES)
     return examples
-
-
-def _grid(images: Sequence[Tensor]) -> Tensor:
-    """Square pictures in rows, with grey between them: the compositions' ground is white."""
-    step = EXAMPLE_SIDE + GAP
-    rows = -(-len(images) // COLUMNS)
-    grid = torch.full((rows * step - GAP, COLUMNS * step - GAP, 3), 0.5)
-    for number, image in enumerate(images):
-        row, column = divmod(number, COLUMNS)
-        grid[row * step : row * step + EXAMPLE_SIDE, column * step : column * step + EXAMPLE_SIDE] = image
-    return grid
 
 
 def _computes_in_bf16(preset: str) -> bool:
@@ -339,10 +324,7 @@ def _train(model: Any, plan: Plan, config: TrainConfig, schedule: Any, name: str
         log.info("going on from %s", stopped)
     losses: list[float] = []
 
-    def preview() -> Image.Image:
-        return loss_curve(losses, config.steps)
-
-    with host.progress(preview)("training") as update:
+    with host.progress(lambda: drawing.loss_curve(losses, config.steps))("training") as update:
 
         def stepped(done: int, total: int, loss: float) -> None:
             losses.append(loss)
@@ -378,7 +360,3 @@ def _with_lora(model: Any, path: Path) -> Any:
             "only. Please report this with the name of the base model."
         )
     return wearing
-
-
-def _picture(drawn: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(drawn)).float() / 255

@@ -92,18 +92,19 @@ def test_a_schema_without_what_this_comfyui_does_not_know(comfy: Comfy, host: An
 def test_progress_moves_the_bar_and_draws_now_and_then(
     comfy: Comfy, host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moved = []
-    monkeypatch.setattr(
-        comfy.core("comfy.utils"),
-        "PROGRESS_BAR_HOOK",
-        lambda done, total, preview, node_id: moved.append((done, total)),
-    )
-    drawn: list[int] = []
-    with host.progress(lambda: drawn.append(1))("working") as update:
+    moved: list[tuple[int, int]] = []
+    shown: list[Any] = []
+
+    def hook(done: int, total: int, preview: Any, node_id: Any) -> None:
+        moved.append((done, total))
+        shown.append(preview)
+
+    monkeypatch.setattr(comfy.core("comfy.utils"), "PROGRESS_BAR_HOOK", hook)
+    with host.progress(lambda: torch.zeros(8, 6, 3))("working") as update:
         for step in range(3):
             update(step + 1, 3, "words")
     assert moved == [(1, 3), (2, 3), (3, 3)]
-    assert len(drawn) == 1
+    assert shown[0][1].size == (6, 8) and shown[1:] == [None, None]
 
 
 def test_cancel_ends_the_stage_at_its_next_update(comfy: Comfy, host: Any) -> None:

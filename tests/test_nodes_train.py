@@ -239,6 +239,24 @@ def test_training_gives_a_model_with_the_lora_and_leaves_the_first_alone(
     assert torch.allclose(predict(worn), predict(expected), atol=1e-5)
 
 
+def test_pictures_without_the_lora_stay_the_same(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:
+    def sample(model: Any) -> torch.Tensor:
+        (words,) = comfy.run_stock("CLIPTextEncode", clip=mini[1], text="a photo of olis cat")
+        (latent,) = comfy.run_stock("EmptyLatentImage", width=64, height=64, batch_size=1)
+        (sampled,) = comfy.run_stock(
+            "KSampler", model=model, seed=1, steps=2, cfg=2.0, sampler_name="euler", scheduler="normal",
+            positive=words, negative=words, latent_image=latent,
+        )  # fmt: skip
+        samples: torch.Tensor = sampled["samples"]
+        return samples
+
+    before = sample(mini[0])
+    wearing = train(comfy, mini, dataset, "between").result[0]
+    with_lora = sample(wearing)
+    assert torch.equal(sample(mini[0]), before)
+    assert not torch.equal(with_lora, before) and torch.equal(sample(wearing), with_lora)
+
+
 def test_the_same_graph_gives_the_same_file_twice(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:
     first = train(comfy, mini, dataset, "twice").result[1]
     second = train(comfy, mini, dataset, "twice").result[1]
