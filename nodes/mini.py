@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CATEGORY = "MuDI/mini"
-PAIR_CHOICES = [f"{i}: {a.token} and {b.token}, {a.class_noun}s" for i, (a, b) in enumerate(PAIRS)]
+PAIR_CHOICES = [f"{i}: {a.token} {a.class_noun} and {b.token} {b.class_noun}" for i, (a, b) in enumerate(PAIRS)]
 
 
 class MiniSDXL(comfy.supported_models.SDXL):  # type: ignore[misc]

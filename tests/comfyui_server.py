@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
 import socket
@@ -113,6 +114,23 @@ class Server:
         run = self.wait(self.queue(graph))
         assert run.status == "success", run.messages
         return run
+
+    def cancel(self, graph: Graph, node: str, total: int, seconds: float = 60) -> Run:
+        """Queue a graph and press Cancel when the node has made two of the ``total`` steps of its stage."""
+        websocket = importlib.import_module("websocket")
+        listener = websocket.create_connection(f"{self.url.replace('http', 'ws')}/ws?clientId=cancels", timeout=120)
+        prompt_id = self.queue(graph, "cancels")
+        while True:
+            said = listener.recv()
+            heard = json.loads(said) if isinstance(said, str) else {}
+            assert heard.get("type") not in ("execution_error", "execution_success"), heard
+            if heard.get("type") == "progress":
+                data = heard["data"]
+                if data["node"] == node and data["max"] == total and data["value"] >= 2:
+                    break
+        self.post("/interrupt", {})
+        listener.close()
+        return self.wait(prompt_id, seconds)
 
     def files(self, run: Run, node: str) -> list[Path]:
         """The pictures that a node saved or previewed."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import re
 import shutil
 from pathlib import Path
@@ -269,19 +267,8 @@ def test_a_token_twice_and_a_layout_that_cannot_be_are_told(server: Server, prep
 
 
 def test_cancel_stops_a_node_of_ours_and_the_server_goes_on(server: Server) -> None:
-    websocket = importlib.import_module("websocket")
-    address = server.url.replace("http", "ws")
-    listener = websocket.create_connection(f"{address}/ws?clientId=cancels", timeout=120)
     graph = changed(STARTED, layout={"width": 512, "height": 512}, latent={"batch_size": 64})
-    prompt_id = server.queue(graph, "cancels")
-    while True:
-        said = listener.recv()
-        heard = json.loads(said) if isinstance(said, str) else {}
-        if heard.get("type") == "progress" and heard["data"]["node"] == "latent" and heard["data"]["value"] >= 2:
-            break
-    server.post("/interrupt", {})
-    listener.close()
-    run = server.wait(prompt_id, seconds=60)
+    run = server.cancel(graph, "latent", total=64)
     assert run.messages["execution_interrupted"]["node_id"] == "latent"
     server.run(STARTED)
 
