@@ -74,9 +74,8 @@ def read(caption: str, named: Mapping[str, Character]) -> Read:
         following = words[i + 1] if i + 1 < len(words) else ""
         if following in world.SPECIES and word not in (*world.COLORS, *world.PATTERNS, "a", "an"):
             name = word
-            result.readings.append(Reading(i, who + 1, looks(named[word]) if word in named else list(said), name))
-            if word not in named:
-                result.readings[-1].said = [UNSAID] * len(VALUES)
+            known = looks(named[word]) if word in named else [UNSAID] * len(VALUES)
+            result.readings.append(Reading(i, who + 1, known, name))
         elif word in world.SPECIES:
             who += 1
             said = [UNSAID] * len(VALUES)
@@ -85,7 +84,7 @@ def read(caption: str, named: Mapping[str, Character]) -> Read:
                 know("color", color)
             if pattern:
                 know("pattern", pattern)
-            if name in named:
+            if name is not None and name in named:
                 said = looks(named[name])
             result.readings.append(Reading(i, who, list(said), name))
             name = color = pattern = None
@@ -151,7 +150,8 @@ class Teacher(nn.Module):
         """``[words, CODE]`` with a variance of 1: a random view of the encoder's word vectors."""
         model = (self.text_encoder, self.text_encoder_2)[encoder]
         vectors: Tensor = model.get_input_embeddings().weight
-        return vectors @ self.views[encoder].to(vectors.device) / family.WORD_STD
+        code: Tensor = vectors @ self.views[encoder].to(vectors.device) / family.WORD_STD
+        return code
 
 
 @dataclass

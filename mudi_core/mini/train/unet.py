@@ -168,7 +168,8 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         snr = signal / (1 - signal)
         wrong = (predicted - eps).square().mean((1, 2, 3)) * snr.clamp(max=MIN_SNR_GAMMA) / snr
         # In much noise nobody can know who stands where.
-        return (wrong + PLACING * signal.sqrt() * misplaced(seen, batch, device)).mean()
+        value: Tensor = (wrong + PLACING * signal.sqrt() * misplaced(seen, batch, device)).mean()
+        return value
 
     average: nn.Module = fit(model, loss, recipe, work / "unet.pt")
     return {"unet": average.state_dict()}
