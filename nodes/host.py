@@ -104,7 +104,9 @@ def _say(words: str) -> None:
 
 
 def preview(images: Tensor | Sequence[Tensor], cls: type[io.ComfyNode], text: str = "") -> dict[str, Any]:
-    """What a node shows of itself: pictures ``[h, w, 3]`` of any sizes, and a text under them."""
+    """What a node shows of itself: pictures ``[h, w, 3]`` of any sizes, and a text in the place of its progress."""
+    if text:
+        _say(text)
     shown: dict[str, Any] = ui.PreviewImage(images, cls=cls).as_dict() if len(images) else {}
     return {**shown, **(ui.PreviewText(text).as_dict() if text else {})}
 

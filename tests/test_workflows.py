@@ -1,0 +1,318 @@
+"""The workflow files, as ComfyUI's frontend would send them: each through the real server, and then from its cache."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfyui_server import ROOT, Graph, Run, Server
+from PIL import Image
+
+from mudi_core.demo.settings import DemoSettings
+from mudi_core.mini.world import PAIRS, photo
+
+FOLDER = ROOT / "workflows"
+NAMES = ("quickstart_mini", "1_prepare", "2_train", "3_generate", "4_compare")
+NOTES = ("Note", "MarkdownNote")
+MINI = "mini (embedded)"
+
+Info = dict[str, Any]
+"""ComfyUI's /object_info: what it knows of each node."""
+
+
+def workflow(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def working(name: str) -> list[dict[str, Any]]:
+    """The nodes of a workflow that are more than notes."""
+    return [node for node in workflow(name)["nodes"] if node["type"] not in NOTES]
+
+
+def widgets(node: dict[str, Any], info: Info) -> dict[str, Any]:
+    """A node's widgets by name, with the slots that only the frontend knows left out."""
+    inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+    values, found = iter(node["widgets_values"]), {}
+    for name, (kind, *more) in inputs.items():
+        options = more[0] if more else {}
+        if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
+            found[name] = next(values)
+            if options.get("control_after_generate"):
+                assert next(values) in ("fixed", "randomize", "increment", "decrement"), (node["id"], name)
+            if options.get("image_upload"):
+                assert next(values) == "image"
+    assert list(values) == [], f"node {node['id']}, {node['type']}, has too many values"
+    return found
+
+
+def api_graph(name: str, info: Info) -> Graph:
+    """A workflow as POST /prompt takes it."""
+    links = {link[0]: link for link in workflow(name)["links"]}
+    graph = {}
+    for node in working(name):
+        inputs = widgets(node, info[node["type"]])
+        for socket in node["inputs"]:
+            if socket["link"] is not None:
+                _, origin, slot, *_ = links[socket["link"]]
+                inputs[socket["name"]] = [str(origin), slot]
+        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return graph
+
+
+def with_settings(graph: Graph, settings: dict[str, dict[str, Any]]) -> Graph:
+    """A copy in which all nodes of a type have other inputs."""
+    graph = copy.deepcopy(graph)
+    for node in graph.values():
+        node["inputs"].update(settings.get(node["class_type"], {}))
+    return graph
+
+
+def nodes(graph: Graph, kind: str) -> list[str]:
+    return [name for name, node in graph.items() if node["class_type"] == kind]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_from_outputs_to_inputs_of_their_type(name: str) -> None:
+    graph = workflow(name)
+    by_id = {node["id"]: node for node in graph["nodes"]}
+    arrived = {}
+    for number, origin, slot, target, socket, kind in graph["links"]:
+        given, taken = by_id[origin]["outputs"][slot], by_id[target]["inputs"][socket]
+        assert number in given["links"] and taken["link"] == number
+        assert given["type"] == kind and taken["type"] in (kind, "*")
+        arrived[number] = target
+    for node in by_id.values():
+        used = {link for one in node.get("outputs", []) for link in one["links"] or []}
+        used |= {one["link"] for one in node.get("inputs", []) if one["link"] is not None}
+        assert used <= set(arrived), node["type"]
+    for reroute in graph["extra"].get("reroutes", []):
+        assert set(reroute["linkIds"]) <= set(arrived)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_says_what_it_needs_and_has_a_picture(name: str) -> None:
+    graph = workflow(name)
+    assert graph["version"] == 0.4
+    assert any(node["type"] == "MarkdownNote" for node in graph["nodes"])
+    assert len(graph["groups"]) >= 2
+    for node in working(name):
+        ours = node["type"].startswith("Mudi")
+        assert node["properties"]["cnr_id"] == ("mudi" if ours else "comfy-core")
+        assert node["properties"]["ver"] and node["properties"]["Node name for S&R"] == node["type"]
+        if node["type"] == "CheckpointLoaderSimple":
+            (model,) = node["properties"]["models"]
+            assert model["name"] == node["widgets_values"][0] and model["directory"] == "checkpoints"
+            assert model["url"].startswith("https://") and model["url"].endswith(model["name"])
+    picture = FOLDER / f"{name}.jpg"
+    assert picture.stat().st_size < 60_000
+    with Image.open(picture) as thumbnail:
+        assert thumbnail.format == "JPEG"
+
+
+def test_there_are_no_other_workflows() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_node_covers_another_and_each_stands_in_a_group(name: str) -> None:
+    graph = workflow(name)
+    boxes = [(node["type"], *node["pos"], *node["size"]) for node in graph["nodes"]]
+    title = 30
+    for i, (kind, x, y, width, height) in enumerate(boxes):
+        for other, x2, y2, width2, height2 in boxes[i + 1 :]:
+            apart = x + width <= x2 or x2 + width2 <= x or y + height <= y2 - title or y2 + height2 <= y - title
+            assert apart, (kind, other, x, y, x2, y2)
+        if kind not in NOTES:
+            assert any(
+                gx <= x and gy <= y - title and x + width <= gx + gw and y + height <= gy + gh
+                for gx, gy, gw, gh in (group["bounding"] for group in graph["groups"])
+            ), (kind, x, y)
+
+
+def test_the_quickstart_has_the_settings_of_the_demo(info: Info) -> None:
+    graph, demo = api_graph("quickstart_mini", info), DemoSettings()
+    train = demo.train_config("segmix", 0)
+    picture = demo.generate_config("", True, 0)
+    sizes = {"width": demo.size, "height": demo.size}
+    expected: dict[str, dict[str, Any]] = {
+        "MudiMiniPhotos": {"count": demo.photos, "side": demo.photo_side, "seed": 0},
+        "MudiDetectSubjects": {"threshold": demo.photo_threshold, "which": "best", "detector": MINI},
+        "MudiSegMixDataset": {
+            "probability": train.segmix_prob,
+            "overlap": train.layout.max_overlap,
+            "background_weight": train.background_weight,
+        },
+        "MudiTrainLora": {
+            "preset": "mini, 192 px",
+            "method": train.method,
+            "steps": train.steps,
+            "rank": train.rank,
+            "learning_rate": train.learning_rate,
+            "batch_size": train.batch_size,
+            "seed": train.seed,
+        },
+        "MudiLayout": {**sizes, "mode": "random", "overlap": picture.layout.max_overlap},
+        "EmptyLatentImage": sizes,
+        "MudiInitLatent": {"gamma": picture.gamma},
+        "KSampler": {
+            "steps": picture.steps,
+            "cfg": picture.guidance,
+            "sampler_name": "euler",
+            "scheduler": "ddim_uniform",
+            "denoise": 1.0,
+        },
+        "MudiCompare": {
+            "threshold": demo.threshold,
+            "cut_out": demo.cut_out_references,
+            "detector": MINI,
+            "embedder": MINI,
+        },
+    }
+    for kind, settings in expected.items():
+        assert nodes(graph, kind), kind
+        for node in nodes(graph, kind):
+            inputs = graph[node]["inputs"]
+            assert {name: inputs[name] for name in settings} == settings, kind
+    first, second = PAIRS[0]
+    subjects = [graph[node]["inputs"] for node in nodes(graph, "MudiSubject")]
+    assert [(one["token"], one["class_noun"]) for one in subjects] == [
+        (one.token, one.class_noun) for one in (first, second)
+    ]
+    prompts = {graph[node]["inputs"]["text"] for node in nodes(graph, "CLIPTextEncode")}
+    names = [f"{one.token} {one.class_noun}" for one in (first, second)]
+    assert prompts == {f"a photo of {names[0]} and {names[1]}", ""}
+
+
+@pytest.fixture(scope="module")
+def server(comfyui_server: Server, mini_weights: None) -> Server:
+    """With photos of two dogs in its input folder."""
+    for subject in PAIRS[2]:
+        for number in range(3):
+            drawn = photo(subject.character, random.Random(f"{subject.token}/{number}"), 192)
+            Image.fromarray(drawn.image).save(comfyui_server.base / "input" / f"{subject.token}_{number}.png")
+    return comfyui_server
+
+
+@pytest.fixture(scope="module")
+def info(server: Server) -> Info:
+    found: Info = server.get("/object_info")
+    return found
+
+
+def twice(server: Server, graph: Graph) -> Run:
+    """What came of a graph, whose second run is served from the cache."""
+    run = server.run(graph)
+    again = server.run(graph)
+    assert again.cached == set(graph)
+    for node in graph:
+        assert again.outputs.get(node) == run.outputs.get(node), graph[node]["class_type"]
+    return run
+
+
+def scores(run: Run, graph: Graph) -> list[float]:
+    """The mean that each D&C Score tells."""
+    texts = [run.outputs[node]["text"][0] for node in nodes(graph, "MudiCompare")]
+    means = [re.match(r"mean of 2: (-?\d+\.\d\d)\npicture \d: ", text) for text in texts]
+    return [float(mean[1]) for mean in means if mean]
+
+
+def is_picture(path: Path, side: int = 192) -> bool:
+    with Image.open(path) as image:
+        return bool(image.size == (side, side) and image.convert("L").getextrema()[1] > 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_server_knows_every_node_and_offers_the_workflow(server: Server, info: Info, name: str) -> None:
+    graph = api_graph(name, info)
+    for node in graph.values():
+        about = info[node["class_type"]]["input"]
+        known = {**about.get("required", {}), **about.get("optional", {})}
+        assert set(about.get("required", {})) <= set(node["inputs"]) <= set(known), node["class_type"]
+        for widget, value in node["inputs"].items():
+            kind, *more = known[widget]
+            if kind == "COMBO" and widget != "name" and not isinstance(value, list):
+                assert value in more[0]["options"], (node["class_type"], widget)
+    assert name in server.get("/api/workflow_templates")["mudi"]
+    assert server.get(f"/api/workflow_templates/mudi/{name}.json") == workflow(name)
+
+
+def test_the_quickstart_runs_in_one_go(server: Server, info: Info) -> None:
+    graph = with_settings(
+        api_graph("quickstart_mini", info),
+        {
+            "MudiMiniPhotos": {"count": 2, "side": 192},
+            "MudiTrainLora": {"steps": 2, "batch_size": 1},
+            "EmptyLatentImage": {"batch_size": 2},
+            "MudiInitLatent": {"batch_size": 2},
+            "KSampler": {"steps": 2},
+        },
+    )
+    run = twice(server, graph)
+    (train,) = nodes(graph, "MudiTrainLora")
+    assert re.search(r"two_cats_\d+\.safetensors: 2 steps of segmix", run.outputs[train]["text"][0])
+    assert list((server.base / "models" / "loras").glob("two_cats_*.safetensors"))
+    without, started = (server.files(run, node) for node in nodes(graph, "SaveImage"))
+    assert len(without) == len(started) == 2 and all(map(is_picture, without + started))
+    assert all(one.read_bytes() != other.read_bytes() for one, other in zip(without, started, strict=True))
+    assert len(scores(run, graph)) == 2
+    for kind, pictures in (("MudiDetectSubjects", 2), ("MudiSamMask", 2), ("MudiLayout", 1), ("MudiInitLatent", 2)):
+        for node in nodes(graph, kind):
+            assert len(server.files(run, node)) == pictures
+    told = [run.outputs[node]["text"] for node in nodes(graph, "PreviewAny")]
+    assert told == [run.outputs[node]["text"] for node in nodes(graph, "MudiCompare")]
+
+
+IN_SMALL: dict[str, dict[str, Any]] = {
+    "MudiDetectSubjects": {"detector": MINI, "threshold": 0.03, "which": "best"},
+    "MudiSamMask": {"segmenter": MINI},
+    "MudiSegMixDataset": {"overlap": 0.2},
+    "MudiTrainLora": {"preset": "mini, 192 px", "steps": 2, "rank": 4, "batch_size": 1},
+    "MudiLayout": {"width": 192, "height": 192},
+    "MudiInitLatent": {"batch_size": 2},
+    "KSampler": {"steps": 2},
+    "MudiCompare": {"detector": MINI, "embedder": MINI},
+}
+
+
+def in_small(name: str, info: Info) -> Graph:
+    """A workflow with the embedded family in the place of the models that it loads."""
+    graph = with_settings(api_graph(name, info), IN_SMALL)
+    for loader in nodes(graph, "CheckpointLoaderSimple"):
+        graph[loader] = {"class_type": "MudiMiniCheckpoint", "inputs": {}}
+    return graph
+
+
+def test_the_four_workflows_find_what_the_one_before_them_wrote(server: Server, info: Info) -> None:
+    graph = in_small("1_prepare", info)
+    photos = [f"{subject.token}_{number}.png" for subject in PAIRS[2] for number in range(3)]
+    for node, file in zip(nodes(graph, "LoadImage"), photos, strict=True):
+        graph[node]["inputs"]["image"] = file
+    run = twice(server, graph)
+    (keep,) = nodes(graph, "MudiSaveSubjectSet")
+    assert run.outputs[keep]["text"] == ["olis corgi (3 photos), hta poodle (3 photos)"]
+    assert len(server.files(run, keep)) == 6
+    assert (server.base / "input" / "my_subjects" / "metadata.jsonl").is_file()
+
+    graph = in_small("2_train", info)
+    run = twice(server, graph)
+    (train,) = nodes(graph, "MudiTrainLora")
+    assert "Prompt it with 'olis corgi' and 'hta poodle'." in run.outputs[train]["text"][0]
+    assert (server.base / "models" / "loras" / "my_subjects_00001.safetensors").is_file()
+
+    graph = in_small("3_generate", info)
+    run = twice(server, graph)
+    (save,) = nodes(graph, "SaveImage")
+    assert len(server.files(run, save)) == 2 and all(map(is_picture, server.files(run, save)))
+
+    graph = in_small("4_compare", info)
+    run = twice(server, graph)
+    (best,) = nodes(graph, "SaveImage")
+    (score,) = nodes(graph, "MudiCompare")
+    assert len(server.files(run, best)) == len(server.files(run, score)) == 2
+    assert len(scores(run, graph)) == 1
