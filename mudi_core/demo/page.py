@@ -167,8 +167,8 @@ def _reading(result: DemoResult, report: dict[str, Any]) -> str:
 architecture that fits into the repository was trained on a toy world, so that the whole way can be walked on any
 machine. What it shows is the method, and that each step works; how good real pictures are depends on the SDXL model,
 and is not shown here.</p>
-<p>All three methods share photos, training steps, prompt, seeds and noise. Strengths and sizes are first
-guesses, tuned on no pair. {len(result.pictures["mudi"])} pictures from one training are few: another seed gives other
+<p>All three methods share photos, training steps, prompt, seeds and noise. Strengths and sizes were
+chosen on other characters. {len(result.pictures["mudi"])} pictures from one training are few: another seed gives other
 numbers within about the intervals, and the training itself varies too, which they do not contain. The detector and
 the embedder that give the score are models as well, and can be wrong.</p>"""
 

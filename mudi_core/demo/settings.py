@@ -1,4 +1,4 @@
-"""What the embedded family is used with: first guesses, to be tuned on `DEV_PAIRS` alone."""
+"""What the embedded family is used with: chosen on `DEV_PAIRS` alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class DemoSettings:
     size: int = 192
     """Side of training images and pictures in pixels."""
 
-    train_steps: int = 400
+    train_steps: int = 300
     batch_size: int = 8
     learning_rate: float = 1e-3
     rank: int = 16
@@ -58,15 +58,15 @@ class DemoSettings:
     pictures: int = 16
     """Pictures of each method."""
     sampler_steps: int = 20
-    guidance: float = 4.0
-    gamma: float = 1.0
+    guidance: float = 5.0
+    gamma: float = 2.0
     layout: LayoutConfig = field(default_factory=lambda: LayoutConfig(max_overlap=0.2))
     """Of compositions and of starts."""
 
     photo_threshold: float = 0.03
     """Least confidence of the detector in a photo, which shows one character: the best box is taken."""
-    threshold: float = 0.25
-    """Least confidence of the detector in the pictures."""
+    threshold: float = 0.05
+    """Least confidence of the detector in the pictures; low, since it doubts what a small model draws."""
     cut_out_references: bool = True
     """Compare with the subjects cut out, as the figures in the pictures are."""
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .. import boxes
 from ..checkpoint import MINI, Checkpoint, open_checkpoint
-from ..demo.settings import DemoSettings
 from . import eyes, family, world
 from .draw import Rendered, render
 from .train.data import HELD_OUT, scene
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
     from ..backends.owlv2 import Owlv2Detector
     from ..backends.sam import SamSegmenter
 
-SETTINGS = DemoSettings()
+THRESHOLD = 0.25
+"""Least confidence of the detector."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,11 @@ def matched(found: Tensor, true: Tensor) -> bool:
 
 def detection(count: int = 300) -> Figure:
     """Held-out scenes of one to three characters, asked for "character"."""
-    right = [
-        matched(detector()(pixels(r), ["character"], SETTINGS.threshold).xyxy, Tensor(r.boxes)) for r in held_out(count)
-    ]
+    right = [matched(detector()(pixels(r), ["character"], THRESHOLD).xyxy, Tensor(r.boxes)) for r in held_out(count)]
     by_species = []
     for r in portraits(0):
         species = r.scene.actors[0].character.species
-        by_species.append(matched(detector()(pixels(r), [species], SETTINGS.threshold).xyxy, Tensor(r.boxes)))
+        by_species.append(matched(detector()(pixels(r), [species], THRESHOLD).xyxy, Tensor(r.boxes)))
     note = f"photos of one, asked for by species: {100 * np.mean(by_species):.0f} %"
     return Figure("OWLv2: right count, each IoU > 0.5", 100 * float(np.mean(right)), 97, True, "%", count, note)
 
@@ -180,7 +178,7 @@ def segmentation(count: int = 200) -> list[Figure]:
     for r in held_out(count):
         image, true, masks = pixels(r), Tensor(r.boxes), torch.from_numpy(r.masks).float()
         by_true += mask_iou(segmenter()(image, true), masks).tolist()
-        found = detector()(image, ["character"], SETTINGS.threshold).xyxy
+        found = detector()(image, ["character"], THRESHOLD).xyxy
         if not len(found):
             by_detected += [0.0] * len(true)
             continue

@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..backends.dinov2 import IMAGENET_MEAN, IMAGENET_STD, to_square
+from ..demo.settings import DemoSettings
 from . import eyes, family, world
 from .draw import Rendered, render
-from .figures import SETTINGS, Figure, checkpoint, crop, detector, embedder, held_out, pixels, reconstructed
+from .figures import THRESHOLD, Figure, checkpoint, crop, detector, embedder, held_out, pixels, reconstructed
 from .train.data import scene
 
+SETTINGS = DemoSettings()
 LOOKS = (world.SPECIES, world.COLORS)
 MIDDLE = 2
 """The layer of the embedder whose tokens the probe reads beside the last ones: it still knows shapes."""
@@ -136,7 +138,7 @@ def captioned(count: int = 200) -> tuple[Captioned, ...]:
             output_type="latent",
         ).images
         for image, (caption, who) in zip(checkpoint().decode(latents), asked, strict=True):
-            found = detector()(image, ["character"], SETTINGS.threshold).xyxy
+            found = detector()(image, ["character"], THRESHOLD).xyxy
             seen = probe()([crop(image, box) for box in found]) if len(found) else []
             results.append(Captioned(image, caption, who, seen, found))
     return tuple(results)

@@ -110,7 +110,7 @@ def draw_detections() -> Pixels:
     tiles = []
     for rendered in figures.held_out(16):
         image = figures.pixels(rendered)
-        found = figures.detector()(image, ["character"], figures.SETTINGS.threshold).xyxy
+        found = figures.detector()(image, ["character"], figures.THRESHOLD).xyxy
         inside = figures.segmenter()(image, found).amax(0) if len(found) else torch.zeros(image.shape[:2])
         tiles.append(boxed(image * (0.3 + 0.7 * inside[..., None]) + 0.7 * (1 - inside[..., None]), found))
     return sheet(tiles, 8)
