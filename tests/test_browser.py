@@ -1,0 +1,187 @@
+"""The real frontend in a real browser: a workflow from the template browser, Run, the pictures and the score.
+
+`MUDI_PICTURES=1` trains in full and then writes docs/graph.png and the workflows' thumbnails.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from comfyui_server import ROOT, Server
+from PIL import Image, ImageOps
+from test_workflows import NAMES
+from test_workflows import nodes as of_type
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+IN_FULL = bool(os.environ.get("MUDI_PICTURES"))
+SECONDS = 3600 if IN_FULL else 300
+READY = "() => window.app?.graph && window.app.extensionManager?.command && window.app.canvas"
+QUIET = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Graph.CanvasMenu": False,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+}
+"""Settings of the frontend that keep its dialogs and panels out of the picture."""
+FIT = """([width, height, room]) => {
+    const canvas = app.canvas, boxes = app.graph.groups.map(group => group._bounding)
+    const x = Math.min(...boxes.map(box => box[0])), y = Math.min(...boxes.map(box => box[1]))
+    const right = Math.max(...boxes.map(box => box[0] + box[2])), low = Math.max(...boxes.map(box => box[1] + box[3]))
+    const scale = Math.min((width - 2 * room) / (right - x), (height - 2 * room) / (low - y))
+    canvas.ds.scale = scale
+    canvas.ds.offset[0] = room / scale - x
+    canvas.ds.offset[1] = room / scale - y
+    canvas.low_quality_zoom_threshold = 0
+    canvas.setDirty(true, true)
+}"""
+
+
+@pytest.fixture
+def page(comfyui_server: Server, mini_weights: None) -> Iterator[Page]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no chromium: install Debian's package, or set CHROMIUM to one")
+    for name, value in QUIET.items():
+        comfyui_server.post(f"/api/settings/{name}", value)
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = browser.new_page(viewport={"width": 2560, "height": 800})
+        opened.set_default_timeout(120_000)
+        # ComfyUI's own templates are a package of their own, which is not needed here.
+        opened.route("**/templates/index*.json", lambda route: route.fulfill(json=[]))
+        opened.goto(comfyui_server.url)
+        opened.wait_for_function(READY)
+        yield opened
+        browser.close()
+
+
+def command(page: Page, name: str) -> None:
+    page.evaluate("name => app.extensionManager.command.execute(name)", name)
+
+
+def open_template(page: Page, name: str) -> None:
+    """As a user does: from the template browser, by its card."""
+    command(page, "Comfy.BrowseTemplates")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("mudi", exact=True).first.click()
+    card = dialog.get_by_test_id(f"template-workflow-{name}")
+    card.scroll_into_view_if_needed()
+    thumbnail = card.locator("img").first.element_handle()
+    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=thumbnail)
+    card.click()
+    dialog.wait_for(state="hidden")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_workflows_open_from_the_template_browser_as_they_were_saved(
+    page: Page, comfyui_server: Server, name: str
+) -> None:
+    saved = comfyui_server.get(f"/api/workflow_templates/mudi/{name}.json")
+    open_template(page, name)
+    page.wait_for_function("count => app.graph.nodes.length === count", arg=len(saved["nodes"]))
+    shown = {
+        node["id"]: node for node in page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize())).nodes")
+    }
+    for node in saved["nodes"]:
+        opened = shown[node["id"]]
+        assert opened["widgets_values"] == node["widgets_values"], node["type"]
+        assert opened["size"] == node["size"], f"{node['type']} needs {opened['size']}"
+        assert not opened.get("has_errors")
+    assert page.evaluate("() => app.graph.nodes.filter(node => !node.comfyClass && !node.isVirtualNode).length") == 0
+    assert page.get_by_text("Missing Node").count() == 0
+
+
+def test_the_quickstart_shows_its_pictures_and_the_score(page: Page, comfyui_server: Server) -> None:
+    open_template(page, "quickstart_mini")
+    page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'MudiTrainLora')")
+    if not IN_FULL:
+        page.evaluate("""() => {
+            const small = {MudiTrainLora: {steps: 3, batch_size: 1}, KSampler: {steps: 2}}
+            for (const node of app.graph.nodes)
+                for (const [name, value] of Object.entries(small[node.type] ?? {}))
+                    node.widgets.find(widget => widget.name === name).value = value
+        }""")
+    page.evaluate("""() => {
+        app.api.addEventListener('execution_success', event => { window.ended = {id: event.detail.prompt_id} })
+        app.api.addEventListener('execution_error', event => { window.ended = {error: event.detail.exception_message} })
+    }""")
+    page.get_by_test_id("queue-button").get_by_role("button").first.click()
+    page.wait_for_function("() => window.ended", timeout=SECONDS * 1000)
+    ended = page.evaluate("() => window.ended")
+    assert "error" not in ended, ended
+    page.wait_for_function(
+        "() => app.graph.nodes.filter(n => n.type === 'SaveImage' && n.imgs?.length === 4).length === 2"
+    )
+
+    def texts(kind: str) -> list[str]:
+        found: list[str] = page.evaluate(
+            "kind => app.graph.nodes.filter(n => n.type === kind).flatMap(n => n.widgets.map(w => String(w.value)))",
+            kind,
+        )
+        return found
+
+    assert sum("mean of 4: " in text for text in texts("PreviewAny")) == 2
+    assert sum("mean of 4: " in text for text in texts("MudiCompare")) == 2
+    assert any("Prompt it with 'olis cat' and 'hta cat'." in text for text in texts("MudiTrainLora"))
+    for kind, pictures in (("MudiDetectSubjects", 5), ("MudiSamMask", 5), ("MudiInitLatent", 4), ("MudiCompare", 4)):
+        counts = page.evaluate("kind => app.graph.nodes.filter(n => n.type === kind).map(n => n.imgs?.length)", kind)
+        assert set(counts) == {pictures}, kind
+    picture = graph_picture(page)
+    assert len(picture.getcolors(1 << 24) or []) > 1000
+    if IN_FULL:
+        (ROOT / "docs").mkdir(exist_ok=True)
+        picture.quantize(256, dither=Image.Dither.NONE).save(ROOT / "docs" / "graph.png", optimize=True)
+        _thumbnails(comfyui_server, ended["id"])
+
+
+def graph_picture(page: Page) -> Image.Image:
+    """The whole graph without the frontend's panels."""
+    command(page, "Workspace.ToggleFocusMode")
+    page.set_viewport_size({"width": 2560, "height": 800})
+    page.wait_for_timeout(2000)
+    page.evaluate(FIT, [2560, 800, 16])
+    page.wait_for_timeout(2000)
+    return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+
+
+def _thumbnails(server: Server, prompt_id: str) -> None:
+    """The workflows' pictures, of what the quickstart's run made."""
+    entry = server.get(f"/history/{prompt_id}")[prompt_id]
+    run, graph = server.wait(prompt_id), entry["prompt"][2]
+
+    def shown(kind: str) -> list[Path]:
+        return [file for node in of_type(graph, kind) for file in server.files(run, node)]
+
+    cut_outs, saved = shown("MudiSamMask"), shown("SaveImage")
+    sheets: dict[str, tuple[Sequence[Path], int]] = {
+        "quickstart_mini": (saved[4:8], 2),
+        "1_prepare": (cut_outs[:2] + cut_outs[5:7], 2),
+        "2_train": (shown("MudiSegMixDataset"), 1),
+        "3_generate": ((shown("MudiInitLatent")[0], saved[4]), 2),
+        "4_compare": (shown("MudiCompare")[4:5], 1),
+    }
+    for name, (files, columns) in sheets.items():
+        _sheet(files, columns).save(ROOT / "workflows" / f"{name}.jpg", quality=85)
+
+
+def _sheet(files: Sequence[Path], columns: int, width: int = 512) -> Image.Image:
+    side = width // columns
+    pictures: list[Any] = []
+    for file in files:
+        with Image.open(file) as picture:
+            pictures.append(ImageOps.contain(picture.convert("RGB"), (side, side)))
+    height = pictures[0].height
+    sheet = Image.new("RGB", (width, height * -(-len(pictures) // columns)), "white")
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (number % columns * side, number // columns * height))
+    return sheet
