@@ -31,8 +31,12 @@ QUIET = {
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.Graph.CanvasMenu": False,
     "Comfy.Workflow.ShowMissingModelsWarning": False,
+    "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
 }
-"""Settings of the frontend that keep its dialogs and panels out of the picture."""
+"""Settings of the frontend that keep its dialogs and panels out of the picture, and small text in it."""
+WIDTH, HEIGHT, ROOM = 2880, 900, 16
+"""Of the picture, and around the graph in it."""
 FIT = """([width, height, room]) => {
     const canvas = app.canvas, boxes = app.graph.groups.map(group => group._bounding)
     const x = Math.min(...boxes.map(box => box[0])), y = Math.min(...boxes.map(box => box[1]))
@@ -41,7 +45,6 @@ FIT = """([width, height, room]) => {
     canvas.ds.scale = scale
     canvas.ds.offset[0] = room / scale - x
     canvas.ds.offset[1] = room / scale - y
-    canvas.low_quality_zoom_threshold = 0
     canvas.setDirty(true, true)
 }"""
 
@@ -55,7 +58,7 @@ def page(comfyui_server: Server, mini_weights: None) -> Iterator[Page]:
         comfyui_server.post(f"/api/settings/{name}", value)
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 2560, "height": 800})
+        opened = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         opened.set_default_timeout(120_000)
         # ComfyUI's own templates are a package of their own, which is not needed here.
         opened.route("**/templates/index*.json", lambda route: route.fulfill(json=[]))
@@ -147,9 +150,8 @@ def test_the_quickstart_shows_its_pictures_and_the_score(page: Page, comfyui_ser
 def graph_picture(page: Page) -> Image.Image:
     """The whole graph without the frontend's panels."""
     command(page, "Workspace.ToggleFocusMode")
-    page.set_viewport_size({"width": 2560, "height": 800})
     page.wait_for_timeout(2000)
-    page.evaluate(FIT, [2560, 800, 16])
+    page.evaluate(FIT, [WIDTH, HEIGHT, ROOM])
     page.wait_for_timeout(2000)
     return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
 
