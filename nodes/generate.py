@@ -145,7 +145,7 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                     max=10.0,
                     step=0.1,
                     tooltip="Strength of the start: 1 for one subject, 2 for two or three, 3 for more; 0 is an empty "
-                    "latent. Above 4 colours burn out. The mini model likes 1.",
+                    "latent. Above 4 colours burn out.",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Pictures, each with places of its own."),
                 io.Int.Input(

@@ -174,7 +174,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                     default=1200,
                     min=1,
                     max=100_000,
-                    tooltip="1000 to 1200 for plain subjects, 1400 to 1600 for detailed ones; 400 for the mini model.",
+                    tooltip="1000 to 1200 for plain subjects, 1400 to 1600 for detailed ones; 300 for the mini model.",
                 ),
                 io.Int.Input("rank", default=32, min=1, max=512, tooltip="Size of the LoRA; 16 for the mini model."),
                 io.Float.Input(
