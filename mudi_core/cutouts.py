@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,18 +78,19 @@ class CutOuts:
         return self.by_token[token][photo]
 
 
-def cut_outs(subjects: SubjectSet, max_side: int = 1024) -> CutOuts:
+def cut_outs(subjects: SubjectSet, max_side: int = 1024, on_step: Callable[[int, int], None] | None = None) -> CutOuts:
     """Cut every subject out of its photos, once, no longer than `max_side` pixels (that of the largest canvas).
 
-    The crop is the box of the whole mask with its soft edge. Raises `EmptyMask` for a photo whose mask shows nothing.
+    The crop is the box of the whole mask with its soft edge. `on_step` hears photos done and photos in all. Raises
+    `EmptyMask` for a photo whose mask shows nothing.
     """
-    return CutOuts(
-        subjects,
-        {
-            subject.token: tuple(_cut_out(subject, photo, max_side) for photo in range(len(subject.photos)))
-            for subject in subjects
-        },
-    )
+    photos = [(subject, photo) for subject in subjects for photo in range(len(subject.photos))]
+    by_token: dict[str, tuple[CutOut, ...]] = {}
+    for done, (subject, photo) in enumerate(photos, start=1):
+        by_token[subject.token] = (*by_token.get(subject.token, ()), _cut_out(subject, photo, max_side))
+        if on_step is not None:
+            on_step(done, len(photos))
+    return CutOuts(subjects, by_token)
 
 
 def drawn(cut_out: CutOut, size: tuple[int, int], mirror: bool) -> Pixels:

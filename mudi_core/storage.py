@@ -10,7 +10,9 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +27,9 @@ __all__ = ["read_masks", "read_photo", "read_photos", "read_subjects", "write_su
 
 METADATA = "metadata.jsonl"
 IDS = "abcdefghijk"
+
+OnPhoto = Callable[[int, int], None]
+"""``(photos done, photos in all)``; an exception from it ends the work and leaves the folder as it was."""
 
 
 class BadDataset(MudiError):
@@ -46,16 +51,25 @@ class _Record:
     text: str
 
 
-def read_subjects(folder: Path) -> SubjectSet:
+def read_subjects(folder: Path, on_step: OnPhoto | None = None) -> SubjectSet:
     """Read a dataset folder. Photo names are the file names of the metadata, in its order.
 
     Raises `BadDataset` with the number of the line, `BadPhoto` with the name of the file, `BadSubject`.
     """
     names, records = _read_metadata(folder)
-    return SubjectSet(tuple(_read_subject(folder, names[id], [r for r in records if r.id == id]) for id in names))
+    one_more = _counted(on_step, len(records))
+    return SubjectSet(
+        tuple(_read_subject(folder, names[id], [r for r in records if r.id == id], one_more) for id in names)
+    )
 
 
-def _read_subject(folder: Path, name: str, records: list[_Record]) -> Subject:
+def _counted(on_step: OnPhoto | None, photos: int) -> Callable[[], None]:
+    """Tells `on_step` of one more photo at each call."""
+    numbers = count(1)
+    return lambda: None if on_step is None else on_step(next(numbers), photos)
+
+
+def _read_subject(folder: Path, name: str, records: list[_Record], one_more: Callable[[], None]) -> Subject:
     token, _, class_noun = name.partition(" ")
     photos, masks = [], []
     for record in records:
@@ -63,6 +77,7 @@ def _read_subject(folder: Path, name: str, records: list[_Record]) -> Subject:
         masks.append(read_mask(folder / record.mask, photo))
         caption = "" if record.text == default_caption(name) else record.text
         photos.append(replace(photo, name=record.photo, caption=caption))
+        one_more()
     return Subject(token, class_noun, tuple(photos), tuple(masks))
 
 
@@ -148,7 +163,7 @@ def _inside(name: object) -> str | None:
     return str(path) if path.parts and not path.is_absolute() and ".." not in path.parts else None
 
 
-def write_subjects(subjects: SubjectSet, folder: Path) -> Path:
+def write_subjects(subjects: SubjectSet, folder: Path, on_step: OnPhoto | None = None) -> Path:
     """Write the set to `folder`, which is new, empty, or a dataset that it replaces; return its full path.
 
     A photo whose file still has the same pixels is copied byte for byte, any other becomes an 8-bit PNG; masks become
@@ -163,7 +178,7 @@ def write_subjects(subjects: SubjectSet, folder: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh.mkdir()
         try:
-            _write_files(subjects, fresh)
+            _write_files(subjects, fresh, _counted(on_step, sum(len(subject.photos) for subject in subjects)))
             _read_metadata(fresh)  # what cannot be read back must not replace anything
             _swap(fresh, folder)
         finally:
@@ -176,7 +191,7 @@ def write_subjects(subjects: SubjectSet, folder: Path) -> Path:
     return folder
 
 
-def _write_files(subjects: SubjectSet, folder: Path) -> None:
+def _write_files(subjects: SubjectSet, folder: Path, one_more: Callable[[], None]) -> None:
     lines: list[dict[str, Any]] = [{"id": {id: subject.name for id, subject in zip(IDS, subjects, strict=False)}}]
     taken = {METADATA}
     for id, subject in zip(IDS, subjects, strict=False):
@@ -193,6 +208,7 @@ def _write_files(subjects: SubjectSet, folder: Path) -> None:
             _write_png(mask, folder / mask_name)
             text = photo.caption or default_caption(subject.name)
             lines.append({"id": id, "file_name": name, "mask_path": mask_name, "text": text})
+            one_more()
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / METADATA).write_text(text, encoding="utf-8", newline="\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
@@ -108,9 +109,14 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
         detect, embed = host.detector(detector[0], download[0]), host.embedder(embedder[0], download[0])
         results: list[Comparison] = []
         with host.progress()("comparing") as update:
-            references = References(subjects[0], embed, cut_out[0])
+
+            def embedded(images: Sequence[Tensor]) -> Tensor:
+                update(len(results), len(pictures))  # hears Cancel between two subjects, too
+                return embed(images)
+
+            references = References(subjects[0], embedded, cut_out[0])
             for picture in pictures:
-                results.append(compare(picture, references, detect, embed, words, threshold[0]))
+                results.append(compare(picture, references, detect, embedded, words, threshold[0]))
                 update(len(results), len(pictures))
 
         scores = [result.score for result in results]

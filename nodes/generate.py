@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..mudi_core.types import SubjectSet
 
 CATEGORY = "MuDI/3 generate"
-RANDOM, GIVEN, TEXT = "random", "given boxes", "from text"
+MODES = RANDOM, GIVEN, TEXT = "random", "given boxes", "from text"
 
 
 class MakeLayout(io.ComfyNode):  # type: ignore[misc]
@@ -42,7 +42,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.Combo.Input(
                     "mode",
-                    options=[RANDOM, GIVEN, TEXT],
+                    options=list(MODES),
                     default=RANDOM,
                     tooltip="random: places and sizes from the seed. given boxes: the boxes that are connected. from "
                     "text: the boxes that are written below, by you or a language model.",
@@ -105,6 +105,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
         from ..mudi_core.layout import LayoutConfig, parse_boxes, parse_relative_scale
         from ..mudi_core.segmix import compose
 
+        host.check_choice("mode", mode, MODES)
         given = None
         if mode == TEXT:
             given = parse_boxes(text)
@@ -118,7 +119,8 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
             layout=LayoutConfig(max_overlap=overlap, min_visible=1 - overlap, relative_scale=heights),
             boxes=given,
         )
-        placed = PlacedSubjects(cut_outs(subjects, max_side=max(width, height)), config)
+        with host.progress()("cutting out") as update:
+            placed = PlacedSubjects(cut_outs(subjects, max(width, height), update), config)
         canvas = compose(_layout(placed, seed, 0), placed.cutouts)
         return io.NodeOutput(placed, ui=host.preview([drawing.small(canvas.image)], cls))
 

@@ -48,6 +48,10 @@ class ReadOnly(MudiError):
     """A folder of ComfyUI that cannot be written."""
 
 
+class BadChoice(MudiError):
+    """A choice that a widget does not have: ComfyUI lets any pass in a prompt that was written by hand."""
+
+
 class MissingModel(MudiError):
     """A model choice that lies in none of ComfyUI's folders any more."""
 
@@ -56,6 +60,12 @@ def schema(**settings: Any) -> io.Schema:
     """An `io.Schema`; settings that this ComfyUI does not know yet, such as search_aliases, are left out."""
     known = {field.name for field in fields(io.Schema)}
     return io.Schema(**{name: value for name, value in settings.items() if name in known})
+
+
+def check_choice(what: str, choice: str, choices: Sequence[str]) -> None:
+    """Raises `BadChoice` for one that is not among a widget's."""
+    if choice not in choices:
+        raise BadChoice(f"There is no {what} {choice!r}. Choose one of: {', '.join(choices)}.")
 
 
 def device() -> torch.device:

@@ -57,7 +57,12 @@ class MiniCheckpoint(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(load_model(), load_clip(), load_vae())
+        parts: list[Any] = []
+        with host.progress()("loading") as update:
+            for load in (load_model, load_clip, load_vae):
+                parts.append(load())
+                update(len(parts), 3)
+        return io.NodeOutput(*parts)
 
 
 class MiniPhotos(io.ComfyNode):  # type: ignore[misc]
@@ -101,6 +106,7 @@ class MiniPhotos(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, pair: str, count: int, side: int, seed: int) -> io.NodeOutput:
+        host.check_choice("pair", pair, PAIR_CHOICES)
         first, second = PAIRS[PAIR_CHOICES.index(pair)]
         photos: list[list[torch.Tensor]] = []
         with host.progress()("drawing photos") as update:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..mudi_core.types import SubjectSet
 
 CATEGORY = "MuDI/1 subjects"
+WHICH = ("exactly one", "best", "all")
 
 
 class BoxesDoNotFit(MudiError):
@@ -60,7 +61,7 @@ class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.Combo.Input(
                     "which",
-                    options=["exactly one", "best", "all"],
+                    options=list(WHICH),
                     default="exactly one",
                     tooltip="exactly one: a photo with none or several is an error that names it. best: the surest "
                     "box. all: every box.",
@@ -99,6 +100,7 @@ class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
     ) -> io.NodeOutput:
         from ..mudi_core.subjects import find_boxes
 
+        host.check_choice("way to choose", which[0], WHICH)
         pictures = _photos(photos)
         detect = host.detector(detector[0], download[0])
         found, previews = [], []
@@ -292,7 +294,8 @@ class LoadSubjectSet(io.ComfyNode):  # type: ignore[misc]
     def execute(cls, name: str) -> io.NodeOutput:
         from ..mudi_core.storage import read_subjects
 
-        subjects = read_subjects(host.dataset_folder(name))
+        with host.progress()("reading") as update:
+            subjects = read_subjects(host.dataset_folder(name), update)
         return io.NodeOutput(subjects, ui=host.preview(_cut_outs(subjects), cls, _summary(subjects)))
 
 
@@ -330,7 +333,10 @@ class SaveSubjectSet(io.ComfyNode):  # type: ignore[misc]
     def execute(cls, subjects: SubjectSet, name: str) -> io.NodeOutput:
         from ..mudi_core.storage import read_subjects, write_subjects
 
-        written = read_subjects(write_subjects(subjects, host.dataset_folder(name)))
+        with host.progress()("writing") as update:
+            folder = write_subjects(subjects, host.dataset_folder(name), update)
+        with host.progress()("reading back") as update:
+            written = read_subjects(folder, update)
         return io.NodeOutput(written, ui=host.preview(_cut_outs(written), cls, _summary(written)))
 
 

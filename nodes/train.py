@@ -42,6 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mini, 192 px": {"resolution": 192, "dco_beta": 0.0},
 }
 MINI_PRESET = "mini, 192 px"
+METHODS: tuple[str, ...] = get_args(Method)
 
 
 class LoraNotApplied(MudiError):
@@ -158,7 +159,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.Combo.Input(
                     "method",
-                    options=list(get_args(Method)),
+                    options=list(METHODS),
                     default="segmix",
                     tooltip="segmix: photos and compositions. cutmix: photos and hard halves of two photos. "
                     "dreambooth: photos alone. The last two are there to compare with.",
@@ -236,6 +237,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         from ..mudi_core.train.lora import lora_metadata, save_lora
 
         host.plain_name(name, "LoRA")
+        host.check_choice("method", method, METHODS)
+        host.check_choice("preset", preset, list(PRESETS))
         folder = host.loras_folder()
         config = TrainConfig(
             method=method,

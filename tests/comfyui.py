@@ -14,12 +14,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from comfyui_server import Graph, Run
 
 ROOT = Path(__file__).parent.parent
 PACK = "mudi_pack"
@@ -54,6 +56,28 @@ class Comfy:
         with torch.inference_mode():
             return getattr(node, node.FUNCTION)(**inputs)
 
+    def queue(self, graph: Graph, node: str) -> Run:
+        """What came of one node and those before it, by ComfyUI's own validation and executor, which keeps its cache.
+
+        The error of a node that is refused is what ``POST /prompt`` would answer.
+        """
+        self.stock.update(self.nodes)
+        judged: dict[str, tuple[bool, list[dict[str, Any]], str]] = {}
+        asyncio.run(self.core("execution").validate_inputs("test", graph, node, judged))
+        for refused, (_, reasons, _) in judged.items():
+            for reason in reasons:
+                error = {"node_id": refused, "exception_message": reason["details"]}
+                return Run("refused", {"execution_error": error}, {})
+        executor = _executor()
+        executor.execute(graph, "test", {}, [node])
+        messages = dict(executor.status_messages)
+        status = "success" if "execution_success" in messages else "error"
+        return Run(status, messages, executor.history_result["outputs"])
+
+    def forget(self) -> None:
+        """Empties the executor's cache."""
+        _executor().reset()
+
     def core(self, name: str) -> Any:
         """A module of ComfyUI's, such as "comfy.model_management"."""
         return importlib.import_module(name)
@@ -61,6 +85,15 @@ class Comfy:
     def module(self, name: str) -> Any:
         """A module of ours, such as "host"."""
         return importlib.import_module(f"{PACK}.nodes.{name}")
+
+
+@cache
+def _executor() -> Any:
+    """ComfyUI's executor, for a server that nobody is connected to."""
+    server = SimpleNamespace(
+        client_id=None, last_node_id=None, last_prompt_id=None, sockets_metadata={}, send_sync=lambda *_: None
+    )
+    return importlib.import_module("execution").PromptExecutor(server)
 
 
 class _OneLibrary(importlib.abc.MetaPathFinder, importlib.abc.Loader):

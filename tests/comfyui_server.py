@@ -36,7 +36,7 @@ class Run:
     """What came of a queued graph."""
 
     status: str
-    """"success" or "error", as the history has it."""
+    """"success" or "error", as the history has it; "refused" when nothing ran."""
     messages: dict[str, dict[str, Any]]
     """What the executor reported, by kind: execution_cached, execution_error, execution_interrupted, ..."""
     outputs: dict[str, dict[str, Any]]

@@ -168,6 +168,21 @@ def test_a_failed_write_changes_nothing(tmp_path, monkeypatch, step, error):
     assert tree(tmp_path) == before
 
 
+def test_each_photo_is_told_and_a_stop_between_two_changes_nothing(tmp_path):
+    told = []
+    folder = write_subjects(TWO, tmp_path / "set", lambda done, total: told.append((done, total)))
+    assert same(read_subjects(folder, lambda done, total: told.append((done, total))), TWO)
+    assert told == [(1, 3), (2, 3), (3, 3)] * 2
+    before = tree(tmp_path)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_subjects(SubjectSet(TWO.subjects[:1]), folder, stop)
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize("there", ["a file", "other files", "a file above"])
 def test_what_is_no_dataset_is_never_overwritten(tmp_path, there):
     target = tmp_path / "out"

@@ -1,0 +1,182 @@
+"""What cannot be, through ComfyUI's own validation and executor: a sentence on the node, and nothing is left behind."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfyui import Comfy
+from comfyui_server import Graph, Run, changed
+
+MINI = "mini (embedded)"
+SUBJECT_ALONE = {"MudiSubject"}
+"""Names what is there, in no time: nothing to wait for and nothing to cancel."""
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+EVERYTHING: Graph = {
+    "checkpoint": node("MudiMiniCheckpoint"),
+    "photos": node("MudiMiniPhotos", pair="?", count=2, side=192, seed=0),
+    "find": node(
+        "MudiDetectSubjects",
+        photos=["photos", 0],
+        query=["photos", 3],
+        detector=MINI,
+        threshold=0.03,
+        which="best",
+        download=False,
+    ),
+    "cut": node("MudiSamMask", photos=["photos", 0], boxes=["find", 0], segmenter=MINI, download=False),
+    "subject": node("MudiSubject", photos=["photos", 0], masks=["cut", 0], token="olis", class_noun="cat", captions=""),
+    "keep": node("MudiSaveSubjectSet", subjects=["subject", 0], name="kept"),
+    "load": node("MudiLoadSubjectSet", name="both"),
+    "dataset": node(
+        "MudiSegMixDataset",
+        subjects=["load", 0],
+        probability=0.3,
+        relative_sizes="",
+        overlap=0.2,
+        background_weight=1.0,
+    ),
+    "train": node(
+        "MudiTrainLora",
+        model=["checkpoint", 0],
+        clip=["checkpoint", 1],
+        vae=["checkpoint", 2],
+        dataset=["dataset", 0],
+        name="cancelled",
+        method="segmix",
+        preset="mini, 192 px",
+        steps=1,
+        rank=2,
+        learning_rate=1e-3,
+        batch_size=1,
+        seed=0,
+    ),
+    "layout": node(
+        "MudiLayout",
+        subjects=["load", 0],
+        width=192,
+        height=128,
+        mode="random",
+        seed=0,
+        relative_sizes="",
+        overlap=0.4,
+    ),
+    "latent": node("MudiInitLatent", layout=["layout", 0], vae=["checkpoint", 2], gamma=1.0, batch_size=2, seed=0),
+    "score": node(
+        "MudiCompare",
+        images=["photos", 0],
+        subjects=["load", 0],
+        detector=MINI,
+        embedder=MINI,
+        threshold=0.03,
+        query="",
+        cut_out=True,
+        download=False,
+    ),
+}
+"""Every node of ours."""
+NODES = {about["class_type"]: name for name, about in EVERYTHING.items()}
+
+
+@pytest.fixture(scope="module")
+def graph(comfy: Comfy, mini_weights: None, drawn_dataset: Path) -> Graph:
+    shutil.copytree(drawn_dataset, comfy.base / "input" / "both", dirs_exist_ok=True)
+    return changed(EVERYTHING, photos={"pair": comfy.module("mini").PAIR_CHOICES[0]})
+
+
+@pytest.fixture
+def cancel(comfy: Comfy, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Presses Cancel when a node of this list is for the first time as far as to move its bar."""
+    waiting: list[str] = []
+    management, context = comfy.core("comfy.model_management"), comfy.core("comfy_execution.utils")
+
+    def hook(done: int, total: int, preview: Any, node_id: Any = None) -> None:
+        if context.get_executing_context().node_id in waiting:
+            management.interrupt_current_processing(True)
+
+    monkeypatch.setattr(comfy.core("comfy.utils"), "PROGRESS_BAR_HOOK", hook)
+    yield waiting
+    management.interrupt_current_processing(False)
+
+
+def files(comfy: Comfy) -> dict[Path, bytes]:
+    """Everything that is kept: previews and the trainer's cache are not."""
+    kept = (comfy.base / folder for folder in ("input", "output", "models"))
+    return {path: path.read_bytes() for folder in kept for path in folder.rglob("*") if path.is_file()}
+
+
+def told(run: Run, name: str, words: str) -> None:
+    """The node is red, with one line that holds these words and ends as a sentence does."""
+    assert run.status in ("refused", "error")
+    assert run.messages["execution_error"]["node_id"] == name
+    assert re.search(words, run.error), run.error
+    assert "\n" not in run.error and run.error.endswith("."), run.error
+
+
+def test_the_graph_has_every_node(comfy: Comfy) -> None:
+    assert set(NODES) == set(comfy.nodes)
+
+
+@pytest.mark.parametrize("node_id", sorted(set(NODES) - SUBJECT_ALONE))
+def test_cancel_stops_every_node_and_leaves_nothing(
+    comfy: Comfy, graph: Graph, cancel: list[str], node_id: str
+) -> None:
+    comfy.forget()
+    name, before = NODES[node_id], files(comfy)
+    cancel.append(name)
+    run = comfy.queue(graph, name)
+    assert run.messages["execution_interrupted"]["node_id"] == name
+    assert files(comfy) == before
+    cancel.clear()
+    assert comfy.queue(graph, name).status == "success"
+
+
+def test_cancel_while_a_set_is_replaced_leaves_the_old_one(comfy: Comfy, graph: Graph, cancel: list[str]) -> None:
+    assert comfy.queue(graph, "keep").status == "success"
+    before = files(comfy)
+    other = changed(graph, subject={"token": "hta"})
+    cancel.append("keep")
+    assert "execution_interrupted" in comfy.queue(other, "keep").messages
+    assert files(comfy) == before
+    cancel.clear()
+    assert comfy.queue(other, "keep").outputs["keep"]["text"] == ["hta cat (2 photos)"]
+
+
+CHOICES = [
+    ("photos", "pair", "no pair 'no-such'. Choose one of: 0: "),
+    ("find", "detector", "no model 'no-such' in .*owlv2"),
+    ("find", "which", "no way to choose 'no-such'. Choose one of: exactly one, best, all"),
+    ("cut", "segmenter", "no model 'no-such' in .*sams"),
+    ("load", "name", "no-such is not a dataset"),
+    ("train", "method", "no method 'no-such'. Choose one of: segmix, "),
+    ("train", "preset", "no preset 'no-such'. Choose one of: .*mini, 192 px"),
+    ("layout", "mode", "no mode 'no-such'. Choose one of: random, given boxes, from text"),
+    ("score", "detector", "no model 'no-such' in .*owlv2"),
+    ("score", "embedder", "no model 'no-such' in .*dinov2 or .*dreamsim"),
+]
+
+
+def test_no_choice_of_ours_is_forgotten_here(comfy: Comfy) -> None:
+    io = comfy.core("comfy_api.latest").io
+    schemas = {name: comfy.node(about["class_type"]).GET_SCHEMA() for name, about in EVERYTHING.items()}
+    combos = {
+        (name, one.id) for name, schema in schemas.items() for one in schema.inputs if isinstance(one, io.Combo.Input)
+    }
+    assert combos == {(name, widget) for name, widget, _ in CHOICES}
+
+
+@pytest.mark.parametrize(("name", "widget", "words"), CHOICES)
+def test_a_choice_that_is_none_is_refused(comfy: Comfy, graph: Graph, name: str, widget: str, words: str) -> None:
+    before = files(comfy)
+    run = comfy.queue(changed(graph, **{name: {widget: "no-such"}}), name)
+    told(run, name, "not in list" if run.status == "refused" else words)
+    assert files(comfy) == before
