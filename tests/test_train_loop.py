@@ -15,11 +15,12 @@ from tiny_sdxl import CONTEXT, POOLED, predict, tiny_unet
 from torch import Tensor
 
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.loop import BadRun, Interrupted, NonFiniteLoss, OutOfMemory, TrainResult, draw_noise, train
-from mudi_core.train.lora import apply_lora, load_lora, save_lora
-from mudi_core.train.loss import NoiseSchedule, noisy, target, training_loss
+from mudi_core.train.loop import BadRun, Interrupted, NonFiniteLoss, OutOfMemory, TrainResult, train
+from mudi_core.train.lora import Adapter, BadLora, LoraState, apply_lora, load_lora, save_lora
+from mudi_core.train.loss import NoiseSchedule, noisy, squared_errors, target
 from mudi_core.train.plan import Plan
 from mudi_core.train.resume import BadCheckpoint
+from mudi_core.train.step import draw_noise
 from mudi_core.train.tensor_file import BadTensorFile
 
 ABAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
@@ -34,16 +35,20 @@ def plan_for(config: TrainConfig, priors: bool = False, seed: int = 0) -> Plan:
     def indices(width: int) -> Tensor:
         return torch.randint(0, 6, (config.steps, width), generator=generator)
 
+    latents = torch.randn(6, 4, 8, 8, generator=generator) / SCHEDULE.latent_scale
+    masks = torch.rand(6, 1, 8, 8, generator=generator).round()
+
     return Plan(
-        latents=torch.randn(6, 4, 8, 8, generator=generator) / SCHEDULE.latent_scale,
-        masks=torch.rand(6, 1, 8, 8, generator=generator).round(),
+        latents=tuple(latents),
+        masks=tuple(masks),
+        names=tuple(f"photo {i}" for i in range(6)),
         time_ids=torch.tensor([[64, 64, 0, 0, 64, 64]] * 6, dtype=torch.float32),
         captions=("a", "b", "c"),
         caption_of=torch.tensor([0, 0, 1, 1, 2, 2]),
         contexts=torch.randn(3, 77, CONTEXT, generator=generator),
         pooled=torch.randn(3, POOLED, generator=generator),
-        steps=indices(config.batch_size),
-        priors=indices(config.batch_size if priors else 0),
+        steps=indices(config.samples_per_step),
+        priors=indices(config.samples_per_step if priors else 0),
         plan_hash=f"hash {seed}",
     )
 
@@ -101,8 +106,9 @@ def test_it_learns_what_it_is_shown(unet: Any, prediction_type: str, beta: float
     def error() -> float:
         total = 0.0
         for step in range(0, 30, 2):
-            z0 = plan.latents[[0, 0]] * schedule.latent_scale
-            eps, t = draw_noise(config, z0.shape, 1000, step)
+            z0 = torch.stack([plan.latents[0]] * 2) * schedule.latent_scale
+            drawn, t = draw_noise(config, [latent.shape for latent in z0], 1000, step)
+            eps = torch.stack(drawn)
             abar = ABAR[t].reshape(-1, 1, 1, 1)
             with torch.no_grad():
                 prediction = unet(
@@ -112,7 +118,7 @@ def test_it_learns_what_it_is_shown(unet: Any, prediction_type: str, beta: float
                     added_cond_kwargs={"text_embeds": plan.pooled[[0, 0]], "time_ids": plan.time_ids[[0, 0]]},
                 ).sample
             wanted = target(z0, eps, abar, prediction_type)
-            total += training_loss(prediction, wanted, torch.ones(1)).item()
+            total += squared_errors(prediction, wanted).mean().item()
         return total
 
     base = error()
@@ -126,6 +132,7 @@ def test_it_learns_what_it_is_shown(unet: Any, prediction_type: str, beta: float
     [
         {},
         {"dco_beta": 100.0, "lr_warmup": 5, "min_snr_gamma": 5.0, "noise_offset": 0.05, "background_weight": 0.2},
+        {"accumulation": 2, "batch_size": 1, "lr_schedule": "cosine", "kl_weight": 0.5, "save_every": 2},
     ],
 )
 def test_resumed_training_equals_uninterrupted_training(unet: Any, tmp_path: Path, setting: dict[str, Any]) -> None:
@@ -282,7 +289,7 @@ def test_priors_and_dco_train_together(unet: Any) -> None:
 
 
 def test_background_weight_reaches_the_loss(unet: Any) -> None:
-    plan = replace(plan_for(CONFIG), masks=torch.zeros(6, 1, 8, 8))
+    plan = replace(plan_for(CONFIG), masks=(torch.zeros(1, 8, 8),) * 6)
     assert train(unet, plan, replace(CONFIG, background_weight=0.0), SCHEDULE).losses == (0.0,) * CONFIG.steps
 
 
@@ -295,6 +302,127 @@ def test_warmup_starts_small(unet: Any) -> None:
     # Adam's first step is as long as the learning rate.
     assert moved(once) == pytest.approx(1e-3, rel=0.01)
     assert moved(replace(once, lr_warmup=10)) == pytest.approx(1e-4, rel=0.01)
+
+
+def up(state: LoraState) -> Tensor:
+    return torch.cat([value.flatten() for key, value in state.items() if "lora_up" in key])
+
+
+def test_accumulation_averages_the_gradients_of_its_batches(unet: Any) -> None:
+    """Against AdamW on gradients that are taken batch by batch, as plainly as can be."""
+    config = replace(CONFIG, steps=2, batch_size=1, accumulation=3, max_grad_norm=0.0)
+    plan = plan_for(config)
+    with Adapter(unet, config.rank, config.lora_alpha, config.target_modules) as adapter:
+        adapter.start(config.seed)
+        optimizer = torch.optim.AdamW(adapter.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        for step in range(2):
+            losses = []
+            for part in range(3):
+                i = int(plan.steps[step, part])
+                (eps,), t = draw_noise(config, [plan.latents[i].shape], 1000, 3 * step + part)
+                z0, share = plan.latents[i][None] * SCHEDULE.latent_scale, ABAR[t].reshape(-1, 1, 1, 1)
+                text = plan.caption_of[[i]]
+                added = {"text_embeds": plan.pooled[text], "time_ids": plan.time_ids[[i]]}
+                answer = unet(
+                    share.sqrt() * z0 + (1 - share).sqrt() * eps[None],
+                    t,
+                    encoder_hidden_states=plan.contexts[text],
+                    added_cond_kwargs=added,
+                ).sample
+                losses.append((answer - eps[None]).square().mean())
+            gradients = torch.autograd.grad(torch.stack(losses).mean(), adapter.parameters())
+            for parameter, gradient in zip(adapter.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+        expected = adapter.state()
+    result = train(unet, plan, config, SCHEDULE)
+    assert len(result.losses) == 2 and up(result.state).abs().max() > 0
+    torch.testing.assert_close(up(result.state), up(expected), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("beta", [0.0, 50.0])
+def test_a_strong_kl_holds_the_lora_at_the_base(unet: Any, beta: float) -> None:
+    config = replace(CONFIG, steps=15, learning_rate=1e-2, dco_beta=beta)
+    base = predict(unet)
+
+    def drift(kl_weight: float) -> float:
+        result = train(unet, plan_for(config), replace(config, kl_weight=kl_weight), SCHEDULE)
+        with apply_lora(unet, result.state):
+            return (predict(unet) - base).abs().max().item()
+
+    assert drift(100.0) < 0.6 * drift(0.0)
+
+
+def test_samples_of_different_sizes_share_a_batch(unet: Any) -> None:
+    """The loss is the mean over samples, whatever their sizes and their order."""
+    config = replace(CONFIG, steps=1, batch_size=3)
+    plan = plan_for(config)
+    tall = replace(
+        plan,
+        latents=(torch.randn(4, 12, 4, generator=torch.Generator().manual_seed(5)), *plan.latents[1:]),
+        masks=(torch.ones(1, 12, 4), *plan.masks[1:]),
+        steps=torch.tensor([[1, 0, 2]]),
+    )
+    drawn, t = draw_noise(config, [tall.latents[i].shape for i in (1, 0, 2)], 1000, 0)
+    expected = []
+    for place, i in enumerate((1, 0, 2)):
+        share = ABAR[t[place]].reshape(1, 1, 1, 1)
+        with torch.no_grad():
+            answer = unet(
+                noisy(tall.latents[i][None] * SCHEDULE.latent_scale, drawn[place][None], share),
+                t[place],
+                encoder_hidden_states=plan.contexts[plan.caption_of[[i]]],
+                added_cond_kwargs={
+                    "text_embeds": plan.pooled[plan.caption_of[[i]]],
+                    "time_ids": plan.time_ids[[i]],
+                },
+            ).sample
+        expected.append((answer - drawn[place]).square().mean().item())
+    result = train(unet, tall, config, SCHEDULE)
+    assert result.losses[0] == pytest.approx(sum(expected) / 3, rel=1e-5) and up(result.state).abs().max() > 0
+
+
+def test_every_so_often_the_lora_is_given_out_and_the_run_kept(unet: Any, tmp_path: Path) -> None:
+    config, file = replace(CONFIG, save_every=2), tmp_path / "run.safetensors"
+    given: list[tuple[int, LoraState]] = []
+
+    def keep(step: int, state: LoraState) -> None:
+        given.append((step, state))
+        assert all(torch.equal(load_lora(file)[0][key], value) for key, value in state.items())
+
+    result = train(unet, plan_for(config), config, SCHEDULE, checkpoint=file, on_save=keep)
+    assert [step for step, _ in given] == [2, 4]
+    assert not torch.equal(up(given[0][1]), up(given[1][1])) and not torch.equal(up(given[1][1]), up(result.state))
+    # The machine may have been switched off: the last saving goes on to the same end.
+    assert same(train(unet, plan_for(config), config, SCHEDULE, resume=file), result)
+
+
+def test_a_run_can_start_from_a_lora(unet: Any, tmp_path: Path) -> None:
+    first = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE).state
+    with apply_lora(unet, first):
+        expected = predict(unet)
+    # One step too small to matter shows what the run began with, here with more rank and another alpha.
+    still = replace(CONFIG, steps=1, learning_rate=1e-12, rank=6, alpha=3.0)
+    begun = train(unet, plan_for(still), still, SCHEDULE, start=first).state
+    with apply_lora(unet, begun):
+        torch.testing.assert_close(predict(unet), expected, rtol=0, atol=1e-5)
+    file = tmp_path / "run.safetensors"
+    stopped(unet, CONFIG, file, start=first)
+    with pytest.raises(BadCheckpoint, match="another LoRA to start with"):
+        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=file)
+    whole = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, start=first)
+    assert same(train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, start=first, resume=file), whole)
+    with pytest.raises(BadLora, match="has rank 4.*here rank 2"):
+        train(unet, plan_for(CONFIG), replace(CONFIG, rank=2), SCHEDULE, start=first)
+    fewer = {key: value for key, value in first.items() if "mid_block" not in key}
+    with pytest.raises(BadLora, match="other layers than this training.*mid_block"):
+        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, start=fewer)
+
+
+def test_only_the_modules_asked_for_are_trained(unet: Any) -> None:
+    config = replace(CONFIG, steps=1, target_modules=("attn2.to_k", "attn2.to_v"))
+    state = train(unet, plan_for(config), config, SCHEDULE).state
+    assert len(state) == 3 * 8 and all("attn2_to_k" in key or "attn2_to_v" in key for key in state)
 
 
 def test_bf16_stays_near_fp32_and_trains_a_bf16_unet(unet: Any) -> None:
@@ -321,10 +449,30 @@ def test_a_plan_of_another_length_is_refused(unet: Any) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(unet: Any, tmp_path: Path) -> None:
     plan = plan_for(CONFIG)
-    plan.latents[plan.steps[2, 0]] = float("nan")
-    with pytest.raises(NonFiniteLoss, match="nan at step [123]. Lower the learning rate"):
-        train(unet, plan, CONFIG, SCHEDULE, checkpoint=tmp_path / "run.safetensors")
-    assert not list(tmp_path.iterdir())
+    plan = replace(plan, steps=torch.tensor([[0, 1], [1, 0], [0, 3], [1, 2], [0, 1]]))
+    plan.latents[3].fill_(float("nan"))
+    file = tmp_path / "run.safetensors"
+    with pytest.raises(NonFiniteLoss, match=r"nan at step 3, with photo 3\. Lower.*2 steps before is kept in.*run\."):
+        train(unet, plan, CONFIG, SCHEDULE, checkpoint=file)
+    two = replace(CONFIG, steps=2)
+    expected = train(unet, replace(plan, steps=plan.steps[:2], priors=plan.priors[:2]), two, SCHEDULE)
+    kept, _ = load_lora(file)
+    assert all(torch.equal(kept[key], value) for key, value in expected.state.items())
+
+
+def test_a_lora_that_is_no_number_replaces_no_checkpoint(unet: Any, tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    config = replace(CONFIG, save_every=1)
+
+    def spoil(step: int, state: LoraState) -> None:
+        if step == 2:  # what an overflow in the third step's update would leave
+            next(
+                module for name, module in unet.named_modules() if "lora_A" in name and name.endswith("mudi")
+            ).weight.data.fill_(float("nan"))
+
+    with pytest.raises(NonFiniteLoss, match="nan at step 3, with photo"):
+        train(unet, plan_for(config), config, SCHEDULE, checkpoint=file, on_save=spoil)
+    assert all(value.isfinite().all() for value in load_lora(file)[0].values())
 
 
 def test_too_little_memory_names_the_settings_and_keeps_the_steps_done(unet: Any, tmp_path: Path) -> None:
@@ -338,7 +486,7 @@ def test_too_little_memory_names_the_settings_and_keeps_the_steps_done(unet: Any
 
     hook = unet.register_forward_pre_hook(fill)
     try:
-        with pytest.raises(OutOfMemory, match="Step 3 did not fit.*batch 2.*Resume from"):
+        with pytest.raises(OutOfMemory, match="Step 3 did not fit.*batch 2.*memory preset of 24 GB.*Resume from"):
             train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, checkpoint=tmp_path / "run.safetensors")
     finally:
         hook.remove()
@@ -349,31 +497,34 @@ def test_it_trains_inside_inference_mode(unet: Any) -> None:
     expected = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE)
     with torch.inference_mode():
         plan = plan_for(CONFIG)
-        assert plan.latents.is_inference()
+        assert plan.latents[0].is_inference()
         assert same(train(unet, plan, CONFIG, SCHEDULE), expected)
 
 
 def test_noise_hangs_on_seed_and_step_alone() -> None:
-    shape = torch.Size((2, 4, 8, 8))
+    def draw(config: TrainConfig, number: int) -> tuple[Tensor, Tensor]:
+        eps, t = draw_noise(config, [torch.Size((4, 8, 8))] * 2, 1000, number)
+        return torch.stack(eps), t
+
     torch.manual_seed(1)
-    first = draw_noise(CONFIG, shape, 1000, 5)
+    first = draw(CONFIG, 5)
     torch.manual_seed(2)
-    again = draw_noise(CONFIG, shape, 1000, 5)
+    again = draw(CONFIG, 5)
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
-    assert not torch.equal(first[0], draw_noise(CONFIG, shape, 1000, 6)[0])
-    assert not torch.equal(first[0], draw_noise(replace(CONFIG, seed=1), shape, 1000, 5)[0])
+    assert not torch.equal(first[0], draw(CONFIG, 6)[0])
+    assert not torch.equal(first[0], draw(replace(CONFIG, seed=1), 5)[0])
 
 
 def test_timesteps_are_uniform_and_noise_is_normal() -> None:
-    drawn = [draw_noise(CONFIG, torch.Size((4, 4, 8, 8)), 1000, step) for step in range(500)]
-    eps, t = torch.cat([eps for eps, _ in drawn]), torch.cat([t for _, t in drawn])
+    drawn = [draw_noise(CONFIG, [torch.Size((4, 8, 8))] * 4, 1000, step) for step in range(500)]
+    eps, t = torch.cat([torch.stack(eps) for eps, _ in drawn]), torch.cat([t for _, t in drawn])
     assert 0 <= t.min() < 20 and 980 < t.max() <= 999 and t.float().mean().item() == pytest.approx(499.5, abs=25)
     assert eps.mean().abs() < 0.01 and eps.std().item() == pytest.approx(1, abs=0.01)
 
 
 def test_noise_offset_moves_whole_channels() -> None:
-    eps, _ = draw_noise(replace(CONFIG, noise_offset=0.5), torch.Size((200, 4, 8, 8)), 1000, 0)
-    assert eps.mean(dim=(2, 3)).std().item() == pytest.approx((0.25 + 1 / 64) ** 0.5, rel=0.1)
+    eps, _ = draw_noise(replace(CONFIG, noise_offset=0.5), [torch.Size((4, 8, 8))] * 200, 1000, 0)
+    assert torch.stack(eps).mean(dim=(2, 3)).std().item() == pytest.approx((0.25 + 1 / 64) ** 0.5, rel=0.1)
 
 
 @pytest.mark.full_size
@@ -406,8 +557,9 @@ def test_a_step_on_sdxls_true_configuration(tmp_path: Path) -> None:
         steps=1, batch_size=1, resolution=256, precision="bf16", dco_beta=0.0, gradient_checkpointing=True
     )
     plan = Plan(
-        latents=torch.randn(1, 4, 32, 32) / SCHEDULE.latent_scale,
-        masks=torch.ones(1, 1, 32, 32),
+        latents=(torch.randn(4, 32, 32) / SCHEDULE.latent_scale,),
+        masks=(torch.ones(1, 32, 32),),
+        names=("a.png",),
         time_ids=torch.tensor([[256, 256, 0, 0, 256, 256]], dtype=torch.float32),
         captions=("a",),
         caption_of=torch.tensor([0]),

@@ -281,6 +281,13 @@ def test_the_metadata_tells_what_was_trained(unet: Any, subjects: SubjectSet, tm
         {"background_weight": -0.1},
         {"dco_beta": -1.0},
         {"min_snr_gamma": 0.0},
+        {"kl_weight": -1.0},
+        {"accumulation": 0},
+        {"save_every": -1},
+        {"optimizer": "sgd"},
+        {"learning_rate": 1e-4, "optimizer": "prodigy"},
+        {"lr_schedule": "steps"},
+        {"base_weights": "fp4"},
         {"precision": "fp8"},
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from mudi_core.train.loss import (
     mask_weight,
     min_snr_weight,
     noisy,
+    squared_errors,
     target,
     training_loss,
 )
@@ -27,6 +29,17 @@ def batch(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     prediction, wanted, reference = (torch.randn(SHAPE, generator=generator) for _ in range(3))
     return prediction, wanted, reference, torch.rand(4, 1, 5, 6, generator=generator)
+
+
+def loss_of(
+    prediction: Tensor, wanted: Tensor, weight: Tensor, reference: Tensor | None = None, kl: float = 0.0, **more: Any
+) -> Tensor:
+    """The loss of a batch from the two predictions."""
+    if reference is not None and "dco_beta" in more:
+        more["reference"] = squared_errors(reference, wanted, weight)
+    if reference is not None and kl:
+        more |= {"drift": squared_errors(prediction, reference), "kl_weight": kl}
+    return training_loss(squared_errors(prediction, wanted, weight), **more)
 
 
 def squares(prediction: Tensor, wanted: Tensor, weight: Tensor, samples: range) -> float:
@@ -50,12 +63,12 @@ def test_masked_mean_squared_error(background_weight: float) -> None:
     prediction, wanted, _, mask = batch()
     weight = mask_weight(mask, background_weight)
     expected = squares(prediction, wanted, mask * (1 - background_weight) + background_weight, range(4))
-    assert training_loss(prediction, wanted, weight).item() == pytest.approx(expected, rel=1e-5)
+    assert loss_of(prediction, wanted, weight).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_background_weight_1_is_the_plain_mean_squared_error() -> None:
     prediction, wanted, _, mask = batch()
-    loss = training_loss(prediction, wanted, mask_weight(mask, 1.0))
+    loss = loss_of(prediction, wanted, mask_weight(mask, 1.0))
     assert loss.item() == pytest.approx(torch.nn.functional.mse_loss(prediction, wanted).item(), rel=1e-6)
 
 
@@ -64,13 +77,13 @@ def test_background_weight_0_ignores_what_happens_outside_the_mask() -> None:
     mask = mask.round()
     weight = mask_weight(mask, 0.0)
     elsewhere = prediction + 100 * (1 - mask)
-    assert torch.equal(training_loss(prediction, wanted, weight), training_loss(elsewhere, wanted, weight))
+    assert torch.equal(loss_of(prediction, wanted, weight), loss_of(elsewhere, wanted, weight))
 
 
 @pytest.mark.parametrize("priors, prior_weight", [(1, 1.0), (2, 0.5), (2, 0.0)])
 def test_priors_add_their_own_mean(priors: int, prior_weight: float) -> None:
     prediction, wanted, _, mask = batch()
-    loss = training_loss(prediction, wanted, mask, priors=priors, prior_weight=prior_weight)
+    loss = loss_of(prediction, wanted, mask, priors=priors, prior_weight=prior_weight)
     own = squares(prediction, wanted, mask, range(4 - priors))
     expected = own + prior_weight * squares(prediction, wanted, mask, range(4 - priors, 4))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
@@ -80,7 +93,7 @@ def test_priors_add_their_own_mean(priors: int, prior_weight: float) -> None:
 @pytest.mark.parametrize("priors", [0, 2])
 def test_dco_is_the_logistic_loss_of_the_improvement(beta: float, priors: int) -> None:
     prediction, wanted, reference, mask = batch()
-    loss = training_loss(prediction, wanted, mask, priors=priors, reference=reference, dco_beta=beta)
+    loss = loss_of(prediction, wanted, mask, priors=priors, reference=reference, dco_beta=beta)
     ours, theirs = (
         squares(prediction, wanted, mask, range(4 - priors)),
         squares(reference, wanted, mask, range(4 - priors)),
@@ -93,8 +106,33 @@ def test_dco_is_the_logistic_loss_of_the_improvement(beta: float, priors: int) -
 
 def test_dco_starts_at_log_2_where_the_lora_does_nothing() -> None:
     prediction, wanted, _, mask = batch()
-    loss = training_loss(prediction, wanted, mask, reference=prediction.clone(), dco_beta=1000.0)
+    loss = loss_of(prediction, wanted, mask, reference=prediction.clone(), dco_beta=1000.0)
     assert loss.item() == pytest.approx(math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("priors, prior_weight", [(0, 1.0), (2, 0.5)])
+@pytest.mark.parametrize("beta", [0.0, 3.0])
+def test_kl_adds_the_squared_distance_of_both_predictions(priors: int, prior_weight: float, beta: float) -> None:
+    prediction, wanted, reference, mask = batch()
+    weights = {"priors": priors, "prior_weight": prior_weight}
+    dco_too: dict[str, Any] = {"dco_beta": beta} if beta else {}
+    without = loss_of(prediction, wanted, mask, reference, **weights, **dco_too)
+    loss = loss_of(prediction, wanted, mask, reference, kl=0.7, **weights, **dco_too)
+    # The mask has no say in it: KL holds the background too.
+    everywhere = torch.ones_like(mask)
+    distance = squares(prediction, reference, everywhere, range(4 - priors))
+    if priors:
+        distance += prior_weight * squares(prediction, reference, everywhere, range(4 - priors, 4))
+    assert loss.item() == pytest.approx(without.item() + 0.7 * distance, rel=1e-5)
+
+
+def test_kl_is_proportional_to_the_divergence_of_two_gaussians_of_one_variance() -> None:
+    prediction, wanted, reference, mask = batch()
+    std = 0.3
+    ours, theirs = (torch.distributions.Normal(mean, std) for mean in (prediction, reference))
+    divergence = torch.distributions.kl_divergence(theirs, ours).mean()
+    added = loss_of(prediction, wanted, mask, reference, kl=1.0) - loss_of(prediction, wanted, mask)
+    assert added.item() == pytest.approx(2 * std**2 * divergence.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("priors", [0, 1, 2])
@@ -102,9 +140,9 @@ def test_for_a_small_beta_dco_pulls_like_the_plain_loss_with_priors(priors: int)
     prediction, wanted, reference, mask = batch()
     beta = 1e-3
     prediction.requires_grad_()
-    weighted = {"priors": priors, "prior_weight": 0.7}
-    plain = torch.autograd.grad(training_loss(prediction, wanted, mask, **weighted), prediction)[0]
-    loss = training_loss(prediction, wanted, mask, reference=reference, dco_beta=beta, **weighted)
+    weighted: dict[str, Any] = {"priors": priors, "prior_weight": 0.7}
+    plain = torch.autograd.grad(loss_of(prediction, wanted, mask, **weighted), prediction)[0]
+    loss = loss_of(prediction, wanted, mask, reference=reference, dco_beta=beta, **weighted)
     pulled = torch.autograd.grad(loss, prediction)[0]
     torch.testing.assert_close(pulled, beta / 2 * plain, rtol=2e-3, atol=0)
 
@@ -112,7 +150,7 @@ def test_for_a_small_beta_dco_pulls_like_the_plain_loss_with_priors(priors: int)
 def test_a_run_far_better_than_its_reference_is_left_alone() -> None:
     _, wanted, reference, mask = batch()
     prediction = wanted.clone().requires_grad_()
-    loss = training_loss(prediction + 0.01, wanted, mask, reference=reference, dco_beta=1000.0)
+    loss = loss_of(prediction + 0.01, wanted, mask, reference=reference, dco_beta=1000.0)
     assert torch.autograd.grad(loss, prediction)[0].abs().max() < 1e-6
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from dataclasses import replace
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 
 from mudi_core.layout import LayoutConfig
+from mudi_core.train.cache import Cache
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.draw import cover, crops, draw_steps
+from mudi_core.train.draw import cover, crops, draw_steps, training_size
 from mudi_core.train.encode import BadEncoding
-from mudi_core.train.plan import Plan, make_plan
+from mudi_core.train.plan import OneSubject, Plan, make_plan
 from mudi_core.train.tensor_file import BadTensorFile
 from mudi_core.types import Photo, Subject, SubjectSet
 
@@ -74,11 +76,14 @@ def plan_of(subjects: SubjectSet, config: TrainConfig = CONFIG, **more: Any) -> 
 
 
 def same(a: Plan, b: Plan) -> bool:
-    tensors = [name for name, value in vars(a).items() if isinstance(value, Tensor)]
-    others = [name for name in vars(a) if name not in tensors]
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors) and all(
-        getattr(a, name) == getattr(b, name) for name in others
-    )
+    def equal(one: Any, other: Any) -> bool:
+        if isinstance(one, Tensor):
+            return torch.equal(one, other)
+        if isinstance(one, tuple):
+            return len(one) == len(other) and all(map(equal, one, other))
+        return bool(one == other)
+
+    return all(equal(value, getattr(b, name)) for name, value in vars(a).items())
 
 
 def test_the_seed_is_the_whole_run(subjects: SubjectSet, priors: SubjectSet) -> None:
@@ -162,8 +167,9 @@ def test_composites_have_white_outside_their_masks_and_full_time_ids(subjects: S
     assert len(plan.latents) == config.max_composites
     assert plan.time_ids.int().tolist() == [[64, 64, 0, 0, 64, 64]] * len(plan.latents)
     assert all("olis dog" in caption and "ht cat" in caption for caption in plan.captions)
-    empty = (plan.masks == 0).expand_as(plan.latents)
-    assert empty.any() and plan.latents[empty].min() > 0.99 and plan.masks.max() > 0.9
+    latents, masks = torch.stack(plan.latents), torch.stack(plan.masks)
+    empty = (masks == 0).expand_as(latents)
+    assert empty.any() and latents[empty].min() > 0.99 and masks.max() > 0.9
 
 
 def test_captions_name_the_subject_unless_the_photo_says_more(subjects: SubjectSet, priors: SubjectSet) -> None:
@@ -208,10 +214,34 @@ def test_a_prior_composite_stands_beside_an_own_one(subjects: SubjectSet, priors
     assert plan_of(subjects, replace(CONFIG, prior_loss_weight=0.0), priors=priors)[0].priors.shape == (30, 0)
 
 
-def test_one_subject_alone_trains_without_composites(subjects: SubjectSet, caplog: Any) -> None:
-    plan, _ = plan_of(SubjectSet(subjects.subjects[:1]))
+def test_one_subject_alone_trains_only_when_no_composition_is_asked_for(subjects: SubjectSet) -> None:
+    alone = SubjectSet(subjects.subjects[:1])
+    with pytest.raises(OneSubject, match="only one subject, 'olis dog'.*'dreambooth'"):
+        plan_of(alone)
+    plan, _ = plan_of(alone, replace(CONFIG, method="dreambooth"))
     assert plan.captions == ("a photo of olis dog",)
-    assert "only one subject" in caplog.text
+
+
+def test_a_caption_without_the_token_is_warned_of(subjects: SubjectSet, caplog: Any) -> None:
+    one = subjects.subjects[0]
+    said = tuple(replace(p, caption=words) for p, words in zip(one.photos, ("a dog", "olis on grass"), strict=True))
+    plan_of(SubjectSet((replace(one, photos=said), subjects.subjects[1])))
+    assert "olis0.png: its caption 'a dog' does not say 'olis'" in caplog.text and "olis1.png" not in caplog.text
+
+
+def test_samples_are_named_by_what_they_show(subjects: SubjectSet, priors: SubjectSet) -> None:
+    plan, _ = plan_of(subjects, priors=priors)
+    names = {"olis0.png", "olis1.png", "ht0.png", "prior p0.png", "prior prior20.png", "composition 0"}
+    assert names <= set(plan.names) and len(plan.names) == len(plan.latents)
+    sizes = {"olis0.png": [80, 100], "ht0.png": [90, 40]}
+    for name, ids in zip(plan.names, plan.time_ids.int().tolist(), strict=True):
+        assert ids[:2] == sizes.get(name, ids[:2])
+
+
+def test_a_step_has_the_samples_of_all_its_batches(subjects: SubjectSet) -> None:
+    at_once, _ = plan_of(subjects, replace(CONFIG, batch_size=4))
+    in_parts, _ = plan_of(subjects, replace(CONFIG, batch_size=2, accumulation=2))
+    assert at_once.steps.shape == (30, 4) and same(at_once, in_parts)
 
 
 def test_relative_scale_of_the_subjects_does_not_trouble_the_priors(subjects: SubjectSet, priors: SubjectSet) -> None:
@@ -222,8 +252,8 @@ def test_relative_scale_of_the_subjects_does_not_trouble_the_priors(subjects: Su
 @pytest.mark.parametrize("size", [(96, 64), (64, 128)])
 def test_any_size_of_picture(subjects: SubjectSet, size: tuple[int, int]) -> None:
     plan, _ = plan_of(subjects, replace(CONFIG, resolution=size, steps=4))
-    assert plan.latents.shape[1:] == (4, size[1] // 8, size[0] // 8)
-    assert plan.masks.shape[1:] == (1, size[1] // 8, size[0] // 8)
+    assert {latent.shape for latent in plan.latents} == {(4, size[1] // 8, size[0] // 8)}
+    assert {mask.shape for mask in plan.masks} == {(1, size[1] // 8, size[0] // 8)}
     assert {tuple(ids[4:]) for ids in plan.time_ids.int().tolist()} == {(size[1], size[0])}
 
 
@@ -246,12 +276,86 @@ def test_cover_keeps_the_aspect_and_leaves_no_gap(width: int, height: int) -> No
     assert 0 <= image.min() and image.max() <= 1
 
 
-def test_the_cache_answers_the_second_run(subjects: SubjectSet, tmp_path: Path) -> None:
-    first, _ = plan_of(subjects, cache_dir=tmp_path / "cache")
-    again, encoders = plan_of(subjects, cache_dir=tmp_path / "cache")
-    assert same(first, again) and same(first, plan_of(subjects)[0])
-    # Only the probes that tell one encoder from another.
-    assert len(encoders.images) == 1 and encoders.captions == ["a photo"]
+@pytest.mark.parametrize(
+    "photo, size",
+    [
+        ((1000, 1000), (512, 512)),
+        ((1000, 1100), (512, 512)),
+        ((1500, 1000), (640, 384)),
+        ((1000, 1500), (448, 576)),
+        ((900, 100), (704, 320)),
+        ((100, 900), (384, 640)),
+    ],
+)
+def test_a_bucket_has_the_photos_aspect_and_no_more_pixels(photo: tuple[int, int], size: tuple[int, int]) -> None:
+    config = TrainConfig(resolution=512, buckets=True)
+    assert training_size(photo, config) == size and size[0] * size[1] <= 512 * 512
+    assert training_size(photo, replace(config, buckets=False)) == (512, 512)
+
+
+def test_with_buckets_a_tall_photo_stays_whole(subjects: SubjectSet, tmp_path: Path) -> None:
+    """The colours of a photo are its coordinates, so the latents tell how much of it is seen."""
+
+    def seen(plan: Plan) -> float:
+        spans = [
+            latent[0].max() - latent[0].min()
+            for latent, name in zip(plan.latents, plan.names, strict=True)
+            if name == "ht0.png"
+        ]
+        return min(float(span) for span in spans)
+
+    squares, _ = plan_of(subjects, replace(CONFIG, method="dreambooth"))
+    config = replace(CONFIG, buckets=True, segmix_prob=0.5)
+    plan, _ = plan_of(subjects, config, cache_dir=tmp_path)
+    assert seen(plan) > 0.65 > 0.5 > seen(squares)
+    for latent, mask, ids, name in zip(plan.latents, plan.masks, plan.time_ids.int().tolist(), plan.names, strict=True):
+        assert ids[4:] == [8 * latent.shape[1], 8 * latent.shape[2]] and mask.shape == (1, *latent.shape[1:])
+        assert "composition" not in name or latent.shape[1:] == (8, 8)
+    assert len({latent.shape for latent in plan.latents}) > 1
+    assert same(plan, plan_of(subjects, config, cache_dir=tmp_path)[0])
+
+
+PROBES = 1, ["a photo"]
+"""What tells one encoder from another: an image and a caption."""
+
+
+def test_a_second_run_with_other_learning_settings_encodes_and_draws_nothing(
+    subjects: SubjectSet, priors: SubjectSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = plan_of(subjects, cache_dir=tmp_path / "cache", priors=priors)
+    assert same(first, plan_of(subjects, priors=priors)[0])
+    monkeypatch.setattr("mudi_core.train.plan.render", None)
+    other = replace(CONFIG, learning_rate=1e-3, rank=4, dco_beta=0.0, batch_size=1, accumulation=2)
+    again, encoders = plan_of(subjects, other, cache_dir=tmp_path / "cache", priors=priors)
+    assert same(first, again) and (len(encoders.images), encoders.captions) == PROBES
+
+
+def test_a_run_of_other_length_encodes_only_what_is_new(subjects: SubjectSet, tmp_path: Path) -> None:
+    first, _ = plan_of(subjects, cache_dir=tmp_path)
+    longer = replace(CONFIG, steps=40)
+    again, encoders = plan_of(subjects, longer, cache_dir=tmp_path)
+    assert same(again, plan_of(subjects, longer)[0]) and len(again.latents) == len(first.latents)
+    assert (len(encoders.images), encoders.captions) == PROBES
+
+
+@pytest.mark.parametrize("part", ["photo", "mask", "caption", "token", "prior"])
+def test_the_cache_sees_every_change(
+    part: str, subjects: SubjectSet, priors: SubjectSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan_of(subjects, cache_dir=tmp_path, priors=priors)
+    one = subjects.subjects[0] if part != "prior" else priors.subjects[0]
+    changes: dict[str, Any] = {
+        "mask": {"masks": (one.masks[0] * 0.5, *one.masks[1:])},
+        "caption": {"photos": (replace(one.photos[0], caption="olis sits"), *one.photos[1:])},
+        "token": {"token": "lun"},
+    }
+    other_photo = {"photos": (replace(one.photos[0], image=one.photos[0].image * 0.5), *one.photos[1:])}
+    changed = replace(one, **changes.get(part, other_photo))
+    if part == "prior":
+        priors = SubjectSet((changed, *priors.subjects[1:]))
+    else:
+        subjects = SubjectSet((changed, *subjects.subjects[1:]))
+    assert same(plan_of(subjects, cache_dir=tmp_path, priors=priors)[0], plan_of(subjects, priors=priors)[0])
 
 
 def test_the_cache_of_another_vae_is_not_used(subjects: SubjectSet, tmp_path: Path) -> None:
@@ -262,11 +366,25 @@ def test_the_cache_of_another_vae_is_not_used(subjects: SubjectSet, tmp_path: Pa
 
 def test_a_damaged_cache_file_is_made_again(subjects: SubjectSet, tmp_path: Path, caplog: Any) -> None:
     first, _ = plan_of(subjects, cache_dir=tmp_path)
-    damaged = sorted(tmp_path.iterdir())[0]
-    whole = damaged.read_bytes()
-    damaged.write_bytes(whole[:20])
+    whole = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    for file, content in whole.items():
+        file.write_bytes(content[:20])
     assert same(first, plan_of(subjects, cache_dir=tmp_path)[0])
-    assert damaged.read_bytes() == whole and "made again" in caplog.text
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == whole and "made again" in caplog.text
+
+
+def test_the_cache_lets_the_longest_unused_go(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    for age, name in enumerate(("new", "used", "old", "oldest")):
+        cache.write(name, {"x": torch.zeros(1000)})
+        os.utime(tmp_path / f"{name}.safetensors", (10_000 - age, 10_000 - age))
+    (tmp_path / "not ours.txt").write_text("x" * 100_000)
+    assert cache.read("used") is not None
+    each = (tmp_path / "new.safetensors").stat().st_size
+    Cache(tmp_path, limit=4 * each).prune()
+    assert len(list(tmp_path.iterdir())) == 5
+    Cache(tmp_path, limit=2 * each + 10).prune()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["new.safetensors", "not ours.txt", "used.safetensors"]
 
 
 def test_a_cache_folder_that_cannot_be_made_is_named(subjects: SubjectSet, tmp_path: Path) -> None:

@@ -12,10 +12,21 @@ from ..types import MudiError
 
 Method = Literal["segmix", "dreambooth", "cutmix"]
 Precision = Literal["fp32", "bf16"]
+OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
+BaseWeights = Literal["full", "int8", "nf4"]
+LrSchedule = Literal["constant", "linear", "cosine"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick look": {"steps": 300, "rank": 8, "learning_rate": 3e-4, "lr_schedule": "cosine", "lr_warmup": 20},
+    "standard": {"lr_schedule": "cosine", "lr_warmup": 50},
+    "paper": {},
+}
+"""How long and how carefully to learn: settings that stand in for `TrainConfig`'s own, which are the paper's."""
 
 _NOT_IN_THE_PLAN = (
-    "learning_rate betas weight_decay max_grad_norm lr_warmup rank alpha target_modules background_weight dco_beta "
-    "min_snr_gamma noise_offset precision gradient_checkpointing"
+    "learning_rate betas weight_decay max_grad_norm optimizer lr_schedule lr_warmup rank alpha target_modules "
+    "background_weight dco_beta kl_weight min_snr_gamma noise_offset precision base_weights gradient_checkpointing "
+    "save_every batch_size accumulation"
 ).split()
 
 
@@ -35,20 +46,34 @@ class TrainConfig:
     steps: int = 1200
     """Optimizer steps. 1000 to 1200 for plain subjects, 1400 to 1600 for detailed ones."""
     batch_size: int = 2
-    """Samples of a step (as many priors again, if there are any)."""
+    """Samples that the U-Net sees at once (as many priors again, if there are any)."""
+    accumulation: int = 1
+    """Batches of a step: their gradients are averaged before the weights move. Several processes share them."""
     seed: int = 0
     """Every random choice hangs on it: crops, compositions, their order, noise, timesteps, the LoRA's start."""
     resolution: int | tuple[int, int] = 1024
     """Pixels, width and height; one number means a square. Multiples of 8."""
+    buckets: bool = False
+    """Train each photo near its own aspect, up to 1:2 and 2:1, at as many pixels; else all are cropped to
+    ``resolution``, as compositions always are."""
 
+    optimizer: OptimizerName = "adamw"
+    """"adamw8bit" keeps AdamW's state in 8 bits (package bitsandbytes); "prodigy" finds its own step size (package
+    prodigyopt)."""
     learning_rate: float = 1e-4
+    """How far a step goes: about 1e-4 for AdamW; for Prodigy a factor of the size that it finds, usually 1."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay of the mean and of the square of the gradient, each 0..1."""
+    """The optimizer's decay of the mean and of the square of the gradient, each 0..1."""
     weight_decay: float = 1e-4
+    """Share of a weight that is taken off in a step, times the learning rate."""
     max_grad_norm: float = 1.0
     """Gradients longer than this are shortened to it; 0 leaves them."""
+    lr_schedule: LrSchedule = "constant"
+    """How the learning rate goes on after the warm-up: as it is, or down to 0 by the last step."""
     lr_warmup: int = 0
-    """Steps over which the learning rate rises linearly; then it is constant."""
+    """Steps over which the learning rate rises linearly."""
+    save_every: int = 0
+    """Steps between two savings of the LoRA so far, and of what a later run goes on from; 0 saves at the end alone."""
 
     rank: int = 32
     alpha: float | None = None
@@ -71,6 +96,9 @@ class TrainConfig:
 
     dco_beta: float = 1000.0
     """Strength of Direct Consistency Optimization: 0 is the plain mean squared error, the official code has 1000."""
+    kl_weight: float = 0.0
+    """Weight of the squared distance between what the model predicts with and without the LoRA (KL regularization): 0
+    is none; the official code has 1 when it trains on a model that already knows the subjects."""
     prior_loss_weight: float = 1.0
     """Weight of the prior images' loss, if prior images are given; 0 leaves them out."""
     min_snr_gamma: float | None = None
@@ -80,6 +108,8 @@ class TrainConfig:
 
     precision: Precision = "fp32"
     """"bf16" computes in bfloat16 (the LoRA itself stays in float32)."""
+    base_weights: BaseWeights = "full"
+    """How the frozen U-Net is kept: "full", or its transformers in 8 ("int8") or 4 ("nf4") bits. `quantize` does it."""
     gradient_checkpointing: bool = False
     """Compute activations twice to keep fewer: 15 instead of 18 GB for SDXL, some 30 % slower."""
 
@@ -90,16 +120,21 @@ class TrainConfig:
 
         check("method", self.method in get_args(Method), f"one of {', '.join(get_args(Method))}")
         check("precision", self.precision in get_args(Precision), f"one of {', '.join(get_args(Precision))}")
-        for name in ("steps", "batch_size", "rank", "crops_per_photo", "max_composites"):
+        check("optimizer", self.optimizer in get_args(OptimizerName), f"one of {', '.join(get_args(OptimizerName))}")
+        check("lr_schedule", self.lr_schedule in get_args(LrSchedule), f"one of {', '.join(get_args(LrSchedule))}")
+        check("base_weights", self.base_weights in get_args(BaseWeights), f"one of {', '.join(get_args(BaseWeights))}")
+        for name in ("steps", "batch_size", "accumulation", "rank", "crops_per_photo", "max_composites"):
             check(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("lr_warmup", "segmix_start_step"):
+        for name in ("lr_warmup", "segmix_start_step", "save_every"):
             check(name, getattr(self, name) >= 0, "0 or more")
         sizes = (self.resolution,) if isinstance(self.resolution, int) else self.resolution
         check("resolution", len(sizes) in (1, 2), "a number, or a width and a height")
         check("resolution", all(side >= 32 and side % 8 == 0 for side in sizes), "a multiple of 8 px, 32 or more")
         check("learning_rate", self.learning_rate > 0, "more than 0, for example 1e-4")
+        if self.optimizer == "prodigy":
+            check("learning_rate", self.learning_rate >= 0.01, "about 1 with Prodigy, which finds the size itself")
         check("betas", len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "two numbers 0..1")
-        for name in ("weight_decay", "max_grad_norm", "dco_beta", "prior_loss_weight", "noise_offset"):
+        for name in ("weight_decay", "max_grad_norm", "dco_beta", "kl_weight", "prior_loss_weight", "noise_offset"):
             check(name, getattr(self, name) >= 0, "0 or more")
         check("alpha", self.alpha is None or self.alpha > 0, "more than 0, or None for the rank")
         check("target_modules", bool(self.target_modules), "at least one name of a layer")
@@ -113,6 +148,11 @@ class TrainConfig:
         return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
 
     @property
+    def samples_per_step(self) -> int:
+        """Own samples of an optimizer step."""
+        return self.batch_size * self.accumulation
+
+    @property
     def lora_alpha(self) -> float:
         return float(self.rank if self.alpha is None else self.alpha)
 
@@ -122,7 +162,8 @@ class TrainConfig:
 
     def plan_json(self) -> str:
         """Only the settings that decide which samples are drawn."""
-        return _json({name: value for name, value in vars(self).items() if name not in _NOT_IN_THE_PLAN})
+        drawn = {name: value for name, value in vars(self).items() if name not in _NOT_IN_THE_PLAN}
+        return _json({**drawn, "samples_per_step": self.samples_per_step})
 
 
 def _json(values: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -48,6 +49,40 @@ def crop_counts(subjects: SubjectSet, config: TrainConfig) -> list[int]:
     return [len(crops(photo.size, config, random.Random(0))) for _, photo, _ in all_photos(subjects)]
 
 
+def training_size(photo: tuple[int, int], config: TrainConfig) -> tuple[int, int]:
+    """Width and height at which a photo of this width and height is trained, all in pixels.
+
+    With buckets: as many pixels as ``config.size`` or a little fewer, the photo's own aspect within 1:2 and 2:1, and
+    sides that are multiples of 64 (16 below 512 px), so that there are only some twenty different ones.
+    """
+    if not config.buckets:
+        return config.size
+    area, step = config.size[0] * config.size[1], 64 if min(config.size) >= 512 else 16
+    aspect = min(2.0, max(0.5, photo[0] / photo[1]))
+    width = max(step, round(math.sqrt(area * aspect) / step) * step)
+    return width, max(step, area // width // step * step)
+
+
+def sizes(
+    draws: Sequence[Draw], subjects: SubjectSet, priors: SubjectSet | None, config: TrainConfig
+) -> list[tuple[int, int]]:
+    """Width and height of what each draw shows, in pixels; compositions have ``config.size``."""
+    photos = {False: all_photos(subjects), True: [] if priors is None else all_photos(priors)}
+    return [
+        config.size if draw.photo < 0 else training_size(photos[draw.prior][draw.photo][1].size, config)
+        for draw in draws
+    ]
+
+
+def label(draw: Draw, subjects: SubjectSet, priors: SubjectSet | None) -> str:
+    """What a draw is called in a message."""
+    whose = "prior " if draw.prior else ""
+    if draw.photo < 0:
+        return f"{whose}composition {draw.number}"
+    own = priors if draw.prior and priors is not None else subjects
+    return f"{whose}{all_photos(own)[draw.photo][1].name}"
+
+
 def draw_steps(config: TrainConfig, pools: Sequence[int], can_mix: bool, *, prior: bool = False) -> list[list[Draw]]:
     """Which photo's crop, or which composition, each sample of each step is. ``pools``: how many crops a photo has.
 
@@ -61,7 +96,7 @@ def draw_steps(config: TrainConfig, pools: Sequence[int], can_mix: bool, *, prio
     table = []
     for step in range(config.steps):
         row = []
-        for _ in range(config.batch_size):
+        for _ in range(config.samples_per_step):
             mixes = coins.random() < config.segmix_prob and step >= config.segmix_start_step
             if mixes and can_mix and config.method != "dreambooth":
                 row.append(Draw(prior, -1, composites % config.max_composites))
@@ -96,12 +131,13 @@ def render(
                 yield _composite(mix(cuts, rng, mix_config), own if prior else None)
                 continue
             subject, photo, photo_mask = photos[draw.photo]
+            width, height = training_size(photo.size, config)
             if draw.photo != at:
-                at, (image, mask) = draw.photo, cover(photo.image, photo_mask, config.size)
+                at, (image, mask) = draw.photo, cover(photo.image, photo_mask, (width, height))
                 corners = crops(photo.size, config, random.Random(f"{config.seed}/{who}/{draw.photo}"))
             top, left = corners[draw.number]
-            crop = slice(top, top + config.size[1]), slice(left, left + config.size[0])
-            time_ids = (photo.size[1], photo.size[0], top, left, config.size[1], config.size[0])
+            crop = slice(top, top + height), slice(left, left + width)
+            time_ids = (photo.size[1], photo.size[0], top, left, height, width)
             yield Sample(image[crop], mask[crop], photo.caption or _caption(subject, prior), time_ids)
 
 
@@ -124,8 +160,9 @@ def cover(image: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, T
 
 def crops(photo: tuple[int, int], config: TrainConfig, rng: random.Random) -> list[tuple[int, int]]:
     """Top and left of the crops of a photo of this width and height: all different, ``crops_per_photo`` at most."""
-    width, height = cover_size(photo, config.size)
-    columns, rows = width - config.size[0] + 1, height - config.size[1] + 1
+    size = training_size(photo, config)
+    width, height = cover_size(photo, size)
+    columns, rows = width - size[0] + 1, height - size[1] + 1
     chosen = rng.sample(range(rows * columns), min(config.crops_per_photo, rows * columns))
     return [divmod(corner, columns) for corner in chosen]
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..types import MudiError
-from .tensor_file import BadTensorFile, read_tensors, write_tensors
-
-log = logging.getLogger(__name__)
+from .cache import Cache, content_key
 
 EncodeImage = Callable[[Tensor], Tensor]
 """Float ``[b,h,w,3]``, 0..1 -> the VAE's mode ``[b,c,h/8,w/8]``, unscaled."""
 EncodeText = Callable[[list[str]], tuple[Tensor, Tensor]]
-"""``n`` captions -> context ``[n,77,d]`` and pooled ``[n,p]``."""
+"""``n`` captions -> context ``[n,77,d]`` and pooled ``[n,p]``; ``p`` is 0 for SD 1.5 and 2, which have none."""
+OnEncoded = Callable[[str, int, int], None]
+"""``(stage, done, total)``; the stages are "images" and "captions"."""
 
 _PIXELS_AT_ONCE = 2 * 1024 * 1024
 _CAPTIONS_AT_ONCE = 16
@@ -29,71 +26,85 @@ class BadEncoding(MudiError):
 
 
 class Encoder:
-    """Both encoders of a checkpoint, with an optional folder of what they said before.
+    """Both encoders of a checkpoint, with what they said before.
 
-    A file's name is the SHA-256 of the content and of the encoder's answer to a fixed probe, so another VAE or another
-    text encoder never finds the first one's files.
+    A cached answer's key is the content and the encoder's answer to a fixed probe, so another VAE or another text
+    encoder never finds the first one's files.
     """
 
-    def __init__(
-        self, encode_image: EncodeImage, encode_text: EncodeText, cache_dir: Path | None, size: tuple[int, int]
-    ) -> None:
-        """``size``: width and height of the images, in pixels."""
-        self._encode_image, self._encode_text = encode_image, encode_text
-        self._cache_dir, self._size = cache_dir, size
+    def __init__(self, encode_image: EncodeImage, encode_text: EncodeText, cache: Cache) -> None:
+        self._encode_image, self._encode_text, self._cache = encode_image, encode_text, cache
+        self._image_probe = self._text_probe = ""
+        if cache.folder is not None:
+            self._image_probe = content_key(*self._latents([torch.linspace(0, 1, 64 * 64 * 3).reshape(64, 64, 3)]))
+            self._text_probe = content_key(*self._contexts(["a photo"]))
 
-    def images(self, images: Iterable[Tensor], total: int, on_step: Callable[[str, int, int], None] | None) -> Tensor:
-        """Latents ``[total, c, h/8, w/8]``, float32 on the CPU, of ``total`` images ``[h,w,3]`` drawn one by one."""
-        width, height = self._size
-        at_once = max(1, min(32, _PIXELS_AT_ONCE // (width * height)))
-        probe = self._probe(lambda: [self._latents([torch.linspace(0, 1, 64 * 64 * 3).reshape(64, 64, 3)])])
+    @property
+    def identity(self) -> str:
+        """Tells these encoders from others, where there is a cache."""
+        return self._image_probe + self._text_probe
+
+    def images(
+        self, images: Iterable[Tensor], sizes: Sequence[tuple[int, int]], on_step: OnEncoded | None
+    ) -> tuple[Tensor, ...]:
+        """Latents ``[c, h/8, w/8]``, float32 on the CPU, of images ``[h,w,3]`` drawn one by one.
+
+        ``sizes``: width and height of each image, in pixels.
+        """
+        cells = [width * height // 64 for width, height in sizes]
         # One block for all: many small ones between large pictures would leave the memory full of holes.
-        latents, done = torch.empty(0), 0
-        waiting: list[tuple[int, Tensor, Path | None]] = []
+        block, latents, done = torch.empty(0), [torch.empty(0)] * len(sizes), 0
+        waiting: list[tuple[int, Tensor, str]] = []
 
         def keep(i: int, latent: Tensor) -> None:
-            nonlocal latents, done
+            nonlocal block, done
             if done == 0:
-                latents = torch.empty(total, *latent.shape)
-            latents[i] = latent
+                block = torch.empty(latent.shape[0] * sum(cells))
+                parts = torch.split(block, [latent.shape[0] * count for count in cells])
+                for place, (part, (width, height)) in enumerate(zip(parts, sizes, strict=True)):
+                    latents[place] = part.reshape(-1, height // 8, width // 8)
+            latents[i].copy_(latent)
             done += 1
 
         def flush() -> None:
+            width, height = sizes[waiting[0][0]]
             encoded = self._latents([image for _, image, _ in waiting])
             if encoded.shape[2:] != (height // 8, width // 8):
                 raise BadEncoding(
                     f"The VAE makes latents of {list(encoded.shape[2:])} from images of {width}x{height} px; training "
-                    "needs one that shrinks 8 times, as SDXL's does."
+                    "needs one that shrinks 8 times, as Stable Diffusion's does."
                 )
-            for (i, _, file), latent in zip(waiting, encoded, strict=True):
+            for (i, _, key), latent in zip(waiting, encoded, strict=True):
                 keep(i, latent)
-                self._write(file, {"latent": latent})
+                self._cache.write(key, {"latent": latent})
             waiting.clear()
 
         for i, image in enumerate(images):
-            file = self._file(probe, image, repr(tuple(image.shape)).encode())
-            if kept := self._read(file, {"latent"}):
+            if waiting and sizes[waiting[0][0]] != sizes[i]:
+                flush()
+            key = content_key(self._image_probe, image) if self._cache.folder is not None else ""
+            if kept := self._kept(key, {"latent"}):
                 keep(i, kept["latent"])
             else:
-                waiting.append((i, image, file))
-            if len(waiting) == at_once or (waiting and i == total - 1):
+                waiting.append((i, image, key))
+            at_once = max(1, min(32, _PIXELS_AT_ONCE // (sizes[i][0] * sizes[i][1])))
+            if len(waiting) == at_once or (waiting and i == len(sizes) - 1):
                 flush()
             if on_step is not None:
-                on_step("images", done, total)
-        return latents
+                on_step("images", done, len(sizes))
+        return tuple(latents)
 
-    def texts(self, captions: Sequence[str], on_step: Callable[[str, int, int], None] | None) -> tuple[Tensor, Tensor]:
+    def texts(self, captions: Sequence[str], on_step: OnEncoded | None) -> tuple[Tensor, Tensor]:
         """Contexts ``[m,77,d]`` and pooled ``[m,p]``, float32 on the CPU, of ``m`` different captions."""
-        probe = self._probe(lambda: self._contexts(["a photo"]))
-        files = [self._file(probe, caption.encode()) for caption in captions]
-        done = {i: kept for i, file in enumerate(files) if (kept := self._read(file, {"context", "pooled"}))}
+        keys = [content_key(self._text_probe, caption) for caption in captions]
+        done = {i: kept for i, key in enumerate(keys) if (kept := self._kept(key, {"context", "pooled"}))}
         todo = [i for i in range(len(captions)) if i not in done]
         for first in range(0, len(todo), _CAPTIONS_AT_ONCE):
             batch = todo[first : first + _CAPTIONS_AT_ONCE]
             contexts, pooled = self._contexts([captions[i] for i in batch])
             for i, context, pool in zip(batch, contexts, pooled, strict=True):
                 done[i] = {"context": context.clone(), "pooled": pool.clone()}
-                self._write(files[i], done[i])
+                self._cache.write(keys[i], done[i])
             if on_step is not None:
                 on_step("captions", len(done), len(captions))
         both = [done[i] for i in range(len(captions))]
@@ -117,31 +128,6 @@ class Encoder:
             raise BadEncoding("The text encoders answered with NaN. Load them in float32 or bfloat16.")
         return context, pooled
 
-    def _probe(self, answer: Callable[[], Iterable[Tensor]]) -> bytes:
-        if self._cache_dir is None:
-            return b""
-        return b"".join(value.contiguous().numpy().tobytes() for value in answer())
-
-    def _file(self, *content: bytes | Tensor) -> Path | None:
-        if self._cache_dir is None:
-            return None
-        digest = hashlib.sha256()
-        for part in content:
-            part = part if isinstance(part, bytes) else part.contiguous().numpy().tobytes()
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
-        return Path(self._cache_dir) / f"{digest.hexdigest()}.safetensors"
-
-    def _read(self, file: Path | None, keys: set[str]) -> dict[str, Tensor] | None:
-        if file is None or not file.exists():
-            return None
-        try:
-            tensors, _ = read_tensors(file)
-        except BadTensorFile as error:
-            log.warning("%s It is made again.", error)
-            return None
-        return tensors if tensors.keys() == keys else None
-
-    def _write(self, file: Path | None, tensors: dict[str, Tensor]) -> None:
-        if file is not None:
-            write_tensors(file, tensors, {})
+    def _kept(self, key: str, names: set[str]) -> dict[str, Tensor] | None:
+        found = self._cache.read(key) if key else None
+        return found[0] if found is not None and found[0].keys() == names else None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
-import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,25 @@ from torch import Tensor
 from ..types import MudiError
 from .config import TrainConfig
 from .lora import Adapter, LoraState
-from .loss import NoiseSchedule, mask_weight, min_snr_weight, noisy, target, training_loss
+from .loss import NoiseSchedule
+from .memory import OutOfMemory, advice, preflight
+from .optimizer import learning_rate, make_optimizer
 from .plan import Plan
-from .resume import fingerprint, restore_run, save_run
+from .quantize import stored_as
+from .resume import fingerprint, lora_fingerprint, restore_run, save_run
+from .step import batch_loss, batch_of
+from .team import Team
 
 log = logging.getLogger(__name__)
 
+__all__ = ["BadRun", "Interrupted", "NonFiniteLoss", "OutOfMemory", "TrainResult", "train"]
+
 OnStep = Callable[[int, int, float], None]
 """``(steps done, steps in all, loss of this step)``; an exception from it ends the run, which can be resumed."""
+
+
+OnSave = Callable[[int, LoraState], None]
+"""``(steps done, the LoRA so far)``."""
 
 
 class BadRun(MudiError):
@@ -35,10 +45,6 @@ class BadRun(MudiError):
 
 class NonFiniteLoss(MudiError):
     """The loss became NaN or infinite."""
-
-
-class OutOfMemory(MudiError):
-    """A step needs more memory than there is."""
 
 
 class Interrupted(MudiError):
@@ -67,17 +73,33 @@ def train(
     on_step: OnStep | None = None,
     resume: Path | None = None,
     checkpoint: Path | None = None,
+    *,
+    start: Mapping[str, Tensor] | None = None,
+    on_save: OnSave | None = None,
+    team: Team | None = None,
 ) -> TrainResult:
-    """Trains a LoRA on a diffusers U-Net of the SDXL kind, on the device where the U-Net is.
+    """Trains a LoRA on a diffusers U-Net of Stable Diffusion's kinds, on the device where the U-Net is.
 
     The U-Net is as before when this returns or raises: weights, modes and gradients. Noise and timesteps hang on the
-    seed and the step alone, so a run that was stopped and resumed ends with the same bits. ``resume``: a checkpoint to
-    go on from; ``checkpoint``: where to leave one when the run is stopped before its end.
+    seed and the step alone, so a run that was stopped and resumed ends with the same bits.
 
-    Raises `Interrupted` at Ctrl-C (within one step), `NonFiniteLoss`, `OutOfMemory`, `BadRun`, `resume.BadCheckpoint`.
+    ``resume``: a checkpoint to go on from; ``checkpoint``: where to leave one when the run ends early, and every
+    ``config.save_every`` steps, when ``on_save`` gets the LoRA so far too. ``start``: a LoRA to begin with instead of
+    one that does nothing. ``team``: the processes that share the batches of a step; each calls this with the same
+    arguments, all get the same result, and the first alone writes.
+
+    Raises `Interrupted` at Ctrl-C (within one step), `NonFiniteLoss`, `OutOfMemory`, `BadRun`, `resume.BadCheckpoint`,
+    `optimizer.MissingOptimizer`, `team.BrokenTeam`.
     """
-    _check_run(unet, plan, config)
-    origin = {"plan": plan.plan_hash, "unet": fingerprint(unet), "config": config.to_json()}
+    team = team or Team()
+    _check_run(unet, plan, config, team)
+    origin = {
+        "plan": plan.plan_hash,
+        "unet": fingerprint(unet),
+        "start": lora_fingerprint(start),
+        "config": config.to_json(),
+    }
+    team.agree(json.dumps(origin), "photos, settings or base models")
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -85,25 +107,40 @@ def train(
         Adapter(unet, config.rank, config.lora_alpha, config.target_modules) as adapter,
         _ctrl_c_waits_for_the_step() as asked_to_stop,
     ):
-        adapter.start(config.seed)
-        optimizer = torch.optim.AdamW(
-            adapter.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-        )
-        losses = restore_run(resume, origin, adapter.parameters(), optimizer) if resume is not None else []
+        adapter.start(config.seed, start)
+        preflight(unet, adapter, plan, config, noise_schedule)
+        optimizer = make_optimizer(config, adapter.parameters())
+        losses = [] if resume is None else restore_run(resume, origin, adapter, optimizer)
+
+        def save() -> Path | None:
+            if checkpoint is None or not losses or not team.leads:
+                return checkpoint if losses else None
+            save_run(checkpoint, origin, adapter, optimizer, losses)
+            return checkpoint
+
         try:
             for step in range(len(losses), config.steps):
-                losses.append(_step(unet, plan, config, noise_schedule, adapter, optimizer, step))
+                loss, stop = _step(unet, plan, config, noise_schedule, adapter, optimizer, team, asked_to_stop, step)
+                losses.append(loss)
                 if on_step is not None:
-                    on_step(step + 1, config.steps, losses[-1])
-                if asked_to_stop() and step + 1 < config.steps:
+                    on_step(step + 1, config.steps, loss)
+                if stop and step + 1 < config.steps:
                     raise KeyboardInterrupt
-        except NonFiniteLoss:
-            raise
+                if config.save_every and (step + 1) % config.save_every == 0 and step + 1 < config.steps:
+                    save()
+                    if on_save is not None:
+                        on_save(step + 1, adapter.state())
         except BaseException as error:
             # Also a host's own cancel exception and a full memory leave a file to go on from.
-            saved = checkpoint if losses else None
-            if saved is not None:
-                save_run(saved, origin, adapter.parameters(), optimizer, losses)
+            if isinstance(error, NonFiniteLoss):
+                sound = all(parameter.isfinite().all() for parameter in adapter.parameters())
+                kept = save() if sound else None
+                if kept is not None:
+                    raise NonFiniteLoss(
+                        f"{error} The LoRA of the {len(losses)} steps before is kept in {kept}."
+                    ) from error
+                raise
+            saved = save()
             hint = f"Resume from {saved}." if saved is not None else "There is nothing to resume from."
             if isinstance(error, KeyboardInterrupt):
                 message = f"Training was stopped after step {len(losses)} of {config.steps}. {hint}"
@@ -111,8 +148,7 @@ def train(
             if _is_out_of_memory(error):
                 raise OutOfMemory(
                     f"Step {len(losses) + 1} did not fit into memory ({config.size[0]}x{config.size[1]} px, batch "
-                    f"{config.batch_size}, {config.precision}). Use gradient checkpointing, bf16, a smaller resolution "
-                    f"or batch size 1. {hint}"
+                    f"{config.batch_size}, {config.precision}). {advice(config)} {hint}"
                 ) from error
             raise
         return TrainResult(tuple(losses), adapter.state())
@@ -125,86 +161,60 @@ def _step(
     schedule: NoiseSchedule,
     adapter: Adapter,
     optimizer: torch.optim.Optimizer,
+    team: Team,
+    asked_to_stop: Callable[[], bool],
     step: int,
-) -> float:
-    """One optimizer step; gives its loss."""
-    device, dtype = _device(unet), plan.latents.dtype
-    chosen = torch.cat([plan.steps[step], plan.priors[step]])
-    z0 = (plan.latents[chosen] * schedule.latent_scale).to(device)
-    eps, timesteps = draw_noise(config, z0.shape, schedule.timesteps, step)
-    eps = eps.to(device, dtype)
-    abar = schedule.alphas_cumprod[timesteps].to(device, dtype).reshape(-1, 1, 1, 1)
-    texts = plan.caption_of[chosen]
-    weight = mask_weight(plan.masks[chosen].to(device), config.background_weight) * min_snr_weight(
-        abar, config.min_snr_gamma, schedule.prediction_type
-    )
-    inputs = {
-        "sample": noisy(z0, eps, abar),
-        "timestep": timesteps.to(device),
-        "encoder_hidden_states": plan.contexts[texts].to(device),
-        "added_cond_kwargs": {
-            "text_embeds": plan.pooled[texts].to(device),
-            "time_ids": plan.time_ids[chosen].to(device),
-        },
-    }
-
-    optimizer.param_groups[0]["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.lr_warmup))
+) -> tuple[float, bool]:
+    """One optimizer step; gives its loss, and whether any process was asked to stop."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
     optimizer.zero_grad(set_to_none=True)
-    reference = None
-    if config.dco_beta > 0:
-        with torch.no_grad(), adapter.off():
-            reference = _predict(unet, config, inputs)
-    loss = training_loss(
-        _predict(unet, config, inputs),
-        target(z0, eps, abar, schedule.prediction_type),
-        weight,
-        priors=plan.priors.shape[1],
-        prior_weight=config.prior_loss_weight,
-        reference=reference,
-        dco_beta=config.dco_beta,
-    )
-    value = loss.item()
-    if not math.isfinite(value):
+    losses = torch.zeros(config.accumulation, dtype=torch.float64)
+    strange = torch.zeros(len(plan.latents), dtype=torch.float64)
+    for part in team.share(config.accumulation):
+        number = step * config.accumulation + part
+        loss, errors = batch_loss(unet, adapter, plan, config, schedule, number)
+        losses[part] = loss.item()
+        if not losses[part].isfinite():
+            samples = torch.tensor(batch_of(plan, config, number))
+            strange[samples[~errors.isfinite().cpu()]] += 1
+            break  # its gradient would be none either
+        (loss / config.accumulation).backward()  # type: ignore[no-untyped-call]
+    stop = torch.tensor([float(asked_to_stop())], dtype=torch.float64)
+    team.add_up([losses, strange, stop])
+    if not losses.isfinite().all():
+        names = list(dict.fromkeys(plan.names[i] for i in strange.nonzero().flatten().tolist()))
         raise NonFiniteLoss(
-            f"The loss became {value} at step {step + 1}. Lower the learning rate (it is {config.learning_rate:g}), or "
-            "check that the base model makes sound pictures in this precision."
+            f"The loss became {losses.sum().item()} at step {step + 1}"
+            + (f", with {', '.join(names)}" if names else "")
+            + f". Lower the learning rate (it is {config.learning_rate:g}), or check that the base model makes sound "
+            "pictures in this precision."
         )
-    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [parameter.grad for parameter in adapter.parameters() if parameter.grad is not None]
+    team.add_up(gradients)
     if config.max_grad_norm > 0:
         torch.nn.utils.clip_grad_norm_(adapter.parameters(), config.max_grad_norm)
     optimizer.step()
-    return value
+    return losses.mean().item(), bool(stop.item())
 
 
-def draw_noise(config: TrainConfig, shape: torch.Size, timesteps: int, step: int) -> tuple[Tensor, Tensor]:
-    """Noise of ``shape`` and timesteps ``[b]`` of one step, on the CPU, from the seed and the step alone."""
-    digest = hashlib.sha256(f"{config.seed}/noise/{step}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    eps = torch.randn(shape, generator=generator)
-    t = torch.randint(0, timesteps, shape[:1], generator=generator)
-    if config.noise_offset > 0:
-        eps = eps + config.noise_offset * torch.randn(*shape[:2], 1, 1, generator=generator)
-    return eps, t
-
-
-def _device(unet: Any) -> torch.device:
-    device: torch.device = next(unet.parameters()).device
-    return device
-
-
-def _predict(unet: Any, config: TrainConfig, inputs: dict[str, Any]) -> Tensor:
-    with torch.autocast(_device(unet).type, torch.bfloat16, enabled=config.precision == "bf16"):
-        prediction: Tensor = unet(**inputs).sample
-    return prediction
-
-
-def _check_run(unet: Any, plan: Plan, config: TrainConfig) -> None:
-    if tuple(plan.steps.shape) != (config.steps, config.batch_size):
+def _check_run(unet: Any, plan: Plan, config: TrainConfig, team: Team) -> None:
+    if tuple(plan.steps.shape) != (config.steps, config.samples_per_step):
         raise BadRun(
             f"The plan has {plan.steps.shape[0]} steps of {plan.steps.shape[1]} samples, the configuration "
-            f"{config.steps} of {config.batch_size}. Make the plan with the configuration that trains."
+            f"{config.steps} of {config.samples_per_step}. Make the plan with the configuration that trains."
         )
-    dtypes = {parameter.dtype for parameter in unet.parameters()}
+    if config.accumulation % team.size:
+        raise BadRun(
+            f"{team.size} processes cannot share {config.accumulation} batches of a step evenly. Set accumulation to a "
+            f"multiple of {team.size}."
+        )
+    if stored_as(unet) != config.base_weights:
+        raise BadRun(
+            f"The U-Net's weights are kept as '{stored_as(unet)}', the settings say '{config.base_weights}'. Give the "
+            "U-Net to quantize() first."
+        )
+    dtypes = {parameter.dtype for parameter in unet.parameters() if parameter.is_floating_point()}
     allowed = {torch.float32} if config.precision == "fp32" else {torch.float32, torch.bfloat16}
     if not dtypes <= allowed:
         found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 LoraState = dict[str, Tensor]
 """A LoRA file's tensors by kohya name."""
 
+RUN_PREFIX = "run."
+"""Begins the names of what a stopped run's file holds beside the LoRA."""
 _PREFIX = "lora_unet_"
 _PARTS = (".lora_down.weight", ".lora_up.weight", ".alpha")
 _ADAPTER = "mudi"
@@ -65,14 +67,42 @@ class Adapter:
     def __exit__(self, *error: object) -> None:
         self.remove()
 
-    def start(self, seed: int) -> None:
-        """Down matrices from a normal distribution of standard deviation 1 / rank, up matrices 0; all in float32."""
+    def start(self, seed: int, lora: Mapping[str, Tensor] | None = None) -> None:
+        """Down matrices from a normal distribution of standard deviation 1 / rank, up matrices 0; all in float32.
+
+        With a ``lora`` of the same layers and of this rank or less, the start has its effect instead. Raises `BadLora`.
+        """
         generator = torch.Generator().manual_seed(seed)
         for layer in self.layers.values():
             down, up = layer.lora_A[_ADAPTER].float().weight, layer.lora_B[_ADAPTER].float().weight
             with torch.no_grad():
                 down.copy_(torch.randn(down.shape, generator=generator) / down.shape[0])
                 up.zero_()
+        if lora is not None:
+            self._go_on_from(lora)
+
+    def _go_on_from(self, lora: Mapping[str, Tensor]) -> None:
+        names = {key.rsplit(".", 1)[0] for key in lora if key.endswith(_PARTS[2])}
+        ours = {kohya_name(name): layer for name, layer in self.layers.items()}
+        if names != ours.keys():
+            example = min(names ^ ours.keys())
+            raise BadLora(
+                f"The LoRA to start from has other layers than this training, for example {example}. Use one of the "
+                "same base model and target modules."
+            )
+        for name, layer in ours.items():
+            down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+            given_down, given_up, alpha = (lora[name + part].to(down) for part in _PARTS)
+            rank = given_down.shape[0]
+            if rank > down.shape[0] or given_down.shape[1] != down.shape[1] or given_up.shape[0] != up.shape[0]:
+                raise BadLora(
+                    f"The LoRA to start from does not fit into this training: {name} has rank {rank} and is "
+                    f"{given_up.shape[0]} x {given_down.shape[1]}, here rank {down.shape[0]} and {up.shape[0]} x "
+                    f"{down.shape[1]}. Use one of the same base model, and at least its rank."
+                )
+            with torch.no_grad():
+                down[:rank] = given_down
+                up[:, :rank] = given_up * (alpha / rank) / (self.alpha / down.shape[0])
 
     def parameters(self) -> list[nn.Parameter]:
         """The LoRA's own parameters, in an order that depends on the U-Net alone."""
@@ -159,20 +189,28 @@ def apply_lora(unet: Any, lora: Path | Mapping[str, Tensor], scale: float = 1.0)
     return adapter
 
 
-def lora_metadata(config: TrainConfig, subjects: SubjectSet, *, base: str, plan_hash: str) -> dict[str, str]:
-    """What the file says of itself: kohya's ``ss_*`` keys that other programs show, and our own ``mudi_*``."""
+def lora_metadata(
+    config: TrainConfig, subjects: SubjectSet, *, base: str, plan_hash: str, family: str = "sdxl_base_v1-0"
+) -> dict[str, str]:
+    """What the file says of itself: kohya's ``ss_*`` keys that other programs show, and our own ``mudi_*``.
+
+    ``family``: kohya's name for the architecture of the base model.
+    """
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(config.rank),
         "ss_network_alpha": str(config.lora_alpha),
-        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_base_model_version": family,
         "ss_sd_model_name": base,
         "ss_learning_rate": str(config.learning_rate),
         "ss_unet_lr": str(config.learning_rate),
-        "ss_optimizer": "torch.optim.adamw.AdamW",
+        "ss_optimizer": config.optimizer,
+        "ss_lr_scheduler": config.lr_schedule,
+        "ss_lr_warmup_steps": str(config.lr_warmup),
         "ss_steps": str(config.steps),
         "ss_max_train_steps": str(config.steps),
-        "ss_total_batch_size": str(config.batch_size),
+        "ss_total_batch_size": str(config.samples_per_step),
+        "ss_gradient_accumulation_steps": str(config.accumulation),
         "ss_resolution": f"({config.size[0]}, {config.size[1]})",
         "ss_min_snr_gamma": str(config.min_snr_gamma),
         "ss_noise_offset": str(config.noise_offset),
@@ -205,9 +243,12 @@ def save_lora(
 
 
 def load_lora(path: Path) -> tuple[LoraState, dict[str, str]]:
-    """The tensors (float32) and metadata of a LoRA file with kohya's names. Raises `BadLora`, `BadTensorFile`."""
+    """The tensors (float32) and metadata of a LoRA file with kohya's names, or of a stopped run the LoRA so far.
+
+    Raises `BadLora`, `BadTensorFile`.
+    """
     tensors, metadata = read_tensors(path)
-    state = {key: value.float() for key, value in tensors.items()}
+    state = {key: value.float() for key, value in tensors.items() if not key.startswith(RUN_PREFIX)}
     names = {key[: -len(part)] for key in state for part in _PARTS if key.endswith(part)}
     strange = [key for key in state if not key.startswith(_PREFIX) or not key.endswith(_PARTS)]
     missing = [name + part for name in sorted(names) for part in _PARTS if name + part not in state]

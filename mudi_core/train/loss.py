@@ -1,4 +1,4 @@
-"""From a U-Net's prediction to one number: masked mean squared error, min-SNR, priors, DCO."""
+"""From a U-Net's prediction to one number: masked mean squared error, min-SNR, priors, DCO, KL."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NoiseSchedule:
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise BadSchedule(
                 f"The model predicts '{self.prediction_type}'; training knows 'epsilon' and 'v_prediction'. "
-                "Choose an SDXL checkpoint of one of these kinds."
+                "Choose a checkpoint of one of these kinds."
             )
 
     @classmethod
@@ -70,36 +70,43 @@ def min_snr_weight(abar: Tensor, gamma: float | None, prediction_type: str) -> T
     return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
 
 
-def mean_squared_error(prediction: Tensor, wanted: Tensor, weight: Tensor, priors: int, prior_weight: float) -> Tensor:
-    """``L = L_own + prior_weight * L_prior``: each the mean of ``weight * (prediction - wanted)^2`` over its samples.
+def squared_errors(prediction: Tensor, wanted: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Of each sample the mean of ``weight * (prediction - wanted)^2``: ``[b]``, float32.
 
-    The last ``priors`` samples of the batch are the prior images (DreamBooth, equation 2). A weight of 0 adds nothing
-    to the mean and still counts in it, so a photo with a small subject does not shout.
+    ``prediction``, ``wanted``: ``[b,c,h,w]``; ``weight`` broadcasts to them. A weight of 0 adds nothing to the mean and
+    still counts in it, so a photo with a small subject does not shout.
     """
-    each = (weight * (prediction.float() - wanted.float()).square()).mean(dim=(1, 2, 3))
-    own = each[: len(each) - priors].mean()
-    return own + prior_weight * each[len(each) - priors :].mean() if priors else own
+    return (weight * (prediction.float() - wanted.float()).square()).mean(dim=(1, 2, 3))
 
 
 def training_loss(
-    prediction: Tensor,
-    wanted: Tensor,
-    weight: Tensor,
+    errors: Tensor,
     *,
     priors: int = 0,
     prior_weight: float = 1.0,
     reference: Tensor | None = None,
     dco_beta: float = 0.0,
+    drift: Tensor | None = None,
+    kl_weight: float = 0.0,
 ) -> Tensor:
-    """The loss of a step: `mean_squared_error`, or with a ``reference`` its Direct Consistency Optimization.
+    """The loss of a batch from the `squared_errors` ``[b]`` of its samples.
 
-    DCO is ``-logsigmoid(-beta (L_theta - L_ref))``: the ``reference`` is the same U-Net's prediction for the same batch
-    and noise with the LoRA off. ``L`` includes the priors on both sides. So priors and DCO go together: for a small
-    beta this is ``beta / 2`` times the plain loss with priors, and the prior weight means the same in both.
+    ``L = L_own + prior_weight * L_prior``, each a mean; the last ``priors`` samples are the prior images (DreamBooth,
+    equation 2). Two regularizers look at what the same U-Net predicts for the same batch and noise with the LoRA off:
 
-    ``prediction``, ``wanted``, ``reference``: ``[b,c,h,w]``; ``weight`` broadcasts to them.
+    - Direct Consistency Optimization, with its errors as ``reference``: ``-logsigmoid(-beta (L_theta - L_ref))`` takes
+      the place of ``L``. ``L`` includes the priors on both sides, so priors and DCO go together: for a small beta this
+      is ``beta / 2`` times the plain loss with priors, and the prior weight means the same in both.
+    - KL regularization, with the squared distance of both predictions as ``drift``: ``kl_weight * L(drift)`` is added.
+      The KL divergence of two denoising steps of one variance is that distance, times a factor of the timestep (DDPM,
+      equation 8) which is left out here as it is in the training loss.
     """
-    loss = mean_squared_error(prediction, wanted, weight, priors, prior_weight)
-    if reference is None:
-        return loss
-    return -logsigmoid(-dco_beta * (loss - mean_squared_error(reference, wanted, weight, priors, prior_weight)))
+
+    def mean(each: Tensor) -> Tensor:
+        own = each[: len(each) - priors].mean()
+        return own + prior_weight * each[len(each) - priors :].mean() if priors else own
+
+    loss = mean(errors)
+    if reference is not None:
+        loss = -logsigmoid(-dco_beta * (loss - mean(reference)))
+    return loss if drift is None else loss + kl_weight * mean(drift)

@@ -8,8 +8,9 @@ of 1024 px takes 320 KB here, so 10 photos with 16 crops and 512 compositions ma
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,25 +18,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..types import SubjectSet
+from ..types import MudiError, SubjectSet
+from .cache import Cache, content_key
 from .config import TrainConfig
-from .draw import Draw, crop_counts, draw_steps, render
-from .encode import EncodeImage, Encoder, EncodeText
+from .draw import Draw, all_photos, crop_counts, draw_steps, label, render, sizes
+from .encode import EncodeImage, Encoder, EncodeText, OnEncoded
 
 log = logging.getLogger(__name__)
 
-OnEncoded = Callable[[str, int, int], None]
-"""``(stage, done, total)``; the stages are "images" and "captions"."""
+_FORMAT = "mudi plan 1"
+
+
+class OneSubject(MudiError):
+    """A single subject, where compositions of two were asked for."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """The samples of a run and which of them each step takes. All tensors are on the CPU."""
 
-    latents: Tensor
-    """Float ``[n, c, h/8, w/8]``: the VAE's, not yet multiplied by the latent scale."""
-    masks: Tensor
-    """Float ``[n, 1, h/8, w/8]``, 0..1: where the subjects are."""
+    latents: tuple[Tensor, ...]
+    """Of each of the ``n`` samples float ``[c, h/8, w/8]``: the VAE's, not yet multiplied by the latent scale."""
+    masks: tuple[Tensor, ...]
+    """Float ``[1, h/8, w/8]``, 0..1: where the subjects are."""
+    names: tuple[str, ...]
+    """What each sample is called in a message: its photo, or the number of the composition."""
     time_ids: Tensor
     """Float ``[n, 6]``: original height and width, crop top and left, target height and width, in pixels."""
     captions: tuple[str, ...]
@@ -47,9 +54,9 @@ class Plan:
     pooled: Tensor
     """Float ``[m, p]``."""
     steps: Tensor
-    """Long ``[steps, batch_size]``: the samples of each step."""
+    """Long ``[steps, samples_per_step]``: the samples of each step, batch after batch."""
     priors: Tensor
-    """Long ``[steps, batch_size]``, or ``[steps, 0]`` without prior images: the prior samples of each step."""
+    """Of the same shape, or ``[steps, 0]`` without prior images: the prior samples of each step."""
     plan_hash: str
     """Hexadecimal SHA-256 of everything drawn: images, masks, captions, time ids and their order."""
 
@@ -68,37 +75,51 @@ def make_plan(
 
     ``encode_image``: float ``[b,h,w,3]``, 0..1 -> the VAE's mode ``[b,c,h/8,w/8]``, unscaled; ``encode_text``: captions
     -> ``([n,77,d], [n,p])``. ``priors``: pictures of other members of each class, with masks (paper, appendix B).
-    ``cache_dir`` keeps what was encoded, by content, for the next run. Raises `encode.BadEncoding`, and what Seg-Mix
-    raises when the subjects cannot be composed.
+    ``cache_dir`` keeps the plan and what was encoded, by content: a second run that only learns differently reads the
+    plan at once, any other encodes what is new. Raises `OneSubject`, `encode.BadEncoding`, and what Seg-Mix raises when
+    the subjects cannot be composed.
     """
     if len(subjects) < 2 and config.method != "dreambooth":
-        log.warning("There is only one subject, so no compositions are made: this trains as 'dreambooth'.")
-    use_priors = priors is not None and config.prior_loss_weight > 0
+        raise OneSubject(
+            f"There is only one subject, '{subjects.subjects[0].name}', and {config.method} composes two. Add another "
+            "subject, or train with the method 'dreambooth'."
+        )
+    if config.prior_loss_weight == 0:
+        priors = None
+    _warn_of_captions(subjects)
+    cache = Cache(cache_dir)
+    encoder = Encoder(encode_image, encode_text, cache)
+    key = ""
+    if cache_dir is not None:
+        made_of = (config.plan_json(), *_contents(subjects), "priors", *_contents(priors))
+        key = content_key(_FORMAT, encoder.identity, *made_of)
+        if kept := _read(cache, key):
+            return kept
+
     table = draw_steps(config, crop_counts(subjects, config), len(subjects) > 1)
     prior_table: list[list[Draw]] = [[] for _ in table]
-    if use_priors and priors is not None:
+    if priors is not None:
         prior_table = draw_steps(config, crop_counts(priors, config), len(priors) > 1, prior=True)
     draws = sorted({draw for row in table + prior_table for draw in row})
 
-    encoder = Encoder(encode_image, encode_text, cache_dir, config.size)
     digest = hashlib.sha256(config.plan_json().encode())
-    height, width = config.size[1] // 8, config.size[0] // 8
-    masks = torch.empty(len(draws), 1, height, width)
+    size_of = sizes(draws, subjects, priors, config)
+    masks: list[Tensor] = []
     captions: list[str] = []
     time_ids: list[tuple[int, ...]] = []
 
     def images() -> Iterator[Tensor]:
-        for i, (draw, sample) in enumerate(zip(draws, render(draws, subjects, priors, config), strict=True)):
+        for draw, size, sample in zip(draws, size_of, render(draws, subjects, priors, config), strict=True):
             # At the size of the latents a mask is small enough to keep; the picture is let go after encoding.
-            masks[i] = interpolate(sample.mask[None, None].float(), (height, width), mode="area")[0]
+            masks.append(interpolate(sample.mask[None, None].float(), (size[1] // 8, size[0] // 8), mode="area")[0])
             captions.append(sample.caption)
             time_ids.append(sample.time_ids)
             digest.update(repr((tuple(draw), sample.caption, sample.time_ids)).encode())
             digest.update(_bytes(sample.image))
-            digest.update(_bytes(masks[i]))
+            digest.update(_bytes(masks[-1]))
             yield sample.image
 
-    latents = encoder.images(images(), len(draws), on_step)
+    latents = encoder.images(images(), size_of, on_step)
     different = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
     contexts, pooled = encoder.texts(list(different), on_step)
     index = {draw: i for i, draw in enumerate(draws)}
@@ -107,9 +128,10 @@ def make_plan(
         for rows in (table, prior_table)
     )
     digest.update(_bytes(steps) + _bytes(prior_steps))
-    return Plan(
+    plan = Plan(
         latents=latents,
-        masks=masks,
+        masks=tuple(masks),
+        names=tuple(label(draw, subjects, priors) for draw in draws),
         time_ids=torch.tensor(time_ids, dtype=torch.float32),
         captions=tuple(different),
         caption_of=torch.tensor([different[caption] for caption in captions], dtype=torch.long),
@@ -118,6 +140,61 @@ def make_plan(
         steps=steps,
         priors=prior_steps,
         plan_hash=digest.hexdigest(),
+    )
+
+    _write(cache, key, plan)
+    cache.prune()
+    return plan
+
+
+def _warn_of_captions(subjects: SubjectSet) -> None:
+    for subject, photo, _ in all_photos(subjects):
+        if photo.caption and subject.token not in photo.caption:
+            log.warning(
+                "%s: its caption '%s' does not say '%s', so the photo will not teach that name. Add it.",
+                photo.name,
+                photo.caption,
+                subject.token,
+            )
+
+
+def _contents(subjects: SubjectSet | None) -> Iterator[str | Tensor]:
+    """Everything of a set that can reach a plan."""
+    for subject, photo, mask in [] if subjects is None else all_photos(subjects):
+        yield json.dumps([subject.token, subject.class_noun, photo.name, photo.caption])
+        yield photo.image
+        yield mask
+
+
+_WHOLE = ("time_ids", "caption_of", "contexts", "pooled", "steps", "priors")
+"""A plan's tensors that are kept as they are."""
+
+
+def _write(cache: Cache, key: str, plan: Plan) -> None:
+    """Latents and masks lie in the file as one row each, beside the shapes to cut them into."""
+    tensors = {name: getattr(plan, name) for name in _WHOLE}
+    tensors["latents"] = torch.cat([latent.reshape(-1) for latent in plan.latents])
+    tensors["masks"] = torch.cat([mask.reshape(-1) for mask in plan.masks])
+    tensors["shapes"] = torch.tensor([latent.shape for latent in plan.latents])
+    words = {"names": json.dumps(plan.names), "captions": json.dumps(plan.captions), "plan_hash": plan.plan_hash}
+    cache.write(key, tensors, words)
+
+
+def _read(cache: Cache, key: str) -> Plan | None:
+    found = cache.read(key)
+    if found is None:
+        return None
+    tensors, words = found
+    shapes: list[list[int]] = tensors["shapes"].tolist()
+    latents = torch.split(tensors["latents"], [c * h * w for c, h, w in shapes])
+    masks = torch.split(tensors["masks"], [h * w for _, h, w in shapes])
+    return Plan(
+        latents=tuple(latent.reshape(shape) for latent, shape in zip(latents, shapes, strict=True)),
+        masks=tuple(mask.reshape(1, h, w) for mask, (_, h, w) in zip(masks, shapes, strict=True)),
+        names=tuple(json.loads(words["names"])),
+        captions=tuple(json.loads(words["captions"])),
+        plan_hash=words["plan_hash"],
+        **{name: tensors[name] for name in _WHOLE},
     )
 
 

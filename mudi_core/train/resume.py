@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 
 from ..types import MudiError
+from .lora import RUN_PREFIX, Adapter
+from .optimizer import pack_state, unpack_state
 from .tensor_file import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
-_FORMAT = "mudi checkpoint 1"
+_FORMAT = "mudi checkpoint 2"
+_LOSSES = f"{RUN_PREFIX}losses"
+_OPTIMIZER = f"{RUN_PREFIX}optimizer."
+_START = "from another LoRA to start with"
 
 
 class BadCheckpoint(MudiError):
@@ -33,32 +38,36 @@ def fingerprint(unet: Any) -> str:
     return digest.hexdigest()
 
 
+def lora_fingerprint(lora: Mapping[str, Tensor] | None) -> str:
+    """Tells one LoRA to start from from another; empty without one."""
+    if lora is None:
+        return ""
+    digest = hashlib.sha256()
+    for name in sorted(lora):
+        digest.update(name.encode() + lora[name].float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def save_run(
-    path: Path,
-    origin: Mapping[str, str],
-    parameters: Sequence[torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    losses: Sequence[float],
+    path: Path, origin: Mapping[str, str], adapter: Adapter, optimizer: torch.optim.Optimizer, losses: Sequence[float]
 ) -> None:
     """Writes everything that the steps still to come depend on. ``losses``: one per step done, at least one.
 
-    ``origin``: what the run is made of, by the names "plan", "unet" and "config" (JSON). Raises `BadTensorFile`.
+    The LoRA has the names of a LoRA file, so that one can look at it, or start from it with other settings.
+    ``origin``: what the run is made of, by the names "plan", "unet", "start" and "config" (JSON). Raises
+    `BadTensorFile`.
     """
-    tensors = {"losses": torch.tensor(losses, dtype=torch.float64)}
-    for i, parameter in enumerate(parameters):
-        values: dict[str, Tensor] = {"value": parameter.detach(), **optimizer.state[parameter]}
-        tensors.update({f"{i}.{name}": value.cpu() for name, value in values.items()})
-    write_tensors(path, tensors, {"format": _FORMAT, **origin})
+    remembered, numbers = pack_state(optimizer)
+    tensors = {f"{_OPTIMIZER}{name}": value for name, value in remembered.items()}
+    tensors[_LOSSES] = torch.tensor(losses, dtype=torch.float64)
+    write_tensors(path, {**adapter.state(), **tensors}, {"format": _FORMAT, "optimizer": numbers, **origin})
     log.info("wrote %s after step %d", path, len(losses))
 
 
 def restore_run(
-    path: Path,
-    origin: Mapping[str, str],
-    parameters: Sequence[torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    path: Path, origin: Mapping[str, str], adapter: Adapter, optimizer: torch.optim.Optimizer
 ) -> list[float]:
-    """Brings parameters and optimizer to where the checkpoint left them; gives the losses of the steps done.
+    """Brings LoRA and optimizer to where the checkpoint left them; gives the losses of the steps done.
 
     Raises `BadCheckpoint` when the file is no checkpoint or comes from another run, `BadTensorFile` when it is damaged.
     """
@@ -66,15 +75,10 @@ def restore_run(
     if metadata.get("format") != _FORMAT:
         raise BadCheckpoint(f"{path} is not a checkpoint of this training. Give the file that a stopped run left.")
     _check_origin(path, metadata, origin)
-    losses: list[float] = tensors.pop("losses").tolist()
-    state: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(parameters))}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state[int(index)][name] = value
-    with torch.no_grad():
-        for i, parameter in enumerate(parameters):
-            parameter.copy_(state[i].pop("value"))
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    adapter.load(tensors)
+    remembered = {key.removeprefix(_OPTIMIZER): value for key, value in tensors.items() if key.startswith(_OPTIMIZER)}
+    unpack_state(optimizer, remembered, metadata["optimizer"])
+    losses: list[float] = tensors[_LOSSES].tolist()
     return losses
 
 
@@ -83,6 +87,7 @@ def _check_origin(path: Path, metadata: Mapping[str, str], origin: Mapping[str, 
         now, then = json.loads(origin["config"]), json.loads(metadata["config"])
         changed = [f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in now if then.get(name) != now[name]]
         raise BadCheckpoint(f"{path} was made with other settings: {'; '.join(changed)}. Use the same, or start anew.")
-    for key, what in (("plan", "with other photos, masks or captions"), ("unet", "on another base model")):
+    reasons = {"plan": "with other photos, masks or captions", "unet": "on another base model", "start": _START}
+    for key, what in reasons.items():
         if metadata[key] != origin[key]:
             raise BadCheckpoint(f"{path} was made {what}, so it cannot go on here. Use the same ones, or start anew.")

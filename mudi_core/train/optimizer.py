@@ -1,0 +1,85 @@
+"""How gradients move the LoRA: the optimizers, the learning rate over the steps, and their state as plain tensors."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..types import MudiError
+from .config import TrainConfig
+
+_PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+
+
+class MissingOptimizer(MudiError):
+    """An optimizer whose package is not installed or does not run here."""
+
+
+def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that the settings name. Raises `MissingOptimizer`."""
+    common: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **common)
+    package = _PACKAGES[config.optimizer]
+    try:
+        module = importlib.import_module(package)
+        if config.optimizer == "adamw8bit":
+            kind: Any = module.optim.AdamW8bit
+        else:
+            kind = module.Prodigy
+            common |= {"use_bias_correction": True, "safeguard_warmup": config.lr_warmup > 0}
+        optimizer: torch.optim.Optimizer = kind(parameters, **common)
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MissingOptimizer(
+            f"Optimizer '{config.optimizer}' needs the package {package}, which does not work here ({reason}). Install "
+            f"it (pip install {package}), or use the optimizer 'adamw'."
+        ) from error
+    return optimizer
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Of a step, counted from 0: it rises over ``lr_warmup`` steps, then follows ``lr_schedule``.
+
+    The last step is never one without effect: "linear" and "cosine" reach 0 where the step after it would be.
+    """
+    if step < config.lr_warmup:
+        return config.learning_rate * (step + 1) / config.lr_warmup
+    if config.lr_schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.lr_warmup) / (config.steps - config.lr_warmup)
+    factor = 1 - progress if config.lr_schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return config.learning_rate * factor
+
+
+def pack_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
+    """All that an optimizer remembers: tensors by name, on the CPU, and its plain numbers as JSON."""
+    state = optimizer.state_dict()
+    places: dict[str, Mapping[str, Any]] = {f"state.{i}": values for i, values in state["state"].items()}
+    places |= {f"group.{i}": group for i, group in enumerate(state["param_groups"])}
+    tensors, numbers = {}, {}
+    for place, values in places.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{place}.{name}"] = value.detach().cpu()
+            elif name != "params":
+                numbers[f"{place}.{name}"] = value
+    return tensors, json.dumps(numbers, sort_keys=True)
+
+
+def unpack_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: str) -> None:
+    """Brings an optimizer of the same kind and parameters to where `pack_state` saw it."""
+    groups = optimizer.state_dict()["param_groups"]
+    state: dict[int, dict[str, Any]] = {i: {} for group in groups for i in group["params"]}
+    for key, value in [*tensors.items(), *json.loads(numbers).items()]:
+        kind, index, name = key.split(".", 2)
+        was = groups[int(index)].get(name) if kind == "group" else None
+        value = tuple(value) if isinstance(was, tuple) else value  # JSON knows lists alone
+        (state if kind == "state" else groups)[int(index)][name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

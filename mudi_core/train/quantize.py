@@ -1,0 +1,130 @@
+"""A U-Net's frozen linear layers in 8 or 4 bits, so that it fits into a small card while a LoRA is trained on it.
+
+Both formats need nothing but torch, on any device. The numbers are put back into full precision layer by layer, in the
+forward and in the backward pass, and are never kept in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from .config import BaseWeights
+
+BASE_WEIGHTS: tuple[str, ...] = get_args(BaseWeights)
+"""The formats, largest first."""
+
+_BLOCK = 64
+"""Numbers that share a scale in 4 bits."""
+_NF4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+"""NormalFloat of 4 bits: quantiles of a normal distribution, 0 and both ends included (QLoRA, appendix E)."""
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer that cannot be trained; `stored` says of how many bits its weight is made."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias = layer.bias
+        self.dtype = layer.weight.dtype
+        """What it computes in: as the layer that it stands for."""
+
+    def full(self) -> Tensor:
+        """The weight ``[out, in]`` in `dtype`."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            product: Tensor = _Product.apply(input.to(self.dtype), self)  # type: ignore[no-untyped-call]
+            return product if self.bias is None else product + self.bias.to(self.dtype)
+
+
+class Int8Linear(FrozenLinear):
+    """A signed byte for each number and a scale for each row."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
+        weight = layer.weight.detach().float()
+        scale = (weight.abs().amax(dim=1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        self.weight = nn.Parameter((weight / scale).round().to(torch.int8), requires_grad=False)
+        self.register_buffer("scale", scale)
+
+    def full(self) -> Tensor:
+        return (self.weight * self.get_buffer("scale")).to(self.dtype)
+
+
+class Nf4Linear(FrozenLinear):
+    """Half a byte for each number, and a scale for each 64 of them."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
+        weight = layer.weight.detach().float()
+        flat = pad(weight.reshape(-1), (0, -weight.numel() % _BLOCK)).reshape(-1, _BLOCK)
+        scale = flat.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        levels = torch.tensor(_NF4, device=weight.device)
+        codes = torch.bucketize(flat / scale, (levels[1:] + levels[:-1]) / 2)
+        packed = codes[:, 0::2] * 16 + codes[:, 1::2]
+        self.weight = nn.Parameter(packed.to(torch.uint8), requires_grad=False)
+        self.register_buffer("scale", scale)
+        # Both numbers of a byte at once: half as many look-ups.
+        self.register_buffer("pairs", torch.cartesian_prod(levels, levels), persistent=False)
+
+    def full(self) -> Tensor:
+        numbers = self.get_buffer("pairs")[self.weight.int()].reshape(-1, _BLOCK) * self.get_buffer("scale")
+        weight = numbers.reshape(-1)[: self.out_features * self.in_features]
+        return weight.reshape(self.out_features, self.in_features).to(self.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """``x W^T`` that remembers the layer and not the full weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
+        ctx.layer = layer
+        return linear(x, layer.full())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient @ ctx.layer.full(), None
+
+
+def quantize(unet: nn.Module, base_weights: BaseWeights) -> None:
+    """Puts every linear layer of a U-Net's transformers into ``base_weights``, one by one; "full" changes nothing.
+
+    The modules are replaced; tensors that others share with this U-Net stay as they are.
+    """
+    if base_weights == "full":
+        return
+    kind = Int8Linear if base_weights == "int8" else Nf4Linear
+    for name, module in list(unet.named_modules()):
+        if ".transformer_blocks." in f".{name}" and type(module) is nn.Linear:
+            parent, _, child = name.rpartition(".")
+            setattr(unet.get_submodule(parent), child, kind(module))
+
+
+def stored_as(unet: nn.Module) -> BaseWeights:
+    """How a U-Net's transformers are kept."""
+    if any(isinstance(module, Int8Linear) for module in unet.modules()):
+        return "int8"
+    return "nf4" if any(isinstance(module, Nf4Linear) for module in unet.modules()) else "full"

@@ -1,0 +1,103 @@
+"""One batch of a plan: noise on it, the U-Net's prediction, its loss."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import TrainConfig
+from .lora import Adapter
+from .loss import NoiseSchedule, mask_weight, min_snr_weight, noisy, squared_errors, target, training_loss
+from .plan import Plan
+
+
+def batch_of(plan: Plan, config: TrainConfig, number: int) -> list[int]:
+    """The samples of batch ``number``, counted over the whole run: its own ones, then as many priors if there are."""
+    step, part = divmod(number, config.accumulation)
+    own = slice(part * config.batch_size, (part + 1) * config.batch_size)
+    return [*plan.steps[step, own].tolist(), *plan.priors[step, own].tolist()]
+
+
+def batch_loss(
+    unet: Any, adapter: Adapter, plan: Plan, config: TrainConfig, schedule: NoiseSchedule, number: int
+) -> tuple[Tensor, Tensor]:
+    """The loss of batch ``number`` with its gradient, and the squared error ``[b]`` of each of its samples."""
+    samples = batch_of(plan, config, number)
+    device = device_of(unet)
+    noise, timesteps = draw_noise(config, [plan.latents[i].shape for i in samples], schedule.timesteps, number)
+    errors, references, drifts = (torch.empty(len(samples), device=device) for _ in range(3))
+    compares = config.dco_beta > 0 or config.kl_weight > 0
+    for places in _of_one_size([plan.latents[i] for i in samples]):
+        chosen = [samples[place] for place in places]
+        t = timesteps[places]
+        eps = torch.stack([noise[place] for place in places]).to(device)
+        z0 = (torch.stack([plan.latents[i] for i in chosen]) * schedule.latent_scale).to(device)
+        abar = schedule.alphas_cumprod[t].to(device, z0.dtype).reshape(-1, 1, 1, 1)
+        mask = torch.stack([plan.masks[i] for i in chosen]).to(device)
+        by_time = min_snr_weight(abar, config.min_snr_gamma, schedule.prediction_type)
+        texts = plan.caption_of[chosen]
+        inputs = {
+            "sample": noisy(z0, eps, abar),
+            "timestep": t.to(device),
+            "encoder_hidden_states": plan.contexts[texts].to(device),
+            "added_cond_kwargs": {
+                "text_embeds": plan.pooled[texts].to(device),
+                "time_ids": plan.time_ids[chosen].to(device),
+            },
+        }
+        wanted = target(z0, eps, abar, schedule.prediction_type)
+        weight = mask_weight(mask, config.background_weight) * by_time
+        if compares:
+            with torch.no_grad(), adapter.off():
+                without_lora = _predict(unet, config, inputs)
+            references[places] = squared_errors(without_lora, wanted, weight)
+        prediction = _predict(unet, config, inputs)
+        errors[places] = squared_errors(prediction, wanted, weight)
+        if config.kl_weight > 0:
+            drifts[places] = squared_errors(prediction, without_lora)
+    loss = training_loss(
+        errors,
+        priors=len(samples) - config.batch_size,
+        prior_weight=config.prior_loss_weight,
+        reference=references if config.dco_beta > 0 else None,
+        dco_beta=config.dco_beta,
+        drift=drifts if config.kl_weight > 0 else None,
+        kl_weight=config.kl_weight,
+    )
+    return loss, errors.detach()
+
+
+def draw_noise(
+    config: TrainConfig, shapes: Sequence[torch.Size], timesteps: int, number: int
+) -> tuple[list[Tensor], Tensor]:
+    """Noise of each sample's shape ``[c,h,w]`` and timesteps ``[b]`` of a batch, from the seed and its number alone."""
+    digest = hashlib.sha256(f"{config.seed}/noise/{number}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    noise = [torch.randn(shape, generator=generator) for shape in shapes]
+    t = torch.randint(0, timesteps, (len(shapes),), generator=generator)
+    if config.noise_offset > 0:
+        noise = [eps + config.noise_offset * torch.randn(eps.shape[0], 1, 1, generator=generator) for eps in noise]
+    return noise, t
+
+
+def device_of(unet: Any) -> torch.device:
+    device: torch.device = next(unet.parameters()).device
+    return device
+
+
+def _of_one_size(latents: Sequence[Tensor]) -> list[list[int]]:
+    """The places of a batch, in groups that the U-Net can see at once."""
+    groups: dict[torch.Size, list[int]] = {}
+    for place, latent in enumerate(latents):
+        groups.setdefault(latent.shape, []).append(place)
+    return list(groups.values())
+
+
+def _predict(unet: Any, config: TrainConfig, inputs: dict[str, Any]) -> Tensor:
+    with torch.autocast(device_of(unet).type, torch.bfloat16, enabled=config.precision == "bf16"):
+        prediction: Tensor = unet(**inputs).sample
+    return prediction

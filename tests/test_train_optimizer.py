@@ -1,0 +1,91 @@
+"""The optimizers: which there are, how fast they go at each step, and that all they remember can be kept in a file."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_train_loop import CONFIG, SCHEDULE, plan_for, same, stopped
+from tiny_sdxl import tiny_unet
+
+from mudi_core.train.config import OptimizerName, TrainConfig
+from mudi_core.train.loop import train
+from mudi_core.train.optimizer import MissingOptimizer, learning_rate, make_optimizer
+
+
+def test_the_learning_rate_rises_and_then_follows_its_schedule() -> None:
+    config = TrainConfig(steps=12, lr_warmup=4, learning_rate=0.8)
+
+    def rates(schedule: Any) -> Sequence[float]:
+        return [learning_rate(replace(config, lr_schedule=schedule), step) for step in range(12)]
+
+    rising = [0.2, 0.4, 0.6, 0.8]
+    assert rates("constant") == pytest.approx(rising + [0.8] * 8)
+    assert rates("linear") == pytest.approx(rising + [0.8 * (1 - i / 8) for i in range(8)])
+    assert rates("cosine") == pytest.approx(rising + [0.4 * (1 + math.cos(math.pi * i / 8)) for i in range(8)])
+    assert min(rates("cosine")) > 0
+
+
+def test_a_warm_up_longer_than_the_run_never_ends() -> None:
+    config = TrainConfig(steps=3, lr_warmup=10, learning_rate=1.0, lr_schedule="linear")
+    assert [learning_rate(config, step) for step in range(3)] == pytest.approx([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("name, package", [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
+def test_a_missing_package_is_a_sentence(name: OptimizerName, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    config = replace(CONFIG, optimizer=name, learning_rate=1.0)
+    with pytest.raises(MissingOptimizer, match=f"pip install {package}.*'adamw'"):
+        make_optimizer(config, [torch.nn.Parameter(torch.zeros(2))])
+
+
+class Remembering(torch.optim.Optimizer):
+    """A stand-in whose step hangs on a number of its group, one of its state, and bytes, as 8-bit optimizers have."""
+
+    def __init__(self, parameters: Any, **settings: Any) -> None:
+        super().__init__(parameters, {**settings, "distance": 0.001, "pair": (1.0, 2.0)})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            assert isinstance(group["pair"], tuple)
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["count"] = state.get("count", 0) + 1
+                state["codes"] = state.get("codes", torch.zeros(3, dtype=torch.uint8)) + 1
+                change = parameter.grad.sign() * group["lr"] * group["distance"]
+                parameter.sub_(change * state["count"] * int(state["codes"].sum()))
+            group["distance"] *= 1.1
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        kept = {i: values["codes"] for i, values in state_dict["state"].items()}
+        super().load_state_dict(state_dict)
+        for i, parameter in enumerate(self.param_groups[0]["params"]):
+            self.state[parameter]["codes"] = kept[i]
+
+
+@pytest.mark.parametrize("name, package", [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
+@pytest.mark.parametrize("real", [False, True], ids=["stand-in", "real"])
+def test_a_resumed_run_of_any_optimizer_equals_an_uninterrupted_one(
+    name: OptimizerName, package: str, real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if real and (importlib.util.find_spec(package) is None or (name == "adamw8bit" and not torch.cuda.is_available())):
+        pytest.skip(f"{package} is not installed, or has no GPU to run on")
+    if not real:
+        module = SimpleNamespace(optim=SimpleNamespace(AdamW8bit=Remembering), Prodigy=Remembering)
+        monkeypatch.setitem(sys.modules, package, module)  # type: ignore[arg-type]
+    unet = tiny_unet().to("cuda" if real and name == "adamw8bit" else "cpu")
+    config = replace(CONFIG, optimizer=name, learning_rate=0.1, weight_decay=0.0)
+    whole = train(unet, plan_for(config), config, SCHEDULE)
+    stopped(unet, config, tmp_path / "run.safetensors", step=3)
+    assert same(train(unet, plan_for(config), config, SCHEDULE, resume=tmp_path / "run.safetensors"), whole)
+    plain = train(unet, plan_for(config), replace(config, optimizer="adamw"), SCHEDULE)
+    assert not same(whole, plain)
