@@ -253,8 +253,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             precision="bf16" if _computes_in_bf16(preset) else "fp32",
             **PRESETS[preset],
         )
-        schedule = convert.noise_schedule(model)
         convert.check_unet(model)
+        schedule = convert.noise_schedule(model)
         plan = _plan(dataset, config, clip, vae)
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +17,6 @@ from comfyui import Comfy
 from mudi_core import sdxl
 from mudi_core.checkpoint import open_checkpoint
 from mudi_core.mini import family
-from mudi_core.train import loop
 from mudi_core.train.lora import Adapter, apply_lora, load_lora, save_lora
 from mudi_core.train.loss import NoiseSchedule
 from mudi_core.types import BadLayout, SubjectSet
@@ -40,6 +42,14 @@ def interrupt(comfy: Comfy) -> Iterator[Any]:
     management = comfy.core("comfy.model_management")
     yield management.interrupt_current_processing
     management.interrupt_current_processing(False)
+
+
+FLUX = {
+    "image_model": "flux", "guidance_embed": True, "in_channels": 16, "out_channels": 16, "vec_in_dim": 8,
+    "context_in_dim": 8, "hidden_size": 32, "mlp_ratio": 4.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1,
+    "axes_dim": [4, 6, 6], "theta": 10_000, "patch_size": 2, "qkv_bias": True,
+}  # fmt: skip
+"""As ComfyUI detects Flux from a file, and much smaller."""
 
 
 def segmix(comfy: Comfy, subjects: SubjectSet, **changed: Any) -> tuple[Any, torch.Tensor]:
@@ -97,7 +107,8 @@ def other_model(comfy: Comfy, kind: str, unet_config: dict[str, Any]) -> Any:
     """A MODEL of another kind, as small as the mini model."""
     cpu = torch.device("cpu")
     config = getattr(comfy.core("comfy.supported_models"), kind)(unet_config)
-    config.unet_config["num_head_channels"] = 32
+    if "num_head_channels" in config.unet_config:
+        config.unet_config["num_head_channels"] = 32
     config.set_inference_dtype(torch.float32, None)
     return comfy.core("comfy.model_patcher").ModelPatcher(config.get_model({}, "", device=cpu), cpu, cpu)
 
@@ -195,6 +206,22 @@ def test_models_of_other_kinds_are_refused(comfy: Comfy, mini: tuple[Any, Any, A
         convert.encode_image(vae)
 
 
+def test_parts_of_another_checkpoint_are_told_before_anything_is_made(
+    comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any
+) -> None:
+    model, clip, vae = mini
+    wrong = comfy.module("convert").BadModel
+    with pytest.raises(wrong, match=r"\(Flux\) is not of SDXL's architecture.*can be trained here: SDXL itself and"):
+        train(comfy, (other_model(comfy, "Flux", FLUX), clip, vae), dataset, "strange")
+    clip_alone, video = SimpleNamespace(cond_stage_model=torch.nn.Linear(1, 1)), copy.copy(vae)
+    with pytest.raises(wrong, match="SDXL has two encoders.*Connect the CLIP of an SDXL checkpoint"):
+        train(comfy, (model, clip_alone, vae), dataset, "strange")
+    video.latent_channels = 16
+    with pytest.raises(wrong, match="16 channels.*Connect the VAE of an SDXL checkpoint"):
+        train(comfy, (model, clip, video), dataset, "strange")
+    assert not loras(comfy, "strange") and not (comfy.base / "output" / "mudi" / "strange").exists()
+
+
 def test_the_dataset_shows_its_compositions(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
     dataset, preview = segmix(comfy, drawn_subjects, relative_sizes="olis:hta=1:2", background_weight=0.25)
     assert dataset.subjects is drawn_subjects and dataset.background_weight == 0.25
@@ -269,24 +296,36 @@ def test_the_same_graph_gives_the_same_file_twice(comfy: Comfy, mini: tuple[Any,
 def test_cancel_leaves_no_lora_and_the_next_run_goes_on(
     comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any, interrupt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(comfy, mini, dataset, "whole", steps=3).result[1]
-    real, steps = loop._step, []
+    _, whole, curve = train(comfy, mini, dataset, "whole", steps=3).result
+    begun: list[int] = []
 
-    def step(*arguments: Any) -> float:
-        steps.append(arguments[-1])
-        interrupt(len(steps) == 2)
-        return real(*arguments)
+    def hook(done: int, total: int, preview: Any, node_id: Any = None) -> None:
+        if preview is not None:  # only training draws, and at once
+            begun.append(done)
+            interrupt(len(begun) == 1)
 
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(comfy.core("comfy.utils"), "PROGRESS_BAR_HOOK", hook)
     with pytest.raises(comfy.core("comfy.model_management").InterruptProcessingException):
         train(comfy, mini, dataset, "stopped", steps=3)
-    assert steps == [0, 1]
     assert not loras(comfy, "stopped")
-    resumed = train(comfy, mini, dataset, "stopped", steps=3).result[1]
-    assert steps == [0, 1, 2]
+    _, resumed, same_curve = train(comfy, mini, dataset, "stopped", steps=3).result
+    assert begun == [1, 3]
     folder = comfy.base / "models" / "loras"
     assert (folder / resumed).read_bytes() == (folder / whole).read_bytes()
+    assert torch.equal(same_curve, curve)
     assert not list((comfy.base / "output").rglob("stopped_*"))
+
+
+def test_priors_are_learnt_beside_the_subjects(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:
+    others = SubjectSet(tuple(replace(one, token=f"prior{i}") for i, one in enumerate(dataset.subjects)))
+    with_priors = segmix(comfy, dataset.subjects, priors=others)[0]
+    assert with_priors.priors is others
+    _, plain, curve = train(comfy, mini, dataset, "plain").result
+    _, besides, other_curve = train(comfy, mini, with_priors, "besides").result
+    folder = comfy.base / "models" / "loras"
+    one, two = (load_lora(folder / name)[0] for name in (plain, besides))
+    assert any(not torch.equal(one[key], two[key]) for key in one)
+    assert not torch.equal(curve, other_curve)
 
 
 def test_cancel_while_encoding_leaves_nothing(
