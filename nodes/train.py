@@ -318,14 +318,15 @@ def _plan(dataset: TrainingSet, config: TrainConfig, clip: Any, vae: Any) -> Pla
 def _train(model: Any, plan: Plan, config: TrainConfig, schedule: Any, name: str) -> TrainResult:
     """The training itself; what Cancel leaves is gone on with when everything is the same again."""
     from ..mudi_core.train import loop
-    from ..mudi_core.train.resume import fingerprint
+    from ..mudi_core.train.resume import fingerprint, losses_so_far
 
     unet = convert.unet(model, host.device(), torch.bfloat16 if config.precision == "bf16" else torch.float32)
     origin = f"{plan.plan_hash} {fingerprint(unet)} {config.to_json()}"
     stopped = _stopped_runs(name) / f"stopped_{hashlib.sha256(origin.encode()).hexdigest()[:12]}.safetensors"
-    if stopped.is_file():
-        log.info("going on from %s", stopped)
     losses: list[float] = []
+    if goes_on := stopped.is_file():
+        log.info("going on from %s", stopped)
+        losses = losses_so_far(stopped)
 
     with host.progress(lambda: drawing.loss_curve(losses, config.steps))("training") as update:
 
@@ -334,7 +335,7 @@ def _train(model: Any, plan: Plan, config: TrainConfig, schedule: Any, name: str
             update(done, total, f"loss {loss:.3f}")
 
         return loop.train(
-            unet, plan, config, schedule, stepped, resume=stopped if stopped.is_file() else None, checkpoint=stopped
+            unet, plan, config, schedule, stepped, resume=stopped if goes_on else None, checkpoint=stopped
         )
 
 

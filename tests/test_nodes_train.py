@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui import Comfy
+from torchvision.transforms.functional import pil_to_tensor
 
 from mudi_core import sdxl
 from mudi_core.checkpoint import open_checkpoint
@@ -298,10 +299,12 @@ def test_cancel_leaves_no_lora_and_the_next_run_goes_on(
 ) -> None:
     _, whole, curve = train(comfy, mini, dataset, "whole", steps=3).result
     begun: list[int] = []
+    drawn: list[torch.Tensor] = []
 
     def hook(done: int, total: int, preview: Any, node_id: Any = None) -> None:
         if preview is not None:  # only training draws, and at once
             begun.append(done)
+            drawn.append(pil_to_tensor(preview[1]))
             interrupt(len(begun) == 1)
 
     monkeypatch.setattr(comfy.core("comfy.utils"), "PROGRESS_BAR_HOOK", hook)
@@ -313,6 +316,7 @@ def test_cancel_leaves_no_lora_and_the_next_run_goes_on(
     folder = comfy.base / "models" / "loras"
     assert (folder / resumed).read_bytes() == (folder / whole).read_bytes()
     assert torch.equal(same_curve, curve)
+    assert torch.equal(drawn[-1].movedim(0, -1) / 255, curve[0])
     assert not list((comfy.base / "output").rglob("stopped_*"))
 
 

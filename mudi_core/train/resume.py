@@ -71,15 +71,27 @@ def restore_run(
 
     Raises `BadCheckpoint` when the file is no checkpoint or comes from another run, `BadTensorFile` when it is damaged.
     """
-    tensors, metadata = read_tensors(path)
-    if metadata.get("format") != _FORMAT:
-        raise BadCheckpoint(f"{path} is not a checkpoint of this training. Give the file that a stopped run left.")
+    tensors, metadata = _read(path)
     _check_origin(path, metadata, origin)
     adapter.load(tensors)
     remembered = {key.removeprefix(_OPTIMIZER): value for key, value in tensors.items() if key.startswith(_OPTIMIZER)}
     unpack_state(optimizer, remembered, metadata["optimizer"])
     losses: list[float] = tensors[_LOSSES].tolist()
     return losses
+
+
+def losses_so_far(path: Path) -> list[float]:
+    """The losses of the steps that the checkpoint's run has done. Raises as `restore_run` does of a file."""
+    losses: list[float] = _read(path)[0][_LOSSES].tolist()
+    return losses
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a checkpoint."""
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != _FORMAT:
+        raise BadCheckpoint(f"{path} is not a checkpoint of this training. Give the file that a stopped run left.")
+    return tensors, metadata
 
 
 def _check_origin(path: Path, metadata: Mapping[str, str], origin: Mapping[str, str]) -> None:
