@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,11 +151,16 @@ def draw_layout(cutouts: CutOuts, config: GenerateConfig, number: int, size: tup
     return random_layout(figures, rng, size, config.layout)
 
 
+def draw_noise(seed: int, number: int, shape: Sequence[int]) -> Tensor:
+    """The standard normal noise of picture ``number``, float32 on the CPU."""
+    generator = torch.Generator().manual_seed(random.Random(f"{seed}/{number}/noise").getrandbits(63))
+    return torch.randn(*shape, generator=generator)
+
+
 def _start(checkpoint: Checkpoint, canvas: Mix, config: GenerateConfig, number: int) -> Tensor:
     """The noise of picture ``number``, its mean shifted by the canvas: ``[1, 4, h/8, w/8]``, of the noise's scale."""
     width, height = canvas.layout.size
-    generator = torch.Generator().manual_seed(random.Random(f"{config.seed}/{number}/noise").getrandbits(63))
-    eps = torch.randn(1, 4, height // checkpoint.vae_factor, width // checkpoint.vae_factor, generator=generator)
+    eps = draw_noise(config.seed, number, (1, 4, height // checkpoint.vae_factor, width // checkpoint.vae_factor))
     if config.gamma == 0:
         return eps
     latent = init_latent(canvas, checkpoint.encode_image, config.gamma).to("cpu", torch.float32)

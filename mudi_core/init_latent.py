@@ -32,16 +32,21 @@ class BadGamma(MudiError):
     """A strength of the start out of its range."""
 
 
+class BadLatent(MudiError):
+    """A latent to begin upon that is not of the start's size or channels."""
+
+
 def default_gamma(n_subjects: int) -> float:
     """The paper's choice of gamma: 1 for one subject, 2 for two or three, 3 for more (above 4 pictures saturate)."""
     return 1.0 if n_subjects < 2 else 2.0 if n_subjects < 4 else 3.0
 
 
-def init_latent(canvas: Mix, encode: Callable[[Tensor], Tensor], gamma: float) -> Tensor:
+def init_latent(canvas: Mix, encode: Callable[[Tensor], Tensor], gamma: float, below: Tensor | None = None) -> Tensor:
     """``gamma * z0 * m``, float ``[1, c, h/8, w/8]``: zero outside the subjects, unscaled, without noise.
 
     ``encode`` takes float images ``[1, h, w, 3]``, 0..1, and gives the VAE's mode ``[1, c, h/8, w/8]``, not multiplied
-    by the latent scale. Raises `BadCanvas` when the canvas is no multiple of 8 pixels, `BadGamma` below 0.
+    by the latent scale. ``below``, a latent of the same shape and scale, takes the place of the zeros. Raises
+    `BadCanvas` when the canvas is no multiple of 8 pixels, `BadGamma` below 0, `BadLatent` for another shape.
     """
     height, width = canvas.image.shape[:2]
     if width % MULTIPLE or height % MULTIPLE:
@@ -53,7 +58,15 @@ def init_latent(canvas: Mix, encode: Callable[[Tensor], Tensor], gamma: float) -
         raise BadGamma(f"gamma must be 0 (plain noise) or more, got {gamma}. Good values are 1 to 4.")
     z0 = encode(canvas.image[None])
     m = resize(canvas.mask, (z0.shape[-1], z0.shape[-2])).to(z0)
-    return gamma * z0 * m
+    start = gamma * z0 * m
+    if below is None:
+        return start
+    if below.shape != start.shape:
+        raise BadLatent(
+            f"The latent to begin upon is {_shape(below)}, the layout's start is {_shape(start)}. Use one of the same "
+            "model and of the picture's size."
+        )
+    return start + below.to(z0) * (1 - m)
 
 
 def shifted_noise(latent: Tensor, eps: Tensor, sigma: float, latent_scale: float) -> Tensor:
@@ -65,3 +78,8 @@ def shifted_noise(latent: Tensor, eps: Tensor, sigma: float, latent_scale: float
     """
     sqrt_abar_T = 1 / math.sqrt(1 + sigma**2)
     return sqrt_abar_T * latent_scale * latent.to(eps) + eps
+
+
+def _shape(latent: Tensor) -> str:
+    _, channels, height, width = latent.shape
+    return f"{width * MULTIPLE}x{height * MULTIPLE} px in {channels} channels"

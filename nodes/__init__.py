@@ -13,6 +13,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .compare import CompareSubjects
         from .generate import InitLatent, MakeLayout
         from .mini import MiniCheckpoint, MiniPhotos
+        from .samplers import StartNoise
         from .subjects import DetectSubjects, LoadSubjectSet, MakeSubject, SamMask, SaveSubjectSet
         from .train import SegMixDataset, TrainLora
 
@@ -26,6 +27,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             TrainLora,
             MakeLayout,
             InitLatent,
+            StartNoise,
             CompareSubjects,
             MiniCheckpoint,
             MiniPhotos,

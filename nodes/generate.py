@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..mudi_core.types import BadLayout, Layout
-from . import convert, drawing, host
+from . import convert, drawing, host, samplers
 from .sockets import BoundingBoxes, LayoutSocket, PlacedSubjects, Subjects
 
 if TYPE_CHECKING:
@@ -142,12 +142,12 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                 io.Vae.Input("vae", tooltip="The VAE of the checkpoint that samples."),
                 io.Float.Input(
                     "gamma",
-                    default=2.0,
-                    min=0.0,
+                    default=-1.0,
+                    min=-1.0,
                     max=10.0,
                     step=0.1,
-                    tooltip="Strength of the start: 1 for one subject, 2 for two or three, 3 for more; 0 is an empty "
-                    "latent. Above 4 colours burn out.",
+                    tooltip="Strength of the start. -1: by the number of subjects, 1 for one, 2 for two or three, 3 "
+                    "for more. 0 is an empty latent; above 4 colours burn out.",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Pictures, each with places of its own."),
                 io.Int.Input(
@@ -159,7 +159,20 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                     tooltip="The first picture has the places that Layout shows; those of the others hang on this "
                     "seed. It makes no noise: that is KSampler's.",
                 ),
+                io.Boolean.Input(
+                    "same_places",
+                    default=False,
+                    optional=True,
+                    tooltip="All pictures of the batch have the places that Layout shows. Off: each has its own.",
+                ),
+                io.Latent.Input(
+                    "below",
+                    optional=True,
+                    tooltip="Another start, of the picture's size, that is kept where no subject stands; the batch is "
+                    "as large as it. A noise mask on it is dropped.",
+                ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             outputs=[
                 io.Latent.Output(
                     "latent",
@@ -170,22 +183,54 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
         )
 
     @classmethod
-    def execute(cls, layout: PlacedSubjects, vae: Any, gamma: float, batch_size: int, seed: int) -> io.NodeOutput:
+    def execute(
+        cls,
+        layout: PlacedSubjects,
+        vae: Any,
+        gamma: float,
+        batch_size: int,
+        seed: int,
+        same_places: bool = False,
+        below: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:
         import torch
 
-        from ..mudi_core.init_latent import init_latent
+        from ..mudi_core.init_latent import default_gamma, init_latent
         from ..mudi_core.segmix import compose
 
         encode = convert.encode_image(vae)
+        if gamma < 0:
+            gamma = default_gamma(len(layout.cutouts.subjects))
+        grounds = [None] * batch_size if below is None else list(below["samples"].split(1))
         starts, previews = [], []
         with host.progress()("encoding the layout") as update:
-            for number in range(batch_size):
-                drawn = _layout(layout, seed if number else layout.config.seed, number)
+            for number, ground in enumerate(grounds):
+                if number and same_places:
+                    drawn = _layout(layout, layout.config.seed, 0)
+                else:
+                    drawn = _layout(layout, seed if number else layout.config.seed, number)
                 canvas = compose(drawn, layout.cutouts)
-                starts.append(init_latent(canvas, encode, gamma))
+                starts.append(init_latent(canvas, encode, gamma, ground))
                 previews.append(drawing.small(canvas.image))
-                update(number + 1, batch_size)
-        return io.NodeOutput({"samples": torch.cat(starts)}, ui=host.preview(previews, cls))
+                update(number + 1, len(grounds))
+        remarks = cls._remarks(gamma, below)
+        for remark in remarks:
+            host.log.warning(remark)
+        return io.NodeOutput(
+            {"samples": torch.cat(starts)}, ui=host.preview(previews, cls, "\n".join([f"gamma {gamma:g}", *remarks]))
+        )
+
+    @classmethod
+    def _remarks(cls, gamma: float, below: dict[str, Any] | None) -> list[str]:
+        """What will keep the pictures from becoming what they could be."""
+        found = []
+        if gamma > 4:
+            found.append(f"Above a gamma of 4 colours burn out; it is {gamma:g}.")
+        if below is not None and "noise_mask" in below:
+            found.append("The noise mask of the latent below was dropped: it would pin everything outside of it.")
+        if cls.hidden is not None and cls.hidden.prompt:
+            found += samplers.remarks(cls.hidden.prompt, cls.hidden.unique_id)
+        return found
 
 
 def _layout(placed: PlacedSubjects, seed: int, number: int) -> Layout:

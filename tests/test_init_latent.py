@@ -7,7 +7,7 @@ import torch
 from coloured import coloured
 from torch import Tensor
 
-from mudi_core.init_latent import BadCanvas, BadGamma, default_gamma, init_latent, shifted_noise
+from mudi_core.init_latent import BadCanvas, BadGamma, BadLatent, default_gamma, init_latent, shifted_noise
 from mudi_core.segmix import compose, cut_outs
 from mudi_core.types import Layout, Mix, Placement
 
@@ -49,6 +49,20 @@ def test_the_latent_is_the_encoded_canvas_inside_and_zero_outside() -> None:
     assert outside.any() and inside.any()
     assert not latent[0, :, outside].any()
     assert torch.allclose(latent[0, :, inside], encode(mix.image[None])[0, :, inside])
+
+
+def test_a_latent_below_is_kept_outside_the_subjects_and_covered_inside() -> None:
+    mix = canvas()
+    below = torch.full((1, 4, 24, 16), 7.0)
+    upon, alone = init_latent(mix, encode, 2.0, below), init_latent(mix, encode, 2.0)
+    outside, inside = alone[0].abs().sum(0) == 0, (mix.mask.reshape(24, 8, 16, 8).movedim(2, 1) == 1).all((-1, -2))
+    assert (upon[0, :, outside] == 7).all() and torch.equal(upon[0, :, inside], alone[0, :, inside])
+    assert torch.equal(init_latent(mix, encode, 2.0, torch.zeros_like(below)), alone)
+
+
+def test_a_latent_below_of_another_shape_is_told() -> None:
+    with pytest.raises(BadLatent, match="is 64x64 px in 16 channels, the layout's start is 128x192 px in 4 channels"):
+        init_latent(canvas(), encode, 1.0, torch.zeros(1, 16, 8, 8))
 
 
 @pytest.mark.parametrize("size", [(100, 128), (128, 100), (1023, 1024)])

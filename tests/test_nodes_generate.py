@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from comfyui import Comfy
 
 from mudi_core.cutouts import cut_outs
 from mudi_core.generate import BadGenerateConfig, GenerateConfig, draw_layout
-from mudi_core.init_latent import init_latent, shifted_noise
+from mudi_core.init_latent import BadLatent, init_latent, shifted_noise
 from mudi_core.layout import BadBoxes, BadRelativeScale
 from mudi_core.segmix import compose
 from mudi_core.types import BadLayout, Layout, SubjectSet
@@ -26,8 +27,10 @@ def place(comfy: Comfy, subjects: SubjectSet, seed: int = 3, **more: Any) -> Any
     return comfy.run("MudiLayout", subjects=subjects, seed=seed, **settings)
 
 
-def start(comfy: Comfy, layout: Any, vae: Any, gamma: float = 1.5, batch_size: int = 1, seed: int = 3) -> Any:
-    return comfy.run("MudiInitLatent", layout=layout, vae=vae, gamma=gamma, batch_size=batch_size, seed=seed)
+def start(
+    comfy: Comfy, layout: Any, vae: Any, gamma: float = 1.5, batch_size: int = 1, seed: int = 3, **more: Any
+) -> Any:
+    return comfy.run("MudiInitLatent", layout=layout, vae=vae, gamma=gamma, batch_size=batch_size, seed=seed, **more)
 
 
 def drawn(placed: Any, number: int = 0) -> Layout:
@@ -116,6 +119,49 @@ def test_a_batch_has_the_places_that_generate_would_draw(
     assert torch.equal(batch, again)
     other = start(comfy, placed, mini[2], batch_size=3, seed=4).result[0]["samples"]
     assert torch.equal(other[0], batch[0]) and not torch.equal(other[1:], batch[1:])
+
+
+def test_a_batch_can_have_the_same_places_everywhere(
+    comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet
+) -> None:
+    (placed,) = place(comfy, drawn_subjects).result
+    one = start(comfy, placed, mini[2]).result[0]["samples"]
+    batch = start(comfy, placed, mini[2], batch_size=3, seed=9, same_places=True).result[0]["samples"]
+    assert torch.equal(batch, one.repeat(3, 1, 1, 1))
+
+
+@pytest.mark.parametrize(("count", "gamma"), [(1, 1.0), (2, 2.0), (3, 2.0), (4, 3.0)])
+def test_gamma_hangs_on_the_number_of_subjects_unless_set(
+    comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet, count: int, gamma: float
+) -> None:
+    one = drawn_subjects.subjects[0]
+    some = SubjectSet(tuple(replace(one, token=f"t{number}") for number in range(count)))
+    (placed,) = place(comfy, some).result
+    chosen, said = start(comfy, placed, mini[2], gamma=-1.0), start(comfy, placed, mini[2], gamma=gamma)
+    assert torch.equal(chosen.result[0]["samples"], said.result[0]["samples"])
+    assert chosen.ui["text"] == (f"gamma {gamma:g}",)
+
+
+def test_a_latent_below_is_kept_and_its_noise_mask_dropped(
+    comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet
+) -> None:
+    (placed,) = place(comfy, drawn_subjects).result
+    below = {"samples": torch.full((2, 4, 24, 24), 5.0), "noise_mask": torch.ones(1, SIDE, SIDE)}
+    output = start(comfy, placed, mini[2], below=below)
+    (latent,) = output.result
+    alone = start(comfy, placed, mini[2], batch_size=2).result[0]["samples"]
+    outside = (alone == 0).all(1)
+    assert set(latent) == {"samples"} and latent["samples"].shape == below["samples"].shape
+    assert (latent["samples"].movedim(1, -1)[outside] == 5).all() and outside.any() and not outside.all()
+    assert "noise mask of the latent below was dropped" in output.ui["text"][0]
+    with pytest.raises(BadLatent, match="64x64 px in 16 channels.*192x192 px in 4 channels"):
+        start(comfy, placed, mini[2], below={"samples": torch.zeros(1, 16, 8, 8)})
+
+
+def test_a_gamma_that_burns_is_warned_of(comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet) -> None:
+    (placed,) = place(comfy, drawn_subjects).result
+    assert "Above a gamma of 4" in start(comfy, placed, mini[2], gamma=4.5).ui["text"][0]
+    assert start(comfy, placed, mini[2], gamma=4.0).ui["text"] == ("gamma 4",)
 
 
 def test_gamma_0_is_an_empty_latent(comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet) -> None:

@@ -147,6 +147,14 @@ def test_the_stock_graph_runs_with_our_start_in_the_place_of_the_empty_latent(se
     assert pixels(same) == pixels(plain)
 
 
+def test_a_sampler_that_spoils_the_start_is_told_on_the_node(server: Server) -> None:
+    run = server.run(changed(STARTED, latent={"seed": 71}, sampler={"denoise": 0.5}))
+    (text,) = run.outputs["latent"]["text"]
+    assert "KSampler (node sampler) has a denoise of 0.5" in text
+    run = server.run(changed(STARTED, latent={"seed": 72, "gamma": -1.0}))
+    assert run.outputs["latent"]["text"] == ["gamma 2"]
+
+
 def test_a_second_run_is_served_from_the_cache(server: Server) -> None:
     first, second = server.run(STARTED), server.run(STARTED)
     assert second.cached == set(STARTED)

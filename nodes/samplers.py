@@ -1,0 +1,109 @@
+"""What becomes of a start after it was made: the samplers of the same graph, and noise as diffusers draws it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io
+
+from . import host
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEDULERS_WITH_DENOISE = ("BasicScheduler", "SDTurboScheduler")
+
+
+class StartNoise(io.ComfyNode):  # type: ignore[misc]
+    """The noise of the command line's pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiNoise",
+            display_name="Noise (MuDI)",
+            category="MuDI/3 generate",
+            description="Noise for SamplerCustomAdvanced, in the place of RandomNoise: the picture begins as the "
+            "command line's (diffusers) of the same seed and layout, to the last digit.",
+            search_aliases=["random noise", "diffusers parity", "reproduce"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that samples."),
+                io.Sigmas.Input("sigmas", tooltip="The sampler's. Basic Scheduler's ddim_uniform begins as diffusers."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The command line's --seed. Layout and Init Latent want the same one.",
+                ),
+            ],
+            outputs=[io.Noise.Output("noise", display_name="noise", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, sigmas: Tensor, seed: int) -> io.NodeOutput:
+        return io.NodeOutput(_Noise(seed, _missing_scale(model, sigmas)))
+
+
+class _Noise:
+    """A NOISE: picture i of a batch has the noise that the library's `generate` draws for picture i."""
+
+    def __init__(self, seed: int, scale: float) -> None:
+        self.seed = seed
+        self.scale = scale
+
+    def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
+        import torch
+
+        from ..mudi_core.generate import draw_noise
+
+        samples = input_latent["samples"]
+        numbers = input_latent.get("batch_index") or range(len(samples))
+        noise = torch.cat([draw_noise(self.seed, number, (1, *samples.shape[1:])) for number in numbers])
+        return (noise * self.scale).to(samples.dtype)
+
+
+def _missing_scale(model: Any, sigmas: Tensor) -> float:
+    """What the noise lacks where sampling begins below the model's last sigma.
+
+    There ComfyUI multiplies it by sigma; diffusers, as at the last one, by sqrt(1 + sigma^2).
+    """
+    first = float(sigmas[0]) if len(sigmas) else 0.0
+    last = float(model.get_model_object("model_sampling").sigma_max)
+    as_the_last = first > last or math.isclose(first, last, rel_tol=1e-5)
+    return 1.0 if as_the_last or first == 0 else math.sqrt(1 + first**2) / first
+
+
+def remarks(prompt: dict[str, Any], node_id: str) -> list[str]:
+    """A sentence for each way in which a sampler that takes this node's LATENT would spoil it.
+
+    ``prompt``: the graph as ComfyUI's API has it. Only what stands in widgets is seen, of the stock samplers.
+    """
+    found = []
+    for name, node in prompt.items():
+        inputs = node["inputs"]
+        if inputs.get("latent_image") != [node_id, 0]:
+            continue
+        sampler = f"{node['class_type']} (node {name})"
+        schedule, noise = _origin(prompt, inputs.get("sigmas")), _origin(prompt, inputs.get("noise"))
+        denoise = inputs.get("denoise", 1.0)
+        if schedule.get("class_type") in SCHEDULERS_WITH_DENOISE:
+            denoise = schedule["inputs"].get("denoise", 1.0)
+        if isinstance(denoise, float | int) and denoise < 1:
+            found.append(f"{sampler} has a denoise of {denoise:g}: the cut-outs will show through. Set it to 1.")
+        start = inputs.get("start_at_step", 0)
+        if isinstance(start, int) and start > 0:
+            found.append(f"{sampler} begins at step {start}: the cut-outs will show through. Begin at step 0.")
+        if inputs.get("add_noise") in ("disable", False) or noise.get("class_type") == "DisableNoise":
+            found.append(
+                f"{sampler} adds no noise, and this latent has none: nothing will come of it. Let it add noise."
+            )
+    return found
+
+
+def _origin(prompt: dict[str, Any], link: Any) -> dict[str, Any]:
+    """The node that a link comes from, or nothing."""
+    node: dict[str, Any] = prompt.get(link[0], {}) if isinstance(link, list) else {}
+    return node

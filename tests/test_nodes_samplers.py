@@ -1,0 +1,134 @@
+"""The start in stock samplers: exact parity with diffusers, and what is said of samplers that would spoil it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from comfyui import Comfy
+
+from mudi_core.checkpoint import Checkpoint, open_checkpoint
+from mudi_core.cutouts import cut_outs
+from mudi_core.generate import GenerateConfig, draw_noise, generate
+from mudi_core.layout import LayoutConfig
+from mudi_core.types import SubjectSet
+
+SIDE, STEPS = 64, 4
+PROMPT = "a photo of olis cat and hta cat"
+
+
+@pytest.fixture
+def mini(comfy: Comfy, mini_weights: None) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP, VAE of the embedded family."""
+    model, clip, vae = comfy.run("MudiMiniCheckpoint").result
+    return model, clip, vae
+
+
+class FirstInput:
+    """Keeps what a U-Net is first given, from the moment it is watched."""
+
+    def __init__(self, unet: torch.nn.Module) -> None:
+        self.seen: torch.Tensor | None = None
+        unet.register_forward_pre_hook(self._look, with_kwargs=True)
+
+    def _look(self, unet: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if self.seen is None:
+            self.seen = (positional[0] if positional else named["sample"]).clone()
+
+
+def sample(
+    comfy: Comfy, mini: tuple[Any, Any, Any], latent: Any, scheduler: str, steps: int, seed: int
+) -> torch.Tensor:
+    """The U-Net's first input in SamplerCustomAdvanced with our noise, without guidance."""
+    custom = comfy.core("comfy_extras.nodes_custom_sampler")
+    model, clip, _ = mini
+    first = FirstInput(model.model.diffusion_model)
+    (words,) = comfy.run_stock("CLIPTextEncode", clip=clip, text=PROMPT)
+    with torch.inference_mode():
+        (sigmas,) = custom.BasicScheduler().get_sigmas(model, scheduler, steps, 1.0)
+        (guider,) = custom.BasicGuider().get_guider(model, words)
+        (sampler,) = custom.KSamplerSelect().get_sampler("euler")
+        (noise,) = comfy.run("MudiNoise", model=model, sigmas=sigmas, seed=seed).result
+        custom.SamplerCustomAdvanced().sample(noise, guider, sampler, sigmas, latent)
+    assert first.seen is not None
+    return first.seen
+
+
+@pytest.mark.parametrize(("scheduler", "spacing"), [("ddim_uniform", "leading"), ("normal", "linspace")])
+def test_the_unet_first_sees_what_it_sees_in_diffusers(
+    comfy: Comfy,
+    mini: tuple[Any, Any, Any],
+    drawn_subjects: SubjectSet,
+    monkeypatch: pytest.MonkeyPatch,
+    scheduler: str,
+    spacing: str,
+) -> None:
+    """Sampling begins below the last sigma with ddim_uniform, at it with normal."""
+    checkpoint: Checkpoint = open_checkpoint("mini")
+    # One encoder for both: the two implementations of the VAE round differently, by some 1e-6 of a latent's scale.
+    monkeypatch.setattr(checkpoint, "encode_image", comfy.module("convert").encode_image(mini[2]))
+    settings = {**checkpoint.scheduler.config, "timestep_spacing": spacing}
+    checkpoint.scheduler = type(checkpoint.scheduler).from_config(settings)
+    layout = LayoutConfig(max_overlap=0.4)
+    config = GenerateConfig(
+        PROMPT, layout=layout, steps=STEPS, count=2, batch_size=2, guidance=1.0, gamma=2.0, seed=7, size=(SIDE, SIDE)
+    )
+    theirs = FirstInput(checkpoint.unet)
+    list(generate(checkpoint, cut_outs(drawn_subjects, SIDE), config))
+    assert theirs.seen is not None
+
+    overlap = {"relative_sizes": "", "overlap": 0.4}
+    (placed,) = comfy.run(
+        "MudiLayout", subjects=drawn_subjects, width=SIDE, height=SIDE, mode="random", seed=7, **overlap
+    ).result
+    (latent,) = comfy.run("MudiInitLatent", layout=placed, vae=mini[2], gamma=2.0, batch_size=2, seed=7).result
+    ours = sample(comfy, mini, latent, scheduler, STEPS, 7)
+    if spacing == "linspace":  # there diffusers scales everything by sigma / sqrt(1 + sigma^2)
+        sigma = float(checkpoint.scheduler.sigmas[0])
+        ours = ours * sigma / (1 + sigma**2) ** 0.5
+    assert (ours - theirs.seen).abs().max() < 1e-6
+    assert (ours - draw_noise(7, 0, (1, 4, 8, 8))).abs().max() > 0.05
+
+
+def test_each_picture_of_a_batch_has_its_own_noise_wherever_it_stands(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
+    (noise,) = comfy.run("MudiNoise", model=mini[0], sigmas=torch.tensor([14.7, 0.0]), seed=3).result
+    samples = torch.zeros(2, 4, 8, 8)
+    assert noise.seed == 3
+    assert torch.equal(noise.generate_noise({"samples": samples})[1:], draw_noise(3, 1, (1, 4, 8, 8)))
+    taken = noise.generate_noise({"samples": samples, "batch_index": [5, 1]})
+    assert torch.equal(taken, torch.cat([draw_noise(3, number, (1, 4, 8, 8)) for number in (5, 1)]))
+
+
+def test_no_steps_are_no_error(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
+    (noise,) = comfy.run("MudiNoise", model=mini[0], sigmas=torch.tensor([]), seed=3).result
+    assert torch.equal(noise.generate_noise({"samples": torch.zeros(1, 4, 8, 8)}), draw_noise(3, 0, (1, 4, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ({"class_type": "KSampler", "denoise": 1.0}, None),
+        ({"class_type": "KSampler", "denoise": ["other", 0]}, None),
+        ({"class_type": "KSampler", "denoise": 0.5}, r"KSampler \(node 9\) has a denoise of 0.5.*Set it to 1"),
+        ({"class_type": "KSamplerAdvanced", "add_noise": "enable", "start_at_step": 0}, None),
+        ({"class_type": "KSamplerAdvanced", "add_noise": "disable"}, "adds no noise"),
+        ({"class_type": "KSamplerAdvanced", "start_at_step": 4}, "begins at step 4"),
+        ({"class_type": "SamplerCustom", "add_noise": False}, "adds no noise"),
+        ({"class_type": "SamplerCustom", "add_noise": True, "sigmas": ["schedule", 0]}, "has a denoise of 0.7"),
+        ({"class_type": "SamplerCustomAdvanced", "noise": ["none", 0]}, "adds no noise"),
+        ({"class_type": "SamplerCustomAdvanced", "noise": ["some", 0]}, None),
+    ],
+)
+def test_a_sampler_that_spoils_the_start_is_told(comfy: Comfy, node: dict[str, Any], words: str | None) -> None:
+    inputs = {name: value for name, value in node.items() if name != "class_type"}
+    prompt = {
+        "9": {"class_type": node["class_type"], "inputs": {**inputs, "latent_image": ["4", 0]}},
+        "schedule": {"class_type": "BasicScheduler", "inputs": {"denoise": 0.7}},
+        "none": {"class_type": "DisableNoise", "inputs": {}},
+        "some": {"class_type": "RandomNoise", "inputs": {"noise_seed": 1}},
+    }
+    said = comfy.module("samplers").remarks(prompt, "4")
+    assert (said == []) if words is None else (len(said) == 1 and re.search(words, said[0]))
+    assert comfy.module("samplers").remarks(prompt, "5") == []
