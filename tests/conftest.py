@@ -41,7 +41,9 @@ def random_mini(monkeypatch: pytest.MonkeyPatch) -> None:
 def mini_weights() -> None:
     """Skips where the embedded family's weights are not part of the checkout."""
     missing = [
-        name for name in (*PARTS, "owlv2", "sam", "dinov2") if not (family.WEIGHTS / f"{name}.safetensors").is_file()
+        name
+        for name in (*PARTS, "owlv2", "sam", "dinov2", "judge")
+        if not (family.WEIGHTS / f"{name}.safetensors").is_file()
     ]
     if missing:
         pytest.skip(f"no embedded weights: {', '.join(missing)}")

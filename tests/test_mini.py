@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mudi_core import boxes
-from mudi_core.mini import eyes, family, figures, pictures, report, world
+from mudi_core.mini import eyes, family, figures, judge, pictures, report, world
 from mudi_core.mini.train import dinov2, loop, owlv2, sam, text, unet, views
 from mudi_core.mini.train.data import HELD_OUT, VALUES, looks, scene
 
@@ -169,15 +169,48 @@ def test_words_are_tied_to_where_their_character_stands():
     numbers = [next(n for n in range(100) if len(scene(n).actors) == k) for k in (1, 2, 3)]
     batch = unet.tell([*numbers, None], random.Random(0))
     assert [int(row.any(1).sum()) for row in batch.words] == [1, 2, 3, 0]
-    assert [int(row.flatten(1).any(1).sum()) for row in batch.places] == [0, 2, 3, 0], "one needs no telling apart"
+    assert [int(row.flatten(1).any(1).sum()) for row in batch.places] == [1, 2, 3, 0]
     side = batch.places.shape[-1] // 2
     region = torch.nn.functional.adaptive_avg_pool2d(batch.places, side).flatten(2).mT
     right = region.clamp(min=1e-4) @ batch.words
     wrong = region.clamp(min=1e-4).roll(1, 2) @ batch.words
     cpu = torch.device("cpu")
     well, badly = unet.misplaced([right], batch, cpu), unet.misplaced([wrong], batch, cpu)
-    assert (well[1:3] < badly[1:3]).all() and well[3] == 0
+    assert (well[1:3] < badly[1:3]).all()
+    assert well[0] == badly[0] == well[3] == 0, "one needs no telling apart"
     assert (well[1:3] < 0.3).all()
+
+
+def test_features_are_asked_who_stands_where():
+    numbers = [next(n for n in range(100) if len(scene(n).actors) == k) for k in (1, 2)]
+    batch = unet.tell([*numbers, None], random.Random(0))
+    who = batch.places.max(1).indices
+    told = torch.stack([batch.looks[..., list(VALUES).index(name)].clamp(min=0) for name in unet.ASKED])
+    answers = [
+        torch.nn.functional.one_hot(values.gather(1, who.flatten(1)).view_as(who), len(VALUES[name])).permute(
+            0, 3, 1, 2
+        )
+        for name, values in zip(unet.ASKED, told, strict=True)
+    ]
+    true = torch.cat(answers, 1).float()
+    features = torch.cat([true, torch.zeros(3, -true.shape[1] % 8, *true.shape[2:])], 1)
+    head = torch.nn.Conv2d(features.shape[1], true.shape[1], 1, bias=False)
+    head.weight.data = 50 * torch.eye(true.shape[1], features.shape[1])[..., None, None]
+    cpu = torch.device("cpu")
+    well = unet.unknown([features], torch.nn.ModuleList([head]), batch, cpu)
+    badly = unet.unknown([features.roll(1, 1)], torch.nn.ModuleList([head]), batch, cpu)
+    assert (well < 1e-3).all() and (badly[:2] > 1).all() and badly[2] == 0
+
+
+def test_the_judge_looks_around_a_box_and_keeps_its_shape():
+    image = torch.zeros(100, 60, 3)
+    image[20:60, 10:30] = 1  # 40 high, 20 wide
+    seen = judge.framed(image, torch.tensor([10.0, 20, 30, 60]))
+    assert seen.shape == (3, judge.SIDE, judge.SIDE)
+    share = 1 / (1 + 2 * judge.MARGIN)
+    assert seen.mean().item() == pytest.approx(share * share / 2, rel=0.05), "a square around it, not stretched"
+    corner = judge.framed(image.clone().fill_(0.5), torch.tensor([-5.0, -5, 20, 20]))
+    torch.testing.assert_close(corner, torch.full_like(corner, 0.5), msg="the edge goes on")
 
 
 def test_watching_attention_does_not_change_it():

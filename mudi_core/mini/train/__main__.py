@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from .. import family
 
-PARTS = ("vae", "text", "unet", "decoder", "owlv2", "sam", "dinov2")
+PARTS = ("vae", "text", "unet", "decoder", "owlv2", "sam", "dinov2", "judge")
 
 
 def main() -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, group_norm
 
 from .. import family
 from ..draw import render
 from ..world import NAMED, told
-from .data import pool, scene, to_tensor
+from .data import VALUES, looks, pool, scene, to_tensor
 from .loop import Recipe, fit
 from .text import NAMES, padded, read, tokenized
 
@@ -28,6 +28,10 @@ CAPTION_DROP = 0.1
 MIN_SNR_GAMMA = 5.0
 PLACING = 0.1
 """Weight of the loss that ties words to places."""
+SHOWING = 0.03
+"""Weight of the loss that asks every place what stands there."""
+ASKED = ("species", "color", "pattern", "headwear", "neckwear")
+"""What it asks."""
 MOST = 3
 """Characters in a scene."""
 LENGTH = 77
@@ -91,12 +95,15 @@ class Told:
     """0 or 1, ``[b, MOST, LENGTH]``"""
     places: Tensor
     """0..1, ``[b, MOST, SIZE / 8, SIZE / 8]``"""
+    looks: Tensor
+    """Indices in `VALUES`, ``[b, MOST, len(VALUES)]``; -1 is nobody."""
 
 
 def tell(scenes: list[int | None], rng: random.Random) -> Told:
     """Captions of scenes by number; none for None."""
     side = family.SIZE // 8
     words, places = torch.zeros(len(scenes), MOST, LENGTH), torch.zeros(len(scenes), MOST, side, side)
+    seen = torch.full((len(scenes), MOST, len(VALUES)), -1)
     lines = []
     for row, number in enumerate(scenes):
         if number is None:
@@ -109,18 +116,19 @@ def tell(scenes: list[int | None], rng: random.Random) -> Told:
         lines.append(line)
         for reading in understood.readings:
             words[row, reading.who, ends[reading.word]] = 1
-        if len(order) > 1:
-            masks = dict(zip(shown.actors, render(shown, side).masks, strict=True))
-            for who, actor in enumerate(order):
-                places[row, who] = torch.from_numpy(masks[actor])
-    return Told(lines, words, places)
+        masks = dict(zip(shown.actors, render(shown, side).masks, strict=True))
+        for who, actor in enumerate(order):
+            places[row, who] = torch.from_numpy(masks[actor])
+            seen[row, who] = torch.tensor(looks(actor.character))
+    return Told(lines, words, places, seen)
 
 
 def misplaced(seen: list[Tensor], batch: Told, device: torch.device) -> Tensor:
     """How much a pixel of one character attends to the words for another, per picture ``[b]``: the cross entropy of
     whose words it looks at, among the characters' words (after the localization loss of FastComposer, arXiv
     2305.10431). Without it a small model needs many more steps to bind colours to their animals."""
-    words, places = batch.words.to(device), batch.places.to(device)
+    several = (batch.words.amax(2).sum(1) > 1).float().view(-1, 1, 1, 1)
+    words, places = batch.words.to(device), (batch.places * several).to(device)
     total = torch.zeros(len(words), device=device)
     for probability in seen:
         side = round(probability.shape[1] ** 0.5)
@@ -131,13 +139,45 @@ def misplaced(seen: list[Tensor], batch: Told, device: torch.device) -> Tensor:
     return total / len(seen)
 
 
+class Painter(nn.Module):
+    """The U-Net and the linear heads that ask its features who stands where; the heads are thrown away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = family.build_unet()
+        widths = self.unet.config.block_out_channels
+        answers = sum(len(VALUES[name]) for name in ASKED)
+        self.heads = nn.ModuleList(nn.Conv2d(width, answers, 1) for width in (widths[2], widths[1]))
+
+
+def unknown(features: list[Tensor], heads: nn.ModuleList, batch: Told, device: torch.device) -> Tensor:
+    """How badly the features of a place tell the looks of who stands there, per picture ``[b]``: cross entropy. The
+    error of the noise says little about a species, which is a few pixels of ears; this says it at every pixel."""
+    total = torch.zeros(len(batch.looks), device=device)
+    at = [list(VALUES).index(name) for name in ASKED]
+    for feature, head in zip(features, heads, strict=True):
+        region = adaptive_avg_pool2d(batch.places.to(device), feature.shape[-1])
+        share, who = region.max(1)
+        answers = head(group_norm(feature.float(), 8)).float().split([len(VALUES[name]) for name in ASKED], 1)
+        for answer, column in zip(answers, at, strict=True):
+            right = batch.looks[:, :, column].to(device).gather(1, who.flatten(1)).view_as(who)
+            right = torch.where(share > 0.5, right, -1)
+            error = cross_entropy(answer, right, ignore_index=-1, reduction="none").sum((1, 2))
+            total = total + error / (right >= 0).sum((1, 2)).clamp(min=1)
+    return total / len(features)
+
+
 def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str, dict[str, Tensor]]:
     """Return the state dict under the name of its file."""
     torch.manual_seed(recipe.seed)
     latents = encoded(work, device)
     encoders = [encoder.to(device) for encoder in family.load_text_encoders()]
-    model = family.build_unet().to(device)
+    painter = Painter().to(device)
+    model = painter.unet
     seen: list[Tensor] = []
+    features: list[Tensor] = []
+    for block in model.up_blocks[:2]:
+        block.register_forward_hook(lambda _block, _inputs, output: features.append(output))
     # The plain processor: the backward pass of torch's fused attention is slow on a CPU at these sizes.
     names = list(model.attn_processors)
     model.set_attn_processor({name: Watch(seen) if "attn2" in name else AttnProcessor() for name in names})
@@ -164,12 +204,15 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         added = {"text_embeds": pooled, "time_ids": time_ids(generator).to(device)}
         noisy = signal.sqrt().view(-1, 1, 1, 1) * z0 + (1 - signal).sqrt().view(-1, 1, 1, 1) * eps
         seen.clear()
+        features.clear()
         predicted: Tensor = model(noisy, t, context, added_cond_kwargs=added).sample.float()
         snr = signal / (1 - signal)
         wrong = (predicted - eps).square().mean((1, 2, 3)) * snr.clamp(max=MIN_SNR_GAMMA) / snr
         # In much noise nobody can know who stands where.
-        value: Tensor = (wrong + PLACING * signal.sqrt() * misplaced(seen, batch, device)).mean()
+        place, show = misplaced(seen, batch, device), unknown(features, painter.heads, batch, device)
+        value: Tensor = (wrong + signal.sqrt() * (PLACING * place + SHOWING * show)).mean()
         return value
 
-    average: nn.Module = fit(model, loss, recipe, work / "unet.pt")
-    return {"unet": average.state_dict()}
+    average: nn.Module = fit(painter, loss, recipe, work / "unet.pt")
+    assert isinstance(average, Painter)
+    return {"unet": average.unet.state_dict()}

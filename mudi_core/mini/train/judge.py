@@ -1,0 +1,119 @@
+"""Train the judge of the embedded SDXL's pictures on drawn characters and on painted ones, whose looks are known."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, interpolate
+
+from .. import family, world
+from ..draw import render
+from ..judge import SIDE, Judge, framed
+from .data import pool, scene
+from .loop import Recipe, fit
+from .text import padded, tokenized
+from .unet import LENGTH, SCENES, encoded
+
+RECIPE = Recipe(steps=2500, learning_rate=2.0e-3, warmup=100, cooldown=0.6, ema=0.99)
+BATCH = 64
+DRAWN = 4000
+"""Scenes as drawn, from the first on."""
+PAINTED = 2400
+"""Scenes after them, painted over by the U-Net."""
+NOISED = (100, 450)
+"""Steps of noise, of 1000, that are laid on a scene before it is painted over: its shapes still show."""
+STEPS = 8
+JITTER = 0.06
+"""Standard deviation of a box's edges, as a share of its size."""
+SOFTEST = 5
+"""A crop is shrunk up to so many times and enlarged again."""
+
+
+@torch.no_grad()
+def painted(numbers: range, work: Path, device: torch.device, rng: random.Random) -> list[Tensor]:
+    """Pictures ``[SIZE, SIZE, 3]`` of scenes, noised and then denoised without a caption, so that the model's hand is
+    in them and the looks still come from the scene alone."""
+    unet, vae = family.load_unet().to(device).eval(), family.load_vae().to(device).eval()
+    encoders = [encoder.to(device) for encoder in family.load_text_encoders()]
+    first, second = (
+        encoder(ids.to(device), output_hidden_states=True)
+        for encoder, ids in zip(encoders, padded([tokenized(())[0]], LENGTH), strict=True)
+    )
+    context, pooled = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
+    ids = torch.tensor([[family.SIZE, family.SIZE, 0, 0, family.SIZE, family.SIZE]], device=device)
+    abar = family.scheduler().alphas_cumprod.to(device)
+    latents = encoded(work, device)
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    pictures: list[Tensor] = []
+    for begin in range(numbers.start, numbers.stop, 24):
+        z = latents[begin : min(begin + 24, numbers.stop)].float().to(device)
+        times = [*np.linspace(rng.uniform(*NOISED), 0, STEPS + 1).round().astype(int).tolist()]
+        noise = torch.randn(z.shape, generator=generator).to(device)
+        z = abar[times[0]].sqrt() * z + (1 - abar[times[0]]).sqrt() * noise
+        added = {"text_embeds": pooled.expand(len(z), -1), "time_ids": ids.expand(len(z), -1)}
+        with torch.autocast(device.type, torch.bfloat16):
+            for now, then in zip(times, times[1:], strict=False):
+                eps = unet(z, now, context.expand(len(z), -1, -1), added_cond_kwargs=added).sample.float()
+                clean = (z - (1 - abar[now]).sqrt() * eps) / abar[now].sqrt()
+                signal = abar[then] if then else torch.ones((), device=device)
+                z = signal.sqrt() * clean + (1 - signal).sqrt() * eps
+            images = vae.decode(z / family.LATENT_SCALE).sample.float()
+        pictures += list((images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu())
+    return pictures
+
+
+def examples(work: Path, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Crops, uint8 ``[n, 3, SIDE, SIDE]``, with the index of the species and the colour ``[n, 2]``; made once."""
+    path = work / "judge-examples.pt"
+    if not path.is_file():
+        rng = random.Random(0)
+        drawn = pool(work, SCENES, family.SIZE)[:DRAWN]
+        pictures = [torch.from_numpy(np.array(picture)) / 255 for picture in drawn]
+        pictures += painted(range(DRAWN, DRAWN + PAINTED), work, device, rng)
+        crops, looks = [], []
+        for number, picture in enumerate(pictures):
+            shown = scene(number)
+            for actor, box in zip(shown.actors, render(shown, family.SIZE).boxes, strict=True):
+                x0, y0, x1, y1 = box
+                error = [rng.gauss(0, JITTER) * side for side in (x1 - x0, y1 - y0, x1 - x0, y1 - y0)]
+                crop = framed(picture, torch.tensor(box, dtype=torch.float32) + torch.tensor(error))
+                crops.append((crop * 255).round().to(torch.uint8))
+                looks.append([f(actor.character) for f in (_species, _color)])
+        torch.save((torch.stack(crops), torch.tensor(looks)), path)
+    crops_, looks_ = torch.load(path, weights_only=True)
+    return crops_, looks_
+
+
+def _species(character: world.Character) -> int:
+    return world.SPECIES.index(character.species)
+
+
+def _color(character: world.Character) -> int:
+    return world.COLORS.index(character.color)
+
+
+def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str, dict[str, Tensor]]:
+    """Return the state dict under the name of its file."""
+    torch.manual_seed(recipe.seed)
+    crops, looks = examples(work, device)
+    model = Judge().to(device)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(crops), (BATCH,), generator=generator)
+        x = crops[index].float().to(device) / 255
+        mirrored = torch.rand(BATCH, generator=generator) < 0.5
+        x = torch.where(mirrored.view(-1, 1, 1, 1).to(device), x.flip(3), x)
+        side = int(torch.randint(SIDE // SOFTEST, SIDE + 1, (1,), generator=generator))
+        x = interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        x = interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        gain = 1 + 0.15 * torch.randn((BATCH, 1, 1, 1), generator=generator).to(device)
+        species, colors = model((x - 0.5) * gain + 0.5)
+        wanted = looks[index].to(device)
+        return cross_entropy(species.float(), wanted[:, 0]) + 0.5 * cross_entropy(colors.float(), wanted[:, 1])
+
+    average = fit(model, loss, recipe, work / "judge.pt")
+    return {"judge": average.state_dict()}
