@@ -1,4 +1,6 @@
-"""A base model: the embedded one, a folder as diffusers writes it, or a single SDXL file, all behind one face.
+"""A base model: the embedded one, a folder as diffusers writes it, or a single file, all behind one face.
+
+SDXL can do everything; SD 1.x and 2.x can be trained.
 
 Nothing is ever downloaded here.
 """
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import sdxl
+from . import sd, sdxl
 from .types import MudiError
 
 if TYPE_CHECKING:
@@ -34,27 +36,34 @@ class MissingCheckpoint(MudiError):
     """No such base model file or folder; the sentence names where it was looked for and where one is to be had."""
 
 
+class NoPictures(MudiError):
+    """A base model that can be trained here, but not asked for pictures."""
+
+
 class EncodersReleased(MudiError):
     """The VAE or the text encoders were asked after `Checkpoint.release_encoders`."""
 
 
 @dataclass(frozen=True)
 class _Parts:
-    tokenizers: tuple[Any, Any]
-    text_encoders: tuple[Any, Any]
+    tokenizers: tuple[Any, ...]
+    text_encoders: tuple[Any, ...]
     vae: Any
 
 
 class Checkpoint:
-    """An SDXL-shaped base model. The U-Net is its own public part; the rest is behind functions of plain tensors."""
+    """A base model of SDXL's shape, with two text encoders, or of SD's, with one.
+
+    The U-Net is its own public part; the rest is behind functions of plain tensors.
+    """
 
     def __init__(
         self,
         name: str,
         unet: Any,
         vae: Any,
-        tokenizers: tuple[Any, Any],
-        text_encoders: tuple[Any, Any],
+        tokenizers: tuple[Any, ...],
+        text_encoders: tuple[Any, ...],
         scheduler: Any,
     ) -> None:
         self.name = name
@@ -62,13 +71,15 @@ class Checkpoint:
         self.unet = unet.eval().requires_grad_(False)
         self.scheduler = scheduler
         self.latent_scale = float(vae.config.scaling_factor)
-        """A latent times this is what the U-Net sees (0.13025 for SDXL)."""
+        """A latent times this is what the U-Net sees (0.13025 for SDXL, 0.18215 for SD)."""
         self.vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         """Pixels a latent stands for, along a side: 8."""
         self.side = int(unet.config.sample_size) * self.vae_factor
         """Pixels of the square pictures this model was made for."""
         self.negative_prompt = NEGATIVE_PROMPT
         """What a picture should not look like, unless the user says otherwise."""
+        self.family = "sdxl_base_v1-0" if len(text_encoders) == 2 else _sd_family(unet, scheduler)
+        """kohya's name for the architecture, as LoRA files say it."""
         for model in (vae, *text_encoders):
             model.eval().requires_grad_(False)
         self._parts: _Parts | None = _Parts(tokenizers, text_encoders, vae)
@@ -78,12 +89,13 @@ class Checkpoint:
         return torch.device(self.unet.device)
 
     def encode_text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Captions to the U-Net's context ``[n, 77, d]`` and pooled vectors ``[n, p]``, as SDXL does.
+        """Captions to the U-Net's context ``[n, 77, d]`` and pooled vectors ``[n, p]``, as its family does.
 
-        The context is both encoders' last layer but one, side by side. What is beyond 77 tokens is cut off, with a
-        warning.
+        SDXL's context is both encoders' last layer but one, side by side. SD's is its only encoder's answer, without
+        pooled vectors (``p`` is 0). What is beyond 77 tokens is cut off, with a warning.
         """
         parts = self._encoders()
+        alone = len(parts.text_encoders) == 1
         contexts, pooled = [], torch.empty(0)
         for tokenizer, encoder in zip(parts.tokenizers, parts.text_encoders, strict=True):
             for caption in captions:
@@ -92,8 +104,8 @@ class Checkpoint:
             ids = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
             with torch.no_grad():
                 answer = encoder(ids.to(encoder.device), output_hidden_states=True)
-            contexts.append(answer.hidden_states[-2])
-            pooled = answer[0]
+            contexts.append(answer[0] if alone else answer.hidden_states[-2])
+            pooled = answer[0][:, 0, :0] if alone else answer[0]
         return torch.cat(contexts, dim=-1), pooled
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -114,10 +126,18 @@ class Checkpoint:
         return (pixels / 2 + 0.5).clamp(0, 1).movedim(1, -1).float().cpu().contiguous()
 
     def pipeline(self) -> StableDiffusionXLPipeline:
-        """This model in diffusers' own pipeline. They share the weights; the scheduler is the pipeline's own."""
+        """This model in diffusers' own pipeline. They share the weights; the scheduler is the pipeline's own.
+
+        Raises `NoPictures` for SD 1.x and 2.x.
+        """
         from diffusers import StableDiffusionXLPipeline
 
         parts = self._encoders()
+        if len(parts.text_encoders) == 1:
+            raise NoPictures(
+                f"{self.name} is SD 1.x or 2.x: LoRAs for it are trained here, but pictures only made with SDXL. Load "
+                "the LoRA in ComfyUI or diffusers."
+            )
         return StableDiffusionXLPipeline(
             vae=parts.vae,
             text_encoder=parts.text_encoders[0],
@@ -142,28 +162,35 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    base: str | Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    base: str | Path,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    unet_device: torch.device | None = None,
 ) -> Checkpoint:
-    """Read a base model: "mini", a diffusers folder of SDXL, or a single SDXL ``.safetensors`` file.
+    """Read a base model: "mini", or a diffusers folder or a single ``.safetensors`` file of SDXL or SD 1.x or 2.x.
 
-    ``dtype`` is the U-Net's and the text encoders'; the VAE stays in float32, since SDXL's overflows in float16. Raises
-    `MissingCheckpoint`, `sdxl.BadCheckpointFile`, `mini.family.MissingMiniWeights`.
+    ``dtype`` is the U-Net's and the text encoders'; the VAE stays in float32, since SDXL's overflows in float16.
+    ``unet_device`` keeps the U-Net elsewhere than the rest until it is wanted. Raises `MissingCheckpoint`,
+    `sdxl.BadCheckpointFile`, `mini.family.MissingMiniWeights`.
     """
     device = device or torch.device("cpu")
     path = Path(base)
     if str(base) == MINI:
         checkpoint = _open_mini()
     elif path.is_dir():
-        checkpoint = _of_pipeline(path.name, sdxl.read_folder(path, dtype))
+        reader = sd.read_folder if sd.is_folder(path) else sdxl.read_folder
+        checkpoint = _of_pipeline(path.name, reader(path, dtype))
     elif path.is_file():
-        checkpoint = _of_pipeline(path.name, sdxl.read_file(path, dtype))
+        reader = sd.read_file if sd.is_file(path) else sdxl.read_file
+        checkpoint = _of_pipeline(path.name, reader(path, dtype))
     else:
         raise MissingCheckpoint(
             f"There is no base model {path} (looked in {path.absolute().parent}). Use 'mini', a folder in diffusers' "
             f"layout, or a single SDXL file, e.g. from {sdxl.LINK}."
         )
     parts = checkpoint._encoders()
-    for model in (checkpoint.unet, *parts.text_encoders):
+    _move(checkpoint.unet, unet_device or device, dtype)
+    for model in parts.text_encoders:
         _move(model, device, dtype)
     _move(parts.vae, device, torch.float32)
     return checkpoint
@@ -192,14 +219,19 @@ def _open_mini() -> Checkpoint:
 
 
 def _of_pipeline(name: str, pipeline: Any) -> Checkpoint:
+    names = ("", "_2") if hasattr(pipeline, "text_encoder_2") else ("",)
     return Checkpoint(
         name,
         pipeline.unet,
         pipeline.vae,
-        (pipeline.tokenizer, pipeline.tokenizer_2),
-        (pipeline.text_encoder, pipeline.text_encoder_2),
+        tuple(getattr(pipeline, f"tokenizer{number}") for number in names),
+        tuple(getattr(pipeline, f"text_encoder{number}") for number in names),
         pipeline.scheduler,
     )
+
+
+def _sd_family(unet: Any, scheduler: Any) -> str:
+    return f"sd_{sd.version(unet)}" + ("_v" if scheduler.config.prediction_type == "v_prediction" else "")
 
 
 def _at_once(count: int, pixels: int) -> int:

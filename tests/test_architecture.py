@@ -19,6 +19,7 @@ FLOORS = (
     ("boxes", "masks", "weights", "photos"),
     ("mini",),
     ("sdxl",),
+    ("sd",),
     ("backends", "layout"),
     ("cutouts",),
     ("segmix",),

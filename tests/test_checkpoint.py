@@ -15,6 +15,7 @@ from mudi_core import sdxl
 from mudi_core.checkpoint import EncodersReleased, MissingCheckpoint, open_checkpoint
 from mudi_core.mini.family import MissingMiniWeights
 from mudi_core.sdxl import BadCheckpointFile
+from mudi_core.train.loss import NoiseSchedule
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,23 @@ def test_a_single_file_needs_no_network(single_file: Path, tiny_config: None, mo
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     open_checkpoint(single_file)
+
+
+@pytest.mark.parametrize(
+    "keys, kind, last",
+    [((), "epsilon", 0.004), (("v_pred",), "v_prediction", 0.004), (("v_pred", "ztsnr"), "v_prediction", 0.0)],
+)
+def test_a_finetune_says_what_it_predicts(
+    keys: tuple[str, ...], kind: str, last: float, single_file: Path, tiny_config: None, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    marked = {**load_file(single_file), **{key: torch.zeros(0) for key in keys}}
+    save_file(marked, tmp_path / "finetune.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "finetune.safetensors")
+    schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
+    assert schedule.prediction_type == kind
+    assert schedule.alphas_cumprod[-1].item() == pytest.approx(last, abs=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

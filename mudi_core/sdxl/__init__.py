@@ -29,6 +29,24 @@ def read_folder(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
     """SDXL in diffusers' layout. Raises `BadCheckpointFile`."""
     from diffusers import StableDiffusionXLPipeline
 
+    kind = pipeline_kind(path)
+    if kind != "StableDiffusionXLPipeline":
+        raise BadCheckpointFile(
+            f"{path} holds a {kind}; only SDXL (StableDiffusionXLPipeline) and SD 1.x and 2.x "
+            "(StableDiffusionPipeline) can be used."
+        )
+    try:
+        return StableDiffusionXLPipeline.from_pretrained(
+            str(path), torch_dtype=dtype, local_files_only=True, use_safetensors=True, add_watermarker=False
+        )
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise BadCheckpointFile(
+            f"{path} could not be read ({first_line(error)}). Is a file missing or cut off?"
+        ) from error
+
+
+def pipeline_kind(path: Path) -> str:
+    """The class that a folder in diffusers' layout names. Raises `BadCheckpointFile`."""
     index = path / "model_index.json"
     if not index.is_file():
         raise BadCheckpointFile(
@@ -36,23 +54,22 @@ def read_folder(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
             f"it, or a single SDXL file, e.g. from {LINK}."
         )
     try:
-        kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-        if kind != "StableDiffusionXLPipeline":
-            raise BadCheckpointFile(f"{path} holds a {kind}; only SDXL (StableDiffusionXLPipeline) can be used.")
-        return StableDiffusionXLPipeline.from_pretrained(
-            str(path), torch_dtype=dtype, local_files_only=True, use_safetensors=True, add_watermarker=False
-        )
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadCheckpointFile(
-            f"{path} could not be read ({_first_line(error)}). Is a file missing or cut off?"
+            f"{index} could not be read ({first_line(error)}). Download the folder again."
         ) from error
 
 
 def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    """SDXL as one ``.safetensors`` file with Stability's names. Raises `BadCheckpointFile`."""
+    """SDXL as one ``.safetensors`` file with Stability's names. Raises `BadCheckpointFile`.
+
+    Finetunes that predict v, or whose noise schedule ends in pure noise, say so by a key "v_pred" or "ztsnr".
+    """
     from diffusers import StableDiffusionXLPipeline
 
-    _check_file(path)
+    shapes = header(path)
+    _check_file(path, shapes)
     from ..mini.family import tokenizer
 
     try:
@@ -67,10 +84,14 @@ def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise BadCheckpointFile(
-            f"{path} could not be read as SDXL ({_first_line(error)}). Download it again."
+            f"{path} could not be read as SDXL ({first_line(error)}). Download it again."
         ) from error
     if any(p.is_meta for model in (pipeline.unet, pipeline.text_encoder_2) for p in model.parameters()):
         raise BadCheckpointFile(f"{path} lacks some of SDXL's weights. Use a whole SDXL checkpoint, e.g. from {LINK}.")
+    if "v_pred" in shapes:
+        pipeline.scheduler = type(pipeline.scheduler).from_config(
+            pipeline.scheduler.config, prediction_type="v_prediction", rescale_betas_zero_snr="ztsnr" in shapes
+        )
     return pipeline
 
 
@@ -83,8 +104,8 @@ _SDXL_KEYS: Mapping[str, str] = {
 }
 
 
-def _check_file(path: Path) -> None:
-    """Look into the file's header for what makes a text-to-image SDXL, before gigabytes are read."""
+def header(path: Path) -> dict[str, list[int]]:
+    """The shapes of a ``.safetensors`` file by name, before gigabytes are read. Raises `BadCheckpointFile`."""
     from safetensors import SafetensorError, safe_open
 
     if path.suffix != ".safetensors":
@@ -94,19 +115,22 @@ def _check_file(path: Path) -> None:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            keys = set(file.keys())
-            lacking = [what for key, what in _SDXL_KEYS.items() if key not in keys]
-            if lacking:
-                raise BadCheckpointFile(
-                    f"{path} has no {lacking[0].removeprefix('a ')}: it is no whole SDXL checkpoint (perhaps a LoRA, "
-                    f"a refiner, SD 1.5 or another model). Use one, e.g. from {LINK}."
-                )
-            channels = file.get_slice("model.diffusion_model.input_blocks.0.0.weight").get_shape()[1]
+            return {key: file.get_slice(key).get_shape() for key in file.keys()}
     except (OSError, SafetensorError) as error:
         raise BadCheckpointFile(f"{path} is not a whole safetensors file ({error}). Download it again.") from error
+
+
+def _check_file(path: Path, shapes: Mapping[str, list[int]]) -> None:
+    lacking = [what for key, what in _SDXL_KEYS.items() if key not in shapes]
+    if lacking:
+        raise BadCheckpointFile(
+            f"{path} has no {lacking[0].removeprefix('a ')}: it is no whole SDXL checkpoint (perhaps a LoRA, a refiner "
+            f"or another model). Use one, e.g. from {LINK}."
+        )
+    channels = shapes["model.diffusion_model.input_blocks.0.0.weight"][1]
     if channels != 4:
         raise BadCheckpointFile(f"{path} is made for inpainting ({channels} channels). Use a plain SDXL checkpoint.")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
