@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         print(f"Error: {error.strerror or error}{where}. {talk.kept}", file=sys.stderr)
         return 1
+    if answer is None:  # one of several processes, of which another answers
+        return 0
     try:
         print(json.dumps(answer.data) if args.json else answer.text, flush=True)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import MINI, add_base, add_command, add_device, add_precision, add_seed, device, open_base
+from .options import MINI, add_base, add_command, add_device, add_precision, add_seed, device, open_base, relative_scale
 from .talk import Answer, Talk
-from .train import relative_scale
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint

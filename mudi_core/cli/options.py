@@ -85,6 +85,16 @@ def add_models(parser: argparse.ArgumentParser, *kinds: str) -> None:
     )
 
 
+def relative_scale(text: str) -> dict[str, float]:
+    """ "olis:hta=1:2" as {"olis": 1, "hta": 2}."""
+    from ..layout import BadRelativeScale, parse_relative_scale
+
+    try:
+        return parse_relative_scale(text)
+    except BadRelativeScale as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def device(args: argparse.Namespace) -> torch.device:
     """The device asked for. Raises `BadDevice` when it is not there."""
     import torch
@@ -105,14 +115,14 @@ def precision(args: argparse.Namespace, on: torch.device) -> str:
     return str(args.precision or ("bf16" if on.type == "cuda" and args.base != MINI else "fp32"))
 
 
-def open_base(args: argparse.Namespace, on: torch.device) -> Checkpoint:
-    """The base model asked for, in the precision asked for."""
+def open_base(args: argparse.Namespace, on: torch.device, unet_on: torch.device | None = None) -> Checkpoint:
+    """The base model asked for, in the precision asked for; its U-Net elsewhere if ``unet_on`` says so."""
     import torch
 
     from ..checkpoint import open_checkpoint
 
     _no_foreign_bars()
-    return open_checkpoint(args.base, on, torch.bfloat16 if precision(args, on) == "bf16" else torch.float32)
+    return open_checkpoint(args.base, on, torch.bfloat16 if precision(args, on) == "bf16" else torch.float32, unet_on)
 
 
 def load_detector(args: argparse.Namespace, on: torch.device, talk: Talk) -> Detector:

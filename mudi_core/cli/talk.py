@@ -23,7 +23,9 @@ class Answer:
 class Talk:
     """A command's voice on standard error."""
 
-    def __init__(self) -> None:
+    def __init__(self, silent: bool = False) -> None:
+        """``silent``: of several processes one speaks for all."""
+        self.silent = silent
         self.kept = "Nothing was written."
         """What is left on disk if the command is stopped now: a sentence."""
 
@@ -33,7 +35,7 @@ class Talk:
         from tqdm import tqdm
 
         begun = time.monotonic()
-        in_terminal = sys.stderr.isatty()
+        in_terminal = sys.stderr.isatty() and not self.silent
         with tqdm(desc=what, disable=not in_terminal, file=sys.stderr, dynamic_ncols=True) as bar:
 
             def update(done: int, total: int, words: str = "") -> None:
@@ -47,4 +49,5 @@ class Talk:
             self.say(f"{what}: {time.monotonic() - begun:.1f} s")
 
     def say(self, words: str) -> None:
-        print(words, file=sys.stderr, flush=True)
+        if not self.silent:
+            print(words, file=sys.stderr, flush=True)

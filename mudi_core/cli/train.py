@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import MINI, add_base, add_command, add_device, add_precision, add_seed, device, open_base, precision
+from ..types import MudiError
+from .options import add_base, add_command, add_device, add_precision, add_seed, device, open_base, precision
+from .settings import add_settings, train_config
 from .talk import Answer, Talk
 
 if TYPE_CHECKING:
+    import torch
+
+    from ..checkpoint import Checkpoint
     from ..train.config import TrainConfig
+    from ..train.plan import Plan
+    from ..train.team import Team
     from ..types import SubjectSet
+
+
+class OutputExists(MudiError):
+    """A LoRA would replace a file that something else made."""
 
 
 def add(commands: Any) -> None:
@@ -24,50 +36,23 @@ def add(commands: Any) -> None:
         summary="a dataset into a LoRA",
         description="Trains one LoRA for all subjects of a dataset, on their photos and on Seg-Mix compositions of "
         "them. The file loads in ComfyUI and diffusers. Ctrl-C leaves a file beside it to go on from with --resume. "
-        "Defaults are the paper's for SDXL; with --base mini they are the demo's.",
+        "Defaults are the paper's for SDXL; with --base mini they are the demo's. With several GPUs: accelerate launch "
+        "-m mudi_core train ...",
         example="python -m mudi_core train dogs --base mini --out dogs.safetensors",
     )
     parser.add_argument(
         "dataset", type=Path, metavar="DATASET", help="folder made by prepare, or of the official format"
     )
-    add_base(parser, "mini, an SDXL .safetensors file, or a folder in diffusers' layout")
+    add_base(parser, "mini, an SDXL, SD 1.5 or SD 2 .safetensors file, or a folder in diffusers' layout")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the LoRA, ending in .safetensors")
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="optimizer steps (default: 1200; 1400-1600 for fine detail)"
-    )
-    parser.add_argument(
-        "--method",
-        choices=("segmix", "dreambooth", "cutmix"),
-        default="segmix",
-        help="segmix (default); dreambooth: photos alone; cutmix: hard halves instead of cut-outs",
-    )
-    parser.add_argument("--batch", type=int, metavar="N", help="samples of a step (default: 2)")
-    parser.add_argument("--learning-rate", type=float, metavar="X", help="default: 1e-4")
-    parser.add_argument("--rank", type=int, metavar="N", help="size of the LoRA (default: 32)")
-    parser.add_argument(
-        "--resolution", type=int, metavar="PX", help="side of the training images (default: the model's)"
-    )
-    parser.add_argument("--segmix-prob", type=float, metavar="X", help="share of compositions, 0..1 (default: 0.3)")
-    parser.add_argument(
-        "--relative-scale",
-        type=relative_scale,
-        metavar="A:B=1:2",
-        help='heights in compositions, e.g. "olis:hta=1:2" when hta is twice as tall (default: all about alike)',
-    )
-    parser.add_argument(
-        "--background-weight", type=float, metavar="X", help="loss outside the subjects, 0..1 (default: 1)"
-    )
-    parser.add_argument(
-        "--dco-beta", type=float, metavar="X", help="stay close to the base model (default: 1000; 0: off)"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="train even if the file is there, and replace it")
+    add_settings(parser)
     parser.add_argument(
         "--priors", type=Path, metavar="DATASET", help="pictures of other members of each class, with masks"
     )
+    parser.add_argument("--start-from", type=Path, metavar="FILE", help="a LoRA to begin with, of this rank or less")
     parser.add_argument(
-        "--gradient-checkpointing", action="store_true", help="15 instead of 18 GB for SDXL, 30 %% slower"
-    )
-    parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="keep encoded images and captions here for the next run"
+        "--cache", type=Path, metavar="DIR", help="keep what was encoded here for the next run (4 GB at most)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run that Ctrl-C stopped")
     add_seed(parser, "of every random choice")
@@ -75,46 +60,26 @@ def add(commands: Any) -> None:
     add_device(parser)
 
 
-def relative_scale(text: str) -> dict[str, float]:
-    """ "olis:hta=1:2" as {"olis": 1, "hta": 2}."""
-    from ..layout import BadRelativeScale, parse_relative_scale
+def run(args: argparse.Namespace, talk: Talk) -> Answer | None:
+    import torch
 
-    try:
-        return parse_relative_scale(text)
-    except BadRelativeScale as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    from ..train.team import joined, local_rank, team_size
 
-
-def config(args: argparse.Namespace, side: int, compute: str) -> TrainConfig:
-    """The paper's settings, or the demo's for the embedded model, and what the user said otherwise."""
-    from ..demo.settings import DemoSettings
-    from ..train.config import TrainConfig
-
-    start = DemoSettings().train_config(args.method, args.seed) if args.base == MINI else TrainConfig(resolution=side)
-    said = {
-        "steps": args.steps,
-        "batch_size": args.batch,
-        "learning_rate": args.learning_rate,
-        "rank": args.rank,
-        "resolution": args.resolution,
-        "segmix_prob": args.segmix_prob,
-        "background_weight": args.background_weight,
-        "dco_beta": args.dco_beta,
-    }
-    return replace(
-        start,
-        method=args.method,
-        seed=args.seed,
-        layout=replace(start.layout, relative_scale=args.relative_scale),
-        precision="bf16" if compute == "bf16" else "fp32",
-        gradient_checkpointing=args.gradient_checkpointing,
-        **{name: value for name, value in said.items() if value is not None},
-    )
+    if args.memory and args.precision is None:
+        args.precision = "bf16"
+    on = device(args)
+    if on.type == "cuda" and team_size() > 1:
+        on = torch.device("cuda", local_rank())
+        torch.cuda.set_device(on)
+    with joined(on) as team:
+        return _train(args, talk if team.leads else Talk(silent=True), on, team)
 
 
-def run(args: argparse.Namespace, talk: Talk) -> Answer:
+def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -> Answer | None:
+    import torch
+
     from .. import storage
-    from ..train import loop, lora, plan
+    from ..train import loop, lora, quantize
     from ..train.loss import NoiseSchedule
     from ..train.tensor_file import BadTensorFile
 
@@ -122,22 +87,33 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     stopped = args.out.with_suffix(".stopped.safetensors")
     if args.resume and not stopped.is_file():
         raise BadTensorFile(f"There is no stopped run to go on with: {stopped} is missing. Leave out --resume.")
+    start = None if args.start_from is None else lora.load_lora(args.start_from)[0]
     subjects = storage.read_subjects(args.dataset)
     priors = None if args.priors is None else storage.read_subjects(args.priors)
-    on = device(args)
-    checkpoint = open_base(args, on)
-    settings = config(args, checkpoint.side, precision(args, on))
-    with talk.progress("encoding") as progress:
-        drawn = plan.make_plan(
-            subjects,
-            settings,
-            checkpoint.encode_image,
-            checkpoint.encode_text,
-            priors=priors,
-            on_step=lambda stage, done, total: progress(done, total, stage),
-            cache_dir=args.cache,
-        )
+    checkpoint = open_base(args, on, torch.device("cpu"))  # the U-Net waits until the encoders have left the card
+    settings = train_config(args, checkpoint.side, precision(args, on))
+    # Written so that it says the same of a step whatever the number of processes.
+    settings = replace(settings, accumulation=settings.accumulation * team.size)
+    there = None if args.overwrite else _read_existing(args.out, settings, checkpoint.name)
+    drawn = _plan(args, talk, team, checkpoint, settings, subjects, priors)
+    if there is not None:
+        if there != drawn.plan_hash:
+            raise _exists(args.out, "other photos")
+        text = f"{args.out} is there already, from the same photos and settings: nothing to do."
+        return Answer(text, {"lora": str(args.out), "plan_hash": there, "trained": False}) if team.leads else None
     checkpoint.release_encoders()
+    if on.type == "cuda":
+        torch.cuda.empty_cache()
+    quantize.quantize(checkpoint.unet, settings.base_weights)
+    checkpoint.unet.to(on)
+    about = lora.lora_metadata(
+        settings, subjects, base=checkpoint.name, plan_hash=drawn.plan_hash, family=checkpoint.family
+    )
+
+    def save(step: int, state: lora.LoraState) -> None:
+        if team.leads:
+            lora.save_lora(args.out.with_stem(f"{args.out.stem}-{step:06d}"), state, {**about, "ss_steps": str(step)})
+
     with talk.progress("training") as progress:
         trained = loop.train(
             checkpoint.unet,
@@ -147,8 +123,12 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
             on_step=lambda done, total, loss: progress(done, total, f"loss {loss:.3f}"),
             resume=stopped if args.resume else None,
             checkpoint=stopped,
+            start=start,
+            on_save=save,
+            team=team,
         )
-    about = lora.lora_metadata(settings, subjects, base=checkpoint.name, plan_hash=drawn.plan_hash)
+    if not team.leads:
+        return None
     lora.save_lora(args.out, trained.state, about)
     stopped.unlink(missing_ok=True)
     last = trained.losses[-max(1, len(trained.losses) // 10) :]
@@ -163,7 +143,66 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
             "layers": len(trained.state) // 3,
             "loss": sum(last) / len(last),
             "plan_hash": drawn.plan_hash,
+            "trained": True,
         },
+    )
+
+
+def _plan(
+    args: argparse.Namespace,
+    talk: Talk,
+    team: Team,
+    checkpoint: Checkpoint,
+    settings: TrainConfig,
+    subjects: SubjectSet,
+    priors: SubjectSet | None,
+) -> Plan:
+    """The plan; of several processes the first makes it and the others read it from a folder that they share."""
+    from ..train.plan import make_plan
+
+    shared = args.out.with_name(f".{args.out.stem}.plan") if team.size > 1 and args.cache is None else None
+    if not team.leads:
+        team.wait()
+    try:
+        with talk.progress("encoding") as progress:
+            plan = make_plan(
+                subjects,
+                settings,
+                checkpoint.encode_image,
+                checkpoint.encode_text,
+                priors=priors,
+                on_step=lambda stage, done, total: progress(done, total, stage),
+                cache_dir=shared or args.cache,
+            )
+        if team.leads:
+            team.wait()
+        team.wait()
+        return plan
+    finally:
+        if shared is not None and team.leads:
+            shutil.rmtree(shared, ignore_errors=True)
+
+
+def _read_existing(out: Path, settings: TrainConfig, base: str) -> str | None:
+    """The plan hash of a LoRA that these settings have made; None when there is no file. Raises `OutputExists`."""
+    from ..train.lora import BadLora, load_lora
+    from ..train.tensor_file import BadTensorFile
+
+    if not out.exists():
+        return None
+    try:
+        about = load_lora(out)[1]
+    except (BadLora, BadTensorFile):
+        raise _exists(out, "something else") from None
+    for key, ours, what in (("mudi_config", settings.to_json(), "other settings"), ("mudi_base", base, "another base")):
+        if about.get(key) != ours:
+            raise _exists(out, what)
+    return about.get("mudi_plan_hash", "")
+
+
+def _exists(out: Path, origin: str) -> OutputExists:
+    return OutputExists(
+        f"{out} is there already, made from {origin}. Choose another name with --out, or replace it with --overwrite."
     )
 
 

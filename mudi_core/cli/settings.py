@@ -1,0 +1,107 @@
+"""What `train` can be told about learning: its options, and the settings that they and the presets make."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .options import MINI, relative_scale
+
+if TYPE_CHECKING:
+    from ..train.config import TrainConfig
+
+SETTINGS: dict[str, tuple[str, type, str, str]] = {
+    "--steps": ("steps", int, "N", "optimizer steps (default: 1200; 1400-1600 for fine detail)"),
+    "--batch": ("batch_size", int, "N", "samples that the U-Net sees at once (default: 2)"),
+    "--accumulation": ("accumulation", int, "N", "batches of a step, for each process (default: 1)"),
+    "--learning-rate": ("learning_rate", float, "X", "default: 1e-4; with --optimizer prodigy 1"),
+    "--lr-warmup": ("lr_warmup", int, "N", "steps in which the learning rate rises (default: 0)"),
+    "--weight-decay": ("weight_decay", float, "X", "share of a weight lost in a step (default: 1e-4)"),
+    "--max-grad-norm": ("max_grad_norm", float, "X", "longer gradients are shortened to it (default: 1; 0: never)"),
+    "--save-every": ("save_every", int, "N", "steps between two savings of the LoRA so far (default: 0, never)"),
+    "--rank": ("rank", int, "N", "size of the LoRA (default: 32)"),
+    "--alpha": ("alpha", float, "X", "the LoRA is scaled by alpha / rank (default: the rank)"),
+    "--resolution": ("resolution", int, "PX", "side of the training images (default: the model's)"),
+    "--segmix-prob": ("segmix_prob", float, "X", "share of compositions, 0..1 (default: 0.3)"),
+    "--segmix-start-step": ("segmix_start_step", int, "N", "first step with a composition (default: 0)"),
+    "--background-weight": ("background_weight", float, "X", "loss outside the subjects, 0..1 (default: 1)"),
+    "--dco-beta": ("dco_beta", float, "X", "stay close to the base model (default: 1000; 0: off)"),
+    "--kl-weight": ("kl_weight", float, "X", "hold on to the base model's predictions (default: 0, off)"),
+    "--prior-loss-weight": ("prior_loss_weight", float, "X", "weight of the --priors (default: 1)"),
+    "--min-snr-gamma": ("min_snr_gamma", float, "X", "caps the weight of little noise; 5 is common (default: off)"),
+    "--noise-offset": ("noise_offset", float, "X", "shifts whole channels; 0.05 is common (default: 0, off)"),
+}
+"""Options by setting: its name, type, unit and what it does."""
+CHOICES: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "--optimizer": (
+        "optimizer",
+        ("adamw", "adamw8bit", "prodigy"),
+        "default: adamw; the others are packages of their own",
+    ),
+    "--lr-schedule": ("lr_schedule", ("constant", "linear", "cosine"), "of the learning rate (default: constant)"),
+    "--base-weights": ("base_weights", ("full", "int8", "nf4"), "bits of the frozen U-Net (default: full)"),
+}
+SWITCHES: dict[str, tuple[str, str]] = {
+    "--gradient-checkpointing": ("gradient_checkpointing", "15 instead of 18 GB for SDXL, 30 %% slower"),
+    "--buckets": ("buckets", "train photos near their own aspect instead of square"),
+}
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Every setting of a training as an option, and the presets."""
+    parser.add_argument(
+        "--preset",
+        choices=("quick look", "standard", "paper"),
+        help="settings to learn with: few steps; a falling learning rate; the paper's (default)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=int,
+        choices=(6, 8, 12, 16, 24),
+        help="settings for a card of so many GB (reckoned for SDXL at 1024 px); default: none",
+    )
+    parser.add_argument(
+        "--method",
+        choices=("segmix", "dreambooth", "cutmix"),
+        default="segmix",
+        help="segmix (default); dreambooth: photos alone; cutmix: hard halves instead of cut-outs",
+    )
+    parser.add_argument(
+        "--relative-scale",
+        type=relative_scale,
+        metavar="A:B=1:2",
+        help='heights in compositions, e.g. "olis:hta=1:2" when hta is twice as tall (default: all about alike)',
+    )
+    for option, (name, kind, metavar, words) in SETTINGS.items():
+        parser.add_argument(option, dest=name, type=kind, metavar=metavar, help=words)
+    for option, (name, choices, words) in CHOICES.items():
+        parser.add_argument(option, dest=name, choices=choices, help=words)
+    for option, (name, words) in SWITCHES.items():
+        parser.add_argument(option, dest=name, action="store_true", default=None, help=words)
+    parser.add_argument(
+        "--target-modules", nargs="+", metavar="NAME", help="layers that get a LoRA (default: to_k to_q to_v to_out.0)"
+    )
+
+
+def train_config(args: argparse.Namespace, side: int, compute: str) -> TrainConfig:
+    """The paper's settings, or the demo's for the embedded model; presets; and what the user said otherwise."""
+    from ..demo.settings import DemoSettings
+    from ..train.config import PRESETS, TrainConfig
+    from ..train.memory import memory_settings
+
+    start = DemoSettings().train_config(args.method, args.seed) if args.base == MINI else TrainConfig(resolution=side)
+    preset = PRESETS[args.preset or "paper"] | (memory_settings(args.memory) if args.memory else {})
+    names = [row[0] for table in (SETTINGS, CHOICES, SWITCHES) for row in table.values()]
+    said: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if said.get("optimizer") == "prodigy":
+        said.setdefault("learning_rate", 1.0)
+    if args.target_modules:
+        said["target_modules"] = tuple(args.target_modules)
+    return replace(
+        start,
+        method=args.method,
+        seed=args.seed,
+        layout=replace(start.layout, relative_scale=args.relative_scale),
+        **(preset | {"precision": compute} | said),
+    )

@@ -1,0 +1,150 @@
+"""`train` as a command: its presets and options, what it does with files that are there, and several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mudi_core.cli import main, parser
+from mudi_core.cli.settings import CHOICES, SETTINGS, SWITCHES, train_config
+from mudi_core.storage import write_subjects
+from mudi_core.train.config import PRESETS, TrainConfig
+from mudi_core.train.lora import load_lora
+from mudi_core.train.memory import MEMORY
+from mudi_core.types import SubjectSet
+
+FAST = ("--steps", "3", "--batch", "1", "--rank", "2", "--resolution", "64", "--learning-rate", "0.01")
+
+
+def command(dataset: Path, out: Path, *more: str) -> list[str]:
+    return ["train", str(dataset), "--base", "mini", "--out", str(out), *FAST, *more]
+
+
+def settings(*options: str, base: str = "x.safetensors") -> TrainConfig:
+    return train_config(parser().parse_args(["train", "d", "--base", base, "--out", "o", *options]), 1024, "fp32")
+
+
+def test_presets_stand_below_what_is_said() -> None:
+    assert settings() == settings("--preset", "paper") == TrainConfig()
+    for name, values in PRESETS.items():
+        assert settings("--preset", name) == replace(TrainConfig(), **values)
+    quick = settings("--preset", "quick look", "--rank", "64", "--memory", "12")
+    assert (quick.steps, quick.rank, quick.batch_size, quick.accumulation) == (PRESETS["quick look"]["steps"], 64, 1, 2)
+    assert settings("--memory", "16") == replace(TrainConfig(), **{**MEMORY[16], "precision": "fp32"})
+    assert settings("--optimizer", "prodigy").learning_rate == 1.0
+    assert settings("--optimizer", "prodigy", "--learning-rate", "0.5").learning_rate == 0.5
+    assert settings("--target-modules", "to_k", "to_v").target_modules == ("to_k", "to_v")
+
+
+def test_every_option_reaches_its_setting() -> None:
+    for option, (name, kind, *_) in SETTINGS.items():
+        value = kind(64 if name == "resolution" else 3 if kind is int else 0.5)
+        assert getattr(settings(option, str(value)), name) == value != getattr(TrainConfig(), name)
+    for option, (name, values, _) in CHOICES.items():
+        said = (option, values[-1]) if name != "optimizer" else (option, values[-1], "--learning-rate", "1")
+        assert getattr(settings(*said), name) == values[-1] != getattr(TrainConfig(), name)
+    for option, (name, _) in SWITCHES.items():
+        assert getattr(settings(option), name) is True and getattr(TrainConfig(), name) is False
+
+
+def test_a_lora_that_is_there_is_kept_unless_it_would_be_the_same(
+    random_mini: None,
+    drawn_subjects: SubjectSet,
+    drawn_dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "l.safetensors"
+    assert main(command(drawn_dataset, out)) == 0
+    first, written = out.read_bytes(), out.stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(command(drawn_dataset, out)) == 0
+    assert "nothing to do" in capsys.readouterr().out and out.stat().st_mtime_ns == written
+    one, other = drawn_subjects.subjects
+    fewer = SubjectSet((one, replace(other, photos=other.photos[:1], masks=other.masks[:1])))
+    for arguments, origin in (
+        (command(drawn_dataset, out, "--seed", "9"), "other settings"),
+        (command(write_subjects(fewer, tmp_path / "fewer"), out), "other photos"),
+    ):
+        assert main(arguments) == 1
+        said = capsys.readouterr().err
+        assert f"is there already, made from {origin}" in said and "--overwrite" in said
+        assert out.read_bytes() == first
+    assert main(command(drawn_dataset, out, "--seed", "9", "--overwrite")) == 0
+    assert out.read_bytes() != first
+    out.write_text("my diary")
+    assert main(command(drawn_dataset, out)) == 1
+    assert "something else" in capsys.readouterr().err and out.read_text() == "my diary"
+
+
+def test_one_subject_trains_as_dreambooth_only_when_asked(
+    random_mini: None,
+    drawn_subjects: SubjectSet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    alone = write_subjects(SubjectSet(drawn_subjects.subjects[:1]), tmp_path / "alone")
+    assert main(command(alone, tmp_path / "l.safetensors")) == 1
+    assert "only one subject" in capsys.readouterr().err and not (tmp_path / "l.safetensors").exists()
+    assert main(command(alone, tmp_path / "l.safetensors", "--method", "dreambooth")) == 0
+
+
+def test_savings_on_the_way_and_a_start_from_one_of_them(
+    random_mini: None, drawn_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, further = tmp_path / "l.safetensors", tmp_path / "further.safetensors"
+    assert main(command(drawn_dataset, out, "--save-every", "2", "--dco-beta", "5")) == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["l-000002.safetensors", "l.safetensors"]
+    saved, about = load_lora(tmp_path / "l-000002.safetensors")
+    assert about["ss_steps"] == "2"
+    still = ("--start-from", str(tmp_path / "l-000002.safetensors"), "--learning-rate", "1e-12")
+    assert main(command(drawn_dataset, further, *still)) == 0
+    begun, _ = load_lora(further)
+    assert any(value.abs().max() > 0 for key, value in saved.items() if "lora_up" in key)
+    for key, value in saved.items():
+        torch.testing.assert_close(begun[key], value, rtol=1e-3, atol=1e-5)
+    assert main(command(drawn_dataset, tmp_path / "x.safetensors", "--start-from", str(tmp_path / "gone"))) == 1
+    assert "There is no file" in capsys.readouterr().err
+
+
+def test_two_processes_make_the_lora_of_one_with_twice_the_accumulation(
+    mini_weights: None, drawn_dataset: Path, tmp_path: Path
+) -> None:
+    def launch(out: str, processes: int, *more: str) -> Any:
+        arguments = command(drawn_dataset, tmp_path / out, "--json", *more)
+        if processes > 1:
+            launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+            launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+            launcher += ["--main_process_port", "0"]
+            arguments = [*launcher, "-m", "mudi_core", *arguments]
+        else:
+            arguments = ["mudi_core", *arguments]
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments, "--device", "cpu"],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    two = launch("two.safetensors", 2, "--dco-beta", "1", "--accumulation", "1")
+    one = launch("one.safetensors", 1, "--dco-beta", "1", "--accumulation", "2")
+    assert two["plan_hash"] == one["plan_hash"] and two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    together, about = load_lora(tmp_path / "two.safetensors")
+    alone, about_one = load_lora(tmp_path / "one.safetensors")
+    assert about == about_one and together.keys() == alone.keys()
+    assert any(value.abs().max() > 1e-3 for key, value in alone.items() if "lora_up" in key)
+    for key, value in alone.items():
+        torch.testing.assert_close(together[key], value, rtol=0, atol=1e-5)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.safetensors", "two.safetensors"]
