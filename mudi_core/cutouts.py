@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,10 +28,48 @@ _RIM = 400
 cut-out's longer side."""
 _SMALLEST = 48
 """Pixels: cut-outs are not kept in smaller copies than this."""
+_HOW_TO_CHOOSE = "{!r} chooses no photos: write random, best, or olis:hta=0:2 with a number for each, counted from 0."
+
+
+Said = TypeVar("Said")
 
 
 class EmptyMask(MudiError):
     """A photo whose mask shows nothing, so that there is nothing to cut out."""
+
+
+class BadPoses(MudiError):
+    """A choice of photos, or a rotation, that cannot be."""
+
+
+@dataclass(frozen=True)
+class Poses:
+    """How subjects are shown: by which of their photos, mirrored, turned. Raises `BadPoses`."""
+
+    photos: str | Mapping[str, int] = "random"
+    """"random", "best" (see `CutOuts.best`), or by token the index of a photo, others at random."""
+    mirror: bool = False
+    """Each figure is mirrored or not by chance. Writing and lopsided marks do not survive it."""
+    max_rotation: float = 0.0
+    """Each figure is turned by chance, up to so many degrees to either side."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.photos, str) and self.photos not in ("random", "best"):
+            raise BadPoses(_HOW_TO_CHOOSE.format(self.photos))
+        if not 0 <= self.max_rotation <= 180:
+            raise BadPoses(f"max_rotation is {self.max_rotation}; it must be 0 to 180 degrees.")
+
+
+def parse_photos(text: str) -> str | dict[str, int]:
+    """`Poses.photos` from "random", "best" or "olis:hta=0:2". Raises `BadPoses`."""
+    choice = text.strip() or "random"
+    if choice in ("random", "best"):
+        return choice
+    names, _, numbers = choice.partition("=")
+    tokens, indices = [name.strip() for name in names.split(":")], [number.strip() for number in numbers.split(":")]
+    if not all(tokens) or len(set(tokens)) != len(indices) or not all(index.isdecimal() for index in indices):
+        raise BadPoses(_HOW_TO_CHOOSE.format(text))
+    return dict(zip(tokens, map(int, indices), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +93,9 @@ class CutOuts:
     by_token: Mapping[str, tuple[CutOut, ...]]
     """For each token, one cut-out per photo."""
 
-    def figure(self, token: str, photo: int = 0, mirror: bool = False) -> Figure:
+    def figure(self, token: str, photo: int = 0, mirror: bool = False, rotation: float = 0.0) -> Figure:
         """What a layout has to know of one cut-out. Raises `BadLayout` when the set has no such photo."""
-        return Figure(token, self.get(token, photo).aspect, photo, mirror)
+        return Figure(token, turned_aspect(self.get(token, photo).aspect, rotation), photo, mirror, rotation)
 
     def check(self, tokens: Iterable[str], source: str) -> None:
         """Raises `BadLayout`, which blames `source`, when one of these is no token of the set."""
@@ -64,9 +103,52 @@ class CutOuts:
             if token not in self.by_token:
                 raise BadLayout(f"{source} names '{token}', but the subjects are: {', '.join(self.by_token)}.")
 
-    def figures(self, rng: random.Random) -> list[Figure]:
-        """One figure per subject, in the set's order, each by a photo drawn at random."""
-        return [self.figure(token, rng.randrange(len(self.by_token[token]))) for token in self.subjects.tokens]
+    def resolve(self, said: Mapping[str, Said], source: str) -> dict[str, Said]:
+        """By token what is said by token, by name ("olis corgi") or by a class noun that one subject alone has.
+
+        Raises `BadLayout`, which blames `source`, for any other name and for a subject named twice.
+        """
+        found: dict[str, Said] = {}
+        for name, value in said.items():
+            tokens = [name] if name in self.by_token else []
+            tokens = tokens or [subject.token for subject in self.subjects if name == subject.name]
+            tokens = tokens or [subject.token for subject in self.subjects if name == subject.class_noun]
+            self.check([name] if len(tokens) != 1 else tokens, source)
+            if tokens[0] in found:
+                raise BadLayout(f"{source} names '{tokens[0]}' twice.")
+            found[tokens[0]] = value
+        return found
+
+    def figures(
+        self, rng: random.Random, poses: Poses | None = None, turns: random.Random | None = None
+    ) -> list[Figure]:
+        """One figure per subject, in the set's order.
+
+        Photos are drawn from `rng`, whatever the poses are, and all else from `turns`: other poses leave the places
+        alone. Raises `BadLayout` for a photo or subject that is not there.
+        """
+        poses, turns = poses or Poses(), turns or rng
+        chosen = self.resolve(poses.photos, "The choice of photos") if isinstance(poses.photos, Mapping) else {}
+        figures = []
+        for token in self.subjects.tokens:
+            photo = rng.randrange(len(self.by_token[token]))
+            if poses.photos == "best":
+                photo = self.best(token)
+            mirror = poses.mirror and turns.random() < 0.5
+            rotation = turns.uniform(-poses.max_rotation, poses.max_rotation) if poses.max_rotation else 0.0
+            figures.append(self.figure(token, chosen.get(token, photo), mirror, rotation))
+        return figures
+
+    def best(self, token: str) -> int:
+        """The photo that shows the subject whole, not cut off by the photo's border, and largest."""
+        masks = self.subjects[token].masks
+
+        def rank(photo: int) -> tuple[bool, float]:
+            inside = masks[photo] > 0.5
+            cut_off = bool(inside[0].any() or inside[-1].any() or inside[:, 0].any() or inside[:, -1].any())
+            return not cut_off, float(inside.sum())
+
+        return max(range(len(masks)), key=rank)
 
     def get(self, token: str, photo: int) -> CutOut:
         """The cut-out of one photo. Raises `BadLayout` when the set has no such subject or photo."""
@@ -93,10 +175,28 @@ def cut_outs(subjects: SubjectSet, max_side: int = 1024, on_step: Callable[[int,
     return CutOuts(subjects, by_token)
 
 
-def drawn(cut_out: CutOut, size: tuple[int, int], mirror: bool) -> Pixels:
-    """RGBA ``[h, w, 4]`` at a width and height, from the smallest copy that is no smaller."""
+def turned_aspect(aspect: float, rotation: float) -> float:
+    """Width over height of the box around a box of this aspect that was turned by so many degrees."""
+    cos, sin = _cos_sin(rotation)
+    return (aspect * cos + sin) / (aspect * sin + cos)
+
+
+def _cos_sin(rotation: float) -> tuple[float, float]:
+    return abs(math.cos(math.radians(rotation))), abs(math.sin(math.radians(rotation)))
+
+
+def drawn(cut_out: CutOut, size: tuple[int, int], mirror: bool, rotation: float = 0.0) -> Pixels:
+    """RGBA ``[h, w, 4]`` at a width and height, from the smallest copy that is no smaller; turned clockwise."""
     import cv2
 
+    if rotation:
+        cos, sin = _cos_sin(rotation)
+        width = size[0] / (cos + sin / cut_out.aspect)
+        upright = max(round(width), 1), max(round(width / cut_out.aspect), 1)
+        turn: NDArray[Any] = cv2.getRotationMatrix2D(((upright[0] - 1) / 2, (upright[1] - 1) / 2), -rotation, 1.0)
+        turn[:, 2] += (size[0] - upright[0]) / 2, (size[1] - upright[1]) / 2
+        turned: Pixels = cv2.warpAffine(drawn(cut_out, upright, mirror), turn, size)
+        return turned
     pixels: Pixels = cut_out.sizes[0]
     for smaller in cut_out.sizes[1:]:
         if smaller.shape[1] >= size[0] and smaller.shape[0] >= size[1]:

@@ -10,18 +10,18 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .boxes import Box
 from .checkpoint import Checkpoint
-from .cutouts import CutOuts
+from .cutouts import CutOuts, Poses
 from .init_latent import init_latent, shifted_noise
-from .layout import LayoutConfig, given_layout, random_layout
+from .layout import Figure, LayoutConfig, given_layout, ordered_layout, random_layout
+from .layout_text import Place
 from .segmix import compose
 from .types import Layout, Mix, MudiError, SubjectSet
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 OnStep = Callable[[int, int], None]
 """Called with the sampler steps done and those in all; an exception from it ends the run between two steps."""
 SIDECAR = "generate.json"
+Arrangement = Literal["random", "row", "grid"]
 
 
 class BadGenerateConfig(MudiError):
@@ -61,9 +62,12 @@ class GenerateConfig:
     batch_size: int = 4
     """So many pictures are sampled at once."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
-    """How large the subjects of a random layout are and where they stand."""
-    boxes: Mapping[str, Box] | None = None
-    """Boxes by token, fractions of the canvas; None: a random layout for each picture."""
+    """How large the subjects are and how far apart. It may call them by token, name or class noun."""
+    arrangement: Arrangement = "random"
+    """At random places, each picture at others; or in the set's order, side by side or in a grid."""
+    places: Mapping[str, Place] | None = None
+    """Given places by token, name or class noun, instead of any arrangement."""
+    poses: Poses = field(default_factory=Poses)
 
     def __post_init__(self) -> None:
         def check(name: str, ok: bool, wanted: str) -> None:
@@ -143,12 +147,28 @@ def generate(
 
 def draw_layout(cutouts: CutOuts, config: GenerateConfig, number: int, size: tuple[int, int]) -> Layout:
     """Where the subjects of picture ``number`` stand at the start, and by which of their photos. Raises `BadLayout`."""
-    cutouts.check(config.layout.relative_scale or {}, "relative_scale")
-    rng = random.Random(f"{config.seed}/{number}/layout")
-    figures = cutouts.figures(rng)
-    if config.boxes is not None:
-        return given_layout(config.boxes, figures, size)
-    return random_layout(figures, rng, size, config.layout)
+    scale = config.layout.relative_scale
+    layout = replace(config.layout, relative_scale=scale and cutouts.resolve(scale, "relative_scale"))
+    rng, turns = (random.Random(f"{config.seed}/{number}/{what}") for what in ("layout", "poses"))
+    figures = cutouts.figures(rng, config.poses, turns)
+    if config.places is not None:
+        places = cutouts.resolve(config.places, "The layout")
+        figures = [_posed(figure, places[figure.token], cutouts) for figure in figures if figure.token in places]
+        boxes = {token: place.box for token, place in places.items()}
+        return given_layout(boxes, figures, size, {token: place.depth for token, place in places.items()})
+    if config.arrangement == "random":
+        return random_layout(figures, rng, size, layout)
+    return ordered_layout(figures, size, layout, rows=1 if config.arrangement == "row" else None)
+
+
+def _posed(figure: Figure, place: Place, cutouts: CutOuts) -> Figure:
+    """The figure as its place says; as it was drawn where the place says nothing."""
+    return cutouts.figure(
+        figure.token,
+        figure.photo if place.photo is None else place.photo,
+        figure.mirror if place.mirror is None else place.mirror,
+        figure.rotation if place.rotation is None else place.rotation,
+    )
 
 
 def draw_noise(seed: int, number: int, shape: Sequence[int]) -> Tensor:
@@ -220,7 +240,14 @@ class PictureFolder:
 
 def _plain(layout: Layout) -> list[dict[str, Any]]:
     return [
-        {"token": p.token, "xyxy": [round(value, 4) for value in p.xyxy], "photo": p.photo} for p in layout.placements
+        {
+            "token": p.token,
+            "xyxy": [round(value, 4) for value in p.xyxy],
+            "photo": p.photo,
+            "mirror": p.mirror,
+            "rotation": round(p.rotation, 2),
+        }
+        for p in layout.placements
     ]
 
 

@@ -1,13 +1,12 @@
 """Who stands where: layouts drawn at random, or given as boxes. Geometry alone, no pixels.
 
 `pair_layout` is Seg-Mix's placement (paper section 4.1 and its official code), `random_layout` carries it on to 1 to 11
-subjects for the start of a picture (section 4.2), `given_layout` takes the user's or a language model's boxes.
+subjects for the start of a picture (section 4.2), `ordered_layout` sets them in rows, `given_layout` takes the user's
+or a language model's boxes (`layout_text` reads them).
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +14,9 @@ from dataclasses import dataclass, replace
 from .boxes import Box, overlap, visible_fraction
 from .types import MAX_SUBJECTS, BadLayout, Layout, MudiError, Placement
 
-_log = logging.getLogger(__name__)
-
 _TRIES = 100
-_EXAMPLE = '{"olis": [0.05, 0.2, 0.45, 1.0], "hta": [0.5, 0.3, 0.95, 1.0]}'
+HIDDEN = 0.25
+"""A figure of whose box less is left uncovered is hidden."""
 
 
 class BadLayoutConfig(MudiError):
@@ -27,10 +25,6 @@ class BadLayoutConfig(MudiError):
 
 class NoRoom(MudiError):
     """The figures cannot stand on the canvas as far apart as asked."""
-
-
-class BadBoxes(MudiError):
-    """Boxes written as text that cannot be read."""
 
 
 class BadRelativeScale(MudiError):
@@ -43,10 +37,12 @@ class Figure:
 
     token: str
     aspect: float
-    """Width over height."""
+    """Width over height, of the box around it once it is turned."""
     photo: int = 0
     """Index into the subject's photos."""
     mirror: bool = False
+    rotation: float = 0.0
+    """Degrees clockwise."""
 
     def __post_init__(self) -> None:
         if not self.aspect > 0:
@@ -148,16 +144,12 @@ def random_layout(
     figure stands around the middle of a cell. Raises `BadLayout` for another number of figures.
     """
     config = config or LayoutConfig()
-    if not 1 <= len(figures) <= MAX_SUBJECTS:
-        raise BadLayout(f"A picture holds 1 to {MAX_SUBJECTS} subjects, got {len(figures)}.")
+    _check_number(figures)
     if len(figures) == 2:
         hidden = min(config.max_overlap, 1 - config.min_visible)
         return pair_layout(figures[0], figures[1], rng, size, replace(config, max_overlap=hidden))
-    width, height = size
     figures = rng.sample(figures, len(figures))
-    rows = max(range(1, len(figures) + 1), key=lambda rows: _smallest_figure(figures, rows, size, config))
-    columns = -(-len(figures) // rows)
-    limit = (width / columns * min(1.0, 2 * config.width_fraction), height / rows * config.height_fraction)
+    columns, limit = _cut(figures, size, config)
     sides = _sizes(figures, limit, rng, config)
     cells = _cells(len(figures), columns, size)
     order = rng.sample(range(len(figures)), len(figures))
@@ -174,15 +166,45 @@ def random_layout(
     return _layout(size, [figures[i] for i in order], stack)
 
 
-def given_layout(boxes: Mapping[str, Box], figures: Sequence[Figure], size: tuple[int, int] = (1024, 1024)) -> Layout:
+def ordered_layout(
+    figures: Sequence[Figure],
+    size: tuple[int, int] = (1024, 1024),
+    config: LayoutConfig | None = None,
+    rows: int | None = None,
+) -> Layout:
+    """1 to 11 figures in their order, from left to right and row by row, as large as their cells allow, not covered.
+
+    Each stands at the bottom of its cell. ``rows`` None: as many as leave the figures largest. Raises `BadLayout` for
+    another number of figures.
+    """
+    config = config or LayoutConfig()
+    _check_number(figures)
+    columns, limit = _cut(figures, size, config, rows)
+    largest = replace(config, scale=(config.scale[1], config.scale[1]))
+    boxes: list[Box] = []
+    for (x0, y0, x1, y1), (width, height) in zip(
+        _cells(len(figures), columns, size), _sizes(figures, limit, random.Random(), largest), strict=True
+    ):
+        left, top = int((x0 + x1 - width) / 2), int(y1 - (y1 - y0) * (1 - config.height_fraction) / 2 - height)
+        boxes.append((left, top, left + width, top + height))
+    return _layout(size, figures, boxes)
+
+
+def given_layout(
+    boxes: Mapping[str, Box],
+    figures: Sequence[Figure],
+    size: tuple[int, int] = (1024, 1024),
+    depths: Mapping[str, float] | None = None,
+) -> Layout:
     """Figures in the boxes given by token (fractions of the canvas): as large as fits, in the middle, never stretched.
 
-    Larger figures stand further back, so that a smaller one is never hidden by them. Figures without a box are left
-    out. Raises `BadLayout` for a token without a figure, no box at all, or a box outside the canvas.
+    Those of greater depth stand further back (default: 0); of equal depth the larger ones, so that a smaller one is
+    never hidden by them. Figures without a box are left out. Raises `BadLayout` for a token without a figure, no box
+    at all, or a box outside the canvas.
     """
     by_token = {figure.token: figure for figure in figures}
     if not boxes:
-        raise BadLayout("No boxes were given. Write one for each subject, e.g. " + _EXAMPLE)
+        raise BadLayout("No boxes were given. Give one for each subject.")
     for token in boxes:
         if token not in by_token:
             raise BadLayout(f"A box is given for '{token}', but the subjects are: {', '.join(by_token)}.")
@@ -196,48 +218,25 @@ def given_layout(boxes: Mapping[str, Box], figures: Sequence[Figure], size: tupl
         # The sums are cut at the box: rounding may not push a figure over the border.
         left, top = x0 + (x1 - x0 - fit_w) / 2, y0 + (y1 - y0 - fit_h) / 2
         fitted = (max(left, x0), max(top, y0), min(left + fit_w, x1), min(top + fit_h, y1))
-        placements.append(Placement(token, fitted, figure.photo, figure.mirror))
-    placements.sort(key=lambda p: (p.xyxy[2] - p.xyxy[0]) * (p.xyxy[3] - p.xyxy[1]), reverse=True)
-    for i, placement in enumerate(placements):
-        seen = visible_fraction(placement.xyxy, [above.xyxy for above in placements[i + 1 :]])
-        if seen < 0.25:
-            _log.warning("Only %.0f %% of the box of '%s' is left uncovered.", 100 * seen, placement.token)
-    return Layout(size, tuple(placements))
+        placements.append(Placement(token, fitted, figure.photo, figure.mirror, figure.rotation))
+
+    def distance(placement: Placement) -> tuple[float, float]:
+        x0, y0, x1, y1 = placement.xyxy
+        return (depths or {}).get(placement.token, 0.0), (x1 - x0) * (y1 - y0)
+
+    return Layout(size, tuple(sorted(placements, key=distance, reverse=True)))
 
 
-def parse_boxes(text: str) -> dict[str, Box]:
-    """Boxes by token from JSON: ``{"olis": [x0, y0, x1, y1], ...}`` in 0..1 or, as language models like it, 0..1000.
-
-    Raises `BadBoxes` saying what is wrong and how it should look.
-    """
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        tokens = [token for token, _ in pairs]
-        for token in tokens:
-            if tokens.count(token) > 1:
-                raise BadBoxes(f"Two boxes are given for '{token}'. Give each subject one.")
-        return dict(pairs)
-
-    try:
-        read = json.loads(text, object_pairs_hook=unique)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BadBoxes(f"The boxes are not valid JSON ({error}). Write them like {_EXAMPLE}") from None
-    if not isinstance(read, dict) or not read:
-        raise BadBoxes(f"Expected one box for each token. Write them like {_EXAMPLE}")
-    boxes: dict[str, Box] = {}
-    for token, numbers in read.items():
-        if not isinstance(numbers, list) or len(numbers) != 4 or not all(_is_coordinate(n) for n in numbers):
-            raise BadBoxes(f"The box of '{token}' should be four numbers [x0, y0, x1, y1] in 0..1 or 0..1000.")
-        boxes[token] = (float(numbers[0]), float(numbers[1]), float(numbers[2]), float(numbers[3]))
-    if any(number > 1 for box in boxes.values() for number in box):
-        boxes = {t: (b[0] / 1000, b[1] / 1000, b[2] / 1000, b[3] / 1000) for t, b in boxes.items()}
-    for token, (x0, y0, x1, y1) in boxes.items():
-        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-            raise BadBoxes(
-                f"The box of '{token}' should go from its top left to its bottom right corner, inside 0..1 or 0..1000; "
-                f"got {read[token]!r}."
-            )
-    return boxes
+def remarks(layout: Layout, tokens: Sequence[str]) -> list[str]:
+    """What a user should know of a layout of these subjects, in sentences: who is hidden, and who is left out."""
+    found = []
+    for i, placement in enumerate(layout.placements):
+        seen = visible_fraction(placement.xyxy, [above.xyxy for above in layout.placements[i + 1 :]])
+        if seen < HIDDEN:
+            found.append(f"Only {seen:.0%} of the box of '{placement.token}' is left uncovered.")
+    placed = [placement.token for placement in layout.placements]
+    found += [f"'{token}' has no box and is left out." for token in tokens if token not in placed]
+    return found
 
 
 def parse_relative_scale(text: str) -> dict[str, float]:
@@ -258,9 +257,20 @@ def parse_relative_scale(text: str) -> dict[str, float]:
     return dict(zip(names, values, strict=True))
 
 
-def _is_coordinate(value: object) -> bool:
-    # bool is an int to Python, but nobody means a box by it
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1000
+def _check_number(figures: Sequence[Figure]) -> None:
+    if not 1 <= len(figures) <= MAX_SUBJECTS:
+        raise BadLayout(f"A picture holds 1 to {MAX_SUBJECTS} subjects, got {len(figures)}.")
+
+
+def _cut(
+    figures: Sequence[Figure], size: tuple[int, int], config: LayoutConfig, rows: int | None = None
+) -> tuple[int, tuple[float, float]]:
+    """Columns of a canvas cut into rows (None: those that leave the figures largest), and a figure's largest sides."""
+    if rows is None:
+        rows = max(range(1, len(figures) + 1), key=lambda rows: _smallest_figure(figures, rows, size, config))
+    columns = -(-len(figures) // rows)
+    width, height = size
+    return columns, (width / columns * min(1.0, 2 * config.width_fraction), height / rows * config.height_fraction)
 
 
 def _sizes(
@@ -326,7 +336,11 @@ def _layout(size: tuple[int, int], figures: Sequence[Figure], boxes: Sequence[Bo
         size,
         tuple(
             Placement(
-                f.token, (x0 / width, y0 / height, min(x1 / width, 1.0), min(y1 / height, 1.0)), f.photo, f.mirror
+                f.token,
+                (x0 / width, y0 / height, min(x1 / width, 1.0), min(y1 / height, 1.0)),
+                f.photo,
+                f.mirror,
+                f.rotation,
             )
             for f, (x0, y0, x1, y1) in zip(figures, boxes, strict=True)
         ),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .boxes import to_pixels
-from .cutouts import SOFT, CutOut, CutOuts, EmptyMask, Pixels, cut_outs, drawn, to_bytes
+from .cutouts import SOFT, CutOut, CutOuts, EmptyMask, Pixels, cut_outs, drawn, to_bytes, turned_aspect
 from .layout import Figure, LayoutConfig, pair_layout
 from .masks import mask_box
 from .types import Layout, Mix, MudiError, Placement, Subject, SubjectSet
@@ -123,8 +123,9 @@ def compose(
     placed: list[tuple[slice, slice, Pixels]] = []
     for placement in layout.placements:
         cut_out = cutouts.get(placement.token, placement.photo)
-        x0, y0, x1, y1 = _fit(to_pixels(placement.xyxy, layout.size), cut_out.aspect)
-        rgba = drawn(cut_out, (x1 - x0, y1 - y0), placement.mirror)
+        aspect = turned_aspect(cut_out.aspect, placement.rotation)
+        x0, y0, x1, y1 = _fit(to_pixels(placement.xyxy, layout.size), aspect)
+        rgba = drawn(cut_out, (x1 - x0, y1 - y0), placement.mirror, placement.rotation)
         alpha = cv2.extractChannel(rgba, 3)
         rows, columns = slice(y0, y1), slice(x0, x1)
         above, opaque = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), cv2.cvtColor(alpha, cv2.COLOR_GRAY2RGB)

@@ -164,8 +164,12 @@ class Placement:
     photo: int = 0
     """Index into the subject's photos."""
     mirror: bool = False
+    rotation: float = 0.0
+    """Degrees clockwise, after mirroring; the box is that of the turned cut-out."""
 
     def __post_init__(self) -> None:
+        if not -360 <= self.rotation <= 360:
+            raise BadLayout(f"{self.token}: a rotation is given in degrees, -360 to 360; got {self.rotation}.")
         x0, y0, x1, y1 = self.xyxy
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
             raise BadLayout(f"{self.token}: its box must lie inside 0..1 and have an area, got {self.xyxy}.")

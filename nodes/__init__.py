@@ -16,6 +16,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .samplers import StartNoise
         from .subjects import DetectSubjects, LoadSubjectSet, MakeSubject, SamMask, SaveSubjectSet
         from .train import SegMixDataset, TrainLora
+        from .words import AskLayout
 
         return [
             DetectSubjects,
@@ -26,6 +27,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             SegMixDataset,
             TrainLora,
             MakeLayout,
+            AskLayout,
             InitLatent,
             StartNoise,
             CompareSubjects,

@@ -12,11 +12,13 @@ from . import convert, drawing, host, samplers
 from .sockets import BoundingBoxes, LayoutSocket, PlacedSubjects, Subjects
 
 if TYPE_CHECKING:
-    from ..mudi_core.boxes import Box
+    from ..mudi_core.generate import Arrangement
+    from ..mudi_core.layout_text import Place
     from ..mudi_core.types import SubjectSet
 
 CATEGORY = "MuDI/3 generate"
-MODES = RANDOM, GIVEN, TEXT = "random", "given boxes", "from text"
+MODES = RANDOM, GIVEN, TEXT, ROW, GRID = "random", "given boxes", "from text", "row", "grid"
+ARRANGEMENTS: dict[str, Arrangement] = {ROW: "row", GRID: "grid"}
 
 
 class MakeLayout(io.ComfyNode):  # type: ignore[misc]
@@ -59,8 +61,8 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     "relative_sizes",
                     default="",
                     placeholder="olis:hta=1:2",
-                    tooltip="Random places: heights of the subjects by token, 'olis:hta=1:2' when hta is twice as "
-                    "tall. Empty: about alike.",
+                    tooltip="Random places, row, grid: heights by token or class noun, 'olis:hta=1:2' or 'monster toy "
+                    ": can = 1 : 2' when the second is twice as tall. Empty: about alike.",
                 ),
                 io.Float.Input(
                     "overlap",
@@ -76,12 +78,37 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     multiline=True,
                     optional=True,
                     placeholder='{"olis": [50, 200, 450, 1000], "hta": [500, 300, 950, 1000]}',
-                    tooltip="From text: a box for each token as JSON, left, top, right, bottom, in 0..1 or 0..1000.",
+                    tooltip="From text: a box for each token as JSON, left, top, right, bottom, in 0..1 or 0..1000; "
+                    'or {"box": [...], "photo": 2, "mirror": true, "rotation": 15, "depth": 1}, each but the box if '
+                    "you like. A greater depth is further back.",
                 ),
                 BoundingBoxes.Input(
                     "boxes",
                     optional=True,
                     tooltip="Given boxes: one for each subject, in the subjects' order, in pixels of the canvas.",
+                ),
+                io.String.Input(
+                    "photos",
+                    default="random",
+                    optional=True,
+                    placeholder="random",
+                    tooltip="Which photo of each subject: random (by the seed), best (whole, and the largest), or by "
+                    "token, counted from 0: 'olis:hta=0:2'.",
+                ),
+                io.Boolean.Input(
+                    "mirror",
+                    default=False,
+                    optional=True,
+                    tooltip="Each subject is mirrored or not by the seed. Not for writing and lopsided marks.",
+                ),
+                io.Float.Input(
+                    "rotation",
+                    default=0.0,
+                    min=0.0,
+                    max=180.0,
+                    step=1.0,
+                    optional=True,
+                    tooltip="Each subject is turned by the seed, up to so many degrees to either side.",
                 ),
             ],
             outputs=[LayoutSocket.Output("layout", display_name="layout", tooltip="For Init Latent.")],
@@ -99,30 +126,38 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
         overlap: float,
         text: str = "",
         boxes: Any = None,
+        photos: str = "random",
+        mirror: bool = False,
+        rotation: float = 0.0,
     ) -> io.NodeOutput:
-        from ..mudi_core.cutouts import cut_outs
+        from ..mudi_core.cutouts import Poses, cut_outs, parse_photos
         from ..mudi_core.generate import GenerateConfig, default_prompt
-        from ..mudi_core.layout import LayoutConfig, parse_boxes, parse_relative_scale
+        from ..mudi_core.layout import LayoutConfig, parse_relative_scale, remarks
+        from ..mudi_core.layout_text import parse_places
         from ..mudi_core.segmix import compose
 
-        host.check_choice("mode", mode, MODES)
-        given = None
+        places = None
         if mode == TEXT:
-            given = parse_boxes(text)
+            places = parse_places(text)
         elif mode == GIVEN:
-            given = _given(boxes, subjects, (width, height))
+            places = _given(boxes, subjects, (width, height))
         heights = parse_relative_scale(relative_sizes) if relative_sizes.strip() else None
         config = GenerateConfig(
             default_prompt(subjects),
             size=(width, height),
             seed=seed,
             layout=LayoutConfig(max_overlap=overlap, min_visible=1 - overlap, relative_scale=heights),
-            boxes=given,
+            arrangement=ARRANGEMENTS.get(mode, "random"),
+            places=places,
+            poses=Poses(parse_photos(photos), mirror, rotation),
         )
-        with host.progress()("cutting out") as update:
-            placed = PlacedSubjects(cut_outs(subjects, max(width, height), update), config)
-        canvas = compose(_layout(placed, seed, 0), placed.cutouts)
-        return io.NodeOutput(placed, ui=host.preview([drawing.small(canvas.image)], cls))
+        placed = PlacedSubjects(cut_outs(subjects, max_side=max(width, height)), config)
+        layout = _layout(placed, seed, 0)
+        said = remarks(layout, subjects.tokens)
+        for remark in said:
+            host.log.warning(remark)
+        canvas = compose(layout, placed.cutouts)
+        return io.NodeOutput(placed, ui=host.preview([drawing.small(canvas.image)], cls, "\n".join(said)))
 
 
 class InitLatent(io.ComfyNode):  # type: ignore[misc]
@@ -242,9 +277,10 @@ def _layout(placed: PlacedSubjects, seed: int, number: int) -> Layout:
     return draw_layout(placed.cutouts, replace(config, seed=seed), number, config.size)
 
 
-def _given(boxes: Any, subjects: SubjectSet, size: tuple[int, int]) -> dict[str, Box]:
+def _given(boxes: Any, subjects: SubjectSet, size: tuple[int, int]) -> dict[str, Place]:
     """One box for each token, as fractions of the canvas, cut at its borders."""
     from ..mudi_core.boxes import clip
+    from ..mudi_core.layout_text import Place
 
     found = [box for one in convert.boxes_per_image(boxes or []) for box in one]
     if len(found) != len(subjects):
@@ -255,5 +291,6 @@ def _given(boxes: Any, subjects: SubjectSet, size: tuple[int, int]) -> dict[str,
     scale = convert.xyxy(found).new_tensor((*size, *size))
     fractions = clip(convert.xyxy(found), size) / scale
     return {
-        token: (x0, y0, x1, y1) for token, (x0, y0, x1, y1) in zip(subjects.tokens, fractions.tolist(), strict=True)
+        token: Place((x0, y0, x1, y1))
+        for token, (x0, y0, x1, y1) in zip(subjects.tokens, fractions.tolist(), strict=True)
     }

@@ -40,7 +40,7 @@ class PlacedSubjects:
 
     cutouts: CutOuts
     config: GenerateConfig
-    """Its size, seed, layout and boxes count, and are those of the Layout node."""
+    """Its size, seed, layout, arrangement, places and poses count, and are those of the Layout node."""
 
 
 class BoundingBox(TypedDict):

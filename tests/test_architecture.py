@@ -20,7 +20,7 @@ FLOORS = (
     ("mini",),
     ("sdxl",),
     ("sd",),
-    ("backends", "layout"),
+    ("backends", "layout", "layout_text", "ask"),
     ("cutouts",),
     ("segmix",),
     ("subjects", "storage", "init_latent", "compare", "train"),

@@ -17,9 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mudi_core import ask
 from mudi_core.cli import main, parser
 from mudi_core.cli.talk import Talk
 from mudi_core.demo.page import OWN_PHOTOS
+from mudi_core.layout_text import Place
 from mudi_core.mini import eyes
 from mudi_core.storage import read_subjects, write_subjects
 from mudi_core.train.lora import load_lora
@@ -219,6 +221,41 @@ def test_boxes_can_be_given_as_text_or_file(
     assert xyxy["olis"][2] <= 0.4501 and xyxy["hta"][0] >= 0.4999
 
 
+def test_a_layout_can_be_a_row_of_chosen_photos_or_asked_for(
+    random_mini: None,
+    drawn_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["generate", "--base", "mini", "--dataset", str(drawn_dataset), "--out", str(tmp_path), *FAST_PICTURES]
+    assert main([*command, "--layout", "row", "--photos", "olis:hta=1:0", "--json"]) == 0
+    first, second = (one["layout"] for one in answer(capsys)["pictures"])
+    assert first == second and [(one["token"], one["photo"]) for one in first] == [("olis", 1), ("hta", 0)]
+    assert first[0]["xyxy"][2] <= first[1]["xyxy"][0]
+
+    asked: list[Any] = []
+
+    def places(*about: Any) -> dict[str, Place]:
+        asked.append(about)
+        return {"olis": Place((0.5, 0.0, 1.0, 1.0), mirror=True), "hta": Place((0.0, 0.0, 0.5, 1.0))}
+
+    monkeypatch.setattr(ask, "ask_layout", places)
+    llm = ("--llm", "http://127.0.0.1:1/v1", "--llm-model", "small")
+    assert main([*command, "--layout", "ask", *llm, "--prompt", "olis cat and hta cat at sea", "--json"]) == 0
+    by_token = {one["token"]: one for one in answer(capsys)["pictures"][0]["layout"]}
+    assert by_token["olis"]["mirror"] and by_token["olis"]["xyxy"][0] >= 0.5 >= by_token["hta"]["xyxy"][2]
+    assert asked[0][1:] == ("olis cat and hta cat at sea", (64, 64), ask.Endpoint(llm[1], "small"), 0)
+
+
+def test_a_subject_without_a_box_is_warned_of(
+    random_mini: None, drawn_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", "--base", "mini", "--dataset", str(drawn_dataset), "--out", str(tmp_path), *FAST_PICTURES]
+    assert main([*command, "--layout", '{"olis": [0, 0, 1, 1]}']) == 0
+    assert "'hta' has no box and is left out" in capsys.readouterr().err
+
+
 def test_a_lora_of_other_subjects_is_warned_of(
     random_mini: None,
     drawn_subjects: SubjectSet,
@@ -366,7 +403,11 @@ def test_a_taken_token_leaves_the_dataset_as_it_was(
         ("generate --base mini --dataset DATASET --out DATASET/metadata.jsonl/x", "cannot be written"),
         ("generate --base mini --dataset DATASET --out o --gamma -1", "gamma"),
         ("generate --base mini --dataset DATASET --out o --size 70x70", "size"),
-        ("generate --base mini --dataset DATASET --out o --layout {}", "box"),
+        ("generate --base mini --dataset DATASET --out o --layout {}", "one place for each subject"),
+        ("generate --base mini --dataset DATASET --out o --photos worst", "random, best, or olis:hta=0:2"),
+        ("generate --base mini --dataset DATASET --out o --photos olis=9", "photo 9 of 'olis'"),
+        ("generate --base mini --dataset DATASET --out o --rotation 400", "0 to 180 degrees"),
+        ("generate --base mini --dataset DATASET --out o --layout ask --llm file:///x", "no address"),
         ("generate --base mini --dataset DATASET --out o --layout gone.json", "gone.json"),
         ("compare EMPTY --dataset DATASET --base mini", "holds no photo"),
         ("compare nowhere --dataset DATASET --base mini", "nowhere"),

@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from mudi_core.checkpoint import Checkpoint, open_checkpoint
-from mudi_core.cutouts import CutOuts, cut_outs
+from mudi_core.cutouts import CutOuts, Poses, cut_outs, turned_aspect
 from mudi_core.generate import (
     BadGenerateConfig,
     CannotWritePictures,
@@ -22,6 +23,7 @@ from mudi_core.generate import (
 )
 from mudi_core.init_latent import init_latent
 from mudi_core.layout import LayoutConfig
+from mudi_core.layout_text import Place
 from mudi_core.segmix import compose
 from mudi_core.types import BadLayout, SubjectSet
 
@@ -111,11 +113,62 @@ def test_methods_of_one_seed_share_noise_and_layouts(cutouts: CutOuts) -> None:
 
 def test_given_boxes_are_kept(cutouts: CutOuts) -> None:
     boxes = {"olis": (0.0, 0.0, 0.5, 1.0), "hta": (0.5, 0.0, 1.0, 1.0)}
-    layout = draw_layout(cutouts, replace(CONFIG, boxes=boxes), 0, (64, 64))
+    places = {token: Place(box) for token, box in boxes.items()}
+    layout = draw_layout(cutouts, replace(CONFIG, places=places), 0, (64, 64))
     for placement in layout.placements:
         given = boxes[placement.token]
         assert all(a <= b for a, b in zip(given[:2], placement.xyxy[:2], strict=True))
         assert all(a >= b for a, b in zip(given[2:], placement.xyxy[2:], strict=True))
+
+
+def test_a_place_says_by_which_photo_and_how_a_subject_stands(cutouts: CutOuts) -> None:
+    first = cutouts.subjects.subjects[0]
+    places = {
+        first.name: Place((0.0, 0.0, 0.5, 1.0), photo=1, mirror=True, rotation=30.0, depth=2.0),
+        "hta": Place((0.2, 0.0, 1.0, 1.0)),
+    }
+    for seed in range(4):
+        layout = draw_layout(cutouts, replace(CONFIG, places=places, seed=seed), 0, (64, 64))
+        back, front = layout.placements  # by depth, although hta's box is the larger one
+        assert (back.token, back.photo, back.mirror, back.rotation) == ("olis", 1, True, 30.0)
+        assert (front.token, front.mirror, front.rotation) == ("hta", False, 0.0)
+        width, height = ((back.xyxy[i + 2] - back.xyxy[i]) * 64 for i in range(2))
+        assert width / height == pytest.approx(turned_aspect(cutouts.get("olis", 1).aspect, 30.0))
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        ({"rex": Place((0, 0, 1, 1))}, "The layout names 'rex', but the subjects are: olis, hta"),
+        ({"olis": Place((0, 0, 1, 1), photo=7)}, "photo 7 of 'olis', which has 2 photos"),
+        ({"cat": Place((0, 0, 1, 1))}, "names 'cat', but"),
+    ],
+)
+def test_places_that_cannot_be_say_why(cutouts: CutOuts, places: dict[str, Place], words: str) -> None:
+    with pytest.raises(BadLayout, match=words):
+        draw_layout(cutouts, replace(CONFIG, places=places), 0, (64, 64))
+
+
+@pytest.mark.parametrize("arrangement", ["row", "grid"])
+def test_a_row_and_a_grid_are_the_same_in_every_picture(cutouts: CutOuts, arrangement: Any) -> None:
+    config = replace(CONFIG, arrangement=arrangement, poses=Poses("best"))
+    layouts = [draw_layout(cutouts, config, number, (64, 64)) for number in range(3)]
+    assert layouts[0] == layouts[1] == layouts[2]
+    assert [placement.token for placement in layouts[0].placements] == ["olis", "hta"]
+
+
+def test_relative_heights_may_be_said_by_the_whole_name(cutouts: CutOuts) -> None:
+    names = [subject.name for subject in cutouts.subjects]
+    by_name = replace(CONFIG, layout=LayoutConfig(relative_scale=dict(zip(names, (1, 2), strict=True))))
+    by_token = replace(CONFIG, layout=LayoutConfig(relative_scale={"olis": 1, "hta": 2}))
+    assert draw_layout(cutouts, by_name, 0, (64, 64)) == draw_layout(cutouts, by_token, 0, (64, 64))
+
+
+def test_other_poses_leave_the_places_alone(cutouts: CutOuts) -> None:
+    """A mirrored figure has the same shape, so it stands where it stood."""
+    plain = draw_layout(cutouts, CONFIG, 0, (64, 64))
+    mirrored = draw_layout(cutouts, replace(CONFIG, poses=Poses(mirror=True)), 0, (64, 64))
+    assert [p.xyxy for p in plain.placements] == [p.xyxy for p in mirrored.placements]
 
 
 def test_relative_heights_of_strangers_are_refused(cutouts: CutOuts) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import random
 from itertools import permutations
 from typing import Any
@@ -11,17 +10,17 @@ from hypothesis import strategies as st
 
 from mudi_core.boxes import overlap, to_pixels, visible_fraction
 from mudi_core.layout import (
-    BadBoxes,
     BadLayoutConfig,
     BadRelativeScale,
     Figure,
     LayoutConfig,
     NoRoom,
     given_layout,
+    ordered_layout,
     pair_layout,
-    parse_boxes,
     parse_relative_scale,
     random_layout,
+    remarks,
 )
 from mudi_core.types import BadLayout, Layout
 
@@ -139,10 +138,39 @@ def test_smaller_figures_stand_in_front() -> None:
     assert [placement.token for placement in layout.placements] == ["b", "a"]
 
 
-def test_a_hidden_figure_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        given_layout({"a": (0.1, 0.1, 0.9, 0.9), "b": (0.1, 0.1, 0.9, 0.9)}, [Figure("a", 1), Figure("b", 1)])
-    assert "left uncovered" in caplog.text
+def test_depth_goes_before_size() -> None:
+    boxes = {"a": (0.4, 0.4, 0.6, 0.6), "b": (0.0, 0.0, 1.0, 1.0)}
+    assert [p.token for p in given_layout(boxes, [A, B], depths={"a": 1}).placements] == ["a", "b"]
+    assert [p.token for p in given_layout(boxes, [A, B], depths={"a": 1, "b": 1}).placements] == ["b", "a"]
+
+
+def test_who_is_hidden_or_left_out_is_told() -> None:
+    square = [Figure("a", 1), Figure("b", 1)]
+    same = {"a": (0.1, 0.1, 0.9, 0.9), "b": (0.1, 0.1, 0.9, 0.9)}
+    assert remarks(given_layout(same, square), ["a", "b"]) == ["Only 0% of the box of 'a' is left uncovered."]
+    assert remarks(given_layout({"b": (0, 0, 1, 1)}, square), ["a", "b"]) == ["'a' has no box and is left out."]
+    apart = {"a": (0, 0, 0.5, 1), "b": (0.5, 0, 1, 1)}
+    assert remarks(given_layout(apart, square), ["a", "b"]) == []
+
+
+@given(st.lists(aspects, min_size=1, max_size=11), sizes, st.one_of(st.none(), st.just(1)))
+def test_rows_keep_the_order_and_cover_nobody(figures: list[float], size: tuple[int, int], rows: int | None) -> None:
+    named = [Figure(f"t{i}", aspect, photo=i, rotation=5.0) for i, aspect in enumerate(figures)]
+    layout = ordered_layout(named, size, rows=rows)
+    assert [(p.token, p.photo, p.rotation) for p in layout.placements] == [(f.token, f.photo, 5.0) for f in named]
+    boxes = [placement.xyxy for placement in layout.placements]
+    for i, box in enumerate(boxes):
+        assert all(overlap(box, other) < 1e-9 for other in boxes[i + 1 :])
+        assert is_true_to(figures[i], to_pixels(box, size))
+    for before, after in zip(boxes, boxes[1:], strict=False):
+        assert before[2] <= after[0] + 1e-9 or (before[3] <= after[1] + 1e-9 and rows is None)
+    if rows == 1:
+        assert len({round(box[3], 6) for box in boxes}) == 1  # on one ground
+
+
+def test_a_row_has_the_heights_asked_for() -> None:
+    a, b = ordered_layout([A, B], config=LayoutConfig(relative_scale={"b": 2}), rows=1).placements
+    assert (b.xyxy[3] - b.xyxy[1]) / (a.xyxy[3] - a.xyxy[1]) == pytest.approx(2, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -157,37 +185,6 @@ def test_a_hidden_figure_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
 def test_boxes_that_cannot_be_used_say_why(boxes: Any, message: str) -> None:
     with pytest.raises(BadLayout, match=message):
         given_layout(boxes, [A, B])
-
-
-@pytest.mark.parametrize(
-    "text", ['{"a": [0.1, 0.2, 0.5, 1], "b": [0, 0, 1, 1]}', '{"a": [100, 200, 500, 1000], "b": [0, 0, 1000, 1000]}']
-)
-def test_boxes_are_read_as_fractions_or_thousandths(text: str) -> None:
-    assert parse_boxes(text) == {"a": (0.1, 0.2, 0.5, 1.0), "b": (0.0, 0.0, 1.0, 1.0)}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "not valid JSON"),
-        ("{'a': [0, 0, 1, 1]}", "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
-        ("[0, 0, 1, 1]", "one box for each token"),
-        ("{}", "one box for each token"),
-        ('{"a": [0, 0, 1]}', "'a' should be four numbers"),
-        ('{"a": "left"}', "'a' should be four numbers"),
-        ('{"a": [0, 0, 1, true]}', "'a' should be four numbers"),
-        ('{"a": [0, 0, 1, NaN]}', "'a' should be four numbers"),
-        ('{"a": [0, 0, 1, 1e400]}', "'a' should be four numbers"),
-        ('{"a": [0, 0, 1, ' + "9" * 400 + "]}", "'a' should be four numbers"),
-        ('{"a": [-1, 0, 1, 1]}', "'a' should be four numbers"),
-        ('{"a": [0.5, 0, 0.1, 1]}', "'a' should go from its top left"),
-        ('{"a": [0, 0, 1, 1], "a": [0, 0, 1, 1]}', "Two boxes are given for 'a'"),
-    ],
-)
-def test_text_that_is_no_boxes_says_why(text: str, message: str) -> None:
-    with pytest.raises(BadBoxes, match=message):
-        parse_boxes(text)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +208,7 @@ def test_settings_out_of_range_are_named(wrong: dict[str, Any]) -> None:
 
 def test_relative_heights_are_read_from_text() -> None:
     assert parse_relative_scale("olis:hta=1:2") == {"olis": 1, "hta": 2}
+    assert parse_relative_scale("monster toy : can = 1 : 2") == {"monster toy": 1, "can": 2}
     assert parse_relative_scale("olis : hta = 1 : 0.5") == {"olis": 1, "hta": 0.5}
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from comfyui import Comfy
 
-from mudi_core.cutouts import cut_outs
+from mudi_core.cutouts import BadPoses, cut_outs
 from mudi_core.generate import BadGenerateConfig, GenerateConfig, draw_layout
 from mudi_core.init_latent import BadLatent, init_latent, shifted_noise
-from mudi_core.layout import BadBoxes, BadRelativeScale
+from mudi_core.layout import BadRelativeScale
+from mudi_core.layout_text import BadPlaces
 from mudi_core.segmix import compose
 from mudi_core.types import BadLayout, Layout, SubjectSet
 
@@ -73,15 +74,43 @@ def test_boxes_come_from_text_or_from_a_socket(comfy: Comfy, drawn_subjects: Sub
         assert one.token == other.token and one.xyxy == pytest.approx(other.xyxy, abs=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["row", "grid"])
+def test_a_row_and_a_grid_keep_the_subjects_order(comfy: Comfy, drawn_subjects: SubjectSet, mode: str) -> None:
+    (placed,) = place(comfy, drawn_subjects, mode=mode, relative_sizes="olis : hta = 1 : 2").result
+    olis, hta = drawn(placed).placements
+    assert (olis.token, hta.token) == ("olis", "hta") and olis.xyxy[2] <= hta.xyxy[0]
+    assert (hta.xyxy[3] - hta.xyxy[1]) / (olis.xyxy[3] - olis.xyxy[1]) == pytest.approx(2, rel=0.05)
+
+
+def test_poses_are_what_the_widgets_say(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    layouts = [
+        drawn(place(comfy, drawn_subjects, seed, photos="olis:hta=1:0", mirror=True, rotation=20.0).result[0])
+        for seed in range(6)
+    ]
+    photos = [{one.token: one.photo for one in layout.placements} for layout in layouts]
+    assert photos == [{"olis": 1, "hta": 0}] * 6
+    poses = [one for layout in layouts for one in layout.placements]
+    assert {one.mirror for one in poses} == {False, True}
+    assert len({one.rotation for one in poses}) == 12 and all(0 < abs(one.rotation) <= 20 for one in poses)
+
+
+def test_who_is_left_out_is_told_on_the_node(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    output = place(comfy, drawn_subjects, mode="from text", text='{"olis": [0, 0, 1, 1]}')
+    assert output.ui["text"] == ("'hta' has no box and is left out.",)
+    assert "text" not in place(comfy, drawn_subjects, mode="from text", text=BOXES).ui
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"mode": "from text"}, BadBoxes, "not valid JSON"),
+        ({"mode": "from text"}, BadPlaces, "not valid JSON"),
         ({"mode": "from text", "text": '{"rex": [0, 0, 1, 1]}'}, BadLayout, "'rex', but the subjects are: olis, hta"),
         ({"mode": "given boxes"}, BadLayout, "2 subjects but 0 boxes. Connect one box .* olis, hta"),
         ({"relative_sizes": "olis=twice"}, BadRelativeScale, "olis:hta=1:2"),
         ({"relative_sizes": "olis:rex=1:2"}, BadLayout, "'rex', but the subjects are: olis, hta"),
         ({"width": 100}, BadGenerateConfig, "size .* multiples of 8"),
+        ({"photos": "worst"}, BadPoses, "random, best, or olis:hta=0:2"),
+        ({"photos": "olis=7"}, BadLayout, "photo 7 of 'olis', which has 2 photos"),
     ],
 )
 def test_what_cannot_be_placed_is_told(

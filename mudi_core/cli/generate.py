@@ -14,6 +14,7 @@ from .talk import Answer, Talk
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
     from ..generate import GenerateConfig
+    from ..layout_text import Place
     from ..types import SubjectSet
 
 
@@ -49,10 +50,35 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--layout",
         default="random",
-        metavar="TEXT|FILE",
-        help="random (default), or boxes by token in 0..1 or 0..1000, or a file: '{\"olis\": [0, 0.2, 0.45, 1]}'",
+        metavar="HOW|TEXT|FILE",
+        help="random (default), row, grid, ask (a language model, see --llm), or boxes by token in 0..1 or 0..1000, or "
+        'a file of them: \'{"olis": [0, 0.2, 0.45, 1], "hta": {"box": [0.5, 0, 1, 1], "mirror": true}}\'',
     )
-    parser.add_argument("--relative-scale", type=relative_scale, metavar="A:B=1:2", help="heights in random layouts")
+    parser.add_argument(
+        "--relative-scale",
+        type=relative_scale,
+        metavar="A:B=1:2",
+        help="heights by token or class noun, where no boxes are given",
+    )
+    parser.add_argument(
+        "--photos",
+        default="random",
+        metavar="CHOICE",
+        help="which photo of each subject stands there: random (default), best (whole and largest), or "
+        "olis:hta=0:2, counted from 0",
+    )
+    parser.add_argument("--mirror", action="store_true", help="mirror each cut-out or not, by the seed")
+    parser.add_argument(
+        "--rotation", type=float, default=0.0, metavar="DEG", help="turn each cut-out up to so far (default: 0)"
+    )
+    parser.add_argument(
+        "--llm",
+        default="",
+        metavar="URL",
+        help="OpenAI-compatible endpoint for --layout ask (default: $MUDI_LLM_URL, or Ollama's on this machine; a key "
+        "is read from $MUDI_LLM_KEY)",
+    )
+    parser.add_argument("--llm-model", default="", metavar="NAME", help="its model (default: the first it lists)")
     parser.add_argument("--count", type=int, default=4, metavar="N", help="how many pictures (default: 4)")
     parser.add_argument("--batch", type=int, metavar="N", help="how many at once (default: 1; mini: 8)")
     parser.add_argument("--steps", type=int, metavar="N", help="sampler steps (default: 50; mini: 20)")
@@ -74,19 +100,15 @@ def size(text: str) -> tuple[int, int]:
 
 def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoint) -> GenerateConfig:
     """The paper's settings, or the demo's for the embedded model, and what the user said otherwise."""
+    from ..cutouts import Poses, parse_photos
     from ..demo.settings import DemoSettings
     from ..generate import GenerateConfig, default_prompt
     from ..init_latent import default_gamma
-    from ..layout import parse_boxes
 
     prompt = args.prompt or default_prompt(subjects)
     start = GenerateConfig(prompt, gamma=default_gamma(len(subjects)), batch_size=1)
     if args.base == MINI:
         start = replace(DemoSettings().generate_config(prompt, True, args.seed), size=None)
-    boxes = None
-    if args.layout != "random":
-        is_file = not args.layout.lstrip().startswith("{")
-        boxes = parse_boxes(Path(args.layout).read_text(encoding="utf-8") if is_file else args.layout)
     said = {
         "gamma": args.gamma,
         "batch_size": args.batch,
@@ -99,19 +121,38 @@ def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoin
         start,
         count=args.count,
         seed=args.seed,
-        boxes=boxes,
         layout=replace(start.layout, relative_scale=args.relative_scale),
+        arrangement=args.layout if args.layout in ("row", "grid") else "random",
+        poses=Poses(parse_photos(args.photos), args.mirror, args.rotation),
         **{name: value for name, value in said.items() if value is not None},
     )
     if config.negative_prompt is None:
         config = replace(config, negative_prompt=checkpoint.negative_prompt)
-    return config
+    side = checkpoint.side
+    return replace(config, places=places(args, subjects, config.prompt, config.size or (side, side)))
+
+
+def places(
+    args: argparse.Namespace, subjects: SubjectSet, prompt: str, size: tuple[int, int]
+) -> dict[str, Place] | None:
+    """The places that were written, or that a language model finds for the prompt; None where none are given."""
+    from ..ask import Endpoint, ask_layout
+    from ..layout_text import parse_places
+
+    if args.layout in ("random", "row", "grid"):
+        return None
+    if args.layout == "ask":
+        names = [subject.name for subject in subjects]
+        return ask_layout(names, prompt, size, Endpoint(args.llm, args.llm_model), args.seed)
+    is_file = not args.layout.lstrip().startswith("{")
+    return parse_places(Path(args.layout).read_text(encoding="utf-8") if is_file else args.layout)
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from .. import storage
     from ..cutouts import cut_outs
-    from ..generate import PictureFolder, generate
+    from ..generate import PictureFolder, draw_layout, generate
+    from ..layout import remarks
     from ..train.lora import apply_lora, load_lora
 
     subjects = storage.read_subjects(args.dataset)
@@ -126,7 +167,10 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
         if strangers:
             talk.say(f"Warning: {args.lora} was not trained on {', '.join(sorted(strangers))}.")
         apply_lora(checkpoint.unet, state, args.lora_scale)
-    cutouts = cut_outs(subjects, max_side=max(settings.size or (checkpoint.side, checkpoint.side)))
+    size = settings.size or (checkpoint.side, checkpoint.side)
+    cutouts = cut_outs(subjects, max_side=max(size))
+    for remark in remarks(draw_layout(cutouts, settings, 0, size), subjects.tokens):
+        talk.say(f"Warning: {remark}")
     folder = PictureFolder(args.out, settings, {"base": checkpoint.name, "lora": str(args.lora or "")})
     with talk.progress("sampling") as progress:
         for picture in generate(checkpoint, cutouts, settings, progress):

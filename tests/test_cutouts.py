@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+from coloured import COLOURS, coloured, ellipse, paint
+
+from mudi_core.cutouts import BadPoses, CutOuts, Poses, cut_outs, parse_photos, turned_aspect
+from mudi_core.masks import mask_box
+from mudi_core.segmix import compose
+from mudi_core.types import BadLayout, Layout, Photo, Placement, Subject, SubjectSet
+
+
+def stick() -> CutOuts:
+    """A bar, 120 by 40 px, whose left third is red and whose rest is blue."""
+    mask = torch.zeros(80, 160)
+    mask[20:60, 20:140] = 1
+    image = paint(mask, COLOURS["blue"])
+    image[:, :60] = paint(mask, COLOURS["red"])[:, :60]
+    return cut_outs(SubjectSet((Subject("it", "bar", (Photo("it.png", image),), (mask,)),)))
+
+
+def middle(shown: torch.Tensor) -> torch.Tensor:
+    """The mean place (x, y) of a mask's ones."""
+    y, x = shown.nonzero(as_tuple=True)
+    return torch.stack([x.float().mean(), y.float().mean()])
+
+
+@pytest.mark.parametrize("rotation", [0.0, 30.0, 90.0, -45.0, 180.0, 360.0])
+def test_a_turned_figure_fills_its_box_unstretched_and_turns_clockwise(rotation: float) -> None:
+    cutouts = stick()
+    aspect = cutouts.figure("it", rotation=rotation).aspect
+    width = 0.9 * min(1.0, aspect)
+    height = width / aspect
+    box = (0.5 - width / 2, 0.5 - height / 2, 0.5 + width / 2, 0.5 + height / 2)
+    mix = compose(Layout((200, 200), (Placement("it", box, rotation=rotation),)), cutouts)
+    x0, y0, x1, y1 = mask_box(mix.mask) or (0, 0, 0, 0)
+    # The cut-out has a margin of two pixels of 124; a turned bar is as wide as its box but for that.
+    assert abs((x1 - x0) - 200 * width) < 0.06 * 200 and abs((y1 - y0) - 200 * height) < 0.06 * 200
+    red = (mix.image[..., 0] > 0.6) & (mix.image[..., 2] < 0.4) & (mix.mask > 0.9)
+    blue = (mix.image[..., 2] > 0.6) & (mix.image[..., 0] < 0.4) & (mix.mask > 0.9)
+    assert int(blue.sum()) / int(red.sum()) == pytest.approx(2, rel=0.15)
+    x, y = (middle(blue) - middle(red)).tolist()
+    assert math.degrees(math.atan2(y, x)) % 360 == pytest.approx(rotation % 360, abs=2)
+
+
+def test_mirroring_comes_before_turning() -> None:
+    mix = compose(Layout((200, 200), (Placement("it", (0.3, 0, 0.7, 1), mirror=True, rotation=90.0),)), stick())
+    red = (mix.image[..., 0] > 0.6) & (mix.image[..., 2] < 0.4) & (mix.mask > 0.9)
+    assert middle(red)[1] > 100  # mirrored: red is at the right, and a quarter turn later at the bottom
+
+
+@pytest.mark.parametrize(
+    ("aspect", "rotation", "turned"), [(2, 0, 2), (2, 90, 0.5), (2, 180, 2), (1, 45, 1), (3, 45, 1)]
+)
+def test_the_box_around_a_turned_box(aspect: float, rotation: float, turned: float) -> None:
+    assert turned_aspect(aspect, rotation) == pytest.approx(turned)
+
+
+def test_a_rotation_is_in_degrees() -> None:
+    with pytest.raises(BadLayout, match="rotation is given in degrees"):
+        Placement("it", (0, 0, 1, 1), rotation=400)
+    with pytest.raises(BadLayout, match="rotation is given in degrees"):
+        Placement("it", (0, 0, 1, 1), rotation=math.nan)
+
+
+def test_the_best_photo_shows_the_subject_whole_and_large() -> None:
+    whole, larger, cut_off = ellipse(100, 100, (20, 20)), ellipse(100, 100, (30, 30)), ellipse(100, 100, (60, 40))
+    masks = (whole, cut_off, larger)
+    photos = tuple(Photo(f"{i}.png", paint(mask, COLOURS["red"])) for i, mask in enumerate(masks))
+    assert cut_outs(SubjectSet((Subject("it", "ball", photos, masks),))).best("it") == 2
+    assert cut_outs(SubjectSet((Subject("it", "ball", photos[1:2], masks[1:2]),))).best("it") == 0
+
+
+def test_photos_are_chosen_and_the_others_stay_as_they_were_drawn() -> None:
+    cutouts = cut_outs(coloured("red", "blue", "orange", photos=4))
+    for seed in range(8):
+        drawn = cutouts.figures(random.Random(seed))
+        chosen = cutouts.figures(random.Random(seed), Poses({"blue": 3}))
+        assert [figure.photo for figure in chosen] == [drawn[0].photo, 3, drawn[2].photo]
+        # The taller photos of `coloured` show the same ball in more grass: the first of equals is the best.
+        assert {figure.photo for figure in cutouts.figures(random.Random(seed), Poses("best"))} == {0}
+    with pytest.raises(BadLayout, match="choice of photos names 'green'"):
+        cutouts.figures(random.Random(0), Poses({"green": 0}))
+
+
+def test_mirrors_and_turns_are_drawn_in_their_range() -> None:
+    cutouts = cut_outs(coloured("red"))
+    figures = [cutouts.figures(random.Random(0), Poses("random", True, 20.0), random.Random(i))[0] for i in range(60)]
+    assert {figure.mirror for figure in figures} == {False, True}
+    turns = [figure.rotation for figure in figures]
+    assert -20 <= min(turns) < -10 and 10 < max(turns) <= 20
+    assert figures[0] == cutouts.figures(random.Random(0), Poses("random", True, 20.0), random.Random(0))[0]
+
+
+def test_subjects_may_be_called_by_token_name_or_class_noun() -> None:
+    red, blue = coloured("red", "blue").subjects
+    cat = Subject("hta", "black cat", red.photos, red.masks)
+    cutouts = cut_outs(SubjectSet((red, blue, cat)))
+    assert cutouts.resolve({"red": 1, "blue ball": 2, "black cat": 3}, "It") == {"red": 1, "blue": 2, "hta": 3}
+    for names, words in (
+        ({"ball": 1}, "It names 'ball', but the subjects are: red, blue, hta"),
+        ({"hta": 1, "black cat": 2}, "It names 'hta' twice"),
+    ):
+        with pytest.raises(BadLayout, match=words):
+            cutouts.resolve(names, "It")
+
+
+@pytest.mark.parametrize(
+    ("text", "photos"), [("", "random"), (" best ", "best"), ("olis:hta=0:2", {"olis": 0, "hta": 2}), ("a=1", {"a": 1})]
+)
+def test_a_choice_of_photos_is_read_from_text(text: str, photos: Any) -> None:
+    assert parse_photos(text) == photos
+
+
+@pytest.mark.parametrize("text", ["worst", "olis", "olis=", "olis:hta=1", "olis:olis=1:2", "olis=-1", "=1", "olis=1.5"])
+def test_a_choice_of_photos_that_is_none_says_how(text: str) -> None:
+    with pytest.raises(BadPoses, match="random, best, or olis:hta=0:2"):
+        parse_photos(text)
+
+
+def test_poses_out_of_range_are_told() -> None:
+    with pytest.raises(BadPoses, match="max_rotation"):
+        Poses(max_rotation=-1)
+    with pytest.raises(BadPoses, match="random, best"):
+        Poses("all")
