@@ -6,7 +6,7 @@ import logging
 import re
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,23 +85,31 @@ def read_mask(path: Path, photo: Photo) -> Tensor:
     return torch.from_numpy(levels).float() / 255
 
 
-def read_photos(folder: Path) -> tuple[Photo, ...]:
-    """All photos of a folder, in natural order ("2.jpg" before "10.jpg"), without ``mask_*``. Raises `NoPhotos`."""
+def read_photos(folder: Path, on_step: Callable[[int, int], None] | None = None) -> tuple[Photo, ...]:
+    """All photos of a folder, in natural order ("2.jpg" before "10.jpg"), without ``mask_*``.
+
+    `on_step` hears photos done and photos in all. Raises `NoPhotos`, and `BadPhoto` with the file's name.
+    """
     if not folder.is_dir():
-        raise NoPhotos(f"There is no folder {folder}.")
+        raise NoPhotos(f"There is no folder {folder}. Make it and put photos of the subject there, or name another.")
     try:
         files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", MASK_PREFIX))]
     except OSError as error:
         raise NoPhotos(f"{folder} cannot be read: {error.strerror or error}.") from error
-    photos = [path for path in files if path.suffix.lower() in SUFFIXES]
-    if not photos:
+    paths = sorted((path for path in files if path.suffix.lower() in SUFFIXES), key=_natural)
+    if not paths:
         others = Counter(path.suffix.lower() or "no suffix" for path in files)
         found = ", ".join(f"{count} file(s) with {suffix}" for suffix, count in others.most_common(3))
         raise NoPhotos(
             f"{folder} holds no photo ({', '.join(SUFFIXES)}), {'only ' + found if found else 'it is empty'}. "
             "Put at least one photo of the subject there; five are better."
         )
-    return tuple(read_photo(path) for path in sorted(photos, key=_natural))
+    photos: list[Photo] = []
+    for path in paths:
+        photos.append(read_photo(path))
+        if on_step is not None:
+            on_step(len(photos), len(paths))
+    return tuple(photos)
 
 
 def read_masks(folder: Path, photos: Sequence[Photo]) -> tuple[Tensor, ...]:

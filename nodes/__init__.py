@@ -14,11 +14,12 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .generate import InitLatent, MakeLayout
         from .mini import MiniCheckpoint, MiniPhotos
         from .samplers import StartNoise
-        from .subjects import DetectSubjects, LoadSubjectSet, MakeSubject, SamMask, SaveSubjectSet
+        from .subjects import DetectSubjects, LoadPhotos, LoadSubjectSet, MakeSubject, SamMask, SaveSubjectSet
         from .train import SegMixDataset, TrainLora
         from .words import AskLayout
 
         return [
+            LoadPhotos,
             DetectSubjects,
             SamMask,
             MakeSubject,

@@ -21,6 +21,7 @@ from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 
 from ..mudi_core import backends, weights
+from ..mudi_core.photos import SUFFIXES
 from ..mudi_core.progress import Progress, Update
 from ..mudi_core.storage import METADATA
 from ..mudi_core.types import MudiError
@@ -268,15 +269,28 @@ def plain_name(name: str, what: str) -> str:
     return name
 
 
-def dataset_folder(name: str) -> Path:
-    """Where the dataset of this name lies, or will lie: a folder in ComfyUI's input folder. Raises `BadName`."""
-    return Path(folder_paths.get_input_directory()) / plain_name(name, "dataset")
+def input_folder(name: str, what: str) -> Path:
+    """Where the folder of this name lies, or will lie, in ComfyUI's input folder. Raises `BadName`."""
+    return Path(folder_paths.get_input_directory()) / plain_name(name, what)
 
 
 def datasets() -> list[str]:
     """The names of the datasets in ComfyUI's input folder."""
-    folder = Path(folder_paths.get_input_directory())
-    return sorted(path.parent.name for path in folder.glob(f"*/{METADATA}") if not path.parent.name.startswith("."))
+    return [folder.name for folder in _input_folders() if (folder / METADATA).is_file()]
+
+
+def photo_folders() -> list[str]:
+    """The names of the folders of pictures in ComfyUI's input folder; datasets are none."""
+    return [
+        folder.name
+        for folder in _input_folders()
+        if not (folder / METADATA).is_file() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+    ]
+
+
+def _input_folders() -> list[Path]:
+    every = Path(folder_paths.get_input_directory()).iterdir()
+    return sorted(path for path in every if path.is_dir() and not path.name.startswith("."))
 
 
 def numbered(folder: Path, name: str, suffix: str) -> Path:

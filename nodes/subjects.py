@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ..mudi_core.types import SubjectSet
 
 CATEGORY = "MuDI/1 subjects"
+DATASET, PHOTOS = "dataset", "folder of photos"
 WHICH = ("exactly one", "best", "all")
 
 
@@ -25,6 +27,56 @@ class BoxesDoNotFit(MudiError):
 
 class CaptionsDoNotFit(MudiError):
     """One caption for each photo was expected."""
+
+
+class LoadPhotos(io.ComfyNode):  # type: ignore[misc]
+    """A folder of photos in ComfyUI's input folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiLoadPhotos",
+            display_name="Load Photos (MuDI)",
+            category=CATEGORY,
+            description="Reads all photos of a folder inside ComfyUI's input folder, upright, each in its own size.",
+            search_aliases=["load images", "image folder", "directory", "batch of photos"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=host.photo_folders(),
+                    tooltip="A folder inside ComfyUI's input folder with the photos of one subject (JPEG, PNG, WebP). "
+                    "Press R after adding one.",
+                )
+            ],
+            outputs=[
+                io.Image.Output(
+                    "photos",
+                    display_name="photos",
+                    is_output_list=True,
+                    tooltip="The photos one by one, by their names: 2.jpg before 10.jpg.",
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        return _is_name(folder, PHOTOS)
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str | None) -> Any:
+        return None if folder is None else _files(host.input_folder(folder, PHOTOS))
+
+    @classmethod
+    def execute(cls, folder: str) -> io.NodeOutput:
+        from ..mudi_core.photos import read_photos
+
+        with host.progress()("reading") as update:
+            photos = read_photos(host.input_folder(folder, PHOTOS), update)
+        # Other nodes speak of them by number.
+        names = "\n".join(f"photo {number}: {photo.name}" for number, photo in enumerate(photos, start=1))
+        shown = host.preview([drawing.small(photo.image) for photo in photos], cls, names)
+        return io.NodeOutput([convert.image_batch([photo.image]) for photo in photos], ui=shown)
 
 
 class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
@@ -281,21 +333,18 @@ class LoadSubjectSet(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def validate_inputs(cls, name: str | None) -> bool | str:
-        return _is_dataset_name(name)
+        return _is_name(name, DATASET)
 
     @classmethod
     def fingerprint_inputs(cls, name: str | None) -> Any:
-        if name is None:
-            return None
-        files = sorted(path for path in host.dataset_folder(name).rglob("*") if path.is_file())
-        return [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+        return None if name is None else _files(host.input_folder(name, DATASET))
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         from ..mudi_core.storage import read_subjects
 
         with host.progress()("reading") as update:
-            subjects = read_subjects(host.dataset_folder(name), update)
+            subjects = read_subjects(host.input_folder(name, DATASET), update)
         return io.NodeOutput(subjects, ui=host.preview(_cut_outs(subjects), cls, _summary(subjects)))
 
 
@@ -327,17 +376,23 @@ class SaveSubjectSet(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def validate_inputs(cls, name: str | None) -> bool | str:
-        return _is_dataset_name(name)
+        return _is_name(name, DATASET)
 
     @classmethod
     def execute(cls, subjects: SubjectSet, name: str) -> io.NodeOutput:
         from ..mudi_core.storage import read_subjects, write_subjects
 
         with host.progress()("writing") as update:
-            folder = write_subjects(subjects, host.dataset_folder(name), update)
+            folder = write_subjects(subjects, host.input_folder(name, DATASET), update)
         with host.progress()("reading back") as update:
             written = read_subjects(folder, update)
         return io.NodeOutput(written, ui=host.preview(_cut_outs(written), cls, _summary(written)))
+
+
+def _files(folder: Path) -> list[tuple[str, int, int]]:
+    """What changes when a file of the folder does."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files]
 
 
 def _photos(images: list[Tensor]) -> list[Photo]:
@@ -369,11 +424,11 @@ def _summary(subjects: SubjectSet) -> str:
     return ", ".join(f"{subject.name} ({len(subject.photos)} photos)" for subject in subjects)
 
 
-def _is_dataset_name(name: str | None) -> bool | str:
+def _is_name(name: str | None, what: str) -> bool | str:
     """True, or what is wrong with a name; a name that another node gives is not known yet."""
     if name is not None:
         try:
-            host.dataset_folder(name)
+            host.plain_name(name, what)
         except MudiError as error:
             return str(error)
     return True

@@ -13,6 +13,7 @@ from mudi_core.types import Detections
 from mudi_core.weights import MissingWeights
 
 NODES = {
+    "MudiLoadPhotos": ("Load Photos (MuDI)", "MuDI/1 subjects"),
     "MudiDetectSubjects": ("Detect Subjects (MuDI)", "MuDI/1 subjects"),
     "MudiSamMask": ("SAM Mask (MuDI)", "MuDI/1 subjects"),
     "MudiSubject": ("Subject (MuDI)", "MuDI/1 subjects"),
@@ -22,6 +23,7 @@ NODES = {
     "MudiTrainLora": ("Train LoRA (MuDI)", "MuDI/2 train"),
     "MudiLayout": ("Layout (MuDI)", "MuDI/3 generate"),
     "MudiInitLatent": ("Init Latent (MuDI)", "MuDI/3 generate"),
+    "MudiNoise": ("Noise (MuDI)", "MuDI/3 generate"),
     "MudiCompare": ("D&C Score (MuDI)", "MuDI/4 compare"),
     "MudiMiniCheckpoint": ("Mini Checkpoint (MuDI)", "MuDI/mini"),
     "MudiMiniPhotos": ("Mini Photos (MuDI)", "MuDI/mini"),
@@ -54,6 +56,16 @@ def test_every_input_and_output_is_explained(comfy: Comfy, node_id: str) -> None
         assert seed.control_after_generate
     node = comfy.node(node_id)
     assert node.GET_NODE_INFO_V1()["output_tooltips"] == [socket.tooltip for socket in schema.outputs]
+
+
+@pytest.mark.parametrize("node_id", NODES)
+def test_every_node_is_found_by_other_words_where_comfyui_knows_them(
+    comfy: Comfy, host: Any, node_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(host, "schema", lambda **settings: given.append(settings))
+    comfy.node(node_id).define_schema()
+    assert len(given[0]["search_aliases"]) >= 3
 
 
 def test_pictures_come_out_of_batches_and_lists(convert: Any) -> None:
@@ -120,22 +132,26 @@ def test_cancel_ends_the_stage_at_its_next_update(comfy: Comfy, host: Any) -> No
 
 @pytest.mark.parametrize("name", ["two_dogs", "zwei Hunde", "犬と猫", "v1.2"])
 def test_a_dataset_lies_in_the_input_folder(comfy: Comfy, host: Any, name: str) -> None:
-    assert host.dataset_folder(name) == comfy.base / "input" / name
+    assert host.input_folder(name, "dataset") == comfy.base / "input" / name
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a\\b", "/etc", "C:", ".x", "x.", "nul", "NUL.txt", "a\0b"])
 def test_a_dataset_lies_nowhere_else(host: Any, name: str) -> None:
     with pytest.raises(host.BadName, match="dataset"):
-        host.dataset_folder(name)
+        host.input_folder(name, "dataset")
 
 
-def test_datasets_are_folders_with_metadata(comfy: Comfy, host: Any) -> None:
+def test_datasets_are_folders_with_metadata_and_others_may_hold_photos(comfy: Comfy, host: Any) -> None:
     for name in ("b_set", "a_set", ".hidden"):
         (comfy.base / "input" / name).mkdir()
         (comfy.base / "input" / name / "metadata.jsonl").touch()
-    (comfy.base / "input" / "pictures").mkdir()
-    found = host.datasets()
-    assert [name for name in found if name in ("a_set", "b_set", ".hidden", "pictures")] == ["a_set", "b_set"]
+        (comfy.base / "input" / name / "1.png").touch()
+    for name, file in (("b_photos", "1.JPG"), ("a_photos", "1.webp"), ("texts", "1.txt"), (".secret", "1.png")):
+        (comfy.base / "input" / name).mkdir()
+        (comfy.base / "input" / name / file).touch()
+    here = {"a_set", "b_set", ".hidden", "a_photos", "b_photos", "texts", ".secret"}
+    assert [name for name in host.datasets() if name in here] == ["a_set", "b_set"]
+    assert [name for name in host.photo_folders() if name in here] == ["a_photos", "b_photos"]
 
 
 def test_files_are_numbered_on(host: Any, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from comfyui import Comfy
 from comfyui_server import Graph, Run, changed
 
 MINI = "mini (embedded)"
-SUBJECT_ALONE = {"MudiSubject"}
-"""Names what is there, in no time: nothing to wait for and nothing to cancel."""
+AT_ONCE = {"MudiSubject", "MudiNoise"}
+"""They hand on what is there: nothing to wait for and nothing to cancel."""
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -24,6 +24,7 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 EVERYTHING: Graph = {
     "checkpoint": node("MudiMiniCheckpoint"),
     "photos": node("MudiMiniPhotos", pair="?", count=2, side=192, seed=0),
+    "folder": node("MudiLoadPhotos", folder="shots"),
     "find": node(
         "MudiDetectSubjects",
         photos=["photos", 0],
@@ -83,13 +84,14 @@ EVERYTHING: Graph = {
         download=False,
     ),
 }
-"""Every node of ours."""
+"""Every node of ours that does something."""
 NODES = {about["class_type"]: name for name, about in EVERYTHING.items()}
 
 
 @pytest.fixture(scope="module")
 def graph(comfy: Comfy, mini_weights: None, drawn_dataset: Path) -> Graph:
     shutil.copytree(drawn_dataset, comfy.base / "input" / "both", dirs_exist_ok=True)
+    shutil.copytree(drawn_dataset, comfy.base / "input" / "shots", ignore=shutil.ignore_patterns("*.jsonl"))
     return changed(EVERYTHING, photos={"pair": comfy.module("mini").PAIR_CHOICES[0]})
 
 
@@ -123,10 +125,10 @@ def told(run: Run, name: str, words: str) -> None:
 
 
 def test_the_graph_has_every_node(comfy: Comfy) -> None:
-    assert set(NODES) == set(comfy.nodes)
+    assert set(NODES) | AT_ONCE == set(comfy.nodes)
 
 
-@pytest.mark.parametrize("node_id", sorted(set(NODES) - SUBJECT_ALONE))
+@pytest.mark.parametrize("node_id", sorted(set(NODES) - AT_ONCE))
 def test_cancel_stops_every_node_and_leaves_nothing(
     comfy: Comfy, graph: Graph, cancel: list[str], node_id: str
 ) -> None:
@@ -153,6 +155,7 @@ def test_cancel_while_a_set_is_replaced_leaves_the_old_one(comfy: Comfy, graph: 
 
 CHOICES = [
     ("photos", "pair", "no pair 'no-such'. Choose one of: 0: "),
+    ("folder", "folder", "There is no folder .*no-such"),
     ("find", "detector", "no model 'no-such' in .*owlv2"),
     ("find", "which", "no way to choose 'no-such'. Choose one of: exactly one, best, all"),
     ("cut", "segmenter", "no model 'no-such' in .*sams"),

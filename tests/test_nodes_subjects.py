@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,10 @@ import pytest
 import torch
 from coloured import COLOURS, ellipse, paint
 from comfyui import Comfy
+from PIL import Image
 from torch import Tensor
 
+from mudi_core.photos import BadPhoto, NoPhotos
 from mudi_core.subjects import CoversAll, NotFound, SeveralFound
 from mudi_core.types import BadSubject, Detections, MudiError, SubjectSet
 
@@ -83,6 +88,47 @@ def previews(comfy: Comfy, output: Any) -> list[Path]:
     return paths
 
 
+@pytest.fixture
+def snapshots(comfy: Comfy) -> Iterator[Path]:
+    """A folder of photos: a lying one that its EXIF data set upright, a tall one, a mask and a text."""
+    folder = comfy.base / "input" / "snapshots"
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48), (255, 0, 0)).save(folder / "10.jpg", exif=exif)
+    Image.new("RGB", (40, 90), (0, 0, 255)).save(folder / "2.png")
+    Image.new("L", (40, 90)).save(folder / "mask_2.png")
+    (folder / "readme.txt").touch()
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_folder_of_photos_is_loaded_upright_each_in_its_size(comfy: Comfy, snapshots: Path) -> None:
+    output = comfy.run("MudiLoadPhotos", folder="snapshots")
+    (images,) = output.result
+    assert [tuple(image.shape) for image in images] == [(1, 90, 40, 3), (1, 64, 48, 3)]
+    assert images[0][0, 0, 0].tolist() == [0, 0, 1] and images[1][0, 0, 0, 0] > 0.9
+    assert output.ui["text"] == ("photo 1: 2.png\nphoto 2: 10.jpg",) and len(previews(comfy, output)) == 2
+    choices = {one.id: one for one in comfy.node("MudiLoadPhotos").define_schema().inputs}["folder"].options
+    assert "snapshots" in choices
+
+
+def test_a_changed_folder_of_photos_is_loaded_anew(comfy: Comfy, snapshots: Path) -> None:
+    fingerprint = comfy.node("MudiLoadPhotos").fingerprint_inputs
+    before = fingerprint(folder="snapshots")
+    assert fingerprint(folder="snapshots") == before
+    Image.new("RGB", (40, 90)).save(snapshots / "3.png")
+    assert fingerprint(folder="snapshots") != before
+
+
+def test_what_is_no_photo_is_named(comfy: Comfy, snapshots: Path) -> None:
+    (snapshots / "3.jpg").write_bytes(b"no picture")
+    with pytest.raises(BadPhoto, match="3.jpg is not a picture"):
+        comfy.run("MudiLoadPhotos", folder="snapshots")
+    with pytest.raises(NoPhotos, match="There is no folder .*nowhere. Make it"):
+        comfy.run("MudiLoadPhotos", folder="nowhere")
+
+
 def test_photos_of_any_size_become_boxes_masks_and_a_subject(eyes: Comfy) -> None:
     found = detect(eyes, photos())
     (boxes,) = found.result
@@ -94,6 +140,12 @@ def test_photos_of_any_size_become_boxes_masks_and_a_subject(eyes: Comfy) -> Non
     assert subject.name == "olis ball" and [photo.size for photo in subject.photos] == list(SIZES)
     assert all(torch.equal(mask, true) for mask, true in zip(subject.masks, masks(), strict=True))
     assert len(previews(eyes, found)) == len(previews(eyes, cut)) == 3
+    for (box,), size, boxed, faded in zip(boxes, SIZES, previews(eyes, found), previews(eyes, cut), strict=True):
+        scale = 512 / max(size)
+        edge = round(box["x"] * scale) + 1, round(size[1] / 2 * scale)
+        with Image.open(boxed) as one, Image.open(faded) as other:
+            assert one.getpixel(edge) == (0, 114, 178) and one.getpixel((0, 0)) == (0, 255, 0)
+            assert other.getpixel((0, 0)) == (204, 255, 204)
 
 
 def test_a_batch_of_photos_is_as_good_as_a_list(eyes: Comfy) -> None:
@@ -178,18 +230,20 @@ def test_captions_are_one_for_each_photo_or_none(eyes: Comfy) -> None:
         ("MudiSubject", {"token": ["olis"], "class_noun": [""]}, "class noun"),
         ("MudiSaveSubjectSet", {"name": "../dogs"}, "without a path"),
         ("MudiLoadSubjectSet", {"name": "a/b"}, "without a path"),
+        ("MudiLoadPhotos", {"folder": "../photos"}, "name of a folder of photos: .* without a path"),
     ],
 )
 def test_words_that_cannot_be_are_refused_before_anything_runs(
     comfy: Comfy, node: str, inputs: dict[str, Any], words: str
 ) -> None:
-    assert words in comfy.node(node).validate_inputs(**inputs)
+    assert re.search(words, comfy.node(node).validate_inputs(**inputs))
 
 
 def test_words_that_another_node_will_give_are_not_judged_yet(comfy: Comfy) -> None:
     assert comfy.node("MudiDetectSubjects").validate_inputs(query=(None,)) is True
     assert comfy.node("MudiSubject").validate_inputs(token=(None,), class_noun=(None,)) is True
     assert comfy.node("MudiSaveSubjectSet").validate_inputs(name=None) is True
+    assert comfy.node("MudiLoadPhotos").validate_inputs(folder=None) is True
 
 
 def test_a_set_is_saved_into_the_input_folder_and_loaded_again(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
