@@ -70,7 +70,8 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Random places: how much of a subject's box another may cover. 0 keeps them apart.",
+                    tooltip="Random places: largest share of a subject's box that others may cover, in pairs and all "
+                    "together. 0 keeps them apart; 1 may hide one wholly.",
                 ),
                 io.String.Input(
                     "text",

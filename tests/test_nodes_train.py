@@ -72,8 +72,12 @@ def loras(comfy: Comfy, name: str) -> list[Path]:
     return sorted((comfy.base / "models" / "loras").glob(f"{name}*"))
 
 
-def weights(model: Any) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.model.state_dict().items()}
+def weights(*models: Any) -> list[torch.Tensor]:
+    """Of a MODEL, a CLIP or a VAE."""
+    parts = ("model", "cond_stage_model", "first_stage_model")
+    networks = [getattr(one, part) for one in models for part in parts if hasattr(one, part)]
+    assert len(networks) == len(models)
+    return [value.clone() for network in networks for value in network.state_dict().values()]
 
 
 def predict(unet: Any) -> torch.Tensor:
@@ -159,7 +163,7 @@ def test_a_lora_on_the_model_is_trained_upon(comfy: Comfy, mini: tuple[Any, Any,
     apply_lora(expected, path, 0.5)
     assert torch.allclose(predict(unet), predict(expected), atol=1e-5)
     assert not torch.allclose(predict(unet), predict(family.load_unet()), atol=1e-3)
-    assert all(torch.equal(value, before[name]) for name, value in weights(wearing).items())
+    assert all(map(torch.equal, weights(wearing), before))
     ours = {parameter.data_ptr() for parameter in mini[0].model.diffusion_model.parameters()}
     copies = sum(parameter.data_ptr() not in ours for parameter in unet.parameters())
     assert copies == MODULES // 2
@@ -243,16 +247,16 @@ def test_relative_sizes_are_checked(comfy: Comfy, drawn_subjects: SubjectSet) ->
         segmix(comfy, drawn_subjects, relative_sizes="olis:nobody=1:2")
 
 
-def test_training_gives_a_model_with_the_lora_and_leaves_the_first_alone(
+def test_training_gives_a_model_with_the_lora_and_leaves_what_came_in_alone(
     comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any
 ) -> None:
-    before = weights(mini[0])
+    before = weights(*mini)
     output = train(comfy, mini, dataset, "two_cats")
     model, lora_name, loss = output.result
     assert lora_name == "two_cats_00001.safetensors"
     assert len(model.patches) == MODULES and not mini[0].patches
-    after = weights(mini[0])
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    after = weights(*mini)
+    assert len(after) == len(before) and all(map(torch.equal, after, before))
     assert loss.shape == (1, 320, 640, 3)
     assert "'olis cat'" in output.ui["text"][0]
 
