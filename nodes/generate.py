@@ -173,6 +173,7 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
             description="Stands in the place of Empty Latent Image: noise that begins where the subjects are, so that "
             "each becomes itself. Leave KSampler's denoise at 1.0: the sampler adds the noise.",
             search_aliases=["empty latent", "mean-shifted noise", "initialization", "MuDI init"],
+            is_output_node=True,
             inputs=[
                 LayoutSocket.Input("layout", tooltip="From Layout; it has the picture's size."),
                 io.Vae.Input("vae", tooltip="The VAE of the checkpoint that samples."),

@@ -61,6 +61,7 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
             description="How the subjects become training images: their photos, and compositions of two cut-out "
             "subjects side by side (Seg-Mix), which teach the model not to mix them up.",
             search_aliases=["segmix", "dataset", "augmentation", "training images"],
+            is_output_node=True,
             inputs=[
                 Subjects.Input("subjects", tooltip="The subjects to learn, at least two."),
                 io.Float.Input(

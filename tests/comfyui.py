@@ -93,7 +93,9 @@ def _executor() -> Any:
     server = SimpleNamespace(
         client_id=None, last_node_id=None, last_prompt_id=None, sockets_metadata={}, send_sync=lambda *_: None
     )
-    return importlib.import_module("execution").PromptExecutor(server)
+    executor = importlib.import_module("execution").PromptExecutor(server)
+    executor.cache_args = {"ram": 0, "ram_inactive": 0}  # newer versions read it whatever the kind of cache
+    return executor
 
 
 class _OneLibrary(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -9,6 +9,7 @@ import copy
 import importlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -64,7 +65,8 @@ class Server:
     log_file: Path
 
     def log(self) -> str:
-        return self.log_file.read_text(encoding="utf-8", errors="replace")
+        """Without its colours."""
+        return re.sub(r"\x1b\[\d+m", "", self.log_file.read_text(encoding="utf-8", errors="replace"))
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:

@@ -112,6 +112,7 @@ def test_progress_moves_the_bar_and_draws_now_and_then(
         shown.append(preview)
 
     monkeypatch.setattr(comfy.core("comfy.utils"), "PROGRESS_BAR_HOOK", hook)
+    monkeypatch.setattr(comfy.core("comfy.utils"), "PROGRESS_THROTTLE_MIN_INTERVAL", 0, raising=False)
     with host.progress(lambda: torch.zeros(8, 6, 3))("working") as update:
         for step in range(3):
             update(step + 1, 3, "words")
