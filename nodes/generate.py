@@ -137,6 +137,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
         from ..mudi_core.layout_text import parse_places
         from ..mudi_core.segmix import compose
 
+        host.check_choice("mode", mode, MODES)
         places = None
         if mode == TEXT:
             places = parse_places(text)
@@ -152,7 +153,8 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
             places=places,
             poses=Poses(parse_photos(photos), mirror, rotation),
         )
-        placed = PlacedSubjects(cut_outs(subjects, max_side=max(width, height)), config)
+        with host.progress()("cutting out") as update:
+            placed = PlacedSubjects(cut_outs(subjects, max(width, height), update), config)
         layout = _layout(placed, seed, 0)
         said = remarks(layout, subjects.tokens)
         for remark in said:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from comfyui import Comfy
 
+from mudi_core.boxes import visible_fraction
 from mudi_core.cutouts import BadPoses, cut_outs
 from mudi_core.generate import BadGenerateConfig, GenerateConfig, draw_layout
 from mudi_core.init_latent import BadLatent, init_latent, shifted_noise
@@ -61,6 +62,24 @@ def test_relative_sizes_and_overlap_are_kept(comfy: Comfy, drawn_subjects: Subje
         olis, hta = by_token["olis"], by_token["hta"]
         assert (hta[3] - hta[1]) / (olis[3] - olis[1]) == pytest.approx(2, rel=0.05)
         assert olis[2] <= hta[0] or hta[2] <= olis[0] or olis[3] <= hta[1] or hta[3] <= olis[1]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_overlap_is_the_most_that_is_hidden_of_anybody(comfy: Comfy, drawn_subjects: SubjectSet, count: int) -> None:
+    one = drawn_subjects.subjects[0]
+    some = SubjectSet(tuple(replace(one, token=f"t{number}") for number in range(count)))
+
+    def hidden(overlap: float) -> float:
+        """Of the most covered box in twenty layouts."""
+        most = 0.0
+        for seed in range(20):
+            stack = [place.xyxy for place in drawn(place(comfy, some, seed, overlap=overlap).result[0]).placements]
+            most = max(most, *(1 - visible_fraction(box, stack[i + 1 :]) for i, box in enumerate(stack)))
+        return most
+
+    assert hidden(0.0) < 1e-6
+    assert 0.05 < hidden(0.2) <= 0.2 + 1e-6
+    assert hidden(1.0) > 0.4
 
 
 def test_boxes_come_from_text_or_from_a_socket(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
@@ -191,6 +210,11 @@ def test_a_gamma_that_burns_is_warned_of(comfy: Comfy, mini: tuple[Any, Any, Any
     (placed,) = place(comfy, drawn_subjects).result
     assert "Above a gamma of 4" in start(comfy, placed, mini[2], gamma=4.5).ui["text"][0]
     assert start(comfy, placed, mini[2], gamma=4.0).ui["text"] == ("gamma 4",)
+
+
+def test_a_wide_picture_has_a_wide_latent(comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet) -> None:
+    (placed,) = place(comfy, drawn_subjects, width=192, height=96).result
+    assert start(comfy, placed, mini[2]).result[0]["samples"].shape == (1, 4, 12, 24)
 
 
 def test_gamma_0_is_an_empty_latent(comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet) -> None:

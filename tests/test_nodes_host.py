@@ -22,6 +22,7 @@ NODES = {
     "MudiSegMixDataset": ("Seg-Mix Dataset (MuDI)", "MuDI/2 train"),
     "MudiTrainLora": ("Train LoRA (MuDI)", "MuDI/2 train"),
     "MudiLayout": ("Layout (MuDI)", "MuDI/3 generate"),
+    "MudiAskLayout": ("Layout from Prompt (MuDI)", "MuDI/3 generate"),
     "MudiInitLatent": ("Init Latent (MuDI)", "MuDI/3 generate"),
     "MudiNoise": ("Noise (MuDI)", "MuDI/3 generate"),
     "MudiCompare": ("D&C Score (MuDI)", "MuDI/4 compare"),

@@ -15,6 +15,8 @@ from comfyui_server import Graph, Run, changed
 MINI = "mini (embedded)"
 AT_ONCE = {"MudiSubject", "MudiNoise"}
 """They hand on what is there: nothing to wait for and nothing to cancel."""
+ELSEWHERE = {"MudiAskLayout"}
+"""It waits for a language model; its own tests have one."""
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def told(run: Run, name: str, words: str) -> None:
 
 
 def test_the_graph_has_every_node(comfy: Comfy) -> None:
-    assert set(NODES) | AT_ONCE == set(comfy.nodes)
+    assert set(NODES) | AT_ONCE | ELSEWHERE == set(comfy.nodes)
 
 
 @pytest.mark.parametrize("node_id", sorted(set(NODES) - AT_ONCE))
@@ -162,7 +164,7 @@ CHOICES = [
     ("load", "name", "no-such is not a dataset"),
     ("train", "method", "no method 'no-such'. Choose one of: segmix, "),
     ("train", "preset", "no preset 'no-such'. Choose one of: .*mini, 192 px"),
-    ("layout", "mode", "no mode 'no-such'. Choose one of: random, given boxes, from text"),
+    ("layout", "mode", "no mode 'no-such'. Choose one of: random, given boxes, from text, row, grid"),
     ("score", "detector", "no model 'no-such' in .*owlv2"),
     ("score", "embedder", "no model 'no-such' in .*dinov2 or .*dreamsim"),
 ]
@@ -187,3 +189,22 @@ def test_a_choice_that_is_none_is_refused(comfy: Comfy, graph: Graph, name: str,
     else:
         told(run, name, words)
     assert files(comfy) == before
+
+
+def test_a_batch_does_where_a_list_is_expected(comfy: Comfy, graph: Graph) -> None:
+    batch = {"photos": ["batch", 0]}
+    together = changed(graph, photos={"count": 1}, find=batch, cut=batch, subject=batch)
+    together["batch"] = node("ImageBatch", image1=["photos", 0], image2=["photos", 0])
+    assert comfy.queue(together, "keep").outputs["keep"]["text"] == ["olis cat (2 photos)"]
+
+
+def test_a_list_where_one_is_expected_is_told(comfy: Comfy, graph: Graph) -> None:
+    boxes = changed(graph, layout={"mode": "given boxes", "boxes": ["find", 0]})
+    told(
+        comfy.queue(boxes, "layout"), "layout", "2 subjects but 1 boxes. Connect one box for each subject, in the order"
+    )
+
+
+def test_a_link_of_another_type_is_refused(comfy: Comfy, graph: Graph) -> None:
+    run = comfy.queue(changed(graph, latent={"layout": ["load", 0]}), "latent")
+    assert run.status == "refused" and "MUDI_SUBJECTS" in run.error and "MUDI_LAYOUT" in run.error
