@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from . import convert, drawing, host
+from . import convert, drawing, host, widgets
 from .sockets import Subjects
 
 if TYPE_CHECKING:
@@ -40,14 +40,9 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
                     options=host.models("dinov2", "dreamsim"),
                     tooltip="The model that compares them: DINOv2 or DreamSim.",
                 ),
-                io.Float.Input(
-                    "threshold",
-                    default=0.25,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Least confidence of a figure. Lower it when figures are overlooked, raise it when more "
-                    "are seen than there are.",
+                widgets.threshold(
+                    "Least confidence of a figure. Lower it when figures are overlooked, raise it when more "
+                    "are seen than there are."
                 ),
                 io.String.Input(
                     "query",
@@ -61,11 +56,7 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
                     tooltip="Compare with the subjects cut out of their photos. Off: with the whole photos, as the "
                     "paper's code does.",
                 ),
-                io.Boolean.Input(
-                    "download",
-                    default=False,
-                    tooltip="Fetch the models into ComfyUI's models folder if they are not there.",
-                ),
+                widgets.download(),
             ],
             outputs=[
                 io.Float.Output(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..mudi_core.types import BadLayout, Layout
-from . import convert, drawing, host, samplers
+from . import convert, drawing, host, samplers, widgets
 from .sockets import BoundingBoxes, LayoutSocket, PlacedSubjects, Subjects
 
 if TYPE_CHECKING:
@@ -36,12 +36,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
             is_output_node=True,
             inputs=[
                 Subjects.Input("subjects", tooltip="The subjects that are to be in the picture."),
-                io.Int.Input(
-                    "width", default=1024, min=64, max=4096, step=8, tooltip="Pixels of the picture; 192 for the mini."
-                ),
-                io.Int.Input(
-                    "height", default=1024, min=64, max=4096, step=8, tooltip="Pixels of the picture; 192 for the mini."
-                ),
+                *widgets.size("Pixels of the picture; 192 for the mini."),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
@@ -49,14 +44,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     tooltip="random: places and sizes from the seed. given boxes: the boxes that are connected. from "
                     "text: the boxes that are written below, by you or a language model.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Random places, and which photo of each subject stands there.",
-                ),
+                widgets.seed("Random places, and which photo of each subject stands there."),
                 io.String.Input(
                     "relative_sizes",
                     default="",
@@ -189,14 +177,9 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                     "for more. 0 is an empty latent; above 4 colours burn out.",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Pictures, each with places of its own."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The first picture has the places that Layout shows; those of the others hang on this "
-                    "seed. It makes no noise: that is KSampler's.",
+                widgets.seed(
+                    "The first picture has the places that Layout shows; those of the others hang on this "
+                    "seed. It makes no noise: that is KSampler's."
                 ),
                 io.Boolean.Input(
                     "same_places",

@@ -17,7 +17,7 @@ from comfy_api.latest import io
 
 from ..mudi_core.mini import family
 from ..mudi_core.mini.world import PAIRS, photo
-from . import host
+from . import host, widgets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,14 +81,7 @@ class MiniPhotos(io.ComfyNode):  # type: ignore[misc]
                 io.Combo.Input("pair", options=PAIR_CHOICES, tooltip="Which two characters."),
                 io.Int.Input("count", default=5, min=1, max=32, tooltip="Photos of each character."),
                 io.Int.Input("side", default=320, min=96, max=1024, step=8, tooltip="Width and height in pixels."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Poses, places and light hang on it.",
-                ),
+                widgets.seed("Poses, places and light hang on it."),
             ],
             outputs=[
                 io.Image.Output(

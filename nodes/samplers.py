@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from . import host
+from . import host, widgets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,14 +30,7 @@ class StartNoise(io.ComfyNode):  # type: ignore[misc]
             inputs=[
                 io.Model.Input("model", tooltip="The model that samples."),
                 io.Sigmas.Input("sigmas", tooltip="The sampler's. Basic Scheduler's ddim_uniform begins as diffusers."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The command line's --seed. Layout and Init Latent want the same one.",
-                ),
+                widgets.seed("The command line's --seed. Layout and Init Latent want the same one."),
             ],
             outputs=[io.Noise.Output("noise", display_name="noise", tooltip="For SamplerCustomAdvanced.")],
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..mudi_core.types import BadSubject, MudiError, Photo
-from . import convert, drawing, host
+from . import convert, drawing, host, widgets
 from .sockets import BoundingBoxes, Subjects
 
 if TYPE_CHECKING:
@@ -103,14 +103,7 @@ class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
                     tooltip="What to look for, rather general: 'dog' finds more than 'corgi'.",
                 ),
                 io.Combo.Input("detector", options=host.models("owlv2"), tooltip="The model that finds it."),
-                io.Float.Input(
-                    "threshold",
-                    default=0.25,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Least confidence of a box that counts. Lower it when nothing is found.",
-                ),
+                widgets.threshold("Least confidence of a box that counts. Lower it when nothing is found."),
                 io.Combo.Input(
                     "which",
                     options=list(WHICH),
@@ -118,11 +111,7 @@ class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
                     tooltip="exactly one: a photo with none or several is an error that names it. best: the surest "
                     "box. all: every box.",
                 ),
-                io.Boolean.Input(
-                    "download",
-                    default=False,
-                    tooltip="Fetch the model into ComfyUI's models folder if it is not there.",
-                ),
+                widgets.download(),
             ],
             outputs=[
                 BoundingBoxes.Output(
@@ -183,11 +172,7 @@ class SamMask(io.ComfyNode):  # type: ignore[misc]
                 io.Image.Input("photos", tooltip="The photos that the boxes belong to, as a batch or a list."),
                 BoundingBoxes.Input("boxes", tooltip="For each photo its box, from Detect Subjects or another node."),
                 io.Combo.Input("segmenter", options=host.models("sam"), tooltip="The model that finds the outline."),
-                io.Boolean.Input(
-                    "download",
-                    default=False,
-                    tooltip="Fetch the model into ComfyUI's models folder if it is not there.",
-                ),
+                widgets.download(),
             ],
             outputs=[
                 io.Mask.Output(

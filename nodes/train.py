@@ -20,7 +20,7 @@ from ..mudi_core.layout import LayoutConfig, parse_relative_scale, random_layout
 from ..mudi_core.segmix import SegMixConfig, compose, cut_outs, segmix
 from ..mudi_core.train.config import Method, TrainConfig
 from ..mudi_core.types import MudiError, SubjectSet
-from . import convert, drawing, host
+from . import convert, drawing, host, widgets
 from .sockets import Dataset, Subjects, TrainingSet
 
 if TYPE_CHECKING:
@@ -195,14 +195,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                     max=64,
                     tooltip="Training images of a step; 1 needs the least memory, 8 for the mini model.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Everything that is left to chance hangs on it: the same seed makes the same file.",
-                ),
+                widgets.seed("Everything that is left to chance hangs on it: the same seed makes the same file."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the new LoRA on it, at strength 1."),

@@ -1,0 +1,27 @@
+"""Widgets that several nodes have."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+
+def seed(tooltip: str) -> io.Int.Input:
+    """A seed, which the frontend may change after each run."""
+    return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
+
+
+def size(tooltip: str) -> list[io.Int.Input]:
+    """Width and height of a picture, in pixels."""
+    return [io.Int.Input(side, default=1024, min=64, max=4096, step=8, tooltip=tooltip) for side in ("width", "height")]
+
+
+def threshold(tooltip: str) -> io.Float.Input:
+    """The least confidence of a detection."""
+    return io.Float.Input("threshold", default=0.25, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+
+
+def download() -> io.Boolean.Input:
+    """Whether models may be fetched that are not there."""
+    return io.Boolean.Input(
+        "download", default=False, tooltip="Fetch into ComfyUI's models folder what is not there yet."
+    )
