@@ -1,0 +1,259 @@
+"""How fast a training step is: this project's loop, the bare step of the same U-Net, and a naive loop.
+
+    python benchmarks/train_step.py            # the embedded model, on a CPU or a GPU
+    python benchmarks/train_step.py --full     # SDXL's true size at 1024 px with random weights, in every memory preset
+
+The bare step is the floor: forward pass, backward pass and optimizer of one U-Net and LoRA on one batch that never
+changes. The naive loop encodes its photos and captions in every step, as most training scripts do. All take turns in
+one process, so a busy machine changes the numbers and hardly the ratios. Times are CPU time on a CPU, else the clock's.
+DCO is off in all of them: it would double the U-Net's work alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mudi_core.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from mudi_core.mini.world import PAIRS, photo  # noqa: E402
+from mudi_core.train.config import TrainConfig  # noqa: E402
+from mudi_core.train.loop import train  # noqa: E402
+from mudi_core.train.lora import Adapter  # noqa: E402
+from mudi_core.train.loss import NoiseSchedule, noisy  # noqa: E402
+from mudi_core.train.memory import MEMORY, memory_settings  # noqa: E402
+from mudi_core.train.optimizer import make_optimizer  # noqa: E402
+from mudi_core.train.plan import Plan, make_plan  # noqa: E402
+from mudi_core.train.quantize import quantize  # noqa: E402
+from mudi_core.types import Photo, Subject, SubjectSet  # noqa: E402
+
+
+class Bench:
+    """A base model, photos of two subjects, and the settings that all ways share."""
+
+    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, side: int, encoders: tuple[Any, ...] = ()) -> None:
+        """``side``: of the drawn photos, in pixels; ``encoders``: models to keep off the card where they rest."""
+        self.checkpoint, self.config, self.encoders = checkpoint, config, encoders
+        self.device = torch.device(checkpoint.unet.device)
+        self.schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
+        self.subjects = SubjectSet(tuple(drawn(spec, side) for spec in PAIRS[0]))
+
+    def clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return time.perf_counter()
+        return time.process_time()
+
+    def plan(self) -> Plan:
+        encoders = self.checkpoint.encode_image, self.checkpoint.encode_text
+        return make_plan(self.subjects, self.config, *encoders)
+
+    def ours(self, plan: Plan, steps: int) -> list[float]:
+        """Seconds of each step but the first, which warms up."""
+        ends: list[float] = []
+        config = replace(self.config, steps=steps)
+        part = replace(plan, steps=plan.steps[:steps], priors=plan.priors[:steps])
+        train(self.checkpoint.unet, part, config, self.schedule, on_step=lambda *_: ends.append(self.clock()))
+        return [after - before for before, after in pairwise(ends)]
+
+    def floor(self, plan: Plan, steps: int) -> list[float]:
+        chosen = plan.steps[0, : self.config.batch_size]
+        inputs = self._inputs(
+            torch.stack([plan.latents[i] for i in chosen.tolist()]),
+            plan.contexts[plan.caption_of[chosen]],
+            plan.pooled[plan.caption_of[chosen]],
+            plan.time_ids[chosen],
+        )
+        return self._timed(lambda: inputs, steps)
+
+    def naive(self, steps: int) -> list[float]:
+        """Crops, VAE and text encoders in every step; the captions are re-read as they are written."""
+        width, height = self.config.size
+        photos = [(subject, one) for subject in self.subjects for one in subject.photos]
+        rng = random.Random(0)
+
+        def inputs() -> dict[str, Any]:
+            images, captions, time_ids = [], [], []
+            for subject, one in rng.choices(photos, k=self.config.batch_size):
+                scale = max(width / one.size[0], height / one.size[1])
+                full = torch.nn.functional.interpolate(
+                    one.image.movedim(2, 0)[None], scale_factor=scale * 1.0001, mode="bicubic", antialias=True
+                )[0]
+                top = rng.randint(0, full.shape[1] - height)
+                left = rng.randint(0, full.shape[2] - width)
+                images.append(full[:, top : top + height, left : left + width].movedim(0, 2).clamp(0, 1))
+                captions.append(f"a photo of {subject.name}")
+                time_ids.append([*reversed(one.size), top, left, height, width])
+            latents = self.checkpoint.encode_image(torch.stack(images))
+            contexts, pooled = self.checkpoint.encode_text(captions)
+            return self._inputs(latents, contexts, pooled, torch.tensor(time_ids, dtype=torch.float32))
+
+        return self._timed(inputs, steps)
+
+    def _inputs(self, latents: Any, contexts: Any, pooled: Any, time_ids: Any) -> dict[str, Any]:
+        z0 = latents.float().to(self.device) * self.schedule.latent_scale
+        eps = torch.randn_like(z0)
+        t = torch.randint(0, self.schedule.timesteps, (len(z0),))
+        abar = self.schedule.alphas_cumprod[t].to(self.device).reshape(-1, 1, 1, 1)
+        added = {"text_embeds": pooled.to(self.device), "time_ids": time_ids.to(self.device)}
+        return {
+            "wanted": eps,
+            "sample": noisy(z0, eps, abar),
+            "timestep": t.to(self.device),
+            "encoder_hidden_states": contexts.to(self.device),
+            "added_cond_kwargs": added,
+        }
+
+    def _timed(self, inputs: Callable[[], dict[str, Any]], steps: int) -> list[float]:
+        """Seconds of each bare step but the first."""
+        config, unet = self.config, self.checkpoint.unet
+        unet.train()
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        ends = []
+        with Adapter(unet, config.rank, config.lora_alpha, config.target_modules) as adapter:
+            adapter.start(0)
+            optimizer = make_optimizer(config, adapter.parameters())
+            for _ in range(steps):
+                optimizer.zero_grad(set_to_none=True)
+                for _ in range(config.accumulation):
+                    given = dict(inputs())
+                    wanted = given.pop("wanted")
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                        answer = unet(**given).sample
+                    (torch.nn.functional.mse_loss(answer.float(), wanted) / config.accumulation).backward()
+                optimizer.step()
+                ends.append(self.clock())
+        if config.gradient_checkpointing:
+            unet.disable_gradient_checkpointing()
+        unet.eval()
+        return [after - before for before, after in pairwise(ends)]
+
+
+def drawn(spec: Any, side: int) -> Subject:
+    """A character of the toy world on two square photos."""
+    photos, masks = [], []
+    for number in range(2):
+        one = photo(spec.character, random.Random(f"{spec.token}/{number}"), side)
+        photos.append(Photo(f"{spec.token}_{number}.png", torch.from_numpy(one.image.copy()).float() / 255))
+        masks.append(torch.from_numpy(one.masks[0]).float())
+    return Subject(spec.token, spec.class_noun, tuple(photos), tuple(masks))
+
+
+def measure(bench: Bench, rounds: int, steps: int) -> dict[str, Any]:
+    """Medians over rounds of alternating turns; on a GPU also the most memory that each way took."""
+    begun = bench.clock()
+    plan = bench.plan()
+    once = bench.clock() - begun
+    ways: dict[str, Callable[[], list[float]]] = {
+        "floor": lambda: bench.floor(plan, steps + 1),
+        "ours": lambda: bench.ours(plan, steps + 1),
+        "naive": lambda: bench.naive(steps + 1),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    peaks = dict.fromkeys(ways, 0)
+    for _ in range(rounds):
+        for name, way in ways.items():
+            for encoder in bench.encoders:
+                encoder.to(bench.device if name == "naive" else "cpu")
+            if bench.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(bench.device)
+            times[name] += way()
+            if bench.device.type == "cuda":
+                peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(bench.device))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "encode_once_s": once,
+        "samples": len(plan.latents),
+        "step_ms": {name: 1000 * value for name, value in medians.items()},
+        "peak_gb": {name: value / 2**30 for name, value in peaks.items() if value},
+        "of_the_floor": medians["floor"] / medians["ours"],
+        "naive_takes_times": medians["naive"] / medians["ours"],
+    }
+
+
+def full_size(device: torch.device) -> tuple[Checkpoint, tuple[Any, ...]]:
+    """SDXL's true configuration with random weights in bfloat16, the VAE in float32; and all but the U-Net."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from mudi_core import sdxl
+    from mudi_core.mini.family import tokenizer
+
+    def filled(model: Any, dtype: torch.dtype) -> Any:
+        model = model.to(dtype).to_empty(device=device)
+        for name, parameter in model.named_parameters():
+            with torch.no_grad():
+                parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.fill_(float(name.endswith("weight")))
+        return model
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(sdxl.CONFIGS / "unet"))
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(sdxl.CONFIGS / "vae"))
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(sdxl.CONFIGS / "text_encoder"))
+        text_2 = CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(sdxl.CONFIGS / "text_encoder_2"))
+    encoders = filled(text, torch.bfloat16), filled(text_2, torch.bfloat16)
+    for encoder in encoders:  # position numbers are a buffer, which meta tensors do not bring along
+        for module in encoder.modules():
+            if hasattr(module, "position_ids"):
+                module.position_ids = torch.arange(77, device=device)[None]
+    scheduler = EulerDiscreteScheduler.from_config(EulerDiscreteScheduler.load_config(sdxl.CONFIGS / "scheduler"))
+    models = filled(unet, torch.bfloat16), filled(vae, torch.float32)
+    checkpoint = Checkpoint("SDXL, random weights", *models, (tokenizer(), tokenizer("!")), encoders, scheduler)
+    return checkpoint, (models[1], *encoders)
+
+
+def benches(full: bool, device: torch.device) -> Iterator[tuple[str, Bench]]:
+    """What to measure, one by one: each lets the last one's weights go."""
+    config = TrainConfig(steps=64, dco_beta=0.0, crops_per_photo=4, max_composites=16)
+    if not full:
+        settings = replace(config, resolution=192, rank=16, batch_size=8)
+        yield "embedded model, 192 px", Bench(open_checkpoint("mini", device), settings, 320)
+        return
+    for gigabytes in MEMORY:
+        settings = replace(config, **memory_settings(gigabytes), resolution=1024)
+        checkpoint, encoders = full_size(device)
+        quantize(checkpoint.unet, settings.base_weights)
+        yield f"SDXL, 1024 px, {gigabytes} GB preset", Bench(checkpoint, settings, 1400, encoders)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="SDXL's true size; wants a GPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each way (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="steps of a turn, 60 at most (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = {}
+    for name, bench in benches(options.full, torch.device(options.device)):
+        results[name] = measure(bench, options.rounds, min(options.steps, 60))
+    if options.json:
+        print(json.dumps(results, indent=2))
+        return
+    for name, found in results.items():
+        print(f"{name} (encoded once: {found['samples']} samples in {found['encode_once_s']:.1f} s)")
+        for way, milliseconds in found["step_ms"].items():
+            peak = f"{found['peak_gb'][way]:8.1f} GB" if way in found["peak_gb"] else ""
+            print(f"  {way:6}{milliseconds:10.1f} ms a step{peak}")
+        print(
+            f"  ours is {found['of_the_floor']:.3f} of the floor's speed, {found['naive_takes_times']:.2f} the naive's"
+        )
+
+
+if __name__ == "__main__":
+    main()
