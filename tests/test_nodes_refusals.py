@@ -208,3 +208,28 @@ def test_a_list_where_one_is_expected_is_told(comfy: Comfy, graph: Graph) -> Non
 def test_a_link_of_another_type_is_refused(comfy: Comfy, graph: Graph) -> None:
     run = comfy.queue(changed(graph, latent={"layout": ["load", 0]}), "latent")
     assert run.status == "refused" and "MUDI_SUBJECTS" in run.error and "MUDI_LAYOUT" in run.error
+
+
+BAD = {
+    "a photo without its subject": ("find", {"find": {"threshold": 1.0}}, "photo 1: no 'cat' was found .*Lower the"),
+    "no detector": ("find", {"find": {"detector": "owlv2-base"}}, "https://huggingface.co/google/owlv2.*models.owlv2"),
+    "no segmenter": ("cut", {"cut": {"segmenter": "sam-vit-h"}}, "https://.*sam_vit_h_4b8939.pth.*models.sams"),
+    "no embedder": ("score", {"score": {"embedder": "dinov2-base"}}, "https://.*facebook/dinov2-base.*models.dinov2"),
+    "one token twice": ("subject", {"subject": {"subjects": ["load", 0]}}, "'olis' is used by two subjects"),
+    "a token of two words": ("subject", {"subject": {"token": "my cat"}}, "a token of one word"),
+    "a LoRA with a path": ("train", {"train": {"name": "../../evil"}}, "cannot be the name of a LoRA.*without a path"),
+    "a set with a path": ("keep", {"keep": {"name": "/etc/evil"}}, "cannot be the name of a dataset.*without a path"),
+    "photos with a path": ("folder", {"folder": {"folder": ".."}}, "cannot be the name of a folder of photos"),
+    "a size that is none": ("layout", {"layout": {"width": 100}}, "multiples of 8"),
+    "sizes of nobody": ("dataset", {"dataset": {"relative_sizes": "rex:hta=1:2"}}, "'rex'.*olis, hta"),
+}
+"""The node, what is wrong with the graph, and what is said of it."""
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_is_told_on_the_node_and_leaves_nothing(comfy: Comfy, graph: Graph, case: str) -> None:
+    name, inputs, words = BAD[case]
+    before = files(comfy)
+    told(comfy.queue(changed(graph, **inputs), name), name, words)
+    assert files(comfy) == before
+    assert comfy.queue(graph, "folder").status == "success"
