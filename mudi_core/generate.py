@@ -22,6 +22,7 @@ from .cutouts import CutOuts, Poses
 from .init_latent import init_latent, shifted_noise
 from .layout import Figure, LayoutConfig, given_layout, ordered_layout, random_layout
 from .layout_text import Place
+from .prompt import write_prompt
 from .segmix import compose
 from .types import Layout, Mix, MudiError, SubjectSet
 
@@ -97,7 +98,7 @@ class Picture:
 
 def default_prompt(subjects: SubjectSet) -> str:
     """ "a photo of olis corgi and hta cat": what the photos' own captions say, of all subjects."""
-    return "a photo of " + " and ".join(subject.name for subject in subjects)
+    return write_prompt([subject.name for subject in subjects])
 
 
 def generate(

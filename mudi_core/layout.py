@@ -174,18 +174,18 @@ def ordered_layout(
 ) -> Layout:
     """1 to 11 figures in their order, from left to right and row by row, as large as their cells allow, not covered.
 
-    Each stands at the bottom of its cell. ``rows`` None: as many as leave the figures largest. Raises `BadLayout` for
+    Those of a row stand on one ground. ``rows`` None: as many as leave the figures largest. Raises `BadLayout` for
     another number of figures.
     """
     config = config or LayoutConfig()
     _check_number(figures)
     columns, limit = _cut(figures, size, config, rows)
     largest = replace(config, scale=(config.scale[1], config.scale[1]))
+    sides = _sizes(figures, limit, random.Random(), largest)
+    tallest = max(height for _, height in sides)
     boxes: list[Box] = []
-    for (x0, y0, x1, y1), (width, height) in zip(
-        _cells(len(figures), columns, size), _sizes(figures, limit, random.Random(), largest), strict=True
-    ):
-        left, top = int((x0 + x1 - width) / 2), int(y1 - (y1 - y0) * (1 - config.height_fraction) / 2 - height)
+    for (x0, y0, x1, y1), (width, height) in zip(_cells(len(figures), columns, size), sides, strict=True):
+        left, top = int((x0 + x1 - width) / 2), int((y0 + y1 + tallest) / 2 - height)
         boxes.append((left, top, left + width, top + height))
     return _layout(size, figures, boxes)
 

@@ -16,7 +16,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .samplers import StartNoise
         from .subjects import DetectSubjects, LoadPhotos, LoadSubjectSet, MakeSubject, SamMask, SaveSubjectSet
         from .train import SegMixDataset, TrainLora
-        from .words import AskLayout
+        from .words import AskLayout, SubjectPrompt
 
         return [
             LoadPhotos,
@@ -27,6 +27,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             SaveSubjectSet,
             SegMixDataset,
             TrainLora,
+            SubjectPrompt,
             MakeLayout,
             AskLayout,
             InitLatent,

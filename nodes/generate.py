@@ -42,7 +42,8 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     options=list(MODES),
                     default=RANDOM,
                     tooltip="random: places and sizes from the seed. given boxes: the boxes that are connected. from "
-                    "text: the boxes that are written below, by you or a language model.",
+                    "text: the places that are written below, by you or a language model. row, grid: side by side in "
+                    "the subjects' order.",
                 ),
                 widgets.seed("Random places, and which photo of each subject stands there."),
                 io.String.Input(

@@ -1,19 +1,133 @@
-"""Words about the subjects: what a language model is asked."""
+"""Words about the subjects: the prompt that names them all, and what a language model is asked of their places."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
+import folder_paths
 from comfy_api.latest import io
 
-from . import host
+from ..mudi_core.prompt import NEGATIVE
+from ..mudi_core.types import MudiError
+from . import host, widgets
 from .sockets import Subjects
 
 if TYPE_CHECKING:
     from ..mudi_core.types import SubjectSet
 
 CATEGORY = "MuDI/3 generate"
+NO_LORA = "none"
+
+
+class NobodyToName(MudiError):
+    """A prompt of no subjects."""
+
+
+class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
+    """The subjects' names, so that nobody has to remember them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiSubjectPrompt",
+            display_name="Subject Prompt (MuDI)",
+            category=CATEGORY,
+            description="Writes a prompt that names every subject by its token and class noun, as the LoRA was taught: "
+            "'2 dogs: a photo of olis corgi and hta chow chow playing in the snow'. The LoRA's own file says who they "
+            "are.",
+            search_aliases=["trigger words", "tokens", "lora metadata", "text", "prompt builder"],
+            inputs=[
+                io.Combo.Input(
+                    "lora_name",
+                    options=[NO_LORA, *folder_paths.get_filename_list("loras")],
+                    tooltip="A LoRA of Train LoRA: it knows its subjects, and the size it was trained at.",
+                ),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="a photo of {subjects}",
+                    tooltip="What the picture shows. The names stand where {subjects} is; without it this is what "
+                    "they do: 'playing in the snow'.",
+                ),
+                io.String.Input(
+                    "kind",
+                    default="",
+                    placeholder="dogs",
+                    tooltip="What they are together: 'dogs' begins the prompt with '2 dogs:', which helps with more "
+                    "than two subjects.",
+                ),
+                io.Boolean.Input(
+                    "every_order",
+                    default=False,
+                    tooltip="A prompt for every order of the subjects, as a list: everything behind it runs for each. "
+                    "Up to five subjects.",
+                ),
+                io.String.Input(
+                    "negative",
+                    default=NEGATIVE,
+                    tooltip="Handed on: Seg-Mix's training images are collages, pictures should not be.",
+                ),
+                Subjects.Input(
+                    "subjects",
+                    optional=True,
+                    tooltip="Whom to name, and in which order. Not connected: everybody whom the LoRA knows.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    "positive", display_name="positive", is_output_list=True, tooltip="For CLIP Text Encode."
+                ),
+                io.String.Output(
+                    "negative_prompt", display_name="negative", tooltip="For the negative CLIP Text Encode."
+                ),
+                io.String.Output("names", display_name="names", tooltip="The subjects: 'olis corgi, hta chow chow'."),
+                io.Int.Output(
+                    "width", display_name="width", tooltip="Of the LoRA's training images, for Layout; else 1024."
+                ),
+                io.Int.Output(
+                    "height", display_name="height", tooltip="Of the LoRA's training images, for Layout; else 1024."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str | None = None, **others: Any) -> Any:
+        path = _lora(lora_name)
+        return None if path is None or not path.is_file() else path.stat().st_mtime_ns
+
+    @classmethod
+    def execute(
+        cls,
+        lora_name: str,
+        text: str,
+        kind: str,
+        every_order: bool,
+        negative: str,
+        subjects: SubjectSet | None = None,
+    ) -> io.NodeOutput:
+        from ..mudi_core.prompt import read_lora_subjects, write_prompts
+
+        path = _lora(lora_name)
+        known = None if path is None else read_lora_subjects(path)
+        if subjects is not None:
+            names = [subject.name for subject in subjects]
+        elif known is not None:
+            names = known.names
+        else:
+            raise NobodyToName("There is nobody to name. Choose a LoRA that Train LoRA has made, or connect subjects.")
+        prompts = write_prompts(names, text, kind, every_order)
+        lines = list(prompts)
+        width, height = 1024, 1024
+        if known is not None:
+            width, height = known.size
+            disagreements = known.disagreements(names)
+            for disagreement in disagreements:
+                host.log.warning(disagreement)
+            lines += [f"trained on {known.base} at {width}x{height} px", *disagreements]
+        shown = host.preview([], cls, "\n".join(lines))
+        return io.NodeOutput(prompts, negative, ", ".join(names), width, height, ui=shown)
 
 
 class AskLayout(io.ComfyNode):  # type: ignore[misc]
@@ -32,8 +146,7 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
             inputs=[
                 Subjects.Input("subjects", tooltip="The subjects that are to be in the picture."),
                 io.String.Input("prompt", multiline=True, default="", tooltip="What the picture shows."),
-                io.Int.Input("width", default=1024, min=64, max=4096, step=8, tooltip="Pixels, as in Layout."),
-                io.Int.Input("height", default=1024, min=64, max=4096, step=8, tooltip="Pixels, as in Layout."),
+                *widgets.size("Pixels, as in Layout."),
                 io.Boolean.Input(
                     "ask",
                     default=True,
@@ -49,14 +162,7 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.String.Input("model", default="", tooltip="Its name there. Empty: the first that it lists."),
                 io.Float.Input("timeout", default=60.0, min=1.0, max=3600.0, step=1.0, tooltip="Seconds to wait."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Handed on to the language model: another one asks again.",
-                ),
+                widgets.seed("Handed on to the language model: another one asks again."),
             ],
             outputs=[
                 io.String.Output("text", display_name="text", tooltip="For Layout's text; empty if ask is off."),
@@ -88,3 +194,8 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
                 asked = Endpoint(endpoint, model, timeout)
                 text = places_text(ask_layout(names, prompt, (width, height), asked, seed, cancelled))
         return io.NodeOutput(text, question(names, prompt, (width, height)), ui=host.preview([], cls, text))
+
+
+def _lora(name: str | None) -> Path | None:
+    """Where a LoRA of this name lies."""
+    return None if name in (None, NO_LORA) else Path(folder_paths.get_full_path_or_raise("loras", name))

@@ -20,7 +20,7 @@ FLOORS = (
     ("mini",),
     ("sdxl",),
     ("sd",),
-    ("backends", "layout", "layout_text", "ask"),
+    ("backends", "layout", "layout_text", "ask", "prompt"),
     ("cutouts",),
     ("segmix",),
     ("subjects", "storage", "init_latent", "compare", "train"),

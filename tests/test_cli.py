@@ -27,7 +27,7 @@ from mudi_core.storage import read_subjects, write_subjects
 from mudi_core.train.lora import load_lora
 from mudi_core.types import Detections, SubjectSet
 
-COMMANDS = ("prepare", "train", "generate", "compare", "demo")
+COMMANDS = ("prepare", "train", "prompt", "generate", "compare", "demo")
 FAST_TRAIN = ("--steps", "3", "--batch", "1", "--rank", "2", "--resolution", "64")
 FAST_PICTURES = ("--steps", "2", "--count", "2", "--size", "64x64")
 
@@ -143,6 +143,8 @@ def test_every_command_shown_to_users_is_a_right_one(line: str) -> None:
         "train dataset --base mini --out x.safetensors --method magic",
         "generate --base mini --dataset d --out o --size big",
         "prepare photos --class-noun cat --base mini --out d",
+        "prompt",
+        "prompt --lora l.safetensors --dataset d",
     ],
 )
 def test_a_wrong_command_is_a_usage_error(line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +172,13 @@ def test_the_whole_way(
     assert main(["train", str(dataset), "--base", "mini", "--out", str(lora), "--json", *FAST_TRAIN]) == 0
     trained = answer(capsys)
     assert trained["steps"] == 3 and trained["layers"] > 0 and lora.is_file()
+    assert main(["prompt", "in the snow", "--lora", str(lora), "--kind", "cats", "--every-order", "--json"]) == 0
+    words = answer(capsys)
+    assert words["prompts"] == [
+        "2 cats: a photo of olis cat and hta cat in the snow",
+        "2 cats: a photo of hta cat and olis cat in the snow",
+    ]
+    assert words["size"] == [64, 64] and words["base"] == "mini" and words["negative_prompt"] == "sticker, collage"
     assert list(tmp_path.glob("*.stopped.safetensors")) == []
 
     command = ["generate", "--base", "mini", "--lora", str(lora), "--dataset", str(dataset), *FAST_PICTURES, "--json"]
@@ -246,6 +255,16 @@ def test_a_layout_can_be_a_row_of_chosen_photos_or_asked_for(
     by_token = {one["token"]: one for one in answer(capsys)["pictures"][0]["layout"]}
     assert by_token["olis"]["mirror"] and by_token["olis"]["xyxy"][0] >= 0.5 >= by_token["hta"]["xyxy"][2]
     assert asked[0][1:] == ("olis cat and hta cat at sea", (64, 64), ask.Endpoint(llm[1], "small"), 0)
+
+
+def test_a_prompt_names_the_subjects_of_a_dataset(
+    random_mini: None, drawn_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prompt", "--dataset", str(drawn_dataset)]) == 0
+    assert capsys.readouterr().out == "a photo of olis cat and hta cat\n"
+    command = ["generate", "--base", "mini", "--dataset", str(drawn_dataset), "--out", str(tmp_path), *FAST_PICTURES]
+    assert main([*command, "--prompt", "{subjects} at sea", "--json"]) == 0
+    assert answer(capsys)["prompt"] == "olis cat and hta cat at sea"
 
 
 def test_a_subject_without_a_box_is_warned_of(
@@ -409,6 +428,8 @@ def test_a_taken_token_leaves_the_dataset_as_it_was(
         ("generate --base mini --dataset DATASET --out o --rotation 400", "0 to 180 degrees"),
         ("generate --base mini --dataset DATASET --out o --layout ask --llm file:///x", "no address"),
         ("generate --base mini --dataset DATASET --out o --layout gone.json", "gone.json"),
+        ("prompt --lora gone.safetensors", "gone.safetensors is not a safetensors file"),
+        ("prompt --lora DATASET/metadata.jsonl", "is not a safetensors file"),
         ("compare EMPTY --dataset DATASET --base mini", "holds no photo"),
         ("compare nowhere --dataset DATASET --base mini", "nowhere"),
         ("demo --out o --pair 99", "no pair 99"),

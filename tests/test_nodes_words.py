@@ -1,19 +1,76 @@
-"""What the nodes ask a language model."""
+"""The subjects' prompt, from a LoRA's metadata or from the set, and what a language model is asked of their places."""
 
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from comfyui import Comfy
+from safetensors.torch import save_file
 
 from mudi_core import ask
 from mudi_core.layout_text import Place, parse_places
+from mudi_core.train.config import TrainConfig
+from mudi_core.train.lora import lora_metadata
 from mudi_core.types import SubjectSet
 
 PLACES = {"olis": Place((0.0, 0.2, 0.45, 1.0)), "hta": Place((0.5, 0.2, 1.0, 1.0), mirror=True, depth=1.0)}
 WHERE = {"endpoint": "http://127.0.0.1:1/v1", "model": "small", "timeout": 3.0, "seed": 4}
+
+
+def written(comfy: Comfy, **more: Any) -> Any:
+    settings = {"lora_name": "none", "text": "{subjects} at sea", "kind": "", "every_order": False, **more}
+    return comfy.run("MudiSubjectPrompt", negative="sticker, collage", **settings)
+
+
+@pytest.fixture
+def lora(comfy: Comfy, drawn_subjects: SubjectSet) -> Iterator[str]:
+    """A LoRA of the drawn subjects, by its name in models/loras."""
+    about = lora_metadata(TrainConfig(resolution=192), drawn_subjects, base="SDXL", plan_hash="")
+    path = comfy.base / "models" / "loras" / "cats.safetensors"
+    save_file({"x": torch.zeros(1)}, path, about)
+    yield path.name
+    path.unlink()
+
+
+def test_a_lora_knows_its_subjects(comfy: Comfy, lora: str, drawn_subjects: SubjectSet) -> None:
+    output = written(comfy, lora_name=lora, kind="cats")
+    names = "olis cat, hta cat"
+    assert output.result == (["2 cats: olis cat and hta cat at sea"], "sticker, collage", names, 192, 192)
+    assert output.ui["text"] == ("2 cats: olis cat and hta cat at sea\ntrained on SDXL at 192x192 px",)
+    both = written(comfy, lora_name=lora, subjects=drawn_subjects, every_order=True)
+    assert both.result[0] == ["olis cat and hta cat at sea", "hta cat and olis cat at sea"]
+    options = comfy.node("MudiSubjectPrompt").define_schema().inputs[0].options
+    assert options[0] == "none" and lora in options
+
+
+def test_connected_subjects_are_named_in_their_order_and_strangers_told(
+    comfy: Comfy, lora: str, drawn_subjects: SubjectSet
+) -> None:
+    olis, hta = drawn_subjects.subjects
+    some = SubjectSet((hta, replace(olis, token="rex")))
+    positive, _, names, width, _ = written(comfy, subjects=some).result
+    assert positive == ["hta cat and rex cat at sea"] and names == "hta cat, rex cat" and width == 1024
+    output = written(comfy, subjects=some, lora_name=lora)
+    assert "was not trained on 'rex cat'; it knows olis cat and hta cat" in output.ui["text"][0]
+
+
+def test_a_changed_lora_is_read_anew(comfy: Comfy, lora: str) -> None:
+    node = comfy.node("MudiSubjectPrompt")
+    before = node.fingerprint_inputs(lora_name=lora, text="", kind="")
+    os.utime(comfy.base / "models" / "loras" / lora, (1, 1))
+    assert node.fingerprint_inputs(lora_name=lora, text="", kind="") != before
+    assert node.fingerprint_inputs(lora_name="none", text="", kind="") is None
+
+
+def test_nobody_to_name_is_told(comfy: Comfy) -> None:
+    with pytest.raises(comfy.module("words").NobodyToName, match="Choose a LoRA .* or connect subjects"):
+        written(comfy)
 
 
 def asked(comfy: Comfy, subjects: SubjectSet, **more: Any) -> Any:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 
 from ..types import MudiError
-from . import compare, demo, generate, prepare, train
+from . import compare, demo, generate, prepare, prompt, train
 from .talk import Talk
 
 _EPILOG = """from photos to pictures of both, with the embedded model:
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for command in (prepare, train, generate, compare, demo):
+    for command in (prepare, train, prompt, generate, compare, demo):
         command.add(commands)
     return top
 

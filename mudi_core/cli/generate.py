@@ -38,7 +38,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--prompt",
         metavar="TEXT",
-        help='names every subject, "olis corgi and hta cat on a beach" (default: just the names)',
+        help='names every subject, "olis corgi and hta cat on a beach" or "{subjects} on a beach" (default: just the '
+        "names)",
     )
     parser.add_argument("--negative-prompt", metavar="TEXT", help='default: "sticker, collage" (SDXL), nothing (mini)')
     parser.add_argument(
@@ -104,8 +105,11 @@ def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoin
     from ..demo.settings import DemoSettings
     from ..generate import GenerateConfig, default_prompt
     from ..init_latent import default_gamma
+    from ..prompt import SUBJECTS, write_prompt
 
     prompt = args.prompt or default_prompt(subjects)
+    if SUBJECTS in prompt:
+        prompt = write_prompt([subject.name for subject in subjects], prompt)
     start = GenerateConfig(prompt, gamma=default_gamma(len(subjects)), batch_size=1)
     if args.base == MINI:
         start = replace(DemoSettings().generate_config(prompt, True, args.seed), size=None)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from coloured import coloured
+from safetensors.torch import save_file
+
+from mudi_core.checkpoint import NEGATIVE_PROMPT
+from mudi_core.prompt import (
+    NEGATIVE,
+    LoraSubjects,
+    TooManyOrders,
+    UnknownLora,
+    read_lora_subjects,
+    write_prompt,
+    write_prompts,
+)
+from mudi_core.train.config import TrainConfig
+from mudi_core.train.lora import lora_metadata, save_lora
+
+NAMES = ["olis corgi", "hta chow chow"]
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "kind", "prompt"),
+    [
+        (NAMES, "playing in the snow", "dogs", "2 dogs: a photo of olis corgi and hta chow chow playing in the snow"),
+        (NAMES, "", "", "a photo of olis corgi and hta chow chow"),
+        (NAMES[:1], " on a beach ", " ", "a photo of olis corgi on a beach"),
+        (NAMES, "a drawing: {subjects} {a|b}", "", "a drawing: olis corgi and hta chow chow {a|b}"),
+        ([*NAMES, "lun toy"], "{subjects}", "objects", "3 objects: olis corgi, hta chow chow and lun toy"),
+    ],
+)
+def test_everybody_is_named(names: list[str], text: str, kind: str, prompt: str) -> None:
+    assert write_prompt(names, text, kind) == prompt
+
+
+def test_every_order_comes_once_and_the_given_one_first() -> None:
+    names = ["a x", "b x", "c x"]
+    assert write_prompts(names) == [write_prompt(names)]
+    orders = write_prompts(names, every_order=True)
+    assert orders[0] == write_prompt(names) and len(set(orders)) == len(orders) == 6
+    assert len(write_prompts([f"t{i} x" for i in range(5)], every_order=True)) == 120
+    with pytest.raises(TooManyOrders, match="6 subjects have 720 orders"):
+        write_prompts([f"t{i} x" for i in range(6)], every_order=True)
+
+
+def test_the_negative_prompt_is_that_of_the_pictures() -> None:
+    assert NEGATIVE == NEGATIVE_PROMPT
+
+
+@pytest.mark.parametrize(("resolution", "size"), [(768, (768, 768)), ((832, 1216), (832, 1216))])
+def test_a_lora_says_whom_it_knows(tmp_path: Path, resolution: int | tuple[int, int], size: tuple[int, int]) -> None:
+    about = lora_metadata(TrainConfig(resolution=resolution), coloured("red", "blue"), base="sdxl.x", plan_hash="")
+    part = torch.zeros(1, 1)
+    state = {"lora_unet_q.lora_down.weight": part, "lora_unet_q.lora_up.weight": part, "lora_unet_q.alpha": part[0, 0]}
+    save_lora(tmp_path / "l.safetensors", state, about)
+    known = read_lora_subjects(tmp_path / "l.safetensors")
+    assert known == LoraSubjects(("red", "blue"), ("ball", "ball"), "sdxl.x", size)
+    assert known.names == ["red ball", "blue ball"]
+    assert known.disagreements(["blue ball"]) == []
+    assert known.disagreements(["blue cube", "rex dog"]) == [
+        "The LoRA knows 'blue' as a ball, not as a cube.",
+        "The LoRA was not trained on 'rex dog'; it knows red ball and blue ball.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {"ss_network_dim": "4"},
+        {"mudi_tokens": "olis", "mudi_class_nouns": "[]", "mudi_config": "{}", "mudi_base": ""},
+        {"mudi_tokens": "[1]", "mudi_class_nouns": "[2]", "mudi_config": '{"resolution": 8}', "mudi_base": ""},
+        {"mudi_tokens": '["a"]', "mudi_class_nouns": "[]", "mudi_config": '{"resolution": 8}', "mudi_base": ""},
+        {"mudi_tokens": '["a"]', "mudi_class_nouns": '["b"]', "mudi_config": json.dumps({}), "mudi_base": ""},
+        {"mudi_tokens": '["a"]', "mudi_class_nouns": '["b"]', "mudi_config": '{"resolution": [8]}', "mudi_base": ""},
+    ],
+)
+def test_a_foreign_lora_is_told(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", metadata)
+    with pytest.raises(UnknownLora, match="other.safetensors does not say whom it knows"):
+        read_lora_subjects(tmp_path / "other.safetensors")
+
+
+def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "torn.safetensors").write_bytes(b"\x09")
+    for name in ("torn", "gone"):
+        with pytest.raises(UnknownLora, match=f"{name}.safetensors is not a safetensors file"):
+            read_lora_subjects(tmp_path / f"{name}.safetensors")
