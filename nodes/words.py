@@ -25,6 +25,10 @@ class NobodyToName(MudiError):
     """A prompt of no subjects."""
 
 
+class MissingLora(MudiError):
+    """A LoRA that lies in none of ComfyUI's folders any more."""
+
+
 class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
     """The subjects' names, so that nobody has to remember them."""
 
@@ -197,5 +201,10 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
 
 
 def _lora(name: str | None) -> Path | None:
-    """Where a LoRA of this name lies."""
-    return None if name in (None, NO_LORA) else Path(folder_paths.get_full_path_or_raise("loras", name))
+    """Where a LoRA of this name lies. Raises `MissingLora`."""
+    if name in (None, NO_LORA):
+        return None
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise MissingLora(f"There is no LoRA {name!r} in ComfyUI's models/loras. Choose another one, or put it there.")
+    return Path(path)

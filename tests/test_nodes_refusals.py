@@ -13,7 +13,7 @@ from comfyui import Comfy
 from comfyui_server import Graph, Run, changed
 
 MINI = "mini (embedded)"
-AT_ONCE = {"MudiSubject", "MudiNoise"}
+AT_ONCE = {"MudiSubject", "MudiSubjectPrompt", "MudiNoise"}
 """They hand on what is there: nothing to wait for and nothing to cancel."""
 ELSEWHERE = {"MudiAskLayout"}
 """It waits for a language model; its own tests have one."""
@@ -62,6 +62,15 @@ EVERYTHING: Graph = {
         learning_rate=1e-3,
         batch_size=1,
         seed=0,
+    ),
+    "prompt": node(
+        "MudiSubjectPrompt",
+        lora_name="none",
+        text="a photo of {subjects}",
+        kind="",
+        every_order=False,
+        negative="",
+        subjects=["load", 0],
     ),
     "layout": node(
         "MudiLayout",
@@ -164,6 +173,7 @@ CHOICES = [
     ("load", "name", "no-such is not a dataset"),
     ("train", "method", "no method 'no-such'. Choose one of: segmix, "),
     ("train", "preset", "no preset 'no-such'. Choose one of: .*mini, 192 px"),
+    ("prompt", "lora_name", "There is no LoRA.*no-such"),
     ("layout", "mode", "no mode 'no-such'. Choose one of: random, given boxes, from text, row, grid"),
     ("score", "detector", "no model 'no-such' in .*owlv2"),
     ("score", "embedder", "no model 'no-such' in .*dinov2 or .*dreamsim"),
