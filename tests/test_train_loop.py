@@ -174,6 +174,15 @@ def test_ctrl_c_in_the_middle_of_a_step_finishes_the_step(unet: Any, tmp_path: P
     assert same(train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=file), whole)
 
 
+def test_ctrl_c_between_two_steps_starts_no_other(unet: Any) -> None:
+    def press(done: int, total: int, loss: float) -> None:
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="after step 2 of 5"):
+        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, on_step=press)
+
+
 def test_a_hosts_own_handler_of_ctrl_c_is_kept(unet: Any) -> None:
     pressed: list[int] = []
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from torch import Tensor
 
 from ..types import MudiError
 from .config import TrainConfig
+from .ctrl_c import ctrl_c_waits
 from .lora import Adapter, LoraState
 from .loss import NoiseSchedule
 from .memory import OutOfMemory, advice, preflight
@@ -26,8 +24,6 @@ from .quantize import stored_as
 from .resume import fingerprint, lora_fingerprint, restore_run, save_run
 from .step import batch_loss, batch_of
 from .team import Team
-
-log = logging.getLogger(__name__)
 
 __all__ = ["BadRun", "Interrupted", "NonFiniteLoss", "OutOfMemory", "TrainResult", "train"]
 
@@ -105,7 +101,7 @@ def train(
         torch.enable_grad(),
         _training_mode(unet, config),
         Adapter(unet, config.rank, config.lora_alpha, config.target_modules) as adapter,
-        _ctrl_c_waits_for_the_step() as asked_to_stop,
+        ctrl_c_waits() as asked_to_stop,
     ):
         adapter.start(config.seed, start)
         preflight(unet, adapter, plan, config, noise_schedule)
@@ -124,7 +120,7 @@ def train(
                 losses.append(loss)
                 if on_step is not None:
                     on_step(step + 1, config.steps, loss)
-                if stop and step + 1 < config.steps:
+                if (stop or (team.size == 1 and asked_to_stop())) and step + 1 < config.steps:
                     raise KeyboardInterrupt
                 if config.save_every and (step + 1) % config.save_every == 0 and step + 1 < config.steps:
                     save()
@@ -236,30 +232,6 @@ def _training_mode(unet: Any, config: TrainConfig) -> Iterator[None]:
         unet.train(was_training)
         if config.gradient_checkpointing and not was_checkpointing:
             unet.disable_gradient_checkpointing()
-
-
-@contextmanager
-def _ctrl_c_waits_for_the_step() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is noted and answered after the step: an optimizer update cut in half could not be resumed.
-
-    Only Python's own handler is replaced, and only in the main thread, where Ctrl-C arrives; a host keeps its own.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread() or (
-        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield asked.is_set
-        return
-
-    def note(*_: object) -> None:
-        log.warning("Stopping after this step.")
-        asked.set()
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
