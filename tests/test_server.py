@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
-from comfyui_server import Graph, Server, changed
+from comfyui_server import ROOT, Graph, Server, changed
 
 STOCK: Graph = {
     "checkpoint": {"class_type": "MudiMiniCheckpoint", "inputs": {}},
@@ -126,6 +127,13 @@ def test_every_node_is_there_and_explains_itself(server: Server) -> None:
         widgets = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
         assert [key for key, (_, about) in widgets.items() if not about.get("tooltip")] == [], name
         assert all(info["output_tooltips"]) and len(info["output_tooltips"]) == len(info["output"]), name
+
+
+def test_help_pages_are_where_the_frontend_looks_for_them(server: Server) -> None:
+    for name in server.get("/object_info"):
+        if name.startswith("Mudi"):
+            with urllib.request.urlopen(f"{server.url}/extensions/mudi/docs/{name}.md", timeout=60) as page:
+                assert page.read() == (ROOT / "web" / "docs" / f"{name}.md").read_bytes()
 
 
 def test_models_are_found_by_extra_model_paths_too(server: Server) -> None:
