@@ -7,8 +7,9 @@ subjects' own references and ``S_DC`` those of the boxes to the references, a fa
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,25 +80,58 @@ def compare(
     ``queries`` are the words to detect (default: the subjects' class nouns), ``threshold`` the detector's, 0..1. The
     detections of the result stand in the order of the rows of ``s_dc``.
     """
-    subjects = references.subjects
-    words = list(dict.fromkeys(queries if queries is not None else (subject.class_noun for subject in subjects)))
-    detections = _inside(detector(image, words, threshold), image)
-    s_dc = torch.zeros(0, len(subjects))
-    if len(detections):
-        crops = [_square(image[y0:y1, x0:x1]) for x0, y0, x1, y1 in _whole(detections)]
-        s_dc = _unit(embedder(crops)) @ references.means.T
-    scores = score_matrices(references.s_gt, s_dc)
-    order = list(scores.order)
-    s_dc = s_dc[order]
-    return Comparison(
-        tokens=subjects.tokens,
-        score=scores.score,
-        score_spectral=scores.score_spectral,
-        s_gt=references.s_gt,
-        s_dc=s_dc,
-        detections=_picked(detections, order),
-        verdicts=judge(subjects, references.s_gt, s_dc),
-    )
+    return next(compare_all([image], references, detector, embedder, queries, threshold))
+
+
+def compare_all(
+    images: Iterable[Tensor],
+    references: References,
+    detector: Detector,
+    embedder: Embedder,
+    queries: Sequence[str] | None = None,
+    threshold: float = 0.25,
+    batch: int = 8,
+) -> Iterator[Comparison]:
+    """`compare` of any number of pictures of any sizes, in their order.
+
+    ``batch`` of them are held at a time, and what is found in these is embedded together.
+    """
+    nouns = (subject.class_noun for subject in references.subjects)
+    words = list(dict.fromkeys(nouns if queries is None else queries))
+    waiting = iter(images)
+    while held := list(islice(waiting, batch)):
+        found = [detector(image, words, threshold) for image in held]
+        yield from compare_boxes(held, found, references, embedder)
+
+
+def compare_boxes(
+    images: Sequence[Tensor], found: Sequence[Detections], references: References, embedder: Embedder
+) -> list[Comparison]:
+    """Detect-and-Compare of pictures ``[h, w, 3]``, 0..1, with what was found in each, by whatever detector."""
+    subjects, s_gt = references.subjects, references.s_gt
+    seen = [_inside(detections, image) for image, detections in zip(images, found, strict=True)]
+    crops = [
+        _square(image[y0:y1, x0:x1])
+        for image, detections in zip(images, seen, strict=True)
+        for x0, y0, x1, y1 in _whole(detections)
+    ]
+    rows = _unit(embedder(crops)) @ references.means.T if crops else torch.zeros(0, len(subjects))
+    results = []
+    for detections, s_dc in zip(seen, torch.split(rows, [len(detections) for detections in seen]), strict=True):
+        scores = score_matrices(s_gt, s_dc)
+        order = list(scores.order)
+        results.append(
+            Comparison(
+                tokens=subjects.tokens,
+                score=scores.score,
+                score_spectral=scores.score_spectral,
+                s_gt=s_gt,
+                s_dc=s_dc[order],
+                detections=_picked(detections, order),
+                verdicts=judge(subjects, s_gt, s_dc[order]),
+            )
+        )
+    return results
 
 
 def score_matrices(s_gt: Tensor, s_dc: Tensor) -> Scores:
@@ -149,15 +183,14 @@ def judge(subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor) -> tuple[Verdict, ..
             owned[owner].remove(box)
             verdicts[i] = _mixed(subjects, i, owner, 1 - rivals[box][0][0])
         else:
-            name = subjects.subjects[i].name
-            verdicts[i] = Verdict(subjects.tokens[i], "missing", 0.0, f"{name}: missing, no figure resembles it most.")
+            words = f"{subjects.subjects[i].name}: missing (0%), no figure resembles it most."
+            verdicts[i] = Verdict(subjects.tokens[i], "missing", 0.0, words)
     for i in (i for i in range(n) if owned[i]):
         token, name, best = subjects.tokens[i], subjects.subjects[i].name, owned[i][0]
         share = _own_share(rivals[best])
         if len(owned[i]) > 1:
-            verdicts[i] = Verdict(
-                token, "duplicated", share, f"{name}: duplicated, {len(owned[i])} figures resemble it."
-            )
+            words = f"{name}: duplicated, {len(owned[i])} figures resemble it (the closest is {share:.0%} its own)."
+            verdicts[i] = Verdict(token, "duplicated", share, words)
         elif share < FOUND_SHARE:
             verdicts[i] = _mixed(subjects, i, rivals[best][0][1], share)
         else:

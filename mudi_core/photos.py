@@ -86,10 +86,21 @@ def read_mask(path: Path, photo: Photo) -> Tensor:
 
 
 def read_photos(folder: Path, on_step: Callable[[int, int], None] | None = None) -> tuple[Photo, ...]:
-    """All photos of a folder, in natural order ("2.jpg" before "10.jpg"), without ``mask_*``.
+    """All photos of a folder, in the order of `photo_paths`.
 
     `on_step` hears photos done and photos in all. Raises `NoPhotos`, and `BadPhoto` with the file's name.
     """
+    paths = photo_paths(folder)
+    photos: list[Photo] = []
+    for path in paths:
+        photos.append(read_photo(path))
+        if on_step is not None:
+            on_step(len(photos), len(paths))
+    return tuple(photos)
+
+
+def photo_paths(folder: Path) -> list[Path]:
+    """The photos in a folder, in natural order ("2.jpg" before "10.jpg"), without ``mask_*``. Raises `NoPhotos`."""
     if not folder.is_dir():
         raise NoPhotos(f"There is no folder {folder}. Make it and put photos of the subject there, or name another.")
     try:
@@ -104,12 +115,7 @@ def read_photos(folder: Path, on_step: Callable[[int, int], None] | None = None)
             f"{folder} holds no photo ({', '.join(SUFFIXES)}), {'only ' + found if found else 'it is empty'}. "
             "Put at least one photo of the subject there; five are better."
         )
-    photos: list[Photo] = []
-    for path in paths:
-        photos.append(read_photo(path))
-        if on_step is not None:
-            on_step(len(photos), len(paths))
-    return tuple(photos)
+    return paths
 
 
 def read_masks(folder: Path, photos: Sequence[Photo]) -> tuple[Tensor, ...]:

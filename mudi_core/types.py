@@ -238,3 +238,14 @@ class Comparison:
     @property
     def count_is_right(self) -> bool:
         return len(self.detections) == len(self.tokens)
+
+    @property
+    def reason(self) -> str:
+        """Why the scores are 0, in a sentence: the number of figures is wrong. Empty when it is right."""
+        if self.count_is_right:
+            return ""
+        if not len(self.detections):
+            best = self.detections.best_confidence
+            sure = f"its best guess was {best:.0%} sure" if best else "it had no guess"
+            return f"The detector found no figure ({sure}). Lower the threshold, or look for a more general word."
+        return f"{len(self.detections)} figure(s) were found instead of {len(self.tokens)}, so the score is 0."

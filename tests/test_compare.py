@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mudi_core.compare import References, compare, judge, score_matrices
+from mudi_core.compare import References, compare, compare_all, compare_boxes, judge, score_matrices
 from mudi_core.types import Comparison, Detections
 
 RED, BLUE, ORANGE, BLACK = ((name, COLOURS[name]) for name in ("red", "blue", "orange", "black"))
@@ -200,6 +200,69 @@ def test_rows_and_detections_stand_in_the_subjects_order() -> None:
     assert torch.allclose(result.s_dc, result.s_gt, atol=1e-6)
     assert result.detections.xyxy.tolist() == [list(BOXES[1]), list(BOXES[0])]
     assert result.detections.confidence.tolist() == pytest.approx([0.5, 0.9])
+
+
+def test_many_pictures_get_what_each_gets_alone_whatever_the_batch() -> None:
+    colours = [(RED[1], BLUE[1]), (), (between(RED[1], BLUE[1], 0.6), BLUE[1]), (RED[1], BLUE[1], BLACK[1]), (BLUE[1],)]
+    pictures = [picture(*some) for some in colours]
+    pictures[2] = torch.cat([pictures[2], torch.ones(40, 200, 3)])  # pictures may differ in size
+    references = References(coloured("red", "blue"), embed)
+
+    def found(image: Tensor, queries: Sequence[str], threshold: float) -> Detections:
+        (number,) = [i for i, one in enumerate(pictures) if one.shape == image.shape and torch.equal(one, image)]
+        return detector_of(*BOXES[: len(colours[number])])(image, queries, threshold)
+
+    alone = [compare(one, references, found, embed) for one in pictures]
+    assert len({one.score for one in alone}) == 3
+    for batch in (1, 2, 5, 8):
+        for one, other in zip(alone, compare_all(pictures, references, found, embed, batch=batch), strict=True):
+            assert torch.allclose(one.s_dc, other.s_dc, atol=1e-6)
+            assert one.score == pytest.approx(other.score, abs=1e-6)
+            assert [v.status for v in one.verdicts] == [v.status for v in other.verdicts]
+
+
+def test_only_a_batch_of_pictures_is_held() -> None:
+    drawn: list[int] = []
+
+    def pictures() -> Iterator[Tensor]:
+        for number in range(6):
+            drawn.append(number)
+            yield picture(RED[1], BLUE[1])
+
+    results = compare_all(
+        pictures(), References(coloured("red", "blue"), embed), detector_of(*BOXES[:2]), embed, batch=2
+    )
+    next(results)
+    assert drawn == [0, 1]
+    assert len(list(results)) == 5
+
+
+def test_boxes_can_come_from_anywhere() -> None:
+    references = References(coloured("red", "blue"), embed)
+    boxes = detector_of(*BOXES[:2])(WHITE, ["any"], 0.0)
+    (result,) = compare_boxes([picture(RED[1], BLUE[1])], [boxes], references, embed)
+    assert result.score == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("colours", "words"),
+    [
+        ((), "found no figure (its best guess was 90% sure)"),
+        ((RED[1],), "1 figure(s) were found instead of 2"),
+        ((RED[1], BLUE[1]), ""),
+    ],
+)
+def test_a_score_of_zero_has_a_reason(colours: tuple[tuple[float, float, float], ...], words: str) -> None:
+    reason = compared(*colours).reason
+    assert words in reason and bool(reason) == bool(words)
+
+
+def test_every_verdict_has_its_percentage() -> None:
+    """As they should be, mixed, doubled, gone, extra."""
+    mixed = between(RED[1], BLUE[1], 0.6)
+    for colours in ((RED[1], BLUE[1]), (mixed, mixed), (RED[1], RED[1]), (RED[1],), (RED[1], BLUE[1], RED[1])):
+        for verdict in compared(*colours).verdicts:
+            assert f"{verdict.share:.0%}" in verdict.text
 
 
 @pytest.mark.parametrize("factor", [0.01, 1.0, 1000.0])

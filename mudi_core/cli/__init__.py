@@ -1,7 +1,8 @@
 """The command line: photos to a dataset, a LoRA, pictures, scores; or all of it at once as a demo.
 
 Results go to standard output (with ``--json`` nothing but one JSON value), everything else to standard error. Exit
-codes: 0 done, 1 a mistake that a sentence explains, 2 a wrong command, 130 Ctrl-C.
+codes: 0 done, 1 a mistake that a sentence explains, 2 a wrong command, 3 done but for files that could not be read, 130
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from ..types import MudiError
 from . import compare, demo, generate, prepare, prompt, train
-from .talk import Talk
+from .talk import Answer, Talk
 
 _EPILOG = """from photos to pictures of both, with the embedded model:
   python -m mudi_core prepare photos/rex  --query dog --token olis --class-noun dog --base mini --out dataset
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _be_quiet()
     talk = Talk()
     try:
-        answer = args.run(args, talk)
+        answer: Answer | None = args.run(args, talk)
     except KeyboardInterrupt:
         print(f"Stopped. {talk.kept}", file=sys.stderr)
         return 130
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(answer.data) if args.json else answer.text, flush=True)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stdout = open(os.devnull, "w")
-    return 0
+    return answer.code
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .options import add_base, add_command, add_device, add_models, device, load_detector, load_embedder
-from .talk import Answer, Talk
+from .talk import SKIPPED, Answer, Talk
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..types import Comparison
 
 
@@ -21,7 +24,8 @@ def add(commands: Any) -> None:
         summary="score pictures: is everybody there, as themselves?",
         description="Detect-and-Compare: finds the figures in each picture and compares each with the photos of every "
         "subject. 1 is a perfect score; a wrong number of figures scores 0. For every subject it says found, mixed, "
-        "missing or duplicated.",
+        "missing or duplicated, and how much of the likeness is its own. Best pictures first. A picture that cannot be "
+        "read is skipped and named, and the exit code is 3 then.",
         example="python -m mudi_core compare pictures --dataset dogs --base mini --json",
     )
     parser.add_argument("images", type=Path, metavar="IMAGES_DIR", help="folder of pictures")
@@ -42,35 +46,55 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from .. import storage
-    from ..compare import References, compare
+    from ..compare import References, compare_all
+    from ..photos import BadPhoto, photo_paths
 
     talk.kept = "Comparing writes no files."
     subjects = storage.read_subjects(args.dataset)
-    pictures = storage.read_photos(args.images)
+    paths = photo_paths(args.images)
     on = device(args)
     detector, embedder = load_detector(args, on, talk), load_embedder(args, on, talk)
     references = References(subjects, embedder, args.cut_out)
-    results: list[tuple[str, Comparison]] = []
+    names: list[str] = []
+    skipped: dict[str, str] = {}
+    results: list[Comparison] = []
     with talk.progress("comparing") as progress:
-        for picture in pictures:
-            result = compare(picture.image, references, detector, embedder, args.query, args.threshold)
-            results.append((picture.name, result))
-            progress(len(results), len(pictures))
-    mean = sum(result.score for _, result in results) / len(results)
-    lines = [f"{'score':>6}  picture"]
-    for name, result in results:
+
+        def pictures() -> Iterator[Tensor]:
+            for path in paths:
+                try:
+                    picture = storage.read_photo(path)
+                except BadPhoto as error:
+                    skipped[path.name] = str(error)
+                    continue
+                names.append(picture.name)
+                yield picture.image
+
+        for result in compare_all(pictures(), references, detector, embedder, args.query, args.threshold):
+            results.append(result)
+            progress(len(results) + len(skipped), len(paths))
+    if not results:
+        raise BadPhoto(f"No picture in {args.images} can be read. {next(iter(skipped.values()))}")
+    ranked = sorted(zip(names, results, strict=True), key=lambda one: -one[1].score)
+    mean = sum(result.score for result in results) / len(results)
+    lines = [f"{'score':>6}  picture, best first"]
+    for name, result in ranked:
         lines.append(f"{result.score:6.3f}  {name}: {len(result.detections)} figure(s)")
-        lines += [f"{'':8}{verdict.text}" for verdict in result.verdicts]
+        lines += [f"{'':8}{words}" for words in (result.reason, *(v.text for v in result.verdicts)) if words]
     lines.append(f"{mean:6.3f}  mean of {len(results)}")
+    if skipped:
+        lines += [f"{len(skipped)} of {len(paths)} were skipped:", *(f"{'':8}{words}" for words in skipped.values())]
     return Answer(
         "\n".join(lines),
         {
             "mean": mean,
-            "mean_spectral": sum(result.score_spectral for _, result in results) / len(results),
+            "mean_spectral": sum(result.score_spectral for result in results) / len(results),
             "tokens": list(subjects.tokens),
             "s_gt": _rounded(references.s_gt),
-            "pictures": [{"file": name, **plain(result)} for name, result in results],
+            "pictures": [{"file": name, **plain(result)} for name, result in ranked],
+            "skipped": skipped,
         },
+        code=SKIPPED if skipped else 0,
     )
 
 
@@ -80,6 +104,7 @@ def plain(result: Comparison) -> dict[str, Any]:
         "score": result.score,
         "score_spectral": result.score_spectral,
         "count": len(result.detections),
+        "reason": result.reason,
         "s_dc": _rounded(result.s_dc),
         "boxes": [[round(value, 1) for value in box] for box in result.detections.xyxy.tolist()],
         "verdicts": [

@@ -11,6 +11,9 @@ from typing import Any
 
 from ..progress import Update
 
+SKIPPED = 3
+"""The exit code of a command that is done but for files that it could not read, which it names."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -18,6 +21,8 @@ class Answer:
 
     text: str
     data: dict[str, Any]
+    code: int = 0
+    """The exit code: 0 or `SKIPPED`."""
 
 
 class Talk:
