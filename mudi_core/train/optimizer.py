@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,25 +61,41 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def pack_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
     """All that an optimizer remembers: tensors by name, on the CPU, and its plain numbers as JSON."""
     state = optimizer.state_dict()
-    places: dict[str, Mapping[str, Any]] = {f"state.{i}": values for i, values in state["state"].items()}
-    places |= {f"group.{i}": group for i, group in enumerate(state["param_groups"])}
+    remembered = {
+        **{f"state.{i}": values for i, values in state["state"].items()},
+        **{f"group.{i}": {k: v for k, v in group.items() if k != "params"} for i, group in _numbered(state)},
+    }
     tensors, numbers = {}, {}
-    for place, values in places.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{place}.{name}"] = value.detach().cpu()
-            elif name != "params":
-                numbers[f"{place}.{name}"] = value
+    for name, value in _leaves("", remembered):
+        if isinstance(value, Tensor):
+            tensors[name] = value.detach().cpu()
+        else:
+            numbers[name] = value
     return tensors, json.dumps(numbers, sort_keys=True)
 
 
 def unpack_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: str) -> None:
     """Brings an optimizer of the same kind and parameters to where `pack_state` saw it."""
-    groups = optimizer.state_dict()["param_groups"]
-    state: dict[int, dict[str, Any]] = {i: {} for group in groups for i in group["params"]}
+    new = optimizer.state_dict()
+    groups = dict(_numbered(new))
+    state: dict[int, dict[str, Any]] = {i: {} for group in groups.values() for i in group["params"]}
     for key, value in [*tensors.items(), *json.loads(numbers).items()]:
-        kind, index, name = key.split(".", 2)
-        was = groups[int(index)].get(name) if kind == "group" else None
-        value = tuple(value) if isinstance(was, tuple) else value  # JSON knows lists alone
-        (state if kind == "state" else groups)[int(index)][name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+        kind, index, *path, name = key.split(".")
+        place = state[int(index)] if kind == "state" else groups[int(index)]
+        for step in path:
+            place = place.setdefault(step, {})
+        place[name] = tuple(value) if isinstance(place.get(name), tuple) else value  # JSON knows lists alone
+    optimizer.load_state_dict({"state": state, "param_groups": list(groups.values())})
+
+
+def _numbered(state: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    return list(enumerate(state["param_groups"]))
+
+
+def _leaves(place: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """All values by their path; 8-bit optimizers nest theirs."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(f"{place}{name}.", value)
+        else:
+            yield f"{place}{name}", value
