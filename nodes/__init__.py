@@ -14,6 +14,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .generate import InitLatent, MakeLayout
         from .mini import MiniCheckpoint, MiniPhotos
         from .samplers import StartNoise
+        from .search import FindSeed
         from .subjects import DetectSubjects, LoadPhotos, LoadSubjectSet, MakeSubject, SamMask, SaveSubjectSet
         from .train import SegMixDataset, TrainLora
         from .words import AskLayout, SubjectPrompt
@@ -33,6 +34,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             InitLatent,
             StartNoise,
             CompareSubjects,
+            FindSeed,
             MiniCheckpoint,
             MiniPhotos,
         ]

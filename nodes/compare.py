@@ -13,6 +13,7 @@ from .sockets import Subjects
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..mudi_core.backends import Detector, Embedder
     from ..mudi_core.types import Comparison, SubjectSet
 
 
@@ -93,32 +94,14 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
         cut_out: list[bool],
         download: list[bool],
     ) -> io.NodeOutput:
-        from ..mudi_core.compare import References, compare
-
         pictures = convert.pictures(images)
-        words = [word.strip() for word in query[0].split(",") if word.strip()] or None
         detect, embed = host.detector(detector[0], download[0]), host.embedder(embedder[0], download[0])
-        results: list[Comparison] = []
-        with host.progress()("comparing") as update:
-
-            def embedded(images: Sequence[Tensor]) -> Tensor:
-                update(len(results), len(pictures))  # hears Cancel between two subjects, too
-                return embed(images)
-
-            references = References(subjects[0], embedded, cut_out[0])
-            for picture in pictures:
-                results.append(compare(picture, references, detect, embedded, words, threshold[0]))
-                update(len(results), len(pictures))
-
+        results = compared(pictures, subjects[0], detect, embed, query[0], threshold[0], cut_out[0])
+        titles = [f"picture {number}" for number in range(1, len(pictures) + 1)]
+        best_first, cards, verdicts = ranking(pictures, results, subjects[0], titles)
         scores = [result.score for result in results]
         mean = sum(scores) / len(scores)
-        best_first = sorted(range(len(results)), key=lambda i: scores[i], reverse=True)
-        titles = {i: f"picture {i + 1}: {scores[i]:.2f}" for i in best_first}
-        cards = [drawing.score_card(pictures[i], results[i], subjects[0], titles[i]) for i in best_first]
-        verdict = "\n".join(
-            [f"mean of {len(scores)}: {mean:.2f}"]
-            + ["\n".join([titles[i], *(f"  {one.text}" for one in results[i].verdicts)]) for i in best_first]
-        )
+        verdict = f"mean of {len(scores)}: {mean:.2f}\n{verdicts}"
         return io.NodeOutput(
             scores,
             mean,
@@ -127,6 +110,44 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
             _batches([pictures[i] for i in best_first]),
             ui=host.preview(cards, cls, verdict),
         )
+
+
+def compared(
+    pictures: Sequence[Tensor],
+    subjects: SubjectSet,
+    detect: Detector,
+    embed: Embedder,
+    query: str,
+    threshold: float,
+    cut_out: bool,
+) -> list[Comparison]:
+    """Detect-and-Compare of each picture, as the widgets say it."""
+    from ..mudi_core.compare import References, compare
+
+    words = [word.strip() for word in query.split(",") if word.strip()] or None
+    results: list[Comparison] = []
+    with host.progress()("comparing") as update:
+
+        def embedded(images: Sequence[Tensor]) -> Tensor:
+            update(len(results), len(pictures))  # hears Cancel between two subjects, too
+            return embed(images)
+
+        references = References(subjects, embedded, cut_out)
+        for picture in pictures:
+            results.append(compare(picture, references, detect, embedded, words, threshold))
+            update(len(results), len(pictures))
+    return results
+
+
+def ranking(
+    pictures: Sequence[Tensor], results: Sequence[Comparison], subjects: SubjectSet, titles: Sequence[str]
+) -> tuple[list[int], list[Tensor], str]:
+    """Best first: the pictures' indices, a card for each, and in words what is said of each."""
+    best_first = sorted(range(len(results)), key=lambda i: results[i].score, reverse=True)
+    headings = {i: f"{titles[i]}: {results[i].score:.2f}" for i in best_first}
+    cards = [drawing.score_card(pictures[i], results[i], subjects, headings[i]) for i in best_first]
+    words = ["\n".join([headings[i], *(f"  {one.text}" for one in results[i].verdicts)]) for i in best_first]
+    return best_first, cards, "\n".join(words)
 
 
 def _batches(pictures: list[Tensor]) -> list[Tensor]:

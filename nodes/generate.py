@@ -144,7 +144,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
         )
         with host.progress()("cutting out") as update:
             placed = PlacedSubjects(cut_outs(subjects, max(width, height), update), config)
-        layout = _layout(placed, seed, 0)
+        layout = drawn_layout(placed, seed, 0)
         said = remarks(layout, subjects.tokens)
         for remark in said:
             host.log.warning(remark)
@@ -229,9 +229,9 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
         with host.progress()("encoding the layout") as update:
             for number, ground in enumerate(grounds):
                 if number and same_places:
-                    drawn = _layout(layout, layout.config.seed, 0)
+                    drawn = drawn_layout(layout, layout.config.seed, 0)
                 else:
-                    drawn = _layout(layout, seed if number else layout.config.seed, number)
+                    drawn = drawn_layout(layout, seed if number else layout.config.seed, number)
                 canvas = compose(drawn, layout.cutouts)
                 starts.append(init_latent(canvas, encode, gamma, ground))
                 previews.append(drawing.small(canvas.image))
@@ -256,7 +256,7 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
         return found
 
 
-def _layout(placed: PlacedSubjects, seed: int, number: int) -> Layout:
+def drawn_layout(placed: PlacedSubjects, seed: int, number: int) -> Layout:
     """Of the picture of this number, as the library's own `generate` draws it from this seed."""
     from ..mudi_core.generate import draw_layout
 

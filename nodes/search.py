@@ -1,0 +1,160 @@
+"""Many starts, and the best of them: pictures are sampled, scored and ranked by the seeds they came from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import comfy.sample
+import comfy.samplers
+from comfy_api.latest import io
+
+from . import convert, drawing, host, widgets
+from .compare import compared, ranking
+from .generate import drawn_layout
+from .sockets import LayoutSocket, PlacedSubjects
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class FindSeed(io.ComfyNode):  # type: ignore[misc]
+    """The seeds that Detect-and-Compare likes best."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiFindSeed",
+            display_name="Find Best Seed (MuDI)",
+            category="MuDI/4 compare",
+            description="Init Latent, KSampler, VAE Decode and D&C Score for many seeds, the best first. The same seed "
+            "in Layout and KSampler makes the same picture again.",
+            search_aliases=["best of n", "seed search", "batch", "rank", "x/y plot"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="With the LoRA on it."),
+                io.Conditioning.Input("positive", tooltip="Names all subjects."),
+                io.Conditioning.Input("negative", tooltip="'sticker, collage', say."),
+                io.Vae.Input("vae", tooltip="The VAE of the checkpoint that samples."),
+                LayoutSocket.Input("layout", tooltip="From Layout: who is to be there, and the picture's size."),
+                widgets.seed("The first seed; the others follow it."),
+                io.Int.Input("count", default=16, min=1, max=1000, tooltip="Seeds that are tried."),
+                io.Int.Input("keep", default=4, min=1, max=64, tooltip="Pictures that are handed on, the best first."),
+                io.Boolean.Input(
+                    "vary_places",
+                    default=True,
+                    tooltip="Each seed has its own places, as if Layout had it. Off: all have those that Layout shows.",
+                ),
+                io.Int.Input("steps", default=30, min=1, max=1000, tooltip="As in KSampler; fewer find a seed, too."),
+                io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip="As in KSampler."),
+                io.Combo.Input(
+                    "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="euler", tooltip="As in KSampler."
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    default="ddim_uniform",
+                    tooltip="As in KSampler.",
+                ),
+                io.Float.Input(
+                    "gamma",
+                    default=-1.0,
+                    min=-1.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="As in Init Latent; -1: by the number of subjects.",
+                ),
+                io.Combo.Input("detector", options=host.models("owlv2"), tooltip="The model that finds the figures."),
+                io.Combo.Input(
+                    "embedder", options=host.models("dinov2", "dreamsim"), tooltip="The model that compares them."
+                ),
+                widgets.threshold("Least confidence of a figure, as in D&C Score."),
+                io.String.Input(
+                    "query",
+                    default="",
+                    placeholder="dog, cat",
+                    tooltip="What to look for, several separated by commas. Empty: the subjects' class nouns.",
+                ),
+                io.Boolean.Input(
+                    "cut_out", default=False, tooltip="Compare with the cut-out subjects, as in D&C Score."
+                ),
+                widgets.download(),
+            ],
+            outputs=[
+                io.Image.Output("images", display_name="images", tooltip="The best pictures, best first."),
+                io.Image.Output(
+                    "cards", display_name="cards", tooltip="Their cards: figures, scores, verdicts, and the seed."
+                ),
+                io.Int.Output(
+                    "seeds", display_name="seeds", is_output_list=True, tooltip="Their seeds, for Layout and KSampler."
+                ),
+                io.Float.Output("scores", display_name="scores", is_output_list=True, tooltip="Their scores."),
+                io.Latent.Output("latent", display_name="latent", tooltip="Their latents, for a second pass."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        vae: Any,
+        layout: PlacedSubjects,
+        seed: int,
+        count: int,
+        keep: int,
+        vary_places: bool,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        gamma: float,
+        detector: str,
+        embedder: str,
+        threshold: float,
+        query: str,
+        cut_out: bool,
+        download: bool,
+    ) -> io.NodeOutput:
+        import torch
+
+        from ..mudi_core.init_latent import default_gamma, init_latent
+        from ..mudi_core.segmix import compose
+
+        host.check_choice("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
+        host.check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
+        subjects = layout.cutouts.subjects
+        # Before an hour of sampling: they may be missing.
+        detect, embed = host.detector(detector, download), host.embedder(embedder, download)
+        encode = convert.encode_image(vae)
+        strength = default_gamma(len(subjects)) if gamma < 0 else gamma
+        seeds = [(seed + number) % 2**64 for number in range(count)]
+        latents: list[Tensor] = []
+        pictures: list[Tensor] = []
+        with host.progress(lambda: pictures[-1] if pictures else torch.ones(8, 8, 3))("sampling") as update:
+            for one in seeds:
+                places = drawn_layout(layout, one if vary_places else layout.config.seed, 0)
+                start = init_latent(compose(places, layout.cutouts), encode, strength)
+
+                def stepped(step: int, *values: Any) -> None:
+                    update(min(len(latents) * steps + step + 1, count * steps), count * steps)
+
+                latents.append(
+                    comfy.sample.sample(
+                        model, comfy.sample.prepare_noise(start, one), steps, cfg, sampler_name, scheduler,
+                        positive, negative, start, denoise=1.0, callback=stepped, disable_pbar=True, seed=one,
+                    )
+                )  # fmt: skip
+                pictures += convert.pictures(vae.decode(latents[-1]))
+        detect, embed = host.detector(detector, download), host.embedder(embedder, download)
+        results = compared(pictures, subjects, detect, embed, query, threshold, cut_out)
+        best_first, cards, verdicts = ranking(pictures, results, subjects, [f"seed {one}" for one in seeds])
+        kept = best_first[:keep]
+        return io.NodeOutput(
+            convert.image_batch([pictures[i] for i in kept]),
+            convert.image_batch(drawing.stacked(cards[:keep])),
+            [seeds[i] for i in kept],
+            [results[i].score for i in kept],
+            {"samples": torch.cat([latents[i] for i in kept])},
+            ui=host.preview(cards[:keep], cls, verdicts),
+        )
