@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,7 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     from .. import storage
     from ..train import loop, lora, quantize
     from ..train.loss import NoiseSchedule
+    from ..train.resume import lora_fingerprint
     from ..train.tensor_file import BadTensorFile
 
     _check_writable(args.out)
@@ -94,7 +96,12 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     settings = train_config(args, checkpoint.side, precision(args, on))
     # Written so that it says the same of a step whatever the number of processes.
     settings = replace(settings, accumulation=settings.accumulation * team.size)
-    there = None if args.overwrite else _read_existing(args.out, settings, checkpoint.name)
+    made_of = {
+        "mudi_config": (settings.to_json(), "other settings"),
+        "mudi_base": (checkpoint.name, "another base model"),
+        "mudi_start": (lora_fingerprint(start), "another LoRA to start from"),
+    }
+    there = None if args.overwrite else _read_existing(args.out, made_of)
     drawn = _plan(args, talk, team, checkpoint, settings, subjects, priors)
     if there is not None:
         if there != drawn.plan_hash:
@@ -109,6 +116,7 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     about = lora.lora_metadata(
         settings, subjects, base=checkpoint.name, plan_hash=drawn.plan_hash, family=checkpoint.family
     )
+    about["mudi_start"] = lora_fingerprint(start)
 
     def save(step: int, state: lora.LoraState) -> None:
         if team.leads:
@@ -183,8 +191,11 @@ def _plan(
             shutil.rmtree(shared, ignore_errors=True)
 
 
-def _read_existing(out: Path, settings: TrainConfig, base: str) -> str | None:
-    """The plan hash of a LoRA that these settings have made; None when there is no file. Raises `OutputExists`."""
+def _read_existing(out: Path, made_of: Mapping[str, tuple[str, str]]) -> str | None:
+    """The plan hash of the LoRA that is there; None when there is none.
+
+    ``made_of``: what its metadata should say, and what it was made from if it does not. Raises `OutputExists`.
+    """
     from ..train.lora import BadLora, load_lora
     from ..train.tensor_file import BadTensorFile
 
@@ -194,7 +205,7 @@ def _read_existing(out: Path, settings: TrainConfig, base: str) -> str | None:
         about = load_lora(out)[1]
     except (BadLora, BadTensorFile):
         raise _exists(out, "something else") from None
-    for key, ours, what in (("mudi_config", settings.to_json(), "other settings"), ("mudi_base", base, "another base")):
+    for key, (ours, what) in made_of.items():
         if about.get(key) != ours:
             raise _exists(out, what)
     return about.get("mudi_plan_hash", "")
