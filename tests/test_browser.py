@@ -173,6 +173,7 @@ def _thumbnails(server: Server, prompt_id: str) -> None:
         "2_train": (shown("MudiSegMixDataset"), 1),
         "3_generate": ((shown("MudiInitLatent")[0], saved[4]), 2),
         "4_compare": (shown("MudiCompare")[4:5], 1),
+        "5_best_seed": (shown("MudiCompare")[4:8], 2),
     }
     for name, (files, columns) in sheets.items():
         _sheet(files, columns).save(ROOT / "workflows" / f"{name}.jpg", quality=85)

@@ -17,7 +17,7 @@ from mudi_core.demo.settings import DemoSettings
 from mudi_core.mini.world import PAIRS, photo
 
 FOLDER = ROOT / "workflows"
-NAMES = ("quickstart_mini", "1_prepare", "2_train", "3_generate", "4_compare")
+NAMES = ("quickstart_mini", "1_prepare", "2_train", "3_generate", "4_compare", "5_best_seed")
 NOTES = ("Note", "MarkdownNote")
 MINI = "mini (embedded)"
 
@@ -279,6 +279,7 @@ IN_SMALL: dict[str, dict[str, Any]] = {
     "MudiInitLatent": {"batch_size": 2},
     "KSampler": {"steps": 2},
     "MudiCompare": {"detector": MINI, "embedder": MINI},
+    "MudiFindSeed": {"detector": MINI, "embedder": MINI, "count": 3, "keep": 2, "steps": 2},
 }
 
 
@@ -290,7 +291,7 @@ def in_small(name: str, info: Info) -> Graph:
     return graph
 
 
-def test_the_four_workflows_find_what_the_one_before_them_wrote(server: Server, info: Info) -> None:
+def test_the_workflows_find_what_the_one_before_them_wrote(server: Server, info: Info) -> None:
     graph = in_small("1_prepare", info)
     run = twice(server, graph)
     (keep,) = nodes(graph, "MudiSaveSubjectSet")
@@ -315,3 +316,13 @@ def test_the_four_workflows_find_what_the_one_before_them_wrote(server: Server, 
     (score,) = nodes(graph, "MudiCompare")
     assert len(server.files(run, best)) == len(server.files(run, score)) == 2
     assert len(scores(run, graph)) == 1
+
+    graph = in_small("5_best_seed", info)
+    run = twice(server, graph)
+    ((best,), (find,)) = nodes(graph, "SaveImage"), nodes(graph, "MudiFindSeed")
+    assert len(server.files(run, best)) == len(server.files(run, find)) == 2
+    assert all(map(is_picture, server.files(run, best)))
+    first = graph[find]["inputs"]["seed"]
+    ranked = re.findall(r"^seed (\d+): (-?\d+\.\d\d)$", run.outputs[find]["text"][0], re.MULTILINE)
+    assert sorted(int(seed) for seed, _ in ranked) == [first, first + 1, first + 2]
+    assert [float(score) for _, score in ranked] == sorted((float(score) for _, score in ranked), reverse=True)
