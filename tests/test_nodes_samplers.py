@@ -101,6 +101,39 @@ def test_each_picture_of_a_batch_has_its_own_noise_wherever_it_stands(comfy: Com
     assert torch.equal(taken, torch.cat([draw_noise(3, number, (1, 4, 8, 8)) for number in (5, 1)]))
 
 
+def test_every_stock_sampler_and_scheduler_runs_from_the_start(
+    comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet
+) -> None:
+    """Each sampler and each scheduler once; that all give pictures, and others than from an empty latent."""
+    model, clip, vae = mini
+    overlap = {"relative_sizes": "", "overlap": 0.4}
+    (placed,) = comfy.run(
+        "MudiLayout", subjects=drawn_subjects, width=SIDE, height=SIDE, mode="random", seed=7, **overlap
+    ).result
+    (latent,) = comfy.run("MudiInitLatent", layout=placed, vae=vae, gamma=2.0, batch_size=1, seed=7).result
+    (words,) = comfy.run_stock("CLIPTextEncode", clip=clip, text=PROMPT)
+    stock = comfy.core("comfy.samplers").KSampler
+    pairs = [(name, "normal") for name in stock.SAMPLERS] + [("euler", name) for name in stock.SCHEDULERS]
+    assert len(pairs) > 40
+
+    def sampled(start: Any, sampler: str, scheduler: str) -> torch.Tensor:
+        (out,) = comfy.run_stock(
+            "KSampler", model=model, seed=1, steps=3, cfg=2.0, sampler_name=sampler, scheduler=scheduler,
+            positive=words, negative=words, latent_image=start, denoise=1.0,
+        )  # fmt: skip
+        samples: torch.Tensor = out["samples"]
+        return samples
+
+    failed = []
+    for sampler, scheduler in pairs:
+        samples = sampled(latent, sampler, scheduler)
+        if samples.shape != (1, 4, SIDE // 8, SIDE // 8) or not samples.isfinite().all():
+            failed.append((sampler, scheduler))
+    assert failed == []
+    empty = {"samples": torch.zeros_like(latent["samples"])}
+    assert (sampled(latent, "euler", "normal") - sampled(empty, "euler", "normal")).abs().max() > 0.05
+
+
 def test_no_steps_are_no_error(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
     (noise,) = comfy.run("MudiNoise", model=mini[0], sigmas=torch.tensor([]), seed=3).result
     assert torch.equal(noise.generate_noise({"samples": torch.zeros(1, 4, 8, 8)}), draw_noise(3, 0, (1, 4, 8, 8)))
