@@ -40,7 +40,8 @@ class Judge(nn.Module):
 
 def load() -> Judge:
     """The trained judge."""
-    return family._load(Judge(), "judge")
+    judge: Judge = family._load(Judge(), "judge")
+    return judge
 
 
 def framed(image: Tensor, box: Tensor) -> Tensor:
