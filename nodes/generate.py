@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..mudi_core.types import BadLayout, Layout
 from . import convert, drawing, host, samplers, widgets
-from .sockets import BoundingBoxes, LayoutSocket, PlacedSubjects, Subjects
+from .sockets import LayoutSocket, PlacedSubjects, Subjects, boxes_input
 
 if TYPE_CHECKING:
     from ..mudi_core.generate import Arrangement
@@ -72,10 +72,8 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     'or {"box": [...], "photo": 2, "mirror": true, "rotation": 15, "depth": 1}, each but the box if '
                     "you like. A greater depth is further back.",
                 ),
-                BoundingBoxes.Input(
-                    "boxes",
-                    optional=True,
-                    tooltip="Given boxes: one for each subject, in the subjects' order, in pixels of the canvas.",
+                boxes_input(
+                    "Given boxes: one for each subject, in the subjects' order, in pixels of the canvas.", optional=True
                 ),
                 io.String.Input(
                     "photos",

@@ -22,6 +22,11 @@ BoundingBoxes = io.Custom("BOUNDING_BOX")
 """Core's: a list of `BoundingBox` for each image."""
 
 
+def boxes_input(tooltip: str, optional: bool = False) -> io.Input:
+    """The input "boxes": a socket also where the frontend has a widget for a single box."""
+    return BoundingBoxes.Input("boxes", optional=optional, tooltip=tooltip, extra_dict={"forceInput": True})
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
     """What Train LoRA learns from, and how compositions of it look."""

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..mudi_core.types import BadSubject, MudiError, Photo
 from . import convert, drawing, host, widgets
-from .sockets import BoundingBoxes, Subjects
+from .sockets import BoundingBoxes, Subjects, boxes_input
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,7 +170,7 @@ class SamMask(io.ComfyNode):  # type: ignore[misc]
             is_output_node=True,
             inputs=[
                 io.Image.Input("photos", tooltip="The photos that the boxes belong to, as a batch or a list."),
-                BoundingBoxes.Input("boxes", tooltip="For each photo its box, from Detect Subjects or another node."),
+                boxes_input("For each photo its box, from Detect Subjects or another node."),
                 io.Combo.Input("segmenter", options=host.models("sam"), tooltip="The model that finds the outline."),
                 widgets.download(),
             ],

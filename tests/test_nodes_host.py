@@ -83,6 +83,12 @@ def test_pictures_come_out_of_batches_and_lists(convert: Any) -> None:
         convert.image_batch(convert.pictures([rgb, rgba]))
 
 
+@pytest.mark.parametrize(("node_id", "kind"), [("MudiSamMask", "required"), ("MudiLayout", "optional")])
+def test_boxes_are_a_socket_also_where_the_frontend_has_a_widget_for_one(comfy: Comfy, node_id: str, kind: str) -> None:
+    name, about = comfy.node(node_id).GET_NODE_INFO_V1()["input"][kind]["boxes"]
+    assert name == "BOUNDING_BOX" and about["forceInput"]
+
+
 def test_masks_come_out_of_batches_and_lists(convert: Any) -> None:
     batch, single = torch.rand(2, 8, 6), torch.rand(4, 4)
     found = convert.masks([batch, single])
