@@ -27,6 +27,7 @@ NODES = {
     "MudiInitLatent": ("Init Latent (MuDI)", "MuDI/3 generate"),
     "MudiNoise": ("Noise (MuDI)", "MuDI/3 generate"),
     "MudiCompare": ("D&C Score (MuDI)", "MuDI/4 compare"),
+    "MudiFindSeed": ("Find Best Seed (MuDI)", "MuDI/4 compare"),
     "MudiMiniCheckpoint": ("Mini Checkpoint (MuDI)", "MuDI/mini"),
     "MudiMiniPhotos": ("Mini Photos (MuDI)", "MuDI/mini"),
 }
