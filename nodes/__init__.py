@@ -15,6 +15,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .mini import MiniCheckpoint, MiniPhotos
         from .samplers import StartNoise
         from .search import FindSeed
+        from .settings import MakeTrainSettings
         from .subjects import DetectSubjects, LoadPhotos, LoadSubjectSet, MakeSubject, SamMask, SaveSubjectSet
         from .train import SegMixDataset, TrainLora
         from .words import AskLayout, SubjectPrompt
@@ -28,6 +29,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             SaveSubjectSet,
             SegMixDataset,
             TrainLora,
+            MakeTrainSettings,
             SubjectPrompt,
             MakeLayout,
             AskLayout,

@@ -16,6 +16,7 @@ from ..mudi_core.types import Detections, MudiError
 from .sockets import BoundingBox
 
 if TYPE_CHECKING:
+    from ..mudi_core.train.config import BaseWeights
     from ..mudi_core.train.encode import EncodeImage, EncodeText
     from ..mudi_core.train.loss import NoiseSchedule
 
@@ -163,14 +164,18 @@ def check_unet(model: Any) -> None:
     _blank_unet(model)
 
 
-def unet(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def unet(model: Any, device: torch.device, dtype: torch.dtype, base_weights: BaseWeights = "full") -> Any:
     """A diffusers U-Net with a MODEL's weights, LoRAs on the MODEL included, frozen, to be trained on ``device``.
 
     Weights that are there in ``dtype`` already are shared, not copied; all others, and those that a LoRA on the MODEL
-    changes, are copies. Raises `BadModel` when the MODEL is not of SDXL's architecture.
+    changes, are copies. They are quantized to ``base_weights`` before they come to ``device``. Raises `BadModel` when
+    the MODEL is not of SDXL's architecture.
     """
     import comfy.lora
 
+    from ..mudi_core.train.quantize import quantize
+
+    place = device if base_weights == "full" else torch.device("cpu")
     blank, keys = _blank_unet(model)
     patches = model.get_key_patches(_PREFIX)
     state = {}
@@ -178,15 +183,16 @@ def unet(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
         weight, convert = patches[key][0]  # as it is without any patch
         with torch.inference_mode():
             if key in model.patches:
-                weight = convert(weight.to(device, torch.float32, copy=True), inplace=True)
+                weight = convert(weight.to(place, torch.float32, copy=True), inplace=True)
                 weight = comfy.lora.calculate_weight(model.patches[key], weight, key)
             else:
                 weight = convert(weight, inplace=False)
-            weight = weight.to(device, dtype)
+            weight = weight.to(place, dtype)
         state[name] = _outside_inference_mode(weight.detach())
     with torch.inference_mode(False):
         blank.load_state_dict(state, assign=True)
-        return blank.eval().requires_grad_(False)
+        quantize(blank, base_weights)
+        return blank.to(device).eval().requires_grad_(False)
 
 
 def _blank_unet(model: Any) -> tuple[Any, dict[str, str]]:

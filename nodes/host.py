@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 MINI = "mini (embedded)"
 """The choice of every model widget that needs no download."""
+NO_LORA = "none"
+"""The choice of a LoRA widget that needs none."""
 PREVIEW_SIDE = 512
 """Pixels of the picture beside a progress bar."""
 PREVIEW_SECONDS = 1.0
@@ -55,6 +57,10 @@ class BadChoice(MudiError):
 
 class MissingModel(MudiError):
     """A model choice that lies in none of ComfyUI's folders any more."""
+
+
+class MissingLora(MudiError):
+    """A LoRA that lies in none of ComfyUI's folders any more."""
 
 
 def schema(**settings: Any) -> io.Schema:
@@ -294,10 +300,35 @@ def _input_folders() -> list[Path]:
 
 
 def numbered(folder: Path, name: str, suffix: str) -> Path:
-    """The next free "<name>_00001<suffix>" of a folder, counted on from the highest there is."""
-    pattern = re.compile(re.escape(name) + r"_(\d+)" + re.escape(suffix), re.IGNORECASE)
+    """The next free "<name>_00001<suffix>" of a folder, counted on from the highest there is.
+
+    Those with a step behind the number, "<name>_00001-000200<suffix>", count too.
+    """
+    pattern = re.compile(re.escape(name) + r"_(\d+)(-\d+)?" + re.escape(suffix), re.IGNORECASE)
     taken = [int(match[1]) for path in folder.glob("*") if (match := pattern.fullmatch(path.name))]
     return folder / f"{name}_{max(taken, default=0) + 1:05d}{suffix}"
+
+
+def loras() -> list[str]:
+    """The choices of a LoRA widget."""
+    return [NO_LORA, *folder_paths.get_filename_list("loras")]
+
+
+def lora(choice: str | None) -> Path | None:
+    """Where the LoRA of a choice of `loras` lies. Raises `MissingLora`."""
+    if choice in (None, NO_LORA):
+        return None
+    path = folder_paths.get_full_path("loras", choice)
+    if path is None:
+        raise MissingLora(
+            f"There is no LoRA {choice!r} in ComfyUI's models/loras. Choose another one, or put it there."
+        )
+    return Path(path)
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: in ComfyUI's user folder, which outlives a restart."""
+    return Path(folder_paths.get_user_directory()) / "__mudi"
 
 
 def loras_folder() -> Path:

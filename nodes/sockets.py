@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypedDict
+from pathlib import Path
+from typing import Any, TypedDict
 
 from comfy_api.latest import io
 
@@ -16,6 +18,8 @@ Subjects = io.Custom("MUDI_SUBJECTS")
 """Carries a `SubjectSet`."""
 Dataset = io.Custom("MUDI_DATASET")
 """Carries a `TrainingSet`."""
+Settings = io.Custom("MUDI_TRAIN_SETTINGS")
+"""Carries a `TrainSettings`."""
 LayoutSocket = io.Custom("MUDI_LAYOUT")
 """Carries a `PlacedSubjects`."""
 BoundingBoxes = io.Custom("BOUNDING_BOX")
@@ -37,6 +41,18 @@ class TrainingSet:
     segmix_prob: float = 0.3
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     background_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How Train LoRA learns, where that is not left to its own widgets."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `TrainConfig` by name, in place of the node's."""
+    gigabytes: int | None = None
+    """Of the card that it has to fit into: a preset of `memory.MEMORY`."""
+    start: Path | None = None
+    """A LoRA to begin with."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,14 +19,16 @@ from comfy_api.latest import io
 from ..mudi_core.layout import LayoutConfig, parse_relative_scale, random_layout
 from ..mudi_core.segmix import SegMixConfig, compose, cut_outs, segmix
 from ..mudi_core.train.config import Method, TrainConfig
+from ..mudi_core.train.memory import memory_settings
 from ..mudi_core.types import MudiError, SubjectSet
 from . import convert, drawing, host, widgets
-from .sockets import Dataset, Subjects, TrainingSet
+from .sockets import Dataset, Settings, Subjects, TrainingSet, TrainSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..mudi_core.train.loop import TrainResult
+    from ..mudi_core.train.loop import OnSave, TrainResult
+    from ..mudi_core.train.lora import LoraState
     from ..mudi_core.train.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -196,6 +198,11 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                     tooltip="Training images of a step; 1 needs the least memory, 8 for the mini model.",
                 ),
                 widgets.seed("Everything that is left to chance hangs on it: the same seed makes the same file."),
+                Settings.Input(
+                    "settings",
+                    optional=True,
+                    tooltip="From Train Settings: a small card, a quick look, saving now and then, and more.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the new LoRA on it, at strength 1."),
@@ -227,42 +234,54 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         learning_rate: float,
         batch_size: int,
         seed: int,
+        settings: TrainSettings | None = None,
     ) -> io.NodeOutput:
-        from ..mudi_core.train.lora import lora_metadata, save_lora
+        from ..mudi_core.train.lora import load_lora, lora_metadata, save_lora
+        from ..mudi_core.train.resume import lora_fingerprint
 
         host.plain_name(name, "LoRA")
         host.check_choice("method", method, METHODS)
         host.check_choice("preset", preset, list(PRESETS))
         folder = host.loras_folder()
-        config = TrainConfig(
-            method=method,
-            steps=steps,
-            batch_size=batch_size,
-            seed=seed,
-            learning_rate=learning_rate,
-            rank=rank,
-            segmix_prob=dataset.segmix_prob,
-            layout=dataset.layout,
-            background_weight=dataset.background_weight,
-            precision="bf16" if _computes_in_bf16(preset) else "fp32",
-            **PRESETS[preset],
+        settings = settings or TrainSettings()
+        config = _config(
+            {
+                "method": method,
+                "steps": steps,
+                "batch_size": batch_size,
+                "seed": seed,
+                "learning_rate": learning_rate,
+                "rank": rank,
+                "segmix_prob": dataset.segmix_prob,
+                "layout": dataset.layout,
+                "background_weight": dataset.background_weight,
+                "precision": "bf16" if _computes_in_bf16(preset) else "fp32",
+                **PRESETS[preset],
+            },
+            settings,
         )
+        start = None if settings.start is None else load_lora(settings.start)[0]
         convert.check_unet(model)
         schedule = convert.noise_schedule(model)
         plan = _plan(dataset, config, clip, vae)
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
-        result = _train(model, plan, config, schedule, name)
-
         about = lora_metadata(
             config, dataset.subjects, base=type(model.model.model_config).__name__, plan_hash=plan.plan_hash
         )
+        about["mudi_start"] = lora_fingerprint(start)
         path = host.numbered(folder, name, ".safetensors")
+
+        def save(step: int, state: LoraState) -> None:
+            save_lora(path.with_stem(f"{path.stem}-{step:06d}"), state, {**about, "ss_steps": str(step)})
+
+        result = _train(model, plan, config, schedule, name, start, save)
         save_lora(path, result.state, about)
         _forget_stopped_runs(name)
         drawn = drawing.loss_curve(result.losses, config.steps)
         named = " and ".join(f"'{subject.name}'" for subject in dataset.subjects)
-        text = f"{path.name}: {steps} steps of {method}, {path.stat().st_size / 1e6:.1f} MB. Prompt it with {named}."
+        megabytes = path.stat().st_size / 1e6
+        text = f"{path.name}: {config.steps} steps of {method}, {megabytes:.1f} MB. Prompt it with {named}."
         return io.NodeOutput(_with_lora(model, path), path.name, drawn[None], ui=host.preview([drawn], cls, text))
 
 
@@ -287,6 +306,22 @@ def _examples(subjects: SubjectSet, layout: LayoutConfig) -> list[Tensor]:
     return examples
 
 
+def _config(values: dict[str, Any], settings: TrainSettings) -> TrainConfig:
+    """The node's own values, those of its settings, and what the card needs.
+
+    A card too small for a batch takes its images one by one, and the steps stay as they are.
+    """
+    values = {**values, **settings.values}
+    if settings.gigabytes is not None:
+        needed = memory_settings(settings.gigabytes)
+        if values.get("optimizer", "adamw") != "adamw":
+            needed.pop("optimizer", None)
+        if needed.get("batch_size") == 1:
+            needed["accumulation"] = values["batch_size"] * values.get("accumulation", 1)
+        values |= needed
+    return TrainConfig(**values)
+
+
 def _computes_in_bf16(preset: str) -> bool:
     device = host.device()
     return preset != MINI_PRESET and device.type == "cuda" and bool(comfy.model_management.should_use_bf16(device))
@@ -305,17 +340,21 @@ def _plan(dataset: TrainingSet, config: TrainConfig, clip: Any, vae: Any) -> Pla
             encode_text,
             priors=dataset.priors,
             on_step=lambda stage, done, total: update(done, total, stage),
-            cache_dir=Path(folder_paths.get_temp_directory()) / "mudi",
+            cache_dir=host.cache_folder(),
         )
 
 
-def _train(model: Any, plan: Plan, config: TrainConfig, schedule: Any, name: str) -> TrainResult:
+def _train(
+    model: Any, plan: Plan, config: TrainConfig, schedule: Any, name: str, start: LoraState | None, on_save: OnSave
+) -> TrainResult:
     """The training itself; what Cancel leaves is gone on with when everything is the same again."""
     from ..mudi_core.train import loop
-    from ..mudi_core.train.resume import fingerprint, losses_so_far
+    from ..mudi_core.train.resume import fingerprint, lora_fingerprint, losses_so_far
 
-    unet = convert.unet(model, host.device(), torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    origin = f"{plan.plan_hash} {fingerprint(unet)} {config.to_json()}"
+    unet = convert.unet(
+        model, host.device(), torch.bfloat16 if config.precision == "bf16" else torch.float32, config.base_weights
+    )
+    origin = f"{plan.plan_hash} {fingerprint(unet)} {lora_fingerprint(start)} {config.to_json()}"
     stopped = _stopped_runs(name) / f"stopped_{hashlib.sha256(origin.encode()).hexdigest()[:12]}.safetensors"
     losses: list[float] = []
     if goes_on := stopped.is_file():
@@ -329,7 +368,15 @@ def _train(model: Any, plan: Plan, config: TrainConfig, schedule: Any, name: str
             update(done, total, f"loss {loss:.3f}")
 
         return loop.train(
-            unet, plan, config, schedule, stepped, resume=stopped if goes_on else None, checkpoint=stopped
+            unet,
+            plan,
+            config,
+            schedule,
+            stepped,
+            resume=stopped if goes_on else None,
+            checkpoint=stopped,
+            start=start,
+            on_save=on_save,
         )
 
 

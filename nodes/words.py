@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
-import folder_paths
 from comfy_api.latest import io
 
 from ..mudi_core.prompt import NEGATIVE
@@ -18,15 +16,10 @@ if TYPE_CHECKING:
     from ..mudi_core.types import SubjectSet
 
 CATEGORY = "MuDI/3 generate"
-NO_LORA = "none"
 
 
 class NobodyToName(MudiError):
     """A prompt of no subjects."""
-
-
-class MissingLora(MudiError):
-    """A LoRA that lies in none of ComfyUI's folders any more."""
 
 
 class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
@@ -45,7 +38,7 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
             inputs=[
                 io.Combo.Input(
                     "lora_name",
-                    options=[NO_LORA, *folder_paths.get_filename_list("loras")],
+                    options=host.loras(),
                     tooltip="A LoRA of Train LoRA: it knows its subjects, and the size it was trained at.",
                 ),
                 io.String.Input(
@@ -98,7 +91,7 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **others: Any) -> Any:
-        path = _lora(lora_name)
+        path = host.lora(lora_name)
         return None if path is None or not path.is_file() else path.stat().st_mtime_ns
 
     @classmethod
@@ -113,7 +106,7 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
     ) -> io.NodeOutput:
         from ..mudi_core.prompt import read_lora_subjects, write_prompts
 
-        path = _lora(lora_name)
+        path = host.lora(lora_name)
         known = None if path is None else read_lora_subjects(path)
         if subjects is not None:
             names = [subject.name for subject in subjects]
@@ -198,13 +191,3 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
                 asked = Endpoint(endpoint, model, timeout)
                 text = places_text(ask_layout(names, prompt, (width, height), asked, seed, cancelled))
         return io.NodeOutput(text, question(names, prompt, (width, height)), ui=host.preview([], cls, text))
-
-
-def _lora(name: str | None) -> Path | None:
-    """Where a LoRA of this name lies. Raises `MissingLora`."""
-    if name in (None, NO_LORA):
-        return None
-    path = folder_paths.get_full_path("loras", name)
-    if path is None:
-        raise MissingLora(f"There is no LoRA {name!r} in ComfyUI's models/loras. Choose another one, or put it there.")
-    return Path(path)

@@ -21,6 +21,7 @@ NODES = {
     "MudiSaveSubjectSet": ("Save Subject Set (MuDI)", "MuDI/1 subjects"),
     "MudiSegMixDataset": ("Seg-Mix Dataset (MuDI)", "MuDI/2 train"),
     "MudiTrainLora": ("Train LoRA (MuDI)", "MuDI/2 train"),
+    "MudiTrainSettings": ("Train Settings (MuDI)", "MuDI/2 train"),
     "MudiSubjectPrompt": ("Subject Prompt (MuDI)", "MuDI/3 generate"),
     "MudiLayout": ("Layout (MuDI)", "MuDI/3 generate"),
     "MudiAskLayout": ("Layout from Prompt (MuDI)", "MuDI/3 generate"),

@@ -13,7 +13,7 @@ from comfyui import Comfy
 from comfyui_server import Graph, Run, changed
 
 MINI = "mini (embedded)"
-AT_ONCE = {"MudiSubject", "MudiSubjectPrompt", "MudiNoise"}
+AT_ONCE = {"MudiSubject", "MudiSubjectPrompt", "MudiNoise", "MudiTrainSettings"}
 """They hand on what is there: nothing to wait for and nothing to cancel."""
 ELSEWHERE = {"MudiAskLayout", "MudiFindSeed"}
 """One waits for a language model, the other samples: their own tests have what they need."""
@@ -62,6 +62,22 @@ EVERYTHING: Graph = {
         learning_rate=1e-3,
         batch_size=1,
         seed=0,
+    ),
+    "settings": node(
+        "MudiTrainSettings",
+        learning="as in Train LoRA",
+        memory="as in Train LoRA",
+        optimizer="adamw",
+        schedule="constant",
+        warm_up=0,
+        accumulation=1,
+        alpha=0.0,
+        min_snr_gamma=0.0,
+        noise_offset=0.0,
+        kl_weight=0.0,
+        buckets=False,
+        save_every=0,
+        start_from="none",
     ),
     "prompt": node(
         "MudiSubjectPrompt",
@@ -173,6 +189,11 @@ CHOICES = [
     ("load", "name", "no-such is not a dataset"),
     ("train", "method", "no method 'no-such'. Choose one of: segmix, "),
     ("train", "preset", "no preset 'no-such'. Choose one of: .*mini, 192 px"),
+    ("settings", "learning", "no learning 'no-such'. Choose one of: .*quick look, standard, paper"),
+    ("settings", "memory", "no memory 'no-such'. Choose one of: .*12 GB, 8 GB, 6 GB"),
+    ("settings", "optimizer", "no optimizer 'no-such'. Choose one of: adamw, "),
+    ("settings", "schedule", "no schedule 'no-such'. Choose one of: constant, "),
+    ("settings", "start_from", "There is no LoRA.*no-such"),
     ("prompt", "lora_name", "There is no LoRA.*no-such"),
     ("layout", "mode", "no mode 'no-such'. Choose one of: random, given boxes, from text, row, grid"),
     ("score", "detector", "no model 'no-such' in .*owlv2"),

@@ -18,8 +18,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from mudi_core import sdxl
 from mudi_core.checkpoint import open_checkpoint
 from mudi_core.mini import family
-from mudi_core.train.lora import Adapter, apply_lora, load_lora, save_lora
+from mudi_core.train.lora import Adapter, BadLora, apply_lora, load_lora, save_lora
 from mudi_core.train.loss import NoiseSchedule
+from mudi_core.train.plan import OneSubject
 from mudi_core.types import BadLayout, SubjectSet
 
 MODULES = 56
@@ -66,6 +67,19 @@ def train(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any, name: str, **c
         "batch_size": 1, "seed": 7,
     } | changed  # fmt: skip
     return comfy.run("MudiTrainLora", model=model, clip=clip, vae=vae, dataset=dataset, name=name, **settings)
+
+
+def train_settings(comfy: Comfy, **changed: Any) -> Any:
+    """As Train Settings gives them, with its own defaults."""
+    inputs = comfy.node("MudiTrainSettings").GET_SCHEMA().inputs
+    defaults = {one.id: one.options[0] if hasattr(one, "options") else one.default for one in inputs}
+    return comfy.run("MudiTrainSettings", **{**defaults, **changed}).result[0]
+
+
+def config_of(comfy: Comfy, lora_name: str) -> dict[str, Any]:
+    """The settings that a LoRA's file names."""
+    config: dict[str, Any] = json.loads(load_lora(comfy.base / "models" / "loras" / lora_name)[1]["mudi_config"])
+    return config
 
 
 def loras(comfy: Comfy, name: str) -> list[Path]:
@@ -336,6 +350,91 @@ def test_priors_are_learnt_beside_the_subjects(comfy: Comfy, mini: tuple[Any, An
     one, two = (load_lora(folder / name)[0] for name in (plain, besides))
     assert any(not torch.equal(one[key], two[key]) for key in one)
     assert not torch.equal(curve, other_curve)
+
+
+def test_settings_change_nothing_as_they_come(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:
+    train(comfy, mini, dataset, "as_is")
+    train(comfy, mini, dataset, "as_is", settings=train_settings(comfy))
+    without, with_settings = (path.read_bytes() for path in loras(comfy, "as_is"))
+    assert without == with_settings
+
+
+def test_each_setting_reaches_the_training(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:
+    changed = {
+        "warm_up": 1, "accumulation": 2, "alpha": 1.0, "min_snr_gamma": 5.0, "noise_offset": 0.05, "kl_weight": 0.5,
+        "buckets": True, "schedule": "cosine",
+    }  # fmt: skip
+    name = train(comfy, mini, dataset, "told", settings=train_settings(comfy, **changed)).result[1]
+    config = config_of(comfy, name)
+    changed["lr_warmup"], changed["lr_schedule"] = changed.pop("warm_up"), changed.pop("schedule")
+    assert {name: config[name] for name in changed} == changed
+
+
+def test_a_way_of_learning_takes_the_place_of_the_widgets(comfy: Comfy) -> None:
+    def learning(**changed: Any) -> dict[str, Any]:
+        values = train_settings(comfy, schedule="linear", warm_up=7, **changed).values
+        return {name: values.get(name) for name in ("steps", "rank", "learning_rate", "lr_schedule", "lr_warmup")}
+
+    assert list(learning().values()) == [None, None, None, "linear", 7]
+    assert list(learning(learning="quick look").values()) == [300, 8, 3e-4, "cosine", 20]
+    assert list(learning(learning="standard").values()) == [1200, 32, 1e-4, "cosine", 50]
+    assert list(learning(learning="paper").values()) == [1200, 32, 1e-4, "constant", 0]
+    assert learning(learning="paper", optimizer="prodigy")["learning_rate"] == 1.0
+
+
+def test_a_small_card_keeps_the_steps_and_leaves_the_model_alone(
+    comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any
+) -> None:
+    before = weights(*mini)
+    settings = train_settings(comfy, memory="6 GB")
+    model, name, _ = train(comfy, mini, dataset, "small", steps=1, batch_size=3, settings=settings).result
+    config = config_of(comfy, name)
+    assert (config["batch_size"], config["accumulation"], config["base_weights"]) == (1, 3, "nf4")
+    assert config["precision"] == "bf16" and config["gradient_checkpointing"]
+    assert all(map(torch.equal, weights(*mini), before)) and len(model.patches) == MODULES
+    prodigy = replace(settings, values={"optimizer": "prodigy", "learning_rate": 1.0})
+    made = comfy.module("train")._config({"batch_size": 2}, prodigy)
+    assert (made.optimizer, made.base_weights, made.samples_per_step) == ("prodigy", "nf4", 2)
+
+
+def test_loras_are_saved_on_the_way_and_one_can_be_begun_with(
+    comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any
+) -> None:
+    _, whole, _ = train(comfy, mini, dataset, "often", settings=train_settings(comfy, save_every=1)).result
+    assert [path.name for path in loras(comfy, "often")] == ["often_00001-000001.safetensors", whole]
+    halfway = loras(comfy, "often")[0]
+    assert load_lora(halfway)[1]["ss_steps"] == "1"
+    comfy.core("folder_paths").filename_list_cache.clear()
+    begun = train_settings(comfy, start_from=halfway.name)
+    _, on, _ = train(comfy, mini, dataset, "often", steps=1, learning_rate=1e-7, settings=begun).result
+    assert on == "often_00002.safetensors"
+    start, (end, about) = load_lora(halfway)[0], load_lora(halfway.with_name(on))
+    assert all(torch.allclose(start[key], end[key], atol=1e-4) for key in start) and about["mudi_start"]
+    with pytest.raises(BadLora, match="at least its rank"):
+        train(comfy, mini, dataset, "often", steps=1, rank=1, settings=begun)
+
+
+def test_one_subject_is_trained_as_dreambooth_only(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:
+    alone = segmix(comfy, SubjectSet(dataset.subjects.subjects[:1]))[0]
+    with pytest.raises(OneSubject, match="only one subject, 'olis cat'.*or train with the method 'dreambooth'"):
+        train(comfy, mini, alone, "alone")
+    assert not loras(comfy, "alone")
+    train(comfy, mini, alone, "alone", method="dreambooth", steps=1)
+    assert len(loras(comfy, "alone")) == 1
+
+
+def test_what_was_encoded_outlives_a_restart(
+    comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(comfy, mini, dataset, "kept").result[1]
+    assert list((comfy.base / "user" / "__mudi").glob("*.safetensors"))
+    encoded: list[int] = []
+    encode = mini[2].encode
+    monkeypatch.setattr(mini[2], "encode", lambda images: encoded.append(len(images)) or encode(images))
+    second = train(comfy, mini, dataset, "kept").result[1]
+    assert encoded == [1]  # the probe that tells one VAE from another
+    folder = comfy.base / "models" / "loras"
+    assert (folder / first).read_bytes() == (folder / second).read_bytes()
 
 
 def test_cancel_while_encoding_leaves_nothing(

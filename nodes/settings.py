@@ -1,0 +1,165 @@
+"""Train Settings: what Train LoRA can be told beyond its own widgets."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from comfy_api.latest import io
+
+from ..mudi_core.train.config import PRESETS, LrSchedule, OptimizerName, TrainConfig
+from ..mudi_core.train.memory import MEMORY
+from . import host
+from .sockets import Settings, TrainSettings
+
+LEARNING: tuple[str, ...] = ("as in Train LoRA", *PRESETS)
+MEMORIES: dict[str, int | None] = {"as in Train LoRA": None, **{f"{size} GB": size for size in MEMORY}}
+OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
+SCHEDULES: tuple[str, ...] = get_args(LrSchedule)
+_DECIDED = ("steps", "rank", "learning_rate", "lr_schedule", "lr_warmup")
+"""What a choice of ``learning`` decides; where its preset is silent, the paper's value holds."""
+
+
+class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
+    """Settings of a training that most people never touch."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiTrainSettings",
+            display_name="Train Settings (MuDI)",
+            category="MuDI/2 train",
+            description="More settings for Train LoRA: a small card, a quick look, saving now and then, going on from "
+            "another LoRA. As it comes it changes nothing.",
+            search_aliases=["low vram", "optimizer", "prodigy", "scheduler", "min snr", "resume", "advanced"],
+            inputs=[
+                io.Combo.Input(
+                    "learning",
+                    options=list(LEARNING),
+                    tooltip="Takes the place of steps, rank, learning_rate, schedule and warm_up, for SD and SDXL. "
+                    "quick look: 300 steps, rank 8. standard: 1200 steps, rank 32, the rate falls to 0. paper: the "
+                    "same at a constant rate.",
+                ),
+                io.Combo.Input(
+                    "memory",
+                    options=list(MEMORIES),
+                    tooltip="Gigabytes of the graphics card, reckoned for SDXL at 1024 px. 12 GB and less take the "
+                    "images of a step one by one; 8 GB keeps the model in 8 bits, 6 GB in 4.",
+                ),
+                io.Combo.Input(
+                    "optimizer",
+                    options=list(OPTIMIZERS),
+                    tooltip="adamw8bit needs less memory, and the package bitsandbytes. prodigy finds its own step "
+                    "size: it needs the package prodigyopt, and a learning_rate of 1.",
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(SCHEDULES),
+                    tooltip="The learning rate after the warm-up: as it is, or down to 0 by the last step.",
+                ),
+                io.Int.Input(
+                    "warm_up",
+                    default=0,
+                    min=0,
+                    max=10_000,
+                    tooltip="Steps over which the learning rate rises to its full size.",
+                ),
+                io.Int.Input(
+                    "accumulation",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Batches of a step: 2 learns from twice as many images in a step, in no more memory.",
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=0.0,
+                    min=0.0,
+                    max=512.0,
+                    step=1.0,
+                    tooltip="The LoRA is scaled by alpha / rank. 0: alpha is the rank.",
+                ),
+                io.Float.Input(
+                    "min_snr_gamma",
+                    default=0.0,
+                    min=0.0,
+                    max=20.0,
+                    step=0.5,
+                    tooltip="Caps the signal-to-noise weight of timesteps with little noise. 5 is common; 0: no cap.",
+                ),
+                io.Float.Input(
+                    "noise_offset",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Spread of a shift of whole channels, in units of the noise, for darker and brighter "
+                    "pictures. 0.05 is common; 0: none.",
+                ),
+                io.Float.Input(
+                    "kl_weight",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How much the model is held to what it predicts without the LoRA. 1 when it knows the "
+                    "subjects already; 0: not at all.",
+                ),
+                io.Boolean.Input(
+                    "buckets",
+                    default=False,
+                    tooltip="Train each photo near its own aspect, up to 1:2 and 2:1, instead of square.",
+                ),
+                io.Int.Input(
+                    "save_every",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    tooltip="Steps between two savings of the LoRA so far, each a file of its own. 0: only at the end.",
+                ),
+                io.Combo.Input(
+                    "start_from",
+                    options=host.loras(),
+                    tooltip="A LoRA of Train LoRA to begin with, of the same kind of model and of no higher rank.",
+                ),
+            ],
+            outputs=[Settings.Output(display_name="settings", tooltip="For Train LoRA.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        learning: str,
+        memory: str,
+        optimizer: OptimizerName,
+        schedule: LrSchedule,
+        warm_up: int,
+        accumulation: int,
+        alpha: float,
+        min_snr_gamma: float,
+        noise_offset: float,
+        kl_weight: float,
+        buckets: bool,
+        save_every: int,
+        start_from: str,
+    ) -> io.NodeOutput:
+        host.check_choice("learning", learning, LEARNING)
+        host.check_choice("memory", memory, list(MEMORIES))
+        host.check_choice("optimizer", optimizer, OPTIMIZERS)
+        host.check_choice("schedule", schedule, SCHEDULES)
+        values: dict[str, Any] = {
+            "optimizer": optimizer,
+            "lr_schedule": schedule,
+            "lr_warmup": warm_up,
+            "accumulation": accumulation,
+            "alpha": alpha or None,
+            "min_snr_gamma": min_snr_gamma or None,
+            "noise_offset": noise_offset,
+            "kl_weight": kl_weight,
+            "buckets": buckets,
+            "save_every": save_every,
+        }
+        if learning in PRESETS:
+            values |= {name: getattr(TrainConfig, name) for name in _DECIDED} | PRESETS[learning]
+            if optimizer == "prodigy":  # the presets' rates are AdamW's
+                values["learning_rate"] = 1.0
+        return io.NodeOutput(TrainSettings(values, MEMORIES[memory], host.lora(start_from)))
