@@ -89,7 +89,7 @@ def _sam(name: str, sha256: str, size: int) -> Weights:
     return Weights(".", page, (WeightFile(name, url, sha256, size),))
 
 
-# The tokenizer of OWLv2 is CLIP's, which comes with this package: config and weights are all there is to fetch.
+# The tokenizer of OWLv2 and CLIP comes with this package: config and weights are all there is to fetch.
 TABLE: dict[str, Weights] = {
     "owlv2-base": _hugging_face(
         "google/owlv2-base-patch16-ensemble",
@@ -114,6 +114,14 @@ TABLE: dict[str, Weights] = {
         {
             "config.json": ("f7ff4cfa73d2f70647dbf6950541ad25d73082d54c2e7e9bded160c7656b2a70", 548),
             "model.safetensors": ("d73036b56966966d07975d696bde331762f37297e2f095de8cea0040c3aa0841", 346_345_912),
+        },
+    ),
+    "clip-vit-large": _hugging_face(
+        "openai/clip-vit-large-patch14",
+        "32bd64288804d66eefd0ccbe215aa642df71cc41",
+        {
+            "config.json": ("8a09b467700c58138c29d53c605b34ebc69beaadd13274a8a2af8ad2c2f4032a", 4519),
+            "model.safetensors": ("a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb", 1_710_540_580),
         },
     ),
 }

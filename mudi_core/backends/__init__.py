@@ -1,4 +1,4 @@
-"""The three promises a model makes to the rest of the library, and the table of those who keep them.
+"""The four promises a model makes to the rest of the library, and the table of those who keep them.
 
 A new backend is one file here, one line in a table, one test.
 """
@@ -36,6 +36,11 @@ class Segmenter(Protocol):
 class Embedder(Protocol):
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
         """Vectors ``[n, d]`` of unit length, on the CPU, of n float images ``[h, w, 3]`` of any sizes."""
+
+
+class TextScorer(Protocol):
+    def __call__(self, images: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
+        """Float ``[n, m]`` on the CPU: how well each of n float images ``[h, w, 3]`` shows each of m texts."""
 
 
 T = TypeVar("T")
@@ -81,6 +86,24 @@ def _dreamsim(path: Path | None, device: torch.device) -> Embedder:
     return load(path, device)
 
 
+def _clip(path: Path | None, device: torch.device) -> Embedder:
+    from .clip import load
+
+    return load(path or locate("clip-vit-large"), device)
+
+
+def _clip_scorer(path: Path | None, device: torch.device) -> TextScorer:
+    from .clip import ClipScorer, load
+
+    return ClipScorer(load(path or locate("clip-vit-large"), device))
+
+
+def _image_reward(path: Path | None, device: torch.device) -> TextScorer:
+    from .image_reward import load
+
+    return load(path, device)
+
+
 def _mini_embedder(path: Path | None, device: torch.device) -> Embedder:
     from ..mini.eyes import mini_embedder
 
@@ -94,7 +117,13 @@ SEGMENTERS: Mapping[str, Loader[Segmenter]] = {
     "sam-vit-l": _sam("l"),
     "sam-vit-h": _sam("h"),
 }
-EMBEDDERS: Mapping[str, Loader[Embedder]] = {"mini": _mini_embedder, "dinov2": _dinov2, "dreamsim": _dreamsim}
+EMBEDDERS: Mapping[str, Loader[Embedder]] = {
+    "mini": _mini_embedder,
+    "dinov2": _dinov2,
+    "dreamsim": _dreamsim,
+    "clip": _clip,
+}
+TEXT_SCORERS: Mapping[str, Loader[TextScorer]] = {"clip": _clip_scorer, "image-reward": _image_reward}
 
 
 def load_detector(name: str, path: Path | None, device: torch.device) -> Detector:
@@ -110,6 +139,11 @@ def load_segmenter(name: str, path: Path | None, device: torch.device) -> Segmen
 def load_embedder(name: str, path: Path | None, device: torch.device) -> Embedder:
     """Load an embedder by its name; without a path its weights are looked for in the default folder."""
     return _loader(EMBEDDERS, name, "embedder")(path, device)
+
+
+def load_text_scorer(name: str, path: Path | None, device: torch.device) -> TextScorer:
+    """Load a text scorer by its name; without a path its weights are looked for in the default folder."""
+    return _loader(TEXT_SCORERS, name, "text scorer")(path, device)
 
 
 def _loader(table: Mapping[str, Loader[T]], name: str, kind: str) -> Loader[T]:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_base, add_command, add_device, add_models, device, load_detector, load_embedder
+from .options import (
+    add_base,
+    add_command,
+    add_device,
+    add_models,
+    device,
+    load_detector,
+    load_embedder,
+    load_text_scorer,
+)
 from .talk import SKIPPED, Answer, Talk
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from ..types import Comparison
+    from ..backends import Embedder
+    from ..types import Comparison, SubjectSet
 
 
 def add(commands: Any) -> None:
@@ -40,6 +51,20 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--cut-out", action="store_true", help="compare with the cut-out subjects instead of the whole photos"
     )
+    parser.add_argument(
+        "--whole-pictures",
+        action="store_true",
+        help="also how like the subjects each whole picture is: their mean (DINO with dinov2, CLIP-I with clip) and "
+        "their product (M-DINO)",
+    )
+    parser.add_argument(
+        "--text",
+        metavar="PROMPT",
+        help='also text fidelity, over all orders of the class nouns at {subjects}: "{subjects} on a beach"',
+    )
+    parser.add_argument(
+        "--text-scorer", default="clip", metavar="NAME", help="for --text: clip (CLIP-T, default) or image-reward"
+    )
     add_models(parser, "detector", "embedder")
     add_device(parser)
 
@@ -54,8 +79,10 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     paths = photo_paths(args.images)
     on = device(args)
     detector, embedder = load_detector(args, on, talk), load_embedder(args, on, talk)
+    measures = _measures(args, on, talk, subjects, embedder)
     references = References(subjects, embedder, args.cut_out)
     names: list[str] = []
+    measured: list[dict[str, float]] = []
     skipped: dict[str, str] = {}
     results: list[Comparison] = []
     with talk.progress("comparing") as progress:
@@ -68,6 +95,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
                     skipped[path.name] = str(error)
                     continue
                 names.append(picture.name)
+                measured.append(measures(picture.image))
                 yield picture.image
 
         for result in compare_all(pictures(), references, detector, embedder, args.query, args.threshold):
@@ -75,13 +103,14 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
             progress(len(results) + len(skipped), len(paths))
     if not results:
         raise BadPhoto(f"No picture in {args.images} can be read. {next(iter(skipped.values()))}")
-    ranked = sorted(zip(names, results, strict=True), key=lambda one: -one[1].score)
+    ranked = sorted(zip(names, results, measured, strict=True), key=lambda one: -one[1].score)
+    means = {name: sum(one[name] for one in measured) / len(measured) for name in measured[0]}
     mean = sum(result.score for result in results) / len(results)
     lines = [f"{'score':>6}  picture, best first"]
-    for name, result in ranked:
-        lines.append(f"{result.score:6.3f}  {name}: {len(result.detections)} figure(s)")
+    for name, result, more in ranked:
+        lines.append(f"{result.score:6.3f}  {name}: {', '.join([f'{len(result.detections)} figure(s)', *_said(more)])}")
         lines += [f"{'':8}{words}" for words in (result.reason, *(v.text for v in result.verdicts)) if words]
-    lines.append(f"{mean:6.3f}  mean of {len(results)}")
+    lines.append(f"{mean:6.3f}  {', '.join([f'mean of {len(results)}', *_said(means)])}")
     if skipped:
         lines += [f"{len(skipped)} of {len(paths)} were skipped:", *(f"{'':8}{words}" for words in skipped.values())]
     return Answer(
@@ -91,11 +120,40 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
             "mean_spectral": sum(result.score_spectral for result in results) / len(results),
             "tokens": list(subjects.tokens),
             "s_gt": _rounded(references.s_gt),
-            "pictures": [{"file": name, **plain(result)} for name, result in ranked],
+            "means": means,
+            "pictures": [{"file": name, **plain(result), **more} for name, result, more in ranked],
             "skipped": skipped,
         },
         code=SKIPPED if skipped else 0,
     )
+
+
+def _measures(
+    args: argparse.Namespace, on: torch.device, talk: Talk, subjects: SubjectSet, embedder: Embedder
+) -> Callable[[Tensor], dict[str, float]]:
+    """What else is asked of each picture, by its name in the answer."""
+    from .. import fidelity
+    from ..compare import References
+
+    whole = References(subjects, embedder) if args.whole_pictures else None
+    texts = fidelity.every_order(subjects, args.text) if args.text else []
+    scorer = load_text_scorer(args, on, talk) if args.text else None
+
+    def measure(image: Tensor) -> dict[str, float]:
+        found = {}
+        if whole is not None:
+            similar = fidelity.similarities([image], whole, embedder)
+            found["similarity"] = float(fidelity.mean_similarity(similar))
+            found["similarity_product"] = float(fidelity.product_similarity(similar))
+        if scorer is not None:
+            found["text_fidelity"] = float(fidelity.text_fidelity([image], texts, scorer))
+        return found
+
+    return measure
+
+
+def _said(measured: dict[str, float]) -> list[str]:
+    return [f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured.items()]
 
 
 def plain(result: Comparison) -> dict[str, Any]:

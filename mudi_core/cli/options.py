@@ -13,10 +13,12 @@ from .talk import Talk
 if TYPE_CHECKING:
     import torch
 
-    from ..backends import Detector, Embedder, Segmenter
+    from ..backends import Detector, Embedder, Segmenter, TextScorer
     from ..checkpoint import Checkpoint
 
 MINI = "mini"
+EMBEDDER_WEIGHTS = {"dinov2": "dinov2-base", "clip": "clip-vit-large"}
+"""What `weights` calls the weights of an embedder that it can find."""
 
 
 class BadDevice(MudiError):
@@ -66,7 +68,7 @@ def add_models(parser: argparse.ArgumentParser, *kinds: str) -> None:
     choices = {
         "detector": "mini, owlv2",
         "segmenter": "mini, sam-vit-b, sam-vit-l, sam-vit-h",
-        "embedder": "mini, dinov2, dreamsim",
+        "embedder": "mini, dinov2, dreamsim, clip",
     }
     for kind in kinds:
         real = choices[kind].split(", ")[1]
@@ -143,7 +145,14 @@ def load_embedder(args: argparse.Namespace, on: torch.device, talk: Talk) -> Emb
     from .. import backends
 
     name = args.embedder or (MINI if args.base == MINI else "dinov2")
-    return backends.load_embedder(name, _weights(args, {"dinov2": "dinov2-base"}.get(name), talk), on)
+    return backends.load_embedder(name, _weights(args, EMBEDDER_WEIGHTS.get(name), talk), on)
+
+
+def load_text_scorer(args: argparse.Namespace, on: torch.device, talk: Talk) -> TextScorer:
+    from .. import backends
+
+    name = args.text_scorer
+    return backends.load_text_scorer(name, _weights(args, EMBEDDER_WEIGHTS.get(name), talk), on)
 
 
 def _no_foreign_bars() -> None:
