@@ -118,7 +118,7 @@ def test_the_quickstart_shows_its_pictures_and_the_score(page: Page, comfyui_ser
         app.api.addEventListener('execution_success', event => { window.ended = {id: event.detail.prompt_id} })
         app.api.addEventListener('execution_error', event => { window.ended = {error: event.detail.exception_message} })
     }""")
-    page.get_by_test_id("queue-button").get_by_role("button").first.click()
+    page.get_by_role("button", name="Run", exact=True).first.click()
     page.wait_for_function("() => window.ended", timeout=SECONDS * 1000)
     ended = page.evaluate("() => window.ended")
     assert "error" not in ended, ended
