@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PREFIX = "diffusion_model."
+_TIME_NUMBERS = 6 * 256
+"""What SDXL's U-Net reads beside the pooled caption: size, crop and target size of the image."""
 
 
 class BadImages(MudiError):
@@ -97,8 +99,8 @@ def encode_image(vae: Any) -> EncodeImage:
     channels, shrinks = vae.latent_channels, vae.spacial_compression_encode()
     if (channels, shrinks) != (4, 8):
         raise BadModel(
-            f"This VAE makes latents of {channels} channels, {shrinks} times smaller; SDXL's makes 4, 8 times "
-            "smaller. Connect the VAE of an SDXL checkpoint."
+            f"This VAE makes latents of {channels} channels, {shrinks} times smaller; SD's and SDXL's make 4, 8 times "
+            "smaller. Connect the VAE of such a checkpoint."
         )
 
     def encode(images: Tensor) -> Tensor:
@@ -113,12 +115,16 @@ def encode_image(vae: Any) -> EncodeImage:
 def encode_text(clip: Any) -> EncodeText:
     """A CLIP as the library's function: captions, read to the letter, to contexts ``[n, 77, d]`` and pooled ``[n, p]``.
 
-    Raises `BadModel` for one without SDXL's two text encoders.
+    ``p`` is 0 for SD's, which has no pooled vectors. Raises `BadModel` for one that is neither SD's nor SDXL's.
     """
-    if not all(hasattr(clip.cond_stage_model, part) for part in ("clip_l", "clip_g")):
+    from comfy.sd1_clip import SD1ClipModel
+
+    encoders = clip.cond_stage_model
+    alone = isinstance(encoders, SD1ClipModel) and encoders.clip_name in ("l", "h")
+    if not alone and not all(hasattr(encoders, part) for part in ("clip_l", "clip_g")):
         raise BadModel(
-            f"This CLIP is a {type(clip.cond_stage_model).__name__}; SDXL has two encoders, L and G. "
-            "Connect the CLIP of an SDXL checkpoint."
+            f"This CLIP is a {type(encoders).__name__}; SD 1.5 has the encoder L, SD 2 has H, SDXL has two, L and G. "
+            "Connect the CLIP of such a checkpoint."
         )
 
     def encode(captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -130,7 +136,7 @@ def encode_text(clip: Any) -> EncodeText:
                 if context.shape[1] > 77:
                     log.warning("only the first 75 tokens are read of '%s'", caption)
                 contexts.append(context[:, :77])
-                pooled.append(pool)
+                pooled.append(context[:, 0, :0] if alone else pool)
         return torch.cat(contexts).clone(), torch.cat(pooled).clone()
 
     return encode
@@ -152,16 +158,33 @@ def noise_schedule(model: Any) -> NoiseSchedule:
     if kind is None:
         raise BadModel(
             f"This MODEL ({_model_name(model)}) was not taught noise in SD's way (epsilon or v-prediction in discrete "
-            "timesteps), so it cannot be trained here. Use an SDXL checkpoint of the usual kind."
+            "timesteps), so it cannot be trained here. Use an SD or SDXL checkpoint of the usual kind."
         )
     with torch.inference_mode(False):
         sigmas = sampling.sigmas.detach().to("cpu", torch.float32).clone()
         return NoiseSchedule(1 / (1 + sigmas**2), kind, float(model.model.latent_format.scale_factor))
 
 
-def check_unet(model: Any) -> None:
-    """Raises `BadModel` when a MODEL is not of SDXL's architecture: what `unet` would do, at no cost."""
-    _blank_unet(model)
+def family(model: Any) -> str:
+    """Kohya's name for a MODEL's kind. Raises `BadModel` when it cannot be trained, as `unet` would, at no cost."""
+    from ..mudi_core import sd
+
+    blank, _ = _blank_unet(model)
+    if blank.config.addition_embed_type == "text_time":
+        return "sdxl_base_v1-0"
+    return f"sd_{sd.version(blank)}" + ("_v" if noise_schedule(model).prediction_type == "v_prediction" else "")
+
+
+def check_text(model: Any, encode_text: EncodeText) -> None:
+    """Raises `BadModel` when a MODEL cannot read what a CLIP's `encode_text` makes of a caption."""
+    config = model.model.model_config.unet_config
+    context, pooled = encode_text([""])
+    sizes = _TIME_NUMBERS + pooled.shape[-1] if pooled.shape[-1] else 0
+    if (context.shape[-1], sizes) != (config["context_dim"], config.get("adm_in_channels") or 0):
+        raise BadModel(
+            f"This CLIP is of another kind than this MODEL ({_model_name(model)}), which cannot read what it makes of "
+            "captions. Connect the CLIP of the same checkpoint."
+        )
 
 
 def unet(model: Any, device: torch.device, dtype: torch.dtype, base_weights: BaseWeights = "full") -> Any:
@@ -169,7 +192,7 @@ def unet(model: Any, device: torch.device, dtype: torch.dtype, base_weights: Bas
 
     Weights that are there in ``dtype`` already are shared, not copied; all others, and those that a LoRA on the MODEL
     changes, are copies. They are quantized to ``base_weights`` before they come to ``device``. Raises `BadModel` when
-    the MODEL is not of SDXL's architecture.
+    the MODEL is not of SD's or SDXL's architecture.
     """
     import comfy.lora
 
@@ -203,7 +226,8 @@ def _blank_unet(model: Any) -> tuple[Any, dict[str, str]]:
     network, config = model.model.diffusion_model, model.model.model_config.unet_config
     shapes = {_PREFIX + name: value.shape for name, value in network.state_dict().items()}
     groups = next((module.num_groups for module in network.modules() if isinstance(module, torch.nn.GroupNorm)), None)
-    settings = _diffusers_config(config, groups) if groups and config.get("adm_in_channels") else None
+    of_images = getattr(model.model.model_config, "noise_aug_config", None)  # unCLIP: it reads pictures, not captions
+    settings = _diffusers_config(config, groups) if groups and not of_images else None
     if settings is not None:
         with torch.inference_mode(False), torch.device("meta"):
             blank = UNet2DConditionModel(**settings)
@@ -212,34 +236,41 @@ def _blank_unet(model: Any) -> tuple[Any, dict[str, str]]:
         if set(keys.values()) == shapes.keys() and all(wanted[name].shape == shapes[keys[name]] for name in wanted):
             return blank, keys
     raise BadModel(
-        f"This MODEL ({_model_name(model)}) is not of SDXL's architecture, and only such can be trained here: SDXL "
-        "itself and its finetunes (Pony, Illustrious, ...), and the embedded mini model."
+        f"This MODEL ({_model_name(model)}) is not of the architecture of SD 1.5, SD 2 or SDXL, and only such can be "
+        "trained here: these themselves, their finetunes (Pony, Illustrious, ...), and the embedded mini model."
     )
 
 
 def _diffusers_config(config: dict[str, Any], groups: int) -> dict[str, Any] | None:
-    """Settings of diffusers' U-Net for ComfyUI's, where SDXL's block types can express it."""
+    """Settings of diffusers' U-Net for ComfyUI's, where the block types of SD and SDXL can express it."""
+    if "channel_mult" not in config:
+        return None
     widths = [config["model_channels"] * factor for factor in config["channel_mult"]]
     layers = config["num_res_blocks"]
-    if len(set(layers)) != 1 or config.get("num_head_channels", -1) <= 0 or config["in_channels"] != 4:
+    per_head, heads = config.get("num_head_channels", -1), config.get("num_heads", -1)
+    if len(set(layers)) != 1 or max(per_head, heads) <= 0 or config["in_channels"] != 4:
         return None
     depths = [config["transformer_depth"][level * layers[0]] for level in range(len(widths))]
     down = tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths)
     up = tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths))
-    return {
+    settings = {
         "block_out_channels": tuple(widths),
         "layers_per_block": layers[0],
         "down_block_types": down,
         "up_block_types": up,
         "transformer_layers_per_block": tuple(max(depth, 1) for depth in depths),
-        "attention_head_dim": tuple(width // config["num_head_channels"] for width in widths),
+        "attention_head_dim": tuple(width // per_head if per_head > 0 else heads for width in widths),
         "cross_attention_dim": config["context_dim"],
         "norm_num_groups": groups,
         "use_linear_projection": config["use_linear_in_transformer"],
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": config["adm_in_channels"],
     }
+    if config.get("adm_in_channels"):
+        settings |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": _TIME_NUMBERS // 6,
+            "projection_class_embeddings_input_dim": config["adm_in_channels"],
+        }
+    return settings
 
 
 def _outside_inference_mode(weight: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "SDXL, 1024 px, less memory": {"resolution": 1024, "gradient_checkpointing": True},
     "SDXL, 768 px, less memory": {"resolution": 768, "gradient_checkpointing": True},
     "mini, 192 px": {"resolution": 192, "dco_beta": 0.0},
+    "SD 1.5 and 2, 512 px": {"resolution": 512},
+    "SD 2, 768 px": {"resolution": 768},
 }
 MINI_PRESET = "mini, 192 px"
 METHODS: tuple[str, ...] = get_args(Method)
@@ -151,7 +153,9 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             search_aliases=["train", "lora", "dreambooth", "finetune", "mudi"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="An SDXL model, or the mini model. LoRAs on it are trained upon."),
+                io.Model.Input(
+                    "model", tooltip="An SDXL, SD 1.5 or SD 2 model, or the mini model. LoRAs on it are trained upon."
+                ),
                 io.Clip.Input("clip", tooltip="Reads the captions; it is not trained."),
                 io.Vae.Input("vae", tooltip="Encodes the training images; it is not trained."),
                 Dataset.Input("dataset", tooltip="From Seg-Mix Dataset."),
@@ -171,7 +175,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                     "preset",
                     options=list(PRESETS),
                     tooltip="Size of the training images, memory and loss. SDXL needs some 18 GB, with less memory "
-                    "15 GB; take the mini preset with Mini Checkpoint.",
+                    "15 GB; take the mini preset with Mini Checkpoint, and SD's with SD 1.5 or 2.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -261,13 +265,16 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             settings,
         )
         start = None if settings.start is None else load_lora(settings.start)[0]
-        convert.check_unet(model)
-        schedule = convert.noise_schedule(model)
-        plan = _plan(dataset, config, clip, vae)
+        family, schedule = convert.family(model), convert.noise_schedule(model)
+        plan = _plan(dataset, config, model, clip, vae)
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
         about = lora_metadata(
-            config, dataset.subjects, base=type(model.model.model_config).__name__, plan_hash=plan.plan_hash
+            config,
+            dataset.subjects,
+            base=type(model.model.model_config).__name__,
+            plan_hash=plan.plan_hash,
+            family=family,
         )
         about["mudi_start"] = lora_fingerprint(start)
         path = host.numbered(folder, name, ".safetensors")
@@ -327,10 +334,11 @@ def _computes_in_bf16(preset: str) -> bool:
     return preset != MINI_PRESET and device.type == "cuda" and bool(comfy.model_management.should_use_bf16(device))
 
 
-def _plan(dataset: TrainingSet, config: TrainConfig, clip: Any, vae: Any) -> Plan:
+def _plan(dataset: TrainingSet, config: TrainConfig, model: Any, clip: Any, vae: Any) -> Plan:
     from ..mudi_core.train.plan import make_plan
 
     encode_image, encode_text = convert.encode_image(vae), convert.encode_text(clip)
+    convert.check_text(model, encode_text)
     # What training saves for its gradients must not have been made in inference mode, where nodes run.
     with host.progress()("encoding") as update, torch.inference_mode(False), torch.no_grad():
         return make_plan(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui import Comfy
+from sd_file import tiny_sd
 from torchvision.transforms.functional import pil_to_tensor
 
 from mudi_core import sdxl
@@ -191,7 +192,7 @@ def test_the_noise_schedule_is_the_families(comfy: Comfy, mini: tuple[Any, Any, 
     assert (schedule.prediction_type, schedule.latent_scale) == ("epsilon", expected.latent_scale)
     assert convert.noise_schedule(taught(comfy, mini[0], "V_PREDICTION")).prediction_type == "v_prediction"
     for kind in ("EDM", "FLOW", "V_PREDICTION_CONTINUOUS"):
-        with pytest.raises(convert.BadModel, match="MiniSDXL.*SDXL checkpoint"):
+        with pytest.raises(convert.BadModel, match="MiniSDXL.*SD or SDXL checkpoint"):
             convert.noise_schedule(taught(comfy, mini[0], kind))
 
 
@@ -211,14 +212,14 @@ def test_models_of_other_kinds_are_refused(comfy: Comfy, mini: tuple[Any, Any, A
     convert = comfy.module("convert")
     model, clip, vae = mini
     for kind, changed in {
-        "SD15": {"adm_in_channels": None, "num_classes": None, "use_linear_in_transformer": False},
+        "SD21UnclipH": {"adm_in_channels": 2048},
         "SDXL": {"transformer_depth_middle": 2},
         "SSD1B": {"in_channels": 9},
     }.items():
-        with pytest.raises(convert.BadModel, match=f"{kind}.*not of SDXL's architecture"):
+        with pytest.raises(convert.BadModel, match=f"{kind}.*not of the architecture of SD 1.5, SD 2 or SDXL"):
             borrowed(comfy, other_model(comfy, kind, {**model.model.model_config.unet_config, **changed}))
     del clip.cond_stage_model.clip_g
-    with pytest.raises(convert.BadModel, match="two encoders"):
+    with pytest.raises(convert.BadModel, match="SDXL has two"):
         convert.encode_text(clip)
     vae.latent_channels = 16
     with pytest.raises(convert.BadModel, match="16 channels"):
@@ -232,15 +233,78 @@ def test_parts_of_another_checkpoint_are_told_before_anything_is_made(
     wrong = comfy.module("convert").BadModel
     known = comfy.core("comfy.ldm.flux.model").FluxParams.__annotations__
     flux = {"image_model": "flux", **{name: value for name, value in FLUX.items() if name in known}}
-    with pytest.raises(wrong, match=r"\(Flux\) is not of SDXL's architecture.*can be trained here: SDXL itself and"):
+    with pytest.raises(wrong, match=r"\(Flux\) is not of the architecture of SD 1.5, SD 2 or SDXL, and only such can"):
         train(comfy, (other_model(comfy, "Flux", flux), clip, vae), dataset, "strange")
     clip_alone, video = SimpleNamespace(cond_stage_model=torch.nn.Linear(1, 1)), copy.copy(vae)
-    with pytest.raises(wrong, match="SDXL has two encoders.*Connect the CLIP of an SDXL checkpoint"):
+    with pytest.raises(wrong, match="SDXL has two, L and G. Connect the CLIP of such"):
         train(comfy, (model, clip_alone, vae), dataset, "strange")
     video.latent_channels = 16
-    with pytest.raises(wrong, match="16 channels.*Connect the VAE of an SDXL checkpoint"):
+    with pytest.raises(wrong, match="16 channels.*Connect the VAE of such a checkpoint"):
         train(comfy, (model, clip, video), dataset, "strange")
     assert not loras(comfy, "strange") and not (comfy.base / "output" / "mudi" / "strange").exists()
+
+
+SD = {
+    "v1": {"kind": "SD15", "clip": ("comfy.sd1_clip", "SD1Tokenizer", "SD1ClipModel", "clip_l"), "num_heads": 2},
+    "v2": {
+        "kind": "SD20",
+        "clip": ("comfy.text_encoders.sd2_clip", "SD2Tokenizer", "SD2ClipModel", "clip_h"),
+        "num_head_channels": 16,
+    },
+}  # fmt: skip
+"""What ComfyUI calls the parts of SD 1.5 and 2."""
+
+
+def sd_parts(comfy: Comfy, folder: Path, version: str) -> tuple[Any, Any, Any]:
+    """MODEL and CLIP of a tiny SD as ComfyUI loads them, and the library's checkpoint of the same weights."""
+    tiny_sd(folder, version)
+    checkpoint, about = open_checkpoint(folder), dict(SD[version])
+    unet, cpu = checkpoint.unet, torch.device("cpu")
+    kind, (module, tokenizer, network, name) = about.pop("kind"), about.pop("clip")
+    described = dict(unet.config) | {
+        "transformer_layers_per_block": (1,) * 4,
+        "projection_class_embeddings_input_dim": None,
+    }
+    config = getattr(comfy.core("comfy.supported_models"), kind)(comfy.module("mini").unet_config(described))
+    config.unet_config |= {"transformer_depth_middle": 1, "num_classes": None, **about}
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device=cpu)
+    names = comfy.core("comfy.utils").unet_to_diffusers(config.unet_config)
+    model.load_model_weights({names[key]: value for key, value in unet.state_dict().items()}, "")
+
+    encoder = checkpoint._encoders().text_encoders[0]
+    kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
+    sizes = {key: getattr(encoder.config, key) for key in kept}
+    sizes["num_hidden_layers"] += version == "v2"  # of which ComfyUI leaves out the last; diffusers' has it not at all
+    options = {"dtype": torch.float32, f"{name}_model_config": sizes}
+    text = comfy.core(module)
+    target = comfy.core("comfy.supported_models_base").ClipTarget(getattr(text, tokenizer), getattr(text, network))
+    clip = comfy.core("comfy.sd").CLIP(target, model_options=options)
+    getattr(clip.cond_stage_model, name).load_sd(comfy.module("mini")._text_state(encoder))
+    return comfy.core("comfy.model_patcher").ModelPatcher(model, cpu, cpu), clip, checkpoint
+
+
+@pytest.mark.parametrize("version", SD)
+def test_sd_is_trained_too(
+    comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any, version: str, tmp_path: Path
+) -> None:
+    model, clip, checkpoint = sd_parts(comfy, tmp_path, version)
+    generator = torch.Generator().manual_seed(0)
+    noisy, words = torch.randn(1, 4, 16, 16, generator=generator), torch.randn(1, 77, 32, generator=generator)
+    with torch.no_grad():
+        ours, theirs = (net(noisy, 500, words).sample for net in (borrowed(comfy, model), checkpoint.unet))
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    captions = ["a photo of olis cat", "2 toys: a (red) cat and hta dog"]
+    context, pooled = comfy.module("convert").encode_text(clip)(captions)
+    assert torch.allclose(context, checkpoint.encode_text(captions)[0], atol=1e-4) and pooled.shape == (2, 0)
+    parts = (model, clip, mini[2])
+    wearing, name, _ = train(comfy, parts, dataset, f"sd_{version}", preset="SD 1.5 and 2, 512 px", steps=1).result
+    state, about = load_lora(comfy.base / "models" / "loras" / name)
+    assert about["ss_base_model_version"] == f"sd_{version}" and about["mudi_base"] == SD[version]["kind"]
+    assert len(state) == 3 * len(wearing.patches) == 3 * 128
+    assert comfy.module("convert").family(taught(comfy, model, "V_PREDICTION")) == f"sd_{version}_v"
+    with pytest.raises(comfy.module("convert").BadModel, match="CLIP is of another kind than this MODEL"):
+        train(comfy, (model, mini[1], mini[2]), dataset, "mixed")
 
 
 def test_the_dataset_shows_its_compositions(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
