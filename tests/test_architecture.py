@@ -27,6 +27,7 @@ FLOORS = (
     ("checkpoint",),
     ("generate",),
     ("demo",),
+    ("benchmark",),
     ("cli",),
     ("__main__",),
 )

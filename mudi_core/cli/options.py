@@ -75,16 +75,20 @@ def add_models(parser: argparse.ArgumentParser, *kinds: str) -> None:
         parser.add_argument(
             f"--{kind}", metavar="NAME", help=f"{choices[kind]}; default: mini with --base mini, else {real}"
         )
-    parser.add_argument(
-        "--models", type=Path, metavar="DIR", help="where their weights lie (default: $MUDI_MODELS, or ~/.cache/mudi)"
-    )
-    parser.add_argument("--download", action="store_true", help="fetch weights that are missing; without it nothing is")
+    add_weights(parser)
     parser.add_argument(
         "--threshold",
         type=float,
         default=0.25,
         help="least confidence of the detector, 0..1 (default: 0.25): lower finds more, higher finds surer",
     )
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--models", type=Path, metavar="DIR", help="where their weights lie (default: $MUDI_MODELS, or ~/.cache/mudi)"
+    )
+    parser.add_argument("--download", action="store_true", help="fetch weights that are missing; without it nothing is")
 
 
 def relative_scale(text: str) -> dict[str, float]:

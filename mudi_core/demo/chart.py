@@ -1,8 +1,9 @@
-"""The report's two drawings, as SVG that takes its colours from the page."""
+"""The reports' drawings, as SVG that takes its colours from the page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from .statistics import interval, smoothed
@@ -44,6 +45,49 @@ def strip_chart(rows: Mapping[str, tuple[str, Sequence[float]]]) -> str:
         parts.append(f'<text class="value" x="{width - right + 16}" y="{middle + 6:.1f}">{mean:.2f}</text></g>')
     words = ", ".join(f"{title} {sum(scores) / len(scores):.2f}" for title, scores in rows.values())
     return _svg(width, height, f"Mean scores: {words}", parts)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A mean with its interval."""
+
+    title: str
+    mean: float
+    low: float
+    high: float
+
+
+def bar_chart(bars: Mapping[str, Bar], about: str) -> str:
+    """Means by method as bars from 0, with their intervals, on an axis that ends at 1 and starts at 0 or below."""
+    width, left, right, row = 720, 172, 66, 40
+    bottom = min(0.0, *(bar.low for bar in bars.values()), *(bar.mean for bar in bars.values()))
+    start = -0.25 * -(bottom // 0.25)
+    height = row * len(bars) + 30
+
+    def x(value: float) -> float:
+        return left + (value - start) / (1 - start) * (width - left - right)
+
+    parts = []
+    for i in range(round((1 - start) / 0.25) + 1):
+        at, tick = x(start + 0.25 * i), start + 0.25 * i
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="6" y2="{height - 24}"/>')
+        parts.append(f'<text class="tick" x="{at:.1f}" y="{height - 8}" text-anchor="middle">{tick:g}</text>')
+    for i, (name, bar) in enumerate(bars.items()):
+        middle = i * row + row / 2 + 4
+        begin, end = sorted((x(0), x(bar.mean)))
+        parts.append(f'<g class="method-{escape(name)}">')
+        parts.append(
+            f'<text class="label" x="{left - 14}" y="{middle + 5:.1f}" text-anchor="end">{escape(bar.title)}</text>'
+        )
+        parts.append(
+            f'<rect class="bar" x="{begin:.1f}" y="{middle - 12:.1f}" width="{end - begin:.1f}" height="24" rx="3"/>'
+        )
+        parts.append(
+            f'<line class="error" x1="{x(bar.low):.1f}" x2="{x(bar.high):.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
+        )
+        parts.append(f'<text class="value" x="{width - right + 16}" y="{middle + 6:.1f}">{bar.mean:.2f}</text></g>')
+    words = ", ".join(f"{bar.title} {bar.mean:.2f} ({bar.low:.2f} to {bar.high:.2f})" for bar in bars.values())
+    return _svg(width, height, f"{about}: {words}", parts)
 
 
 def loss_chart(losses: Mapping[str, tuple[str, Sequence[float]]]) -> str:

@@ -112,7 +112,7 @@ def measure(
     with clock.stage("photos", "drawing photos"):
         folders = [draw_photos(out / "photos", spec, seed, settings) for spec in pair]
     with clock.stage("prepare", "finding and cutting out") as update:
-        subjects = _prepare(folders, pair, settings, update)
+        subjects = prepare_photos(folders, pair, settings, update)
         storage.write_subjects(subjects, out / "dataset")
         cutouts = cut_outs(subjects, max_side=settings.size)
     with clock.stage("segmix", "composing the Seg-Mix sheet"):
@@ -161,7 +161,8 @@ def draw_photos(folder: Path, spec: SubjectSpec, seed: int, settings: DemoSettin
     return place
 
 
-def _prepare(folders: list[Path], pair: Pair, settings: DemoSettings, update: Update) -> SubjectSet:
+def prepare_photos(folders: list[Path], pair: Pair, settings: DemoSettings, update: Update) -> SubjectSet:
+    """The photos of `draw_photos`, found and cut out by the embedded models."""
     import torch
 
     cpu = torch.device("cpu")

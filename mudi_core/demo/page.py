@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from PIL import Image
-from torch import Tensor
 
 from ..segmix import compose
 from .chart import loss_chart, strip_chart
+from .html import SIGNS, frame, image, scored
 from .settings import ARMS
 from .statistics import interval
 
 if TYPE_CHECKING:
-    from ..generate import Picture
-    from ..types import Comparison
     from .job import DemoResult
 
-STYLE = Path(__file__).parent / "page.css"
-SIGNS = {"found": "✓", "mixed": "≈", "missing": "–", "duplicated": "×2"}
 STAGES = {
     "photos": "drawing the photos",
     "prepare": "finding and cutting out the characters",
@@ -47,26 +37,16 @@ def page(result: DemoResult, report: dict[str, Any]) -> str:
     """The whole page. ``report`` is what report.json holds."""
     sections = (_results, _subjects, _training, _rows, _reading, _time)
     noun = result.pair[0].class_noun
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>MuDI: two characters in one picture</title>
-<style>
-{STYLE.read_text(encoding="utf-8")}</style>
-</head>
-<body><main>
-<h1>Two {escape(_plural(noun))}, one picture: does each stay itself?</h1>
+    return frame(
+        "MuDI: two characters in one picture",
+        f"""<h1>Two {escape(_plural(noun))}, one picture: does each stay itself?</h1>
 <p class="lead">{escape(_looks(result, 0))} and {escape(_looks(result, 1))}. The models had never seen either.
 They got {result.settings.photos} photos of each, a few minutes of training on this machine's processor, and the prompt
 <code>{escape(result.prompt)}</code>.</p>
 {"".join(section(result, report) for section in sections)}
 <footer class="soft">Seed {result.seed}, pair {report["pair"]}. The same command makes the same page. Numbers for
-machines are in <code>report.json</code>; photos, masks, LoRAs and pictures lie beside it.</footer>
-</main></body>
-</html>
-"""
+machines are in <code>report.json</code>; photos, masks, LoRAs and pictures lie beside it.</footer>""",
+    )
 
 
 def _results(result: DemoResult, report: dict[str, Any]) -> str:
@@ -99,8 +79,8 @@ def _subjects(result: DemoResult, report: dict[str, Any]) -> str:
         for number, photo in enumerate(subject.photos):
             cut_out = result.cutouts.get(subject.token, number).sizes[0]
             figures.append(
-                f"<figure>{_image(photo.image, f'photo {number + 1} of {subject.name}', photo=True)}"
-                f'<div class="cutout">{_image(cut_out, f"its cut-out {number + 1}")}</div></figure>'
+                f"<figure>{image(photo.image, f'photo {number + 1} of {subject.name}', photo=True)}"
+                f'<div class="cutout">{image(cut_out, f"its cut-out {number + 1}")}</div></figure>'
             )
         title = f'<h3><code>{escape(subject.name)}</code> <span class="soft">{escape(_looks(result, i))}</span></h3>'
         blocks.append(f'<div class="subject">{title}<div class="photos">{"".join(figures)}</div></div>')
@@ -111,7 +91,7 @@ drew a mask: below each photo is what was cut out of it.</p>
 
 
 def _training(result: DemoResult, report: dict[str, Any]) -> str:
-    sheet = "".join(_image(mix.image, mix.caption) for mix in result.sheet)
+    sheet = "".join(image(mix.image, mix.caption) for mix in result.sheet)
     titles = {"dreambooth": "DreamBooth", "segmix": "Seg-Mix"}
     chart = loss_chart({method: (titles[method], values) for method, values in result.losses.items()})
     legend = "".join(f'<span class="method-{m}"><i></i>{titles[m]}</span>' for m in result.losses)
@@ -131,8 +111,8 @@ def _rows(result: DemoResult, report: dict[str, Any]) -> str:
     cells += [f'<div class="head method-{name}">{arm.title}</div>' for name, arm in ARMS.items()]
     for number in range(len(result.pictures["mudi"])):
         canvas = compose(result.pictures["mudi"][number].layout, result.cutouts).image
-        cells.append(f'<figure class="start">{_image(canvas, "cut-outs at random places")}</figure>')
-        cells += [_picture(result.pictures[name][number], result.comparisons[name][number]) for name in ARMS]
+        cells.append(f'<figure class="start">{image(canvas, "cut-outs at random places")}</figure>')
+        cells += [scored(result.pictures[name][number].image, result.comparisons[name][number]) for name in ARMS]
     return f"""<h2>3. Pictures from the same noise</h2>
 <p>In each row all three start from the same noise. MuDI's is shifted by {result.settings.gamma:g} times the encoded
 cut-outs on the left, which is hardly visible in the noise and enough to say who is where. Every picture is shown, none
@@ -140,25 +120,6 @@ was picked. Point at one to see what the detector found.</p>
 <p class="legend">{"".join(f'<span class="pill {s}">{SIGNS[s]} {s}</span>' for s in SIGNS)}
 <span>with each character's share of the likeness; score 0.00: not exactly two figures were found</span></p>
 <div class="rows">{"".join(cells)}</div>"""
-
-
-def _picture(picture: Picture, comparison: Comparison) -> str:
-    height, width = picture.image.shape[:2]
-    boxes = ""
-    for x0, y0, x1, y1 in comparison.detections.xyxy.tolist():
-        place = f'x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"'
-        boxes += f'<rect class="under" {place}/><rect {place}/>'
-    pills = "".join(
-        f'<span class="pill {v.status}" title="{escape(v.text)}">{SIGNS[v.status]} {escape(v.token)} '
-        f"{v.share:.0%}</span>"
-        for v in comparison.verdicts
-    )
-    words = " ".join(verdict.text for verdict in comparison.verdicts)
-    overlay = f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{boxes}</svg>'
-    return (
-        f'<figure><div class="picture">{_image(picture.image, words)}{overlay}</div>'
-        f'<div class="result"><b>{comparison.score:.2f}</b>{pills}</div></figure>'
-    )
 
 
 def _reading(result: DemoResult, report: dict[str, Any]) -> str:
@@ -199,17 +160,3 @@ def _looks(result: DemoResult, i: int) -> str:
 
 def _plural(noun: str) -> str:
     return noun + ("es" if noun.endswith(("x", "s", "ch")) else "s")
-
-
-def _image(pixels: Tensor | np.ndarray[Any, Any], words: str, photo: bool = False) -> str:
-    """An ``<img>`` that holds its own bytes: JPEG for photos, else PNG, enlarged without blur."""
-    levels = pixels if isinstance(pixels, np.ndarray) else (pixels.numpy() * 255).round().astype(np.uint8)
-    buffer = io.BytesIO()
-    if photo:
-        Image.fromarray(levels).save(buffer, "JPEG", quality=88)
-    else:
-        Image.fromarray(levels).save(buffer, "PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    kind = "jpeg" if photo else "png"
-    crisp = "" if photo else ' class="crisp"'
-    return f'<img{crisp} src="data:image/{kind};base64,{data}" alt="{escape(words)}">'

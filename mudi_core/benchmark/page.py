@@ -1,0 +1,135 @@
+"""The benchmark as one HTML file: means with their intervals, matrices, and every picture beside its rivals'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import torch
+from torch import Tensor
+
+from ..demo.chart import Bar, bar_chart
+from ..demo.html import SIGNS, frame, scored
+from ..demo.statistics import interval
+from .results import Result, Results
+from .spec import METHODS, Cell, Spec
+from .table import Summary, paired, summary
+
+PICTURE_SIDE = 256
+"""Pixels: larger pictures are shown smaller, so that the page stays a file that can be sent."""
+
+
+def page(results: Results, done: Sequence[Result]) -> str:
+    """The whole page of all results."""
+    spec = results.spec
+    summaries = {method: summary([one for one in done if one.cell.method == method]) for method in spec.methods}
+    body = [
+        f"<h1>{escape(spec.name)}</h1>",
+        f'<p class="lead">{len(spec.methods)} methods on {len(spec.combos)} combos of subjects, {len(spec.prompts)} '
+        f"prompts and {spec.seeds} seeds each: {len(done)} pictures. All methods share the photos, the trainer, its "
+        "steps, the prompts and the noise.</p>",
+        _scores(spec, summaries),
+        _table(summaries),
+        _differences(spec, done),
+        _success(spec, done),
+    ]
+    body += [_combo(results, combo, [one for one in done if one.cell.combo == combo]) for combo in spec.combos]
+    return frame(f"{spec.name}: benchmark", "\n".join(body))
+
+
+def _scores(spec: Spec, summaries: Mapping[str, Summary]) -> str:
+    bars = {method: Bar(METHODS[method].title, one.mean, one.low, one.high) for method, one in summaries.items()}
+    return f"""<h2>Detect-and-Compare</h2>
+<div class="panel">{bar_chart(bars, "Mean Detect-and-Compare score")}</div>
+<p>Means over all pictures with their 95&nbsp;% bootstrap intervals. 1: everybody is there and as like their own photos,
+and as unlike the others', as the photos are. 0: a wrong number of figures. Below 0: identities stand in for each
+other.</p>"""
+
+
+def _table(summaries: Mapping[str, Summary]) -> str:
+    with_text = any(one.text_fidelity is not None for one in summaries.values())
+    rows = ""
+    for method, one in summaries.items():
+        fidelity = f"<td>{one.text_fidelity:.3f}</td>" if one.text_fidelity is not None else ""
+        rows += (
+            f"<tr><td>{METHODS[method].title}</td><td>{one.mean:.3f}</td><td>{one.low:.3f} to {one.high:.3f}</td>"
+            f"<td>{one.combos_low:.3f} to {one.combos_high:.3f}</td><td>{one.spectral:.3f}</td>"
+            f"<td>{one.success:.0%}</td><td>{one.right_count:.0%}</td>{fidelity}</tr>"
+        )
+    return f"""<table class="wide"><tr><th>method</th><th>D&amp;C</th><th>over pictures</th><th>over combos</th>
+<th>spectral</th><th>success</th><th>right count</th>{"<th>text fidelity</th>" if with_text else ""}</tr>{rows}</table>
+<p class="soft">The second interval draws whole combos, since pictures of one combo share subjects and LoRAs: it says
+how sure the mean is for other subjects. Success: everybody there once, as themselves.</p>"""
+
+
+def _differences(spec: Spec, done: Sequence[Result]) -> str:
+    best = spec.methods[-1]
+    rows = ""
+    for rival in spec.methods[:-1]:
+        values = paired(done, best, rival)
+        low, high = interval(values)
+        above = sum(value > 0 for value in values) / len(values)
+        rows += (
+            f"<tr><td>{METHODS[rival].title}</td><td>{sum(values) / len(values):+.3f}</td>"
+            f"<td>{low:+.3f} to {high:+.3f}</td><td>{above:.0%}</td></tr>"
+        )
+    if not rows:
+        return ""
+    return f"""<h2>{METHODS[best].title} against each, from the same noise</h2>
+<table class="wide"><tr><th>against</th><th>difference</th><th>95&nbsp;% interval</th><th>higher in</th></tr>
+{rows}</table>"""
+
+
+def _success(spec: Spec, done: Sequence[Result]) -> str:
+    charts = ""
+    for subjects in sorted({len(one.comparison.tokens) for one in done}):
+        bars = {}
+        for method in spec.methods:
+            one = summary([x for x in done if x.cell.method == method and len(x.comparison.tokens) == subjects])
+            bars[method] = Bar(METHODS[method].title, one.success, one.success_low, one.success_high)
+        charts += f'<h3>{subjects} subjects</h3><div class="panel">{bar_chart(bars, "Share of successes")}</div>'
+    return f"<h2>Success by the number of subjects</h2>{charts}"
+
+
+def _combo(results: Results, combo: str, done: Sequence[Result]) -> str:
+    spec = results.spec
+    columns = f'style="grid-template-columns: repeat({len(spec.methods)}, 1fr)"'
+    heads = "".join(f'<div class="head method-{method}">{METHODS[method].title}</div>' for method in spec.methods)
+    by_cell = {one.cell: one for one in done}
+    grids = ""
+    for number, prompt in enumerate(spec.prompts):
+        cells = heads
+        for seed in range(spec.seeds):
+            for method in spec.methods:
+                one = by_cell[Cell(combo, method, number, seed)]
+                cells += scored(results.image(one.cell), one.comparison, photo=True, side=PICTURE_SIDE)
+        grids += f'<h3><code>{escape(prompt)}</code></h3><div class="rows" {columns}>{cells}</div>'
+    return f"""<h2>{escape(combo)}</h2>
+{_matrices(spec, done)}
+<details><summary>{len(done)} pictures, a row for each seed</summary>
+<p class="legend">{"".join(f'<span class="pill {s}">{SIGNS[s]} {s}</span>' for s in SIGNS)}</p>{grids}</details>"""
+
+
+def _matrices(spec: Spec, done: Sequence[Result]) -> str:
+    """The references' similarities, and the mean ones of each method's pictures with a right count."""
+    first = done[0].comparison
+    shown = _matrix("the photos themselves", first.tokens, first.s_gt)
+    for method in spec.methods:
+        right = [one.comparison.s_dc for one in done if one.cell.method == method and one.comparison.count_is_right]
+        title = f"{METHODS[method].title}, {len(right)} pictures"
+        shown += _matrix(title, first.tokens, torch.stack(right).mean(0) if right else None)
+    return f'<div class="matrices">{shown}</div>'
+
+
+def _matrix(title: str, tokens: Sequence[str], values: Tensor | None) -> str:
+    if values is None:
+        return f"<figure><figcaption>{escape(title)}</figcaption></figure>"
+    head = "".join(f"<th>{escape(token)}</th>" for token in tokens)
+    rows = "".join(
+        f"<tr><th>{escape(token)}</th>"
+        + "".join(f'<td style="--share: {min(max(value, 0), 1):.2f}">{value:.2f}</td>' for value in row)
+        + "</tr>"
+        for token, row in zip(tokens, values.tolist(), strict=True)
+    )
+    shown = f'<table class="matrix"><tr><td></td>{head}</tr>{rows}</table>'
+    return f"<figure>{shown}<figcaption>{escape(title)}</figcaption></figure>"

@@ -1,0 +1,142 @@
+"""A benchmark's folder: each cell's picture and comparison are written once, whole, by whichever process has it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..photos import read_photo
+from ..types import Comparison, Detections, MudiError, Verdict
+from .spec import Cell, Spec
+
+SPEC = "spec.json"
+
+
+class OtherSpec(MudiError):
+    """A folder that holds the results of another benchmark."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What became of a cell."""
+
+    cell: Cell
+    comparison: Comparison
+    text_fidelity: float | None
+
+    @property
+    def success(self) -> bool:
+        """Every subject is there once, as itself, and nobody else."""
+        return self.comparison.count_is_right and all(v.status == "found" for v in self.comparison.verdicts)
+
+
+class Results:
+    """The folder. Raises `OtherSpec` when it holds results of a spec that differs in anything."""
+
+    def __init__(self, folder: Path, spec: Spec) -> None:
+        self.folder, self.spec = folder, spec
+        folder.mkdir(parents=True, exist_ok=True)
+        ours = json.loads(json.dumps(spec.as_json()))
+        if (folder / SPEC).is_file():
+            theirs = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+            differing = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+            if differing:
+                raise OtherSpec(
+                    f"{folder} holds results of another spec: {', '.join(differing)} differ(s). Choose another --out."
+                )
+        else:
+            write_whole(folder / SPEC, json.dumps(ours, indent=1) + "\n")
+
+    def is_done(self, cell: Cell) -> bool:
+        return self._path(cell, ".json").is_file()
+
+    def add(self, result: Result, image: Tensor) -> None:
+        """Keep a cell: first its picture, float ``[h, w, 3]``, then what makes it count."""
+        path = self._path(result.cell, ".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        Image.fromarray((image * 255).round().to(torch.uint8).numpy()).save(part, "PNG")
+        part.replace(path)
+        about = {"text_fidelity": result.text_fidelity, "comparison": _plain(result.comparison)}
+        write_whole(self._path(result.cell, ".json"), json.dumps(about) + "\n")
+
+    def read(self, cell: Cell) -> Result:
+        about = json.loads(self._path(cell, ".json").read_text(encoding="utf-8"))
+        return Result(cell, _comparison(about["comparison"]), about["text_fidelity"])
+
+    def image(self, cell: Cell) -> Tensor:
+        """Float ``[h, w, 3]``, 0..1."""
+        return read_photo(self._path(cell, ".png")).image
+
+    @contextmanager
+    def claimed(self, name: str, wait: bool = False) -> Iterator[bool]:
+        """Whether this process has the part of this name to itself, for as long as the block lasts.
+
+        The claim ends with its process, however that dies. ``wait``: until whoever has it lets go.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.folder / f".{name.replace('/', '.')}.lock")
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _path(self, cell: Cell, suffix: str) -> Path:
+        return self.folder / cell.combo / cell.method / f"{cell.prompt}-{cell.seed:03d}{suffix}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file appears under its name only when all of it is there."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    part.replace(path)
+
+
+def _plain(comparison: Comparison) -> dict[str, Any]:
+    found = comparison.detections
+    return {
+        "tokens": comparison.tokens,
+        "score": comparison.score,
+        "score_spectral": comparison.score_spectral,
+        "s_gt": comparison.s_gt.tolist(),
+        "s_dc": comparison.s_dc.tolist(),
+        "xyxy": found.xyxy.tolist(),
+        "confidence": found.confidence.tolist(),
+        "labels": found.labels,
+        "best_confidence": found.best_confidence,
+        "verdicts": [vars(verdict) for verdict in comparison.verdicts],
+    }
+
+
+def _comparison(plain: dict[str, Any]) -> Comparison:
+    tokens = tuple(plain["tokens"])
+    found = Detections(
+        torch.tensor(plain["xyxy"]).reshape(-1, 4),
+        torch.tensor(plain["confidence"]),
+        tuple(plain["labels"]),
+        plain["best_confidence"],
+    )
+    return Comparison(
+        tokens,
+        plain["score"],
+        plain["score_spectral"],
+        torch.tensor(plain["s_gt"]),
+        torch.tensor(plain["s_dc"]).reshape(-1, len(tokens)),
+        found,
+        tuple(Verdict(**verdict) for verdict in plain["verdicts"]),
+    )

@@ -1,0 +1,136 @@
+"""The benchmark's work: whatever is missing of the photos, LoRAs, pictures and scores, by any number of processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from .. import storage
+from ..backends import Detector, Embedder, TextScorer
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..compare import References, compare
+from ..cutouts import CutOuts, cut_outs
+from ..demo.job import draw_photos, prepare_photos
+from ..demo.settings import DemoSettings
+from ..fidelity import every_order, text_fidelity
+from ..generate import generate
+from ..mini.world import PAIRS
+from ..progress import Progress, silent
+from ..train.config import Precision
+from ..train.loop import train
+from ..train.lora import apply_lora, lora_metadata, save_lora
+from ..train.loss import NoiseSchedule
+from ..train.plan import make_plan
+from ..types import SubjectSet
+from .results import Result, Results
+from .spec import METHODS, BadSpec, Cell
+
+
+class Worker:
+    """One process of a benchmark. Any number may have one folder: none does what another has done or is doing."""
+
+    def __init__(
+        self,
+        results: Results,
+        detector: Detector,
+        embedder: Embedder,
+        text_scorer: TextScorer | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        progress: Progress = silent,
+    ) -> None:
+        self.results, self.spec = results, results.spec
+        self.detector, self.embedder, self.text_scorer = detector, embedder, text_scorer
+        self.device, self.dtype, self.progress = device, dtype, progress
+        for name, where in self.spec.combos.items():
+            if isinstance(where, int) and not 0 <= where < len(PAIRS):
+                raise BadSpec(f"Combo '{name}': there is no pair {where}; there are 0 to {len(PAIRS) - 1}.")
+
+    def run(self) -> None:
+        """Returns when every cell is there, whoever made it."""
+        while parts := self._open_parts():
+            idle = True
+            for name, cells in parts.items():
+                with self.results.claimed(name) as ours:
+                    if ours:
+                        self._work(name, [cell for cell in cells if not self.results.is_done(cell)])
+                        idle = False
+            if idle:
+                with self.results.claimed(next(iter(parts)), wait=True):
+                    pass
+
+    def _open_parts(self) -> dict[str, list[Cell]]:
+        """By LoRA, as "combo/training", the cells that it is still wanted for."""
+        parts: dict[str, list[Cell]] = {}
+        for cell in self.spec.cells():
+            if not self.results.is_done(cell):
+                parts.setdefault(f"{cell.combo}/{METHODS[cell.method].lora}", []).append(cell)
+        return parts
+
+    def _work(self, name: str, cells: list[Cell]) -> None:
+        if not cells:
+            return
+        subjects = self._subjects(cells[0].combo)
+        side = self._checkpoint.side
+        lora = self.results.folder / f"{name}.safetensors"
+        if not lora.is_file():
+            self._train(lora, cells[0], self.spec.told(cells[0], subjects))
+        cutouts = cut_outs(subjects, max_side=side)
+        references = References(subjects, self.embedder, self.spec.judges.cut_out)
+        with self.progress(f"pictures of {name}") as update, apply_lora(self._checkpoint.unet, lora):
+            for done, cell in enumerate(cells, 1):
+                self._picture(cell, subjects, cutouts, references)
+                update(done, len(cells))
+
+    def _picture(self, cell: Cell, subjects: SubjectSet, cutouts: CutOuts, references: References) -> None:
+        (picture,) = generate(self._checkpoint, cutouts, self.spec.generate_config(cell, subjects))
+        compared = compare(
+            picture.image, references, self.detector, self.embedder, threshold=self.spec.judges.threshold
+        )
+        fidelity = None
+        if self.text_scorer is not None:
+            texts = every_order(subjects, self.spec.prompts[cell.prompt])
+            fidelity = float(text_fidelity([picture.image], texts, self.text_scorer))
+        self.results.add(Result(cell, compared, fidelity), picture.image)
+
+    def _train(self, lora: Path, cell: Cell, subjects: SubjectSet) -> None:
+        base = self._checkpoint
+        precision: Precision = "bf16" if self.dtype == torch.bfloat16 else "fp32"
+        config = replace(self.spec.train_config(cell.method, base.side), precision=precision)
+        stopped = lora.with_suffix(".stopped.safetensors")
+        lora.parent.mkdir(parents=True, exist_ok=True)
+        with self.progress(f"training {cell.combo}/{lora.stem}") as update:
+            plan = make_plan(subjects, config, base.encode_image, base.encode_text)
+            trained = train(
+                base.unet,
+                plan,
+                config,
+                NoiseSchedule.of(base.scheduler, base.latent_scale),
+                lambda step, total, loss: update(step, total, f"loss {loss:.3f}"),
+                resume=stopped if stopped.is_file() else None,
+                checkpoint=stopped,
+            )
+        about = lora_metadata(config, subjects, base=base.name, plan_hash=plan.plan_hash, family=base.family)
+        save_lora(lora, trained.state, about)
+        stopped.unlink(missing_ok=True)
+
+    def _subjects(self, combo: str) -> SubjectSet:
+        """The combo's dataset; of a drawn pair, the photos are drawn and prepared by whoever needs them first."""
+        where = self.spec.combos[combo]
+        if isinstance(where, str):
+            return storage.read_subjects(Path(where))
+        place = self.results.folder / combo
+        with self.results.claimed(f"{combo}/photos", wait=True):
+            if not (place / "dataset").is_dir():
+                settings, pair = DemoSettings(), PAIRS[where]
+                folders = [draw_photos(place / "photos", spec, self.spec.seed, settings) for spec in pair]
+                with self.progress(f"cutting out {combo}") as update:
+                    storage.write_subjects(prepare_photos(folders, pair, settings, update), place / "dataset")
+        return storage.read_subjects(place / "dataset")
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        return open_checkpoint(self.spec.base, self.device, self.dtype)

@@ -1,0 +1,200 @@
+"""What a benchmark runs: combos of subjects, methods, prompts and seeds, read from a TOML file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..checkpoint import MINI
+from ..demo.settings import DemoSettings
+from ..generate import GenerateConfig
+from ..init_latent import default_gamma
+from ..layout import LayoutConfig
+from ..prompt import SUBJECTS, write_prompt
+from ..train.config import TrainConfig
+from ..types import MudiError, SubjectSet
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to make the pictures."""
+
+    title: str
+    lora: str
+    """Names the training: rivals of the same name share it."""
+    train: Mapping[str, Any]
+    """Settings of `TrainConfig` that make it what it is."""
+    with_start: bool = False
+    """From the subjects' cut-outs (paper section 4.2), not from plain noise."""
+    general: bool = False
+    """Subjects are called by the combo's general noun, not by their own class nouns (paper section 5)."""
+
+
+METHODS: dict[str, Rival] = {
+    "dreambooth": Rival("DreamBooth", "dreambooth", {"method": "dreambooth"}),
+    "cutmix": Rival("Cut-Mix", "cutmix", {"method": "cutmix"}),
+    "segmix": Rival("MuDI without start", "segmix", {"method": "segmix"}),
+    "general": Rival(
+        "MuDI without descriptive class", "segmix_general", {"method": "segmix"}, with_start=True, general=True
+    ),
+    "apart": Rival(
+        "MuDI without overlap",
+        "segmix_apart",
+        {"method": "segmix", "layout": LayoutConfig(max_overlap=0.0)},
+        with_start=True,
+    ),
+    "mudi": Rival("MuDI", "segmix", {"method": "segmix"}, with_start=True),
+}
+"""The rivals by the names that a spec calls them by. They share photos, steps, seeds and noise."""
+
+
+class BadSpec(MudiError):
+    """A spec that cannot be read, or that asks for what there is not."""
+
+
+class Cell(NamedTuple):
+    """One picture of the benchmark."""
+
+    combo: str
+    method: str
+    prompt: int
+    """Index into the spec's prompts."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Who scores the pictures: names of `backends`, and how they look."""
+
+    detector: str = "owlv2"
+    embedder: str = "dinov2"
+    threshold: float = 0.25
+    cut_out: bool = False
+    text_scorer: str = ""
+    """Empty: no text fidelity."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A benchmark. Paths of combos are absolute. Raises `BadSpec`."""
+
+    name: str
+    base: str
+    """ "mini", or an SDXL file or folder."""
+    combos: Mapping[str, str | int]
+    """By name a dataset folder, or the number of one of the toy world's pairs."""
+    methods: tuple[str, ...]
+    """Of `METHODS`; the report sets the last one against each of the others."""
+    prompts: tuple[str, ...]
+    """Each with {subjects} where they are named."""
+    seeds: int
+    """Pictures of each combo, method and prompt."""
+    seed: int = 0
+    """Of photos and training."""
+    general_nouns: Mapping[str, str] = field(default_factory=dict)
+    """By combo what all its subjects are ("animal"), for the method "general"."""
+    train: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `TrainConfig` that differ from the base model's usual ones."""
+    generate: Mapping[str, Any] = field(default_factory=dict)
+    """The same of `GenerateConfig`."""
+    judges: Judges = field(default_factory=Judges)
+
+    def __post_init__(self) -> None:
+        if not (self.combos and self.methods and self.prompts and self.seeds >= 1):
+            raise BadSpec(f"{self.name}: combos, methods and prompts need at least one entry, and seeds is 1 or more.")
+        for method in self.methods:
+            if method not in METHODS:
+                raise BadSpec(f"{self.name}: there is no method '{method}'; there are: {', '.join(METHODS)}.")
+        for prompt in self.prompts:
+            if SUBJECTS not in prompt:
+                raise BadSpec(f"{self.name}: the prompt '{prompt}' has no {SUBJECTS} where the subjects are named.")
+        for name in self.combos:
+            if not name or name.startswith(".") or any(letter in name for letter in "/\\:"):
+                raise BadSpec(f"{self.name}: '{name}' cannot be the name of a combo, since a folder is called so.")
+        nameless = sorted(self.combos.keys() - self.general_nouns.keys())
+        if nameless and any(METHODS[method].general for method in self.methods):
+            raise BadSpec(f"{self.name}: [general_nouns] does not say what the subjects of '{nameless[0]}' all are.")
+        _check_names(self.train, TrainConfig, ("method", "seed", "layout"), "train")
+        given = ("prompt", "count", "seed", "batch_size", "layout", "places", "arrangement", "poses")
+        _check_names(self.generate, GenerateConfig, given, "generate")
+
+    def cells(self) -> list[Cell]:
+        """Every picture, in the order of the spec."""
+        return [
+            Cell(combo, method, prompt, seed)
+            for combo in self.combos
+            for method in self.methods
+            for prompt in range(len(self.prompts))
+            for seed in range(self.seeds)
+        ]
+
+    def train_config(self, method: str, side: int) -> TrainConfig:
+        """How a method is trained; ``side``: of the base model's pictures, in pixels."""
+        usual = TrainConfig(seed=self.seed, resolution=side)
+        if self.base == MINI:
+            usual = DemoSettings().train_config("segmix", self.seed)
+        return replace(usual, **_tuples(self.train), **METHODS[method].train)
+
+    def generate_config(self, cell: Cell, subjects: SubjectSet) -> GenerateConfig:
+        """How a cell's one picture is made. Cells of one seed and combo start from the same noise and places."""
+        names = [subject.name for subject in self.told(cell, subjects)]
+        prompt = write_prompt(names, self.prompts[cell.prompt])
+        usual = GenerateConfig(prompt, gamma=default_gamma(len(subjects)))
+        if self.base == MINI:
+            usual = DemoSettings().generate_config(prompt, True, cell.seed)
+        config = replace(usual, count=1, seed=cell.seed, **_tuples(self.generate))
+        return config if METHODS[cell.method].with_start else replace(config, gamma=0.0)
+
+    def told(self, cell: Cell, subjects: SubjectSet) -> SubjectSet:
+        """The subjects as the cell's method calls them."""
+        if not METHODS[cell.method].general:
+            return subjects
+        noun = self.general_nouns[cell.combo]
+        return SubjectSet(tuple(replace(subject, class_noun=noun) for subject in subjects))
+
+    def as_json(self) -> dict[str, Any]:
+        """What a cell's result hangs on, and so not how many there are: methods and seeds may become more."""
+        others = ("name", "methods", "seeds", "judges")
+        return {**{k: v for k, v in vars(self).items() if k not in others}, "judges": vars(self.judges)}
+
+
+def read_spec(path: Path) -> Spec:
+    """Read a TOML file; folders are beside it unless their path is absolute. Raises `BadSpec`."""
+    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        given = toml.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadSpec(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadSpec(f"{path} is not TOML: {error}.") from error
+    known = {one.name for one in fields(Spec)}
+    for name in given:
+        if name not in known:
+            raise BadSpec(f"{path}: there is no '{name}'; there are: {', '.join(sorted(known))}.")
+    for name in ("base", "combos", "methods", "prompts", "seeds"):
+        if name not in given:
+            raise BadSpec(f"{path} does not say '{name}'.")
+    here = path.absolute().parent
+    judges = given.get("judges", {})
+    _check_names(judges, Judges, (), "judges")
+    usual = Judges("mini", "mini", DemoSettings().threshold, True) if given["base"] == MINI else Judges()
+    combos = {name: str(here / where) if isinstance(where, str) else where for name, where in given["combos"].items()}
+    base = given["base"] if given["base"] == MINI else str(here / given["base"])
+    lists = {name: tuple(given[name]) for name in ("methods", "prompts")}
+    rest = {"name": path.stem, **given, **lists, "combos": combos, "base": base, "judges": replace(usual, **judges)}
+    return Spec(**rest)
+
+
+def _check_names(given: Mapping[str, Any], config: type, fixed: tuple[str, ...], table: str) -> None:
+    names = [one.name for one in fields(config) if one.name not in fixed]
+    for name in given:
+        if name not in names:
+            raise BadSpec(f"[{table}] has no '{name}'; it has: {', '.join(names)}.")
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}

@@ -1,0 +1,117 @@
+"""A benchmark's numbers: a row for each picture, and what they say of each method."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..demo.statistics import interval
+from .results import Result
+
+STATUSES = ("found", "mixed", "missing", "duplicated")
+COLUMNS = (
+    *("combo", "method", "prompt", "seed", "subjects", "figures", "score", "score_spectral", "success"),
+    *STATUSES,
+    "text_fidelity",
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the pictures of one method say. Intervals are bootstraps of 95 %."""
+
+    count: int
+    mean: float
+    """Of the Detect-and-Compare score."""
+    low: float
+    high: float
+    """The mean's interval over pictures: how sure it is for these subjects and LoRAs."""
+    combos_low: float
+    combos_high: float
+    """The same over whole combos: how sure it is for other subjects; of few combos it is wide."""
+    spectral: float
+    success: float
+    """Share of the pictures in which everybody is there once, as themselves."""
+    success_low: float
+    success_high: float
+    right_count: float
+    text_fidelity: float | None
+
+
+def table(results: Sequence[Result]) -> str:
+    """CSV with `COLUMNS`, a row for each result."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for result in results:
+        compared, statuses = result.comparison, [verdict.status for verdict in result.comparison.verdicts]
+        fidelity = "" if result.text_fidelity is None else f"{result.text_fidelity:.6f}"
+        writer.writerow(
+            [
+                *result.cell,
+                len(compared.tokens),
+                len(compared.detections),
+                f"{compared.score:.6f}",
+                f"{compared.score_spectral:.6f}",
+                int(result.success),
+                *(statuses.count(status) for status in STATUSES),
+                fidelity,
+            ]
+        )
+    return text.getvalue()
+
+
+def summary(results: Sequence[Result]) -> Summary:
+    """Of the results of one method. At least one is there."""
+    scores = [result.comparison.score for result in results]
+    successes = [float(result.success) for result in results]
+    low, high = interval(scores)
+    success_low, success_high = interval(successes)
+    combos_low, combos_high = clustered_interval(results, lambda result: result.comparison.score)
+    fidelities = [result.text_fidelity for result in results if result.text_fidelity is not None]
+    return Summary(
+        count=len(results),
+        mean=float(np.mean(scores)),
+        low=low,
+        high=high,
+        combos_low=combos_low,
+        combos_high=combos_high,
+        spectral=float(np.mean([result.comparison.score_spectral for result in results])),
+        success=float(np.mean(successes)),
+        success_low=success_low,
+        success_high=success_high,
+        right_count=float(np.mean([result.comparison.count_is_right for result in results])),
+        text_fidelity=float(np.mean(fidelities)) if fidelities else None,
+    )
+
+
+def clustered_interval(
+    results: Sequence[Result], value: Callable[[Result], float], draws: int = 10_000
+) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean, drawing whole combos: their pictures share subjects and LoRAs."""
+    by_combo: dict[str, list[float]] = {}
+    for result in results:
+        by_combo.setdefault(result.cell.combo, []).append(value(result))
+    groups, rng = list(by_combo.values()), random.Random(0)
+    sums, counts = [sum(group) for group in groups], [len(group) for group in groups]
+    means = []
+    for _ in range(draws):
+        drawn = rng.choices(range(len(groups)), k=len(groups))
+        means.append(sum(sums[i] for i in drawn) / sum(counts[i] for i in drawn))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def paired(results: Sequence[Result], method: str, rival: str) -> list[float]:
+    """How much higher the method scores than the rival from the same noise, picture by picture."""
+    scores = {result.cell: result.comparison.score for result in results}
+    return [
+        score - scores[cell._replace(method=rival)]
+        for cell, score in scores.items()
+        if cell.method == method and cell._replace(method=rival) in scores
+    ]

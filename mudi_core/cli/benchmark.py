@@ -1,0 +1,89 @@
+"""`benchmark`: rival methods on the same subjects, prompts, seeds and noise."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .options import (
+    add_command,
+    add_device,
+    add_precision,
+    add_weights,
+    device,
+    load_detector,
+    load_embedder,
+    load_text_scorer,
+    precision,
+)
+from .talk import Answer, Talk
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "benchmark",
+        run,
+        summary="compare training methods on the same subjects, prompts and noise",
+        description="Trains what is missing, makes and scores every picture that a spec names, and writes results.csv "
+        "and report.html. Stopped or killed, the same command goes on; nothing is done twice, also when the spec has "
+        "got more methods or seeds. Several processes may work on one folder: start the command several times, or once "
+        "with accelerate launch -m mudi_core benchmark ...",
+        example="python -m mudi_core benchmark benchmarks/embedded.toml --out benchmark-out",
+    )
+    parser.add_argument(
+        "spec", type=Path, metavar="SPEC", help="a TOML file: combos, methods, prompts, seeds, settings"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of LoRAs, pictures, scores, table and report"
+    )
+    add_weights(parser)
+    add_precision(parser)
+    add_device(parser)
+
+
+def run(args: argparse.Namespace, talk: Talk) -> Answer | None:
+    import torch
+
+    from ..benchmark.page import page
+    from ..benchmark.results import Results, write_whole
+    from ..benchmark.run import Worker
+    from ..benchmark.spec import METHODS, read_spec
+    from ..benchmark.table import summary, table
+    from ..train.team import local_rank, team_size
+
+    spec = read_spec(args.spec)
+    args.base, judges = spec.base, spec.judges
+    args.detector, args.embedder, args.text_scorer = judges.detector, judges.embedder, judges.text_scorer
+    leads = os.environ.get("RANK", "0") == "0"
+    talk = talk if leads else Talk(silent=True)
+    talk.kept = f"What is done stays in {args.out}; the same command goes on from there."
+    results = Results(args.out, spec)
+    on = device(args)
+    if on.type == "cuda" and team_size() > 1:
+        on = torch.device("cuda", local_rank())
+    worker = Worker(
+        results,
+        load_detector(args, on, talk),
+        load_embedder(args, on, talk),
+        load_text_scorer(args, on, talk) if args.text_scorer else None,
+        on,
+        torch.bfloat16 if precision(args, on) == "bf16" else torch.float32,
+        talk.progress,
+    )
+    worker.run()
+    if not leads:
+        return None
+    done = [results.read(cell) for cell in spec.cells()]
+    write_whole(args.out / "results.csv", table(done))
+    write_whole(args.out / "report.html", page(results, done))
+    summaries = {method: summary([one for one in done if one.cell.method == method]) for method in spec.methods}
+    lines = [f"{'D&C':>7}  {'95 % interval':18}{'success':>8}  method, of {len(done)} pictures"]
+    for method, one in summaries.items():
+        bounds = f"{one.low:.3f} to {one.high:.3f}"
+        lines.append(f"{one.mean:7.3f}  {bounds:18}{one.success:>8.0%}  {METHODS[method].title}")
+    lines.append(f"Open {args.out / 'report.html'}; a row for each picture is in results.csv.")
+    return Answer("\n".join(lines), {"pictures": len(done), "methods": {m: asdict(s) for m, s in summaries.items()}})

@@ -1,0 +1,340 @@
+"""The benchmark: a spec becomes cells, each done once by whoever comes first, and they become a table and a page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mudi_core.benchmark import run as work
+from mudi_core.benchmark.results import OtherSpec, Result, Results
+from mudi_core.benchmark.run import Worker
+from mudi_core.benchmark.spec import METHODS, BadSpec, Cell, Spec, read_spec
+from mudi_core.benchmark.table import COLUMNS, clustered_interval, paired, summary, table
+from mudi_core.cli import main
+from mudi_core.demo.chart import Bar, bar_chart
+from mudi_core.mini import eyes
+from mudi_core.types import Comparison, Detections, SubjectSet, Verdict
+
+SPECS = Path(__file__).parent.parent / "benchmarks"
+FAST = """
+base = "mini"
+methods = ["dreambooth", "segmix", "mudi"]
+prompts = ["{subjects} <at> sea"]
+seeds = 2
+[combos]
+cats = "DATASET"
+[train]
+steps = 1
+rank = 2
+batch_size = 1
+resolution = 64
+max_composites = 2
+crops_per_photo = 1
+[generate]
+steps = 1
+size = [64, 64]
+"""
+
+
+@pytest.fixture
+def spec_file(drawn_dataset: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(FAST.replace("DATASET", str(drawn_dataset)))
+    return path
+
+
+def worker(spec: Spec, folder: Path) -> Worker:
+    return Worker(Results(folder, spec), eyes.mini_detector(), eyes.mini_embedder())
+
+
+def result(combo: str, method: str, seed: int, score: float, found: int = 2, fidelity: float | None = None) -> Result:
+    boxes = Detections(torch.rand(found, 4), torch.ones(found), ("cat",) * found, 0.9)
+    verdicts = tuple(
+        Verdict(token, "found" if i < found else "missing", 0.9, f"{token} & co")
+        for i, token in enumerate(("olis", "hta"))
+    )
+    s_gt = torch.eye(2)
+    compared = Comparison(("olis", "hta"), score, score / 2, s_gt, torch.rand(found, 2), boxes, verdicts)
+    return Result(Cell(combo, method, 0, seed), compared, fidelity)
+
+
+@pytest.mark.parametrize(("name", "cells"), [("embedded", 6 * 4 * 4 * 16), ("paper", 8 * 5 * 5 * 10)])
+def test_the_specs_that_ship_are_whole(name: str, cells: int) -> None:
+    spec = read_spec(SPECS / f"{name}.toml")
+    assert len(spec.cells()) == cells == len(set(spec.cells()))
+    for method in spec.methods:
+        assert spec.train_config(method, 1024).steps == spec.train_config("mudi", 1024).steps
+    assert spec.methods[-1] == "mudi"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('base = "mini"', ""), "does not say 'base'"),
+        (('base = "mini"', 'base = "mini'), "is not TOML"),
+        (('"mudi"', '"magic"'), "no method 'magic'"),
+        (("seeds = 2", "seeds = 0"), "seeds is 1 or more"),
+        (("seeds = 2", "seeds = 2\nspeed = 3"), "no 'speed'"),
+        (("{subjects}", "cats"), "has no {subjects}"),
+        (("rank = 2", "ranks = 2"), r"\[train\] has no 'ranks'"),
+        (("rank = 2", 'method = "cutmix"'), r"\[train\] has no 'method'"),
+        (("\nsize = ", "\nsizes = "), r"\[generate\] has no 'sizes'"),
+        (("cats = ", '"../cats" = '), "cannot be the name of a combo"),
+        (("[train]", "[judges]\nmood = 1\n[train]"), r"\[judges\] has no 'mood'"),
+    ],
+)
+def test_a_spec_with_a_mistake_is_told_in_a_sentence(change: tuple[str, str], words: str, spec_file: Path) -> None:
+    spec_file.write_text(spec_file.read_text().replace(*change))
+    with pytest.raises(BadSpec, match=words):
+        read_spec(spec_file)
+
+
+def test_a_spec_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BadSpec, match=r"gone.toml cannot be read"):
+        read_spec(tmp_path / "gone.toml")
+
+
+def test_rivals_share_steps_seed_and_noise(drawn_subjects: SubjectSet) -> None:
+    small = read_spec(SPECS / "embedded.toml")
+    spec = replace(small, methods=tuple(METHODS), general_nouns=dict.fromkeys(small.combos, "animal"))
+    trained = [spec.train_config(method, 192) for method in METHODS]
+    assert len({(config.steps, config.seed, config.rank, config.learning_rate) for config in trained}) == 1
+    overlaps = {method: config.layout.max_overlap for method, config in zip(METHODS, trained, strict=True)}
+    assert [method for method, overlap in overlaps.items() if overlap != 0.2] == ["apart"] and overlaps["apart"] == 0
+    made = {method: spec.generate_config(Cell("cats", method, 1, 7), drawn_subjects) for method in METHODS}
+    assert {(config.seed, config.steps, config.guidance, config.count) for config in made.values()} == {(7, 20, 5.0, 1)}
+    assert {method for method, config in made.items() if config.gamma > 0} == {"apart", "general", "mudi"}
+    assert len({method.lora for method in METHODS.values()}) == len(METHODS) - 1
+    assert METHODS["segmix"].lora == METHODS["mudi"].lora
+
+
+def test_only_the_method_without_descriptive_class_calls_subjects_otherwise(drawn_subjects: SubjectSet) -> None:
+    small = read_spec(SPECS / "embedded.toml")
+    with pytest.raises(BadSpec, match="does not say what the subjects of 'bears' all are"):
+        replace(small, methods=("general",))
+    spec = replace(small, methods=tuple(METHODS), general_nouns=dict.fromkeys(small.combos, "animal"))
+    for method in METHODS:
+        noun = "animal" if method == "general" else "cat"
+        cell = Cell("cats", method, 1, 0)
+        assert (
+            spec.generate_config(cell, drawn_subjects).prompt == f"a photo of olis {noun} and hta {noun} in the meadow"
+        )
+        assert {subject.class_noun for subject in spec.told(cell, drawn_subjects)} == {noun}
+
+
+def test_a_cell_is_read_as_it_was_written(spec_file: Path, tmp_path: Path) -> None:
+    results = Results(tmp_path / "out", read_spec(spec_file))
+    for one in (result("cats", "mudi", 0, 0.5, fidelity=0.2), result("cats", "mudi", 1, 0.0, found=0)):
+        assert not results.is_done(one.cell)
+        image = (torch.rand(64, 64, 3) * 255).round() / 255
+        results.add(one, image)
+        assert results.is_done(one.cell) and torch.allclose(results.image(one.cell), image)
+        again = results.read(one.cell)
+        assert (again.cell, again.text_fidelity, again.success) == (one.cell, one.text_fidelity, one.success)
+        ours, theirs = one.comparison, again.comparison
+        assert (ours.tokens, ours.score, ours.verdicts) == (theirs.tokens, theirs.score, theirs.verdicts)
+        assert torch.equal(ours.s_dc, theirs.s_dc) and torch.equal(ours.detections.xyxy, theirs.detections.xyxy)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_results_of_another_spec_are_refused(spec_file: Path, tmp_path: Path) -> None:
+    spec = read_spec(spec_file)
+    Results(tmp_path / "out", spec)
+    Results(tmp_path / "out", spec)
+    Results(tmp_path / "out", replace(spec, name="more", seeds=3, methods=("mudi", "cutmix")))
+    with pytest.raises(OtherSpec, match="another spec: prompts, seed differ"):
+        Results(tmp_path / "out", replace(spec, seed=3, prompts=("{subjects}",)))
+
+
+def test_a_claim_keeps_others_out_and_ends_with_its_process(spec_file: Path, tmp_path: Path) -> None:
+    results = Results(tmp_path / "out", read_spec(spec_file))
+    with results.claimed("cats/segmix") as ours, results.claimed("cats/segmix") as theirs:
+        assert ours and not theirs
+    script = f"""
+import sys, time
+from filelock import FileLock
+lock = FileLock({str(tmp_path / "out" / ".cats.segmix.lock")!r})
+lock.acquire()
+print("claimed", flush=True)
+time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "claimed\n"
+    with results.claimed("cats/segmix") as ours:
+        assert not ours
+    other.kill()
+    other.wait()
+    with results.claimed("cats/segmix", wait=True) as ours:
+        assert ours
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often LoRAs were trained and pictures made."""
+    done: Counter[str] = Counter()
+    train, generate = work.train, work.generate
+
+    def counted_train(*about: Any, **more: Any) -> Any:
+        done["trained"] += 1
+        return train(*about, **more)
+
+    def counted_generate(*about: Any) -> Iterator[Any]:
+        done["pictures"] += 1
+        if done["pictures"] == done["killed at"]:
+            raise MemoryError
+        return generate(*about)
+
+    monkeypatch.setattr(work, "train", counted_train)
+    monkeypatch.setattr(work, "generate", counted_generate)
+    return done
+
+
+def test_what_was_killed_goes_on_and_nothing_is_done_twice(
+    random_mini: None, spec_file: Path, tmp_path: Path, counted: Counter[str]
+) -> None:
+    spec = read_spec(spec_file)
+    worker(spec, tmp_path / "whole").run()
+    assert (counted["trained"], counted["pictures"]) == (2, 6)  # Seg-Mix and MuDI share a LoRA
+
+    counted.clear()
+    counted["killed at"] = 4
+    with pytest.raises(MemoryError):
+        worker(spec, tmp_path / "out").run()
+    worker(spec, tmp_path / "out").run()
+    assert (counted["trained"], counted["pictures"]) == (2, 6 + 1)
+    worker(spec, tmp_path / "out").run()
+    assert (counted["trained"], counted["pictures"]) == (2, 6 + 1)
+
+    whole, out = (Results(tmp_path / name, spec) for name in ("whole", "out"))
+    for cell in spec.cells():
+        assert torch.equal(whole.image(cell), out.image(cell))
+        assert whole.read(cell).comparison.score == out.read(cell).comparison.score
+
+
+def test_one_worker_waits_for_what_another_has(
+    random_mini: None, spec_file: Path, tmp_path: Path, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other dies with half its part done: the one that waited does the rest."""
+    spec = read_spec(spec_file)
+    results = Results(tmp_path / "out", spec)
+    claimed, waited = Results.claimed, []
+
+    def busy(self: Results, name: str, wait: bool = False) -> Any:
+        if wait:
+            waited.append(name)
+        if name == "cats/dreambooth" and not waited:
+            return claimed_by_another()
+        return claimed(self, name, wait)
+
+    from contextlib import contextmanager
+
+    @contextmanager
+    def claimed_by_another() -> Iterator[bool]:
+        yield False
+
+    monkeypatch.setattr(Results, "claimed", busy)
+    Worker(results, eyes.mini_detector(), eyes.mini_embedder()).run()
+    assert waited == ["cats/dreambooth"] and all(results.is_done(cell) for cell in spec.cells())
+    assert counted["pictures"] == 6
+
+
+def test_pairs_of_the_toy_world_are_drawn_and_cut_out(mini_weights: None, spec_file: Path, tmp_path: Path) -> None:
+    spec = replace(read_spec(spec_file), combos={"bears": 1}, methods=("dreambooth",), seeds=1)
+    one = worker(spec, tmp_path / "out")
+    one.run()
+    compared = one.results.read(Cell("bears", "dreambooth", 0, 0)).comparison
+    assert compared.tokens == ("olis", "hta")
+    assert len(list((tmp_path / "out" / "bears" / "photos").rglob("*.jpg"))) == 10
+    with pytest.raises(BadSpec, match="there is no pair 99"):
+        worker(replace(spec, combos={"bears": 99}), tmp_path / "other")
+
+
+def test_the_command_writes_table_and_page(
+    random_mini: None, spec_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["benchmark", str(spec_file), "--out", str(out), "--device", "cpu", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["pictures"] == 6 and set(answer["methods"]) == {"dreambooth", "segmix", "mudi"}
+    rows = list(csv.DictReader((out / "results.csv").open(encoding="utf-8")))
+    assert len(rows) == 6 and tuple(rows[0]) == COLUMNS
+    for method, numbers in answer["methods"].items():
+        scores = [float(row["score"]) for row in rows if row["method"] == method]
+        assert numbers["mean"] == pytest.approx(sum(scores) / 2, abs=1e-5)
+    text = (out / "report.html").read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == [] and tags.images == 6
+    assert all(link.startswith("data:image/") for link in tags.links)
+    assert "&lt;at&gt;" in text and "<at>" not in text and "script" not in text
+    assert main(["benchmark", str(spec_file), "--out", str(out), "--device", "cpu"]) == 0
+    spec_file.write_text(spec_file.read_text().replace("rank = 2", "rank = 3"))
+    assert main(["benchmark", str(spec_file), "--out", str(out), "--device", "cpu"]) == 1
+    assert "results of another spec: train differ" in capsys.readouterr().err
+
+
+class Tags(HTMLParser):
+    """Checks that tags nest, and collects what a page refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.images = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "xlink:href")]
+        self.images += tag == "img"
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_a_summary_counts_what_the_pictures_say() -> None:
+    done = [result("a", "mudi", 0, 1.0, fidelity=0.3), result("a", "mudi", 1, 0.0, found=1, fidelity=0.1)]
+    one = summary(done)
+    assert (one.count, one.mean, one.spectral, one.success, one.right_count) == (2, 0.5, 0.25, 0.5, 0.5)
+    assert one.low == 0 and one.high == 1 and one.text_fidelity == pytest.approx(0.2)
+    assert summary([result("a", "mudi", 0, 1.0)]).text_fidelity is None
+    assert table(done).splitlines()[1:] == [
+        "a,mudi,0,0,2,2,1.000000,0.500000,1,2,0,0,0,0.300000",
+        "a,mudi,0,1,2,1,0.000000,0.000000,0,1,0,1,0,0.100000",
+    ]
+
+
+def test_an_interval_over_combos_is_as_wide_as_the_combos_differ() -> None:
+    alike = [result(combo, "mudi", seed, seed / 10) for combo in "abcd" for seed in range(10)]
+    apart = [result(combo, "mudi", seed, "abcd".index(combo) / 3) for combo in "abcd" for seed in range(10)]
+    score = [clustered_interval(done, lambda one: one.comparison.score, 500) for done in (alike, apart)]
+    assert score[0] == pytest.approx((0.45, 0.45))
+    assert score[1][0] < 0.3 and score[1][1] > 0.7
+
+
+def test_differences_are_taken_from_the_same_noise() -> None:
+    done = [result("a", method, seed, seed + (method == "mudi")) for method in ("mudi", "cutmix") for seed in range(3)]
+    assert paired(done, "mudi", "cutmix") == [1, 1, 1]
+    assert paired(done[:4], "mudi", "cutmix") == [1]
+
+
+def test_bars_reach_from_zero_to_their_means() -> None:
+    drawn = bar_chart({"mudi": Bar("MuDI", 0.5, 0.4, 0.6), "cutmix": Bar("Cut-Mix", -0.3, -0.5, -0.1)}, "scores")
+    assert 'aria-label="scores: MuDI 0.50 (0.40 to 0.60), Cut-Mix -0.30 (-0.50 to -0.10)"' in drawn
+    bars = [line for line in drawn.splitlines() if 'class="bar"' in line]
+    left, width = ([float(line.split(f'{key}="')[1].split('"')[0]) for line in bars] for key in ("x", "width"))
+    assert left[1] + width[1] == pytest.approx(left[0], abs=0.2) and width[0] > width[1] > 0
