@@ -116,6 +116,14 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                     max=100_000,
                     tooltip="Steps between two savings of the LoRA so far, each a file of its own. 0: only at the end.",
                 ),
+                io.Int.Input(
+                    "resolution",
+                    default=0,
+                    min=0,
+                    max=2048,
+                    step=64,
+                    tooltip="Pixels of a side of the training images, in place of the preset's. 0: the preset's.",
+                ),
                 io.Combo.Input(
                     "start_from",
                     options=host.loras(),
@@ -140,6 +148,7 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
         kl_weight: float,
         buckets: bool,
         save_every: int,
+        resolution: int,
         start_from: str,
     ) -> io.NodeOutput:
         host.check_choice("learning", learning, LEARNING)
@@ -158,6 +167,8 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
             "buckets": buckets,
             "save_every": save_every,
         }
+        if resolution:
+            values["resolution"] = resolution
         if learning in PRESETS:
             values |= {name: getattr(TrainConfig, name) for name in _DECIDED} | PRESETS[learning]
             if optimizer == "prodigy":  # the presets' rates are AdamW's

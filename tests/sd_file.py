@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from sdxl_file import PARTS
+from sdxl_file import PARTS, random_values
 from torch import Tensor
 
 from mudi_core import sd
@@ -54,6 +54,27 @@ def write_single_sd(folder: Path, path: Path, version: str, changed: dict[str, T
             for new, tensor in _rename(name, version, key, value, part):
                 state[new] = tensor.contiguous()
     save_file({**state, **(changed or {})}, path)
+
+
+def full_size_sd15(path: Path) -> None:
+    """A file of SD 1.5's true size, in bfloat16."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    configs = sd.CONFIGS / "v1"
+    with torch.device("meta"):
+        models = {
+            "unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(configs / "unet")),
+            "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(configs / "vae")),
+            "text_encoder": CLIPTextModel(CLIPTextConfig.from_pretrained(configs / "text_encoder")),
+        }
+    state: dict[str, Tensor] = {}
+    for name, model in models.items():
+        values = random_values(model)
+        for key, value in values.items():
+            for new, tensor in _rename(name, "v1", key, value, values):
+                state[new] = tensor.contiguous()
+    save_file(state, path)
 
 
 def _rename(name: str, version: str, key: str, value: Tensor, part: dict[str, Tensor]) -> list[tuple[str, Any]]:

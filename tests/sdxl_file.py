@@ -58,7 +58,7 @@ def write_single_file(folder: Path, path: Path) -> None:
 
 
 def full_size_sdxl(path: Path) -> None:
-    """A file of the true size: weights drawn from one small pool, so that it is written in a minute."""
+    """A file of the true size, in bfloat16."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -71,20 +71,26 @@ def full_size_sdxl(path: Path) -> None:
                 CLIPTextConfig.from_pretrained(sdxl.CONFIGS / "text_encoder_2")
             ),
         }
-    pool = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).bfloat16()
     state: dict[str, Tensor] = {}
     for name, model in models.items():
-        values = {}
-        for key, like in model.state_dict().items():
-            if like.ndim < 2:
-                values[key] = torch.full(like.shape, float(key.endswith("weight")), dtype=torch.bfloat16)
-            else:
-                flat = pool.repeat(-(-like.numel() // pool.numel()))[: like.numel()]
-                values[key] = (flat / (like.numel() / like.shape[0]) ** 0.5).reshape(like.shape)
+        values = random_values(model)
         for key, value in values.items():
             for new, tensor in PARTS[name](key, value, values):
                 state[new] = tensor.contiguous()
     save_file(state, path)
+
+
+def random_values(model: torch.nn.Module) -> dict[str, Tensor]:
+    """What a model on "meta" might hold, in bfloat16; from one small pool, so that billions are there in a minute."""
+    pool = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    values = {}
+    for key, like in model.state_dict().items():
+        if like.ndim < 2:
+            values[key] = torch.full(like.shape, float(key.endswith("weight")), dtype=torch.bfloat16)
+        else:
+            flat = pool.repeat(-(-like.numel() // pool.numel()))[: like.numel()]
+            values[key] = (flat / (like.numel() / like.shape[0]) ** 0.5).reshape(like.shape)
+    return values
 
 
 def _unet(key: str, value: Tensor, part: dict[str, Tensor]) -> list[tuple[str, Tensor]]:

@@ -228,28 +228,3 @@ def test_the_real_configurations_are_sdxls() -> None:
     attention = [layer for name, layer in unet.named_modules() if name.endswith(("to_q", "to_k", "to_v", "to_out.0"))]
     lora = sum(32 * (layer.in_features + layer.out_features) for layer in attention)
     assert round(lora / 1e6, 1) == 46.4
-
-
-@pytest.mark.full_size
-def test_a_full_size_file_trains_one_step(tmp_path: Path) -> None:
-    """A single file of SDXL's true size with random weights: 6.9 GB on disk, about 12 GB of memory, some minutes."""
-    from sdxl_file import full_size_sdxl
-
-    from mudi_core.train.config import TrainConfig
-    from mudi_core.train.loop import train
-    from mudi_core.train.loss import NoiseSchedule
-    from mudi_core.train.plan import make_plan
-    from mudi_core.types import Photo, Subject, SubjectSet
-
-    path = tmp_path / "full.safetensors"
-    full_size_sdxl(path)
-    checkpoint = open_checkpoint(path, dtype=torch.bfloat16)
-    assert checkpoint.side == 1024
-    photo, mask = Photo("a.png", torch.rand(256, 256, 3)), torch.ones(256, 256)
-    subjects = SubjectSet(tuple(Subject(token, "dog", (photo,), (mask,)) for token in ("olis", "hta")))
-    config = TrainConfig(steps=1, batch_size=1, resolution=256, precision="bf16", dco_beta=0, rank=32)
-    plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.encode_text)
-    checkpoint.release_encoders()
-    schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
-    result = train(checkpoint.unet, plan, config, schedule)
-    assert len(result.state) == 3 * 560

@@ -77,6 +77,7 @@ EVERYTHING: Graph = {
         kl_weight=0.0,
         buckets=False,
         save_every=0,
+        resolution=0,
         start_from="none",
     ),
     "prompt": node(
