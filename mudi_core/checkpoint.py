@@ -149,6 +149,12 @@ class Checkpoint:
             add_watermarker=False,
         )
 
+    def move_encoders(self, device: torch.device) -> None:
+        """Take the VAE and the text encoders to a device: off the card, say, until pictures are wanted again."""
+        parts = self._encoders()
+        for model in (parts.vae, *parts.text_encoders):
+            model.to(device)
+
     def release_encoders(self) -> None:
         """Let the VAE and the text encoders go: training needs them no more once its plan is made."""
         self._parts = None

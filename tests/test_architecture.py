@@ -26,6 +26,7 @@ FLOORS = (
     ("subjects", "storage", "init_latent", "compare", "fidelity", "train"),
     ("checkpoint",),
     ("generate",),
+    ("previews",),
     ("demo",),
     ("benchmark",),
     ("cli",),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from mudi_core import storage
 from mudi_core.cli import main, parser
 from mudi_core.cli.settings import CHOICES, SETTINGS, SWITCHES, train_config
 from mudi_core.storage import write_subjects
@@ -116,6 +117,44 @@ def test_savings_on_the_way_and_a_start_from_one_of_them(
     assert "made from another LoRA to start from" in capsys.readouterr().err
     assert main(command(drawn_dataset, tmp_path / "x.safetensors", "--start-from", str(tmp_path / "gone"))) == 1
     assert "There is no file" in capsys.readouterr().err
+
+
+def test_previews_are_scored_and_the_best_lora_stays_beside_the_last(
+    mini_weights: None, drawn_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, logs = tmp_path / "l.safetensors", tmp_path / "logs"
+    looks = ("--preview-every", "2", "--preview-count", "1", "--log-every", "2", "--tensorboard", str(logs))
+    assert main(command(drawn_dataset, out, "--json", *looks)) == 0
+    said = capsys.readouterr()
+    best = json.loads(said.out)["best"]
+    assert best["step"] in (2, 3) and best["lora"] == str(tmp_path / "l-best.safetensors")
+    about = load_lora(Path(best["lora"]))[1]
+    assert (int(about["ss_steps"]), float(about["mudi_score"])) == (best["step"], best["score"])
+    pictures = {path.name: storage.read_photo(path).image for path in (tmp_path / "l-previews").iterdir()}
+    assert sorted(pictures) == [f"00000{step}-{start}-0.png" for step in (2, 3) for start in ("mudi", "plain")]
+    assert not torch.equal(pictures["000002-mudi-0.png"], pictures["000002-plain-0.png"])
+    assert not torch.equal(pictures["000002-mudi-0.png"], pictures["000003-mudi-0.png"])
+    assert "step 2 of 3: loss 0." in said.err and "s a step, 0 min" in said.err
+    assert "step 2: Detect-and-Compare plain start" in said.err and "the best so far" in said.err
+    plain = tmp_path / "plain.safetensors"
+    assert main(command(drawn_dataset, plain)) == 0
+    with_looks, without = load_lora(out)[0], load_lora(plain)[0]
+    assert all(torch.equal(with_looks[key], value) for key, value in without.items())
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    written = EventAccumulator(str(logs)).Reload()
+    assert [event.step for event in written.Scalars("loss")] == [1, 2, 3]
+    assert [event.step for event in written.Scalars("Detect-and-Compare/mudi")] == [2, 3]
+    assert written.Tags()["images"] == ["plain/0", "mudi/0"]
+
+
+def test_without_tensorboard_it_is_said_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main(command(tmp_path / "nothing", tmp_path / "l.safetensors", "--tensorboard", str(tmp_path))) == 1
+    assert "pip install tensorboard" in capsys.readouterr().err
 
 
 def test_two_processes_make_the_lora_of_one_with_twice_the_accumulation(

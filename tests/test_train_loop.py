@@ -14,6 +14,7 @@ import torch
 from tiny_sdxl import CONTEXT, POOLED, predict, tiny_unet
 from torch import Tensor
 
+from mudi_core.train.best import BestLora
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.loop import BadRun, Interrupted, NonFiniteLoss, OutOfMemory, TrainResult, train
 from mudi_core.train.lora import Adapter, BadLora, LoraState, apply_lora, load_lora, save_lora
@@ -404,6 +405,63 @@ def test_every_so_often_the_lora_is_given_out_and_the_run_kept(unet: Any, tmp_pa
     assert not torch.equal(up(given[0][1]), up(given[1][1])) and not torch.equal(up(given[1][1]), up(result.state))
     # The machine may have been switched off: the last saving goes on to the same end.
     assert same(train(unet, plan_for(config), config, SCHEDULE, resume=file), result)
+
+
+def test_a_preview_samples_the_lora_of_its_step_and_disturbs_nothing(unet: Any, tmp_path: Path) -> None:
+    config = replace(CONFIG, preview_every=2)
+    seen: dict[int, Tensor] = {}
+
+    def look(step: int, state: LoraState) -> None:
+        assert not unet.training and not torch.is_grad_enabled()
+        seen[step] = predict(unet)
+        torch.manual_seed(step)
+        with apply_lora(tiny_unet(), state) as adapter:
+            assert torch.allclose(predict(adapter.unet), seen[step], atol=1e-6)
+
+    result = train(unet, plan_for(config), config, SCHEDULE, on_preview=look)
+    assert list(seen) == [2, 4, 5] and not torch.equal(seen[2], seen[4])
+    assert same(result, train(unet, plan_for(CONFIG), CONFIG, SCHEDULE))
+    train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, on_preview=lambda *_: pytest.fail("nobody asked"))
+
+
+def test_ctrl_c_ends_a_preview_at_once(unet: Any, tmp_path: Path) -> None:
+    config, file = replace(CONFIG, preview_every=2), tmp_path / "run.safetensors"
+
+    def look(step: int, state: LoraState) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the preview goes on")
+
+    with pytest.raises(Interrupted, match="after step 2 of 5.*Resume from"):
+        train(unet, plan_for(config), config, SCHEDULE, checkpoint=file, on_preview=look)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = train(unet, plan_for(config), config, SCHEDULE, resume=file)
+    assert same(resumed, train(unet, plan_for(CONFIG), CONFIG, SCHEDULE))
+
+
+def test_a_preview_that_does_not_fit_is_named_and_the_run_kept(unet: Any, tmp_path: Path) -> None:
+    config, file = replace(CONFIG, preview_every=2), tmp_path / "run.safetensors"
+
+    def look(step: int, state: LoraState) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(OutOfMemory, match="The preview after step 2 did not fit.*Resume from"):
+        train(unet, plan_for(config), config, SCHEDULE, checkpoint=file, on_preview=look)
+    assert not unet.training and load_lora(file)[0]
+
+
+def test_the_best_lora_is_kept_and_a_resumed_run_remembers_it(unet: Any, tmp_path: Path) -> None:
+    path, about = tmp_path / "best.safetensors", {"mudi_base": "tiny"}
+    state = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE).state
+    other = {key: value if key.endswith("alpha") else 2 * value for key, value in state.items()}
+    best = BestLora(path, about)
+    assert best.offer(2, state, -0.25) and not best.offer(4, other, -0.25) and not best.offer(5, other, -1.0)
+    kept, says = load_lora(path)
+    assert all(torch.allclose(kept[key], value, atol=1e-3) for key, value in state.items())
+    assert (says["ss_steps"], float(says["mudi_score"]), says["mudi_base"]) == ("2", -0.25, "tiny")
+    goes_on = BestLora(path, about, goes_on=True)
+    assert (goes_on.step, goes_on.score) == (2, -0.25) and not goes_on.offer(6, other, -0.5)
+    assert BestLora(path, about).offer(6, other, -0.5)
+    assert BestLora(tmp_path / "none.safetensors", about, goes_on=True).step == 0
 
 
 def test_a_run_can_start_from_a_lora(unet: Any, tmp_path: Path) -> None:

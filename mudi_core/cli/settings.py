@@ -20,6 +20,7 @@ SETTINGS: dict[str, tuple[str, type, str, str]] = {
     "--weight-decay": ("weight_decay", float, "X", "share of a weight lost in a step (default: 1e-4)"),
     "--max-grad-norm": ("max_grad_norm", float, "X", "longer gradients are shortened to it (default: 1; 0: never)"),
     "--save-every": ("save_every", int, "N", "steps between two savings of the LoRA so far (default: 0, never)"),
+    "--preview-every": ("preview_every", int, "N", "steps between two looks at scored pictures (default: 0, none)"),
     "--rank": ("rank", int, "N", "size of the LoRA (default: 32)"),
     "--alpha": ("alpha", float, "X", "the LoRA is scaled by alpha / rank (default: the rank)"),
     "--resolution": ("resolution", int, "PX", "side of the training images (default: the model's)"),
@@ -43,7 +44,7 @@ CHOICES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "--base-weights": ("base_weights", ("full", "int8", "nf4"), "bits of the frozen U-Net (default: full)"),
 }
 SWITCHES: dict[str, tuple[str, str]] = {
-    "--gradient-checkpointing": ("gradient_checkpointing", "15 instead of 18 GB for SDXL, 30 %% slower"),
+    "--gradient-checkpointing": ("gradient_checkpointing", "compute twice to keep less in memory: slower steps"),
     "--buckets": ("buckets", "train photos near their own aspect instead of square"),
 }
 

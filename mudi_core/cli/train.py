@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..types import MudiError
 from .options import add_base, add_command, add_device, add_precision, add_seed, device, open_base, precision
+from .preview import add_previews, open_previews, write_preview
 from .settings import add_settings, train_config
 from .talk import Answer, Talk
 
@@ -56,6 +57,7 @@ def add(commands: Any) -> None:
         "--cache", type=Path, metavar="DIR", help="keep what was encoded here for the next run (4 GB at most)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run that Ctrl-C stopped")
+    add_previews(parser)
     add_seed(parser, "of every random choice")
     add_precision(parser)
     add_device(parser)
@@ -81,11 +83,14 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
 
     from .. import storage
     from ..train import loop, lora, quantize
+    from ..train.best import BestLora
     from ..train.loss import NoiseSchedule
     from ..train.resume import lora_fingerprint
     from ..train.tensor_file import BadTensorFile
+    from .journal import Journal
 
     _check_writable(args.out)
+    journal = Journal(talk, args.log_every, args.tensorboard if team.leads else None)
     stopped = args.out.with_suffix(".stopped.safetensors")
     if args.resume and not stopped.is_file():
         raise BadTensorFile(f"There is no stopped run to go on with: {stopped} is missing. Leave out --resume.")
@@ -102,13 +107,17 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
         "mudi_start": (lora_fingerprint(start), "another LoRA to start from"),
     }
     there = None if args.overwrite else _read_existing(args.out, made_of)
+    previews = open_previews(args, talk, checkpoint, settings, subjects) if team.leads else None
     drawn = _plan(args, talk, team, checkpoint, settings, subjects, priors)
     if there is not None:
         if there != drawn.plan_hash:
             raise _exists(args.out, "other photos")
         text = f"{args.out} is there already, from the same photos and settings: nothing to do."
         return Answer(text, {"lora": str(args.out), "plan_hash": there, "trained": False}) if team.leads else None
-    checkpoint.release_encoders()
+    if previews is None:
+        checkpoint.release_encoders()
+    else:
+        checkpoint.move_encoders(torch.device("cpu"))
     if on.type == "cuda":
         torch.cuda.empty_cache()
     quantize.quantize(checkpoint.unet, settings.base_weights)
@@ -122,17 +131,31 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
         if team.leads:
             lora.save_lora(args.out.with_stem(f"{args.out.stem}-{step:06d}"), state, {**about, "ss_steps": str(step)})
 
-    with talk.progress("training") as progress:
+    best = BestLora(args.out.with_stem(f"{args.out.stem}-best"), about, args.resume)
+
+    def look(step: int, state: lora.LoraState) -> None:
+        if previews is not None:
+            preview = previews.draw()
+            journal.preview(step, preview, best.offer(step, state, preview.score))
+            write_preview(args.out.with_name(f"{args.out.stem}-previews"), step, preview)
+
+    with talk.progress("training") as progress, journal:
+
+        def stepped(done: int, total: int, loss: float) -> None:
+            progress(done, total, f"loss {loss:.3f}")
+            journal.step(done, total, loss)
+
         trained = loop.train(
             checkpoint.unet,
             drawn,
             settings,
             NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale),
-            on_step=lambda done, total, loss: progress(done, total, f"loss {loss:.3f}"),
+            on_step=stepped,
             resume=stopped if args.resume else None,
             checkpoint=stopped,
             start=start,
             on_save=save,
+            on_preview=look,
             team=team,
         )
     if not team.leads:
@@ -140,9 +163,14 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     lora.save_lora(args.out, trained.state, about)
     stopped.unlink(missing_ok=True)
     last = trained.losses[-max(1, len(trained.losses) // 10) :]
-    return Answer(
+    words = (
         f"{args.out}: a LoRA for {_named(subjects)}, {settings.steps} steps of {settings.method}, "
-        f"{args.out.stat().st_size / 1e6:.1f} MB. Prompt it with those names.",
+        f"{args.out.stat().st_size / 1e6:.1f} MB. Prompt it with those names."
+    )
+    if best.step:
+        words += f" The pictures were best after {best.step} steps, {best.score:.2f}: {best.path}."
+    return Answer(
+        words,
         {
             "lora": str(args.out),
             "method": settings.method,
@@ -152,6 +180,7 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
             "loss": sum(last) / len(last),
             "plan_hash": drawn.plan_hash,
             "trained": True,
+            "best": {"lora": str(best.path), "step": best.step, "score": best.score} if best.step else None,
         },
     )
 

@@ -33,3 +33,17 @@ def ctrl_c_waits() -> Iterator[Callable[[], bool]]:
         yield asked.is_set
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def ctrl_c_answers() -> Iterator[None]:
+    """Within a block of `ctrl_c_waits`: here Ctrl-C is answered at once, since nothing can be cut in half."""
+    waits = signal.getsignal(signal.SIGINT)
+    if getattr(waits, "__module__", "") != __name__:  # a host's own, or another thread's
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, waits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..types import MudiError
 from .config import TrainConfig
-from .ctrl_c import ctrl_c_waits
+from .ctrl_c import ctrl_c_answers, ctrl_c_waits
 from .lora import Adapter, LoraState
 from .loss import NoiseSchedule
 from .memory import OutOfMemory, advice, preflight
@@ -33,6 +33,8 @@ OnStep = Callable[[int, int, float], None]
 
 OnSave = Callable[[int, LoraState], None]
 """``(steps done, the LoRA so far)``."""
+OnPreview = Callable[[int, LoraState], None]
+"""The same; the U-Net wears the LoRA, and may be sampled with: it is not in training mode, nor are there gradients."""
 
 
 class BadRun(MudiError):
@@ -72,6 +74,7 @@ def train(
     *,
     start: Mapping[str, Tensor] | None = None,
     on_save: OnSave | None = None,
+    on_preview: OnPreview | None = None,
     team: Team | None = None,
 ) -> TrainResult:
     """Trains a LoRA on a diffusers U-Net of Stable Diffusion's kinds, on the device where the U-Net is.
@@ -80,12 +83,13 @@ def train(
     seed and the step alone, so a run that was stopped and resumed ends with the same bits.
 
     ``resume``: a checkpoint to go on from; ``checkpoint``: where to leave one when the run ends early, and every
-    ``config.save_every`` steps, when ``on_save`` gets the LoRA so far too. ``start``: a LoRA to begin with instead of
-    one that does nothing. ``team``: the processes that share the batches of a step; each calls this with the same
-    arguments, all get the same result, and the first alone writes.
+    ``config.save_every`` steps, when ``on_save`` gets the LoRA so far too. ``on_preview`` gets it every
+    ``config.preview_every`` steps and after the last. ``start``: a LoRA to begin with instead of one that does nothing.
+    ``team``: the processes that share the batches of a step; each calls this with the same arguments, all get the same
+    result, and the first alone writes.
 
-    Raises `Interrupted` at Ctrl-C (within one step), `NonFiniteLoss`, `OutOfMemory`, `BadRun`, `resume.BadCheckpoint`,
-    `optimizer.MissingOptimizer`, `team.BrokenTeam`.
+    Raises `Interrupted` at Ctrl-C (within one step, at once in a preview), `NonFiniteLoss`, `OutOfMemory`, `BadRun`,
+    `resume.BadCheckpoint`, `optimizer.MissingOptimizer`, `team.BrokenTeam`.
     """
     team = team or Team()
     _check_run(unet, plan, config, team)
@@ -114,8 +118,10 @@ def train(
             save_run(checkpoint, origin, adapter, optimizer, losses)
             return checkpoint
 
+        doing = ""
         try:
             for step in range(len(losses), config.steps):
+                doing = f"Step {step + 1}"
                 loss, stop = _step(unet, plan, config, noise_schedule, adapter, optimizer, team, asked_to_stop, step)
                 losses.append(loss)
                 if on_step is not None:
@@ -126,6 +132,10 @@ def train(
                     save()
                     if on_save is not None:
                         on_save(step + 1, adapter.state())
+                if on_preview is not None and _is_previewed(step + 1, config):
+                    doing = f"The preview after step {step + 1}"
+                    with _sampling_mode(unet), ctrl_c_answers() if team.size == 1 else nullcontext():
+                        on_preview(step + 1, adapter.state())
         except BaseException as error:
             # Also a host's own cancel exception and a full memory leave a file to go on from.
             if isinstance(error, NonFiniteLoss):
@@ -143,7 +153,7 @@ def train(
                 raise Interrupted(message, saved) from error
             if _is_out_of_memory(error):
                 raise OutOfMemory(
-                    f"Step {len(losses) + 1} did not fit into memory ({config.size[0]}x{config.size[1]} px, batch "
+                    f"{doing} did not fit into memory ({config.size[0]}x{config.size[1]} px, batch "
                     f"{config.batch_size}, {config.precision}). {advice(config)} {hint}"
                 ) from error
             raise
@@ -232,6 +242,20 @@ def _training_mode(unet: Any, config: TrainConfig) -> Iterator[None]:
         unet.train(was_training)
         if config.gradient_checkpointing and not was_checkpointing:
             unet.disable_gradient_checkpointing()
+
+
+def _is_previewed(steps: int, config: TrainConfig) -> bool:
+    return bool(config.preview_every) and (steps % config.preview_every == 0 or steps == config.steps)
+
+
+@contextmanager
+def _sampling_mode(unet: Any) -> Iterator[None]:
+    unet.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        unet.train()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

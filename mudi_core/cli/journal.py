@@ -1,0 +1,71 @@
+"""What `train` tells of its steps beside the bar: lines for a log, and the files that TensorBoard shows."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..types import MudiError
+from .talk import Talk
+
+if TYPE_CHECKING:
+    from ..previews import Preview
+
+
+class MissingTensorBoard(MudiError):
+    """TensorBoard's package is not installed."""
+
+
+class Journal:
+    """Hears of each step and each preview."""
+
+    def __init__(self, talk: Talk, every: int, tensorboard: Path | None) -> None:
+        """``every``: steps between two lines, 0 for none. Raises `MissingTensorBoard`."""
+        self.talk, self.every = talk, every
+        self._writer: Any = None
+        self._began: tuple[int, float] | None = None
+        if tensorboard is not None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise MissingTensorBoard(
+                    f"--tensorboard needs the package tensorboard, which is not there ({error}). Install it (pip "
+                    "install tensorboard), or leave the option out."
+                ) from error
+            self._writer = SummaryWriter(str(tensorboard))  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        now = time.monotonic()
+        first, began = self._began = self._began or (done, now)
+        if self._writer is not None:
+            self._writer.add_scalar("loss", loss, done)
+        if self.every and done % self.every == 0:
+            words = f"step {done} of {total}: loss {loss:.4f}"
+            if done > first:
+                seconds = (now - began) / (done - first)
+                words += f", {seconds:.2f} s a step, {_duration(seconds * (total - done))} left"
+            self.talk.say(words)
+
+    def preview(self, step: int, preview: Preview, is_best: bool) -> None:
+        self.talk.say(f"step {step}: Detect-and-Compare {preview.words}{', the best so far' if is_best else ''}")
+        if self._writer is None:
+            return
+        for start, pictures in preview.pictures.items():
+            scores = preview.scores[start]
+            self._writer.add_scalar(f"Detect-and-Compare/{start}", sum(scores) / len(scores), step)
+            for number, picture in enumerate(pictures):
+                self._writer.add_image(f"{start}/{number}", picture.numpy(), step, dataformats="HWC")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

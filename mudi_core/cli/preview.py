@@ -1,0 +1,80 @@
+"""What `train` looks at on its way: pictures of the LoRA so far, scored."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .options import MINI, add_models, load_detector, load_embedder
+from .talk import Talk
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+    from ..previews import Preview, Previews
+    from ..train.config import TrainConfig
+    from ..types import SubjectSet
+
+
+def add_previews(parser: argparse.ArgumentParser) -> None:
+    """What a preview shows, and where the training's progress is told."""
+    parser.add_argument(
+        "--preview-count", type=int, default=2, metavar="N", help="pictures of a preview from each start (default: 2)"
+    )
+    parser.add_argument(
+        "--preview-prompt", metavar="TEXT", help='names every subject, or "{subjects} on a beach" (default: the names)'
+    )
+    parser.add_argument(
+        "--log-every", type=int, default=0, metavar="N", help="a line of loss, speed and time left every N steps"
+    )
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="log there for TensorBoard, an extra package")
+    add_models(parser, "detector", "embedder")
+    parser.set_defaults(threshold=None)
+
+
+def open_previews(
+    args: argparse.Namespace, talk: Talk, checkpoint: Checkpoint, settings: TrainConfig, subjects: SubjectSet
+) -> Previews | None:
+    """What looks at the LoRA on its way, if asked to. The judges stay on the CPU, out of the training's way."""
+    import torch
+
+    from ..demo.settings import DemoSettings
+    from ..generate import GenerateConfig, default_prompt
+    from ..init_latent import default_gamma
+    from ..previews import Previews, scorer
+    from ..prompt import SUBJECTS, write_prompt
+
+    if not settings.preview_every:
+        return None
+    prompt = args.preview_prompt or default_prompt(subjects)
+    if SUBJECTS in prompt:
+        prompt = write_prompt([subject.name for subject in subjects], prompt)
+    demo = DemoSettings()
+    if args.base == MINI:
+        config, threshold = demo.generate_config(prompt, True, args.seed), demo.threshold
+    else:
+        gamma = default_gamma(len(subjects))
+        config, threshold = GenerateConfig(prompt, steps=25, gamma=gamma, batch_size=1, seed=args.seed), 0.25
+    cpu = torch.device("cpu")
+    score = scorer(
+        subjects,
+        load_detector(args, cpu, talk),
+        load_embedder(args, cpu, talk),
+        threshold if args.threshold is None else args.threshold,
+        cut_out=args.base == MINI and demo.cut_out_references,
+    )
+    config = replace(config, count=args.preview_count, size=settings.size, layout=settings.layout)
+    return Previews(checkpoint, subjects, config, score)
+
+
+def write_preview(folder: Path, step: int, preview: Preview) -> None:
+    """Each picture by its step, its start and its number, such as 000200-mudi-1.png."""
+    import torch
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for start, pictures in preview.pictures.items():
+        for number, picture in enumerate(pictures):
+            levels = (picture * 255).round().to(torch.uint8).numpy()
+            Image.fromarray(levels).save(folder / f"{step:06d}-{start}-{number}.png")

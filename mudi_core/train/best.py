@@ -1,0 +1,31 @@
+"""The best LoRA of a run, kept beside the last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from .lora import LoraState, load_lora, save_lora
+
+_SCORE, _STEP = "mudi_score", "ss_steps"
+
+
+class BestLora:
+    """A file that always holds the LoRA with the highest score so far, and says which score and step that was."""
+
+    def __init__(self, path: Path, about: Mapping[str, str], goes_on: bool = False) -> None:
+        """``about``: the metadata of the run's LoRA; ``goes_on``: a resumed run, whose file is there if any was."""
+        self.path, self.about = path, about
+        self.score, self.step = -math.inf, 0
+        if goes_on and path.is_file():
+            kept = load_lora(path)[1]
+            self.score, self.step = float(kept[_SCORE]), int(kept[_STEP])
+
+    def offer(self, step: int, state: LoraState, score: float) -> bool:
+        """Keeps the LoRA of a step if its score is above all before; says whether. Raises as `save_lora` does."""
+        if score <= self.score:
+            return False
+        save_lora(self.path, state, {**self.about, _STEP: str(step), _SCORE: repr(score)})
+        self.score, self.step = score, step
+        return True
