@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import sd, sdxl
+from .train.tokens import TokenVectors
 from .types import MudiError
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class Checkpoint:
         """Captions to the U-Net's context ``[n, 77, d]`` and pooled vectors ``[n, p]``, as its family does.
 
         SDXL's context is both encoders' last layer but one, side by side. SD's is its only encoder's answer, without
-        pooled vectors (``p`` is 0). What is beyond 77 tokens is cut off, with a warning.
+        pooled vectors (``p`` is 0). What is beyond 77 tokens is cut off, with a warning. Gradients flow to the
+        `token_vectors` that are in use, and nowhere else.
         """
         parts = self._encoders()
         alone = len(parts.text_encoders) == 1
@@ -102,11 +104,15 @@ class Checkpoint:
                 if len(tokenizer(caption).input_ids) > tokenizer.model_max_length:
                     log.warning("only the first %d tokens are read of '%s'", tokenizer.model_max_length - 2, caption)
             ids = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
-            with torch.no_grad():
-                answer = encoder(ids.to(encoder.device), output_hidden_states=True)
+            answer = encoder(ids.to(encoder.device), output_hidden_states=True)
             contexts.append(answer[0] if alone else answer.hidden_states[-2])
             pooled = answer[0][:, 0, :0] if alone else answer[0]
         return torch.cat(contexts, dim=-1), pooled
+
+    def token_vectors(self, tokens: Sequence[str]) -> TokenVectors:
+        """The text encoders' vectors of some tokens, to be learned or replaced. Raises `train.tokens.BadTokens`."""
+        parts = self._encoders()
+        return TokenVectors(tokens, parts.tokenizers, parts.text_encoders, self.encode_text)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images ``[b, h, w, 3]``, 0..1, to the mode of the VAE's latents ``[b, 4, h/8, w/8]``, unscaled."""

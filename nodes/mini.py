@@ -11,6 +11,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
+import folder_paths
 import torch
 from comfy import sdxl_clip
 from comfy_api.latest import io
@@ -164,7 +165,11 @@ def load_clip() -> Any:
         for name, encoder in encoders.items()
     }
     target = comfy.supported_models_base.ClipTarget(sdxl_clip.SDXLTokenizer, sdxl_clip.SDXLClipModel)
-    clip = comfy.sd.CLIP(target, model_options={**options, "dtype": torch.float32})
+    clip = comfy.sd.CLIP(
+        target,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        model_options={**options, "dtype": torch.float32},
+    )
     for name, encoder in encoders.items():
         getattr(clip.cond_stage_model, name).load_sd(_text_state(encoder))
     return clip

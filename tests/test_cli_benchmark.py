@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -24,6 +25,7 @@ from mudi_core.benchmark.table import COLUMNS, clustered_interval, paired, summa
 from mudi_core.cli import main
 from mudi_core.demo.chart import Bar, bar_chart
 from mudi_core.mini import eyes
+from mudi_core.train.tokens import load_token, save_token
 from mudi_core.types import Comparison, Detections, SubjectSet, Verdict
 
 SPECS = Path(__file__).parent.parent / "benchmarks"
@@ -69,7 +71,7 @@ def result(combo: str, method: str, seed: int, score: float, found: int = 2, fid
     return Result(Cell(combo, method, 0, seed), compared, fidelity)
 
 
-@pytest.mark.parametrize(("name", "cells"), [("embedded", 6 * 4 * 4 * 16), ("paper", 8 * 5 * 5 * 10)])
+@pytest.mark.parametrize(("name", "cells"), [("embedded", 6 * 6 * 4 * 16), ("paper", 8 * 7 * 5 * 10)])
 def test_the_specs_that_ship_are_whole(name: str, cells: int) -> None:
     spec = read_spec(SPECS / f"{name}.toml")
     assert len(spec.cells()) == cells == len(set(spec.cells()))
@@ -220,6 +222,34 @@ def test_what_was_killed_goes_on_and_nothing_is_done_twice(
     for cell in spec.cells():
         assert torch.equal(whole.image(cell), out.image(cell))
         assert whole.read(cell).comparison.score == out.read(cell).comparison.score
+
+
+def test_rivals_that_learn_tokens_leave_files_that_others_read(
+    random_mini: None, spec_file: Path, tmp_path: Path, counted: Counter[str]
+) -> None:
+    spec = replace(read_spec(spec_file), methods=("textual_inversion", "custom_diffusion"), seeds=1)
+    out = tmp_path / "out"
+    worker(spec, out).run()
+    embeddings = {f"{method}.{token}.safetensors" for method in spec.methods for token in ("olis", "hta")}
+    assert {path.name for path in out.rglob("*.safetensors")} == embeddings | {"custom_diffusion.safetensors"}
+    first = load_token(out / "cats" / "textual_inversion.olis.safetensors")
+    assert {name: vector.shape for name, vector in first.items()} == {"clip_l": (1, 96), "clip_g": (1, 160)}
+
+    # What lies there is what pictures are made with, and nothing is trained again for more of them.
+    worker(replace(spec, seeds=2), out).run()
+    assert counted["trained"] == 2 and counted["pictures"] == 4
+    cell = Cell("cats", "textual_inversion", 0, 0)
+    again = tmp_path / "again"
+    shutil.copytree(out, again, ignore=shutil.ignore_patterns("*.png", "*.json"))
+    worker(spec, again).run()
+    assert torch.equal(Results(again, spec).image(cell), Results(out, spec).image(cell))
+    shutil.rmtree(again / "cats" / "textual_inversion")
+    save_token(
+        again / "cats" / "textual_inversion.olis.safetensors", {name: vector + 1 for name, vector in first.items()}, {}
+    )
+    worker(spec, again).run()
+    assert not torch.equal(Results(again, spec).image(cell), Results(out, spec).image(cell))
+    assert counted["trained"] == 2
 
 
 def test_one_worker_waits_for_what_another_has(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +21,12 @@ from ..fidelity import every_order, text_fidelity
 from ..generate import generate
 from ..mini.world import PAIRS
 from ..progress import Progress, silent
-from ..train.config import Precision
+from ..train.config import TrainConfig
 from ..train.loop import train
 from ..train.lora import apply_lora, lora_metadata, save_lora
 from ..train.loss import NoiseSchedule
 from ..train.plan import make_plan
+from ..train.tokens import TokenVectors, load_token, save_token
 from ..types import SubjectSet
 from .results import Result, Results
 from .spec import METHODS, BadSpec, Cell
@@ -74,13 +77,9 @@ class Worker:
         if not cells:
             return
         subjects = self._subjects(cells[0].combo)
-        side = self._checkpoint.side
-        lora = self.results.folder / f"{name}.safetensors"
-        if not lora.is_file():
-            self._train(lora, cells[0], self.spec.told(cells[0], subjects))
-        cutouts = cut_outs(subjects, max_side=side)
+        cutouts = cut_outs(subjects, max_side=self._checkpoint.side)
         references = References(subjects, self.embedder, self.spec.judges.cut_out)
-        with self.progress(f"pictures of {name}") as update, apply_lora(self._checkpoint.unet, lora):
+        with self._trained(name, cells[0], subjects), self.progress(f"pictures of {name}") as update:
             for done, cell in enumerate(cells, 1):
                 self._picture(cell, subjects, cutouts, references)
                 update(done, len(cells))
@@ -96,13 +95,37 @@ class Worker:
             fidelity = float(text_fidelity([picture.image], texts, self.text_scorer))
         self.results.add(Result(cell, compared, fidelity), picture.image)
 
-    def _train(self, lora: Path, cell: Cell, subjects: SubjectSet) -> None:
-        base = self._checkpoint
-        precision: Precision = "bf16" if self.dtype == torch.bfloat16 else "fp32"
-        config = replace(self.spec.train_config(cell.method, base.side), precision=precision)
-        stopped = lora.with_suffix(".stopped.safetensors")
+    @contextmanager
+    def _trained(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[None]:
+        """Within the block the base model wears what a cell's method trains; it is trained if nobody has yet."""
+        base, lora = self._checkpoint, self.results.folder / f"{name}.safetensors"
+        config = self.spec.train_config(cell.method, base.side)
+        if self.dtype == torch.bfloat16:
+            config = replace(config, precision="bf16")
+        embeddings = [lora.with_suffix(f".{token}.safetensors") for token in subjects.tokens if config.learn_tokens]
+        with ExitStack() as worn:
+            vectors = worn.enter_context(base.token_vectors(subjects.tokens)) if config.learn_tokens else None
+            if not all(path.is_file() for path in [*embeddings, *([lora] if config.target_modules else [])]):
+                self._train(name, config, self.spec.told(cell, subjects), vectors, lora, embeddings)
+            if vectors is not None:
+                loaded = [load_token(path) for path in embeddings]
+                vectors.load({encoder: torch.cat([one[encoder] for one in loaded]) for encoder in loaded[0]})
+            if config.target_modules:
+                worn.enter_context(apply_lora(base.unet, lora))
+            yield
+
+    def _train(
+        self,
+        name: str,
+        config: TrainConfig,
+        subjects: SubjectSet,
+        vectors: TokenVectors | None,
+        lora: Path,
+        embeddings: list[Path],
+    ) -> None:
+        base, stopped = self._checkpoint, lora.with_suffix(".stopped.safetensors")
         lora.parent.mkdir(parents=True, exist_ok=True)
-        with self.progress(f"training {cell.combo}/{lora.stem}") as update:
+        with self.progress(f"training {name}") as update:
             plan = make_plan(subjects, config, base.encode_image, base.encode_text)
             trained = train(
                 base.unet,
@@ -112,9 +135,13 @@ class Worker:
                 lambda step, total, loss: update(step, total, f"loss {loss:.3f}"),
                 resume=stopped if stopped.is_file() else None,
                 checkpoint=stopped,
+                vectors=vectors,
             )
         about = lora_metadata(config, subjects, base=base.name, plan_hash=plan.plan_hash, family=base.family)
-        save_lora(lora, trained.state, about)
+        for i, path in enumerate(embeddings):
+            save_token(path, {encoder: rows[i : i + 1] for encoder, rows in trained.vectors.items()}, about)
+        if config.target_modules:
+            save_lora(lora, trained.state, about)
         stopped.unlink(missing_ok=True)
 
     def _subjects(self, combo: str) -> SubjectSet:

@@ -35,7 +35,17 @@ class Rival:
 
 
 METHODS: dict[str, Rival] = {
+    "textual_inversion": Rival(
+        "Textual Inversion",
+        "textual_inversion",
+        {"method": "dreambooth", "target_modules": (), "learn_tokens": True},
+    ),
     "dreambooth": Rival("DreamBooth", "dreambooth", {"method": "dreambooth"}),
+    "custom_diffusion": Rival(
+        "Custom Diffusion",
+        "custom_diffusion",
+        {"method": "dreambooth", "target_modules": ("attn2.to_k", "attn2.to_v"), "learn_tokens": True},
+    ),
     "cutmix": Rival("Cut-Mix", "cutmix", {"method": "cutmix"}),
     "segmix": Rival("MuDI without start", "segmix", {"method": "segmix"}),
     "general": Rival(
@@ -137,7 +147,7 @@ class Spec:
         usual = TrainConfig(seed=self.seed, resolution=side)
         if self.base == MINI:
             usual = DemoSettings().train_config("segmix", self.seed)
-        return replace(usual, **_tuples(self.train), **METHODS[method].train)
+        return replace(usual, **{**_tuples(self.train), **METHODS[method].train})
 
     def generate_config(self, cell: Cell, subjects: SubjectSet) -> GenerateConfig:
         """How a cell's one picture is made. Cells of one seed and combo start from the same noise and places."""

@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 _NOT_IN_THE_PLAN = (
     "learning_rate betas weight_decay max_grad_norm optimizer lr_schedule lr_warmup rank alpha target_modules "
     "background_weight dco_beta kl_weight min_snr_gamma noise_offset precision base_weights gradient_checkpointing "
-    "save_every preview_every batch_size accumulation"
+    "learn_tokens token_learning_rate save_every preview_every batch_size accumulation"
 ).split()
 
 
@@ -82,7 +82,11 @@ class TrainConfig:
     alpha: float | None = None
     """The LoRA is scaled by alpha / rank; None means alpha = rank."""
     target_modules: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
-    """Ends of the names of the U-Net's linear layers that get a LoRA."""
+    """Ends of the names of the U-Net's linear layers that get a LoRA; none is for Textual Inversion."""
+    learn_tokens: bool = False
+    """Learn the vectors of the subjects' tokens too, through the frozen text encoders (Textual Inversion)."""
+    token_learning_rate: float = 5e-3
+    """The learning rate of these vectors, under the same schedule."""
 
     segmix_prob: float = 0.3
     """0..1: how many of the samples are compositions. More than three subjects want more."""
@@ -140,7 +144,8 @@ class TrainConfig:
         for name in ("weight_decay", "max_grad_norm", "dco_beta", "kl_weight", "prior_loss_weight", "noise_offset"):
             check(name, getattr(self, name) >= 0, "0 or more")
         check("alpha", self.alpha is None or self.alpha > 0, "more than 0, or None for the rank")
-        check("target_modules", bool(self.target_modules), "at least one name of a layer")
+        check("target_modules", bool(self.target_modules or self.learn_tokens), "at least one name of a layer")
+        check("token_learning_rate", self.token_learning_rate > 0, "more than 0, for example 5e-3")
         for name in ("segmix_prob", "background_weight"):
             check(name, 0 <= getattr(self, name) <= 1, "0..1")
         check("min_snr_gamma", self.min_snr_gamma is None or self.min_snr_gamma > 0, "more than 0, or None")

@@ -18,12 +18,13 @@ from .ctrl_c import ctrl_c_answers, ctrl_c_waits
 from .lora import Adapter, LoraState
 from .loss import NoiseSchedule
 from .memory import OutOfMemory, advice, preflight
-from .optimizer import learning_rate, make_optimizer
+from .optimizer import make_optimizer, set_learning_rate
 from .plan import Plan
 from .quantize import stored_as
 from .resume import fingerprint, lora_fingerprint, restore_run, save_run
 from .step import batch_loss, batch_of
 from .team import Team
+from .tokens import TokenVectors
 
 __all__ = ["BadRun", "Interrupted", "NonFiniteLoss", "OutOfMemory", "TrainResult", "train"]
 
@@ -61,6 +62,8 @@ class TrainResult:
     """One per step. A step's loss says little alone, since its timesteps are random: look at means of many."""
     state: LoraState
     """Float32, on the CPU, by kohya name: ready for `lora.save_lora` and `lora.apply_lora`."""
+    vectors: dict[str, Tensor]
+    """Of the tokens, if they were learned: `tokens.TokenVectors.state`."""
 
 
 def train(
@@ -73,6 +76,7 @@ def train(
     checkpoint: Path | None = None,
     *,
     start: Mapping[str, Tensor] | None = None,
+    vectors: TokenVectors | None = None,
     on_save: OnSave | None = None,
     on_preview: OnPreview | None = None,
     team: Team | None = None,
@@ -85,6 +89,7 @@ def train(
     ``resume``: a checkpoint to go on from; ``checkpoint``: where to leave one when the run ends early, and every
     ``config.save_every`` steps, when ``on_save`` gets the LoRA so far too. ``on_preview`` gets it every
     ``config.preview_every`` steps and after the last. ``start``: a LoRA to begin with instead of one that does nothing.
+    ``vectors``: those of the subjects' tokens, where the settings say ``learn_tokens``.
     ``team``: the processes that share the batches of a step; each calls this with the same arguments, all get the same
     result, and the first alone writes.
 
@@ -93,6 +98,8 @@ def train(
     """
     team = team or Team()
     _check_run(unet, plan, config, team)
+    if config.learn_tokens != (vectors is not None):
+        raise BadRun("Token vectors are given to a run exactly when its settings say learn_tokens.")
     origin = {
         "plan": plan.plan_hash,
         "unet": fingerprint(unet),
@@ -104,12 +111,12 @@ def train(
         torch.inference_mode(False),
         torch.enable_grad(),
         _training_mode(unet, config),
-        Adapter(unet, config.rank, config.lora_alpha, config.target_modules) as adapter,
+        Adapter(unet, config.rank, config.lora_alpha, config.target_modules, vectors) as adapter,
         ctrl_c_waits() as asked_to_stop,
     ):
         adapter.start(config.seed, start)
         preflight(unet, adapter, plan, config, noise_schedule)
-        optimizer = make_optimizer(config, adapter.parameters())
+        optimizer = make_optimizer(config, adapter.matrices(), vectors.parameters() if vectors is not None else ())
         losses = [] if resume is None else restore_run(resume, origin, adapter, optimizer)
 
         def save() -> Path | None:
@@ -157,7 +164,7 @@ def train(
                     f"{config.batch_size}, {config.precision}). {advice(config)} {hint}"
                 ) from error
             raise
-        return TrainResult(tuple(losses), adapter.state())
+        return TrainResult(tuple(losses), adapter.state(), vectors.state() if vectors is not None else {})
 
 
 def _step(
@@ -172,8 +179,7 @@ def _step(
     step: int,
 ) -> tuple[float, bool]:
     """One optimizer step; gives its loss, and whether any process was asked to stop."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
+    set_learning_rate(optimizer, config, step)
     optimizer.zero_grad(set_to_none=True)
     losses = torch.zeros(config.accumulation, dtype=torch.float64)
     strange = torch.zeros(len(plan.latents), dtype=torch.float64)

@@ -20,6 +20,7 @@ from .. import __version__
 from ..types import MudiError, SubjectSet
 from .config import TrainConfig
 from .tensor_file import read_tensors, write_tensors
+from .tokens import TokenVectors
 
 log = logging.getLogger(__name__)
 
@@ -40,23 +41,32 @@ class BadLora(MudiError):
 class Adapter:
     """A LoRA on a U-Net. `remove`, or the end of a ``with`` block, leaves the U-Net as it was before."""
 
-    def __init__(self, unet: Any, rank: int, alpha: float, modules: Sequence[str]) -> None:
-        """Puts a LoRA that does nothing yet on every linear layer whose name ends in one of ``modules``."""
+    def __init__(
+        self, unet: Any, rank: int, alpha: float, modules: Sequence[str], vectors: TokenVectors | None = None
+    ) -> None:
+        """Puts a LoRA that does nothing yet on every linear layer whose name ends in one of ``modules``.
+
+        ``vectors``: those of tokens, to be trained with it; without modules they are all that is trained.
+        """
         from peft import LoraConfig
         from peft.tuners.lora import LoraLayer
 
         _check_bare(unet)
         if not any(_ends(name, modules) for name, layer in unet.named_modules() if isinstance(layer, nn.Linear)):
-            raise BadLora(f"The U-Net has no layer named {', '.join(modules)}. Check target_modules.")
+            if modules or vectors is None:
+                raise BadLora(f"The U-Net has no layer named {', '.join(modules)}. Check target_modules.")
         self.unet = unet
         self.alpha = alpha
+        self.vectors = vectors
         self._trained_before = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
-        # peft draws a start from the global generator; the caller's other draws shall not notice.
-        with torch.random.fork_rng(devices=[]):
-            unet.add_adapter(
-                LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(modules), init_lora_weights="gaussian"),  # type: ignore[arg-type]
-                _ADAPTER,
-            )
+        unet.requires_grad_(False)
+        if modules:
+            # peft draws a start from the global generator; the caller's other draws shall not notice.
+            with torch.random.fork_rng(devices=[]):
+                unet.add_adapter(
+                    LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(modules), init_lora_weights="gaussian"),  # type: ignore[arg-type]
+                    _ADAPTER,
+                )
         self.layers: dict[str, Any] = {
             name: layer for name, layer in unet.named_modules() if isinstance(layer, LoraLayer)
         }
@@ -80,6 +90,8 @@ class Adapter:
                 up.zero_()
         if lora is not None:
             self._go_on_from(lora)
+        if self.vectors is not None:
+            self.vectors.start()
 
     def _go_on_from(self, lora: Mapping[str, Tensor]) -> None:
         names = {key.rsplit(".", 1)[0] for key in lora if key.endswith(_PARTS[2])}
@@ -105,7 +117,11 @@ class Adapter:
                 up[:, :rank] = given_up * (alpha / rank) / (self.alpha / down.shape[0])
 
     def parameters(self) -> list[nn.Parameter]:
-        """The LoRA's own parameters, in an order that depends on the U-Net alone."""
+        """All that is trained, in an order that depends on the U-Net and the tokens alone."""
+        return [*self.matrices(), *(self.vectors.parameters() if self.vectors is not None else ())]
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The LoRA's own parameters."""
         return [
             matrices[_ADAPTER].weight for layer in self.layers.values() for matrices in (layer.lora_A, layer.lora_B)
         ]

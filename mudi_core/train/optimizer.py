@@ -21,11 +21,15 @@ class MissingOptimizer(MudiError):
     """An optimizer whose package is not installed or does not run here."""
 
 
-def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that the settings name. Raises `MissingOptimizer`."""
+def make_optimizer(
+    config: TrainConfig, parameters: Sequence[nn.Parameter], vectors: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer that the settings name; ``vectors``: those of tokens. Raises `MissingOptimizer`."""
     common: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
+    token_pace = config.token_learning_rate / config.learning_rate
+    groups = [{"params": list(part), "pace": pace} for part, pace in ((parameters, 1.0), (vectors, token_pace)) if part]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **common)
+        return torch.optim.AdamW(groups, **common)
     package = _PACKAGES[config.optimizer]
     try:
         module = importlib.import_module(package)
@@ -34,7 +38,7 @@ def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> t
         else:
             kind = module.Prodigy
             common |= {"use_bias_correction": True, "safeguard_warmup": config.lr_warmup > 0}
-        optimizer: torch.optim.Optimizer = kind(parameters, **common)
+        optimizer: torch.optim.Optimizer = kind(groups, **common)
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MissingOptimizer(
@@ -42,6 +46,12 @@ def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> t
             f"it (pip install {package}), or use the optimizer 'adamw'."
         ) from error
     return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
+    """For a step, counted from 0: token vectors go at their own pace."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step) * group["pace"]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

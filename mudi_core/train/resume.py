@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _FORMAT = "mudi checkpoint 2"
 _LOSSES = f"{RUN_PREFIX}losses"
 _OPTIMIZER = f"{RUN_PREFIX}optimizer."
+_VECTORS = f"{RUN_PREFIX}vectors."
 _START = "from another LoRA to start with"
 
 
@@ -60,6 +61,8 @@ def save_run(
     remembered, numbers = pack_state(optimizer)
     tensors = {f"{_OPTIMIZER}{name}": value for name, value in remembered.items()}
     tensors[_LOSSES] = torch.tensor(losses, dtype=torch.float64)
+    if adapter.vectors is not None:
+        tensors |= {f"{_VECTORS}{name}": value for name, value in adapter.vectors.state().items()}
     write_tensors(path, {**adapter.state(), **tensors}, {"format": _FORMAT, "optimizer": numbers, **origin})
     log.info("wrote %s after step %d", path, len(losses))
 
@@ -74,8 +77,9 @@ def restore_run(
     tensors, metadata = _read(path)
     _check_origin(path, metadata, origin)
     adapter.load(tensors)
-    remembered = {key.removeprefix(_OPTIMIZER): value for key, value in tensors.items() if key.startswith(_OPTIMIZER)}
-    unpack_state(optimizer, remembered, metadata["optimizer"])
+    if adapter.vectors is not None:
+        adapter.vectors.load(_beginning(tensors, _VECTORS))
+    unpack_state(optimizer, _beginning(tensors, _OPTIMIZER), metadata["optimizer"])
     losses: list[float] = tensors[_LOSSES].tolist()
     return losses
 
@@ -92,6 +96,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if metadata.get("format") != _FORMAT:
         raise BadCheckpoint(f"{path} is not a checkpoint of this training. Give the file that a stopped run left.")
     return tensors, metadata
+
+
+def _beginning(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def _check_origin(path: Path, metadata: Mapping[str, str], origin: Mapping[str, str]) -> None:

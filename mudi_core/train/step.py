@@ -13,6 +13,7 @@ from .config import TrainConfig
 from .lora import Adapter
 from .loss import NoiseSchedule, mask_weight, min_snr_weight, noisy, squared_errors, target, training_loss
 from .plan import Plan
+from .tokens import TokenVectors
 
 
 def batch_of(plan: Plan, config: TrainConfig, number: int) -> list[int]:
@@ -39,23 +40,17 @@ def batch_loss(
         abar = schedule.alphas_cumprod[t].to(device, z0.dtype).reshape(-1, 1, 1, 1)
         mask = torch.stack([plan.masks[i] for i in chosen]).to(device)
         by_time = min_snr_weight(abar, config.min_snr_gamma, schedule.prediction_type)
-        texts = plan.caption_of[chosen]
-        inputs = {
-            "sample": noisy(z0, eps, abar),
-            "timestep": t.to(device),
-            "encoder_hidden_states": plan.contexts[texts].to(device),
-            "added_cond_kwargs": {
-                "text_embeds": plan.pooled[texts].to(device),
-                "time_ids": plan.time_ids[chosen].to(device),
-            },
-        }
+        inputs = {"sample": noisy(z0, eps, abar), "timestep": t.to(device)}
+        told = _told(plan, chosen, device)
         wanted = target(z0, eps, abar, schedule.prediction_type)
         weight = mask_weight(mask, config.background_weight) * by_time
         if compares:
             with torch.no_grad(), adapter.off():
-                without_lora = _predict(unet, config, inputs)
+                without_lora = _predict(unet, config, inputs | told)
             references[places] = squared_errors(without_lora, wanted, weight)
-        prediction = _predict(unet, config, inputs)
+        if adapter.vectors is not None:
+            told = _told(plan, chosen, device, adapter.vectors)
+        prediction = _predict(unet, config, inputs | told)
         errors[places] = squared_errors(prediction, wanted, weight)
         if config.kl_weight > 0:
             drifts[places] = squared_errors(prediction, without_lora)
@@ -95,6 +90,24 @@ def _of_one_size(latents: Sequence[Tensor]) -> list[list[int]]:
     for place, latent in enumerate(latents):
         groups.setdefault(latent.shape, []).append(place)
     return list(groups.values())
+
+
+def _told(
+    plan: Plan, samples: Sequence[int], device: torch.device, vectors: TokenVectors | None = None
+) -> dict[str, Any]:
+    """What the U-Net reads beside the noise; with ``vectors`` the captions as they are understood now."""
+    texts = plan.caption_of[samples]
+    if vectors is None:
+        context, pooled = plan.contexts[texts], plan.pooled[texts]
+    else:
+        different = list(dict.fromkeys(texts.tolist()))
+        answers = vectors.encode([plan.captions[i] for i in different])
+        context, pooled = (answer[[different.index(i) for i in texts.tolist()]].float() for answer in answers)
+    time_ids = plan.time_ids[samples].to(device)
+    return {
+        "encoder_hidden_states": context.to(device),
+        "added_cond_kwargs": {"text_embeds": pooled.to(device), "time_ids": time_ids},
+    }
 
 
 def _predict(unet: Any, config: TrainConfig, inputs: dict[str, Any]) -> Tensor:
