@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..mudi_core.types import BadLayout, Layout
-from . import convert, drawing, host, samplers, widgets
+from . import convert, drawing, editor, host, samplers, widgets
 from .sockets import LayoutSocket, PlacedSubjects, Subjects, boxes_input
 
 if TYPE_CHECKING:
@@ -147,7 +147,9 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
         for remark in said:
             host.log.warning(remark)
         canvas = compose(layout, placed.cutouts)
-        return io.NodeOutput(placed, ui=host.preview([drawing.small(canvas.image)], cls, "\n".join(said)))
+        who = ", ".join(f"{subjects[one.token].name}: photo {one.photo}" for one in layout.placements)
+        preview = host.preview([drawing.small(canvas.image)], cls, "\n".join([who, *said]))
+        return io.NodeOutput(placed, ui={**preview, **editor.shown(placed, layout, mode)})
 
 
 class InitLatent(io.ComfyNode):  # type: ignore[misc]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import page
 from comfyui import comfy
 from comfyui_server import comfyui_server
 
@@ -15,7 +16,7 @@ from mudi_core.mini.world import PAIRS, photo
 from mudi_core.storage import write_subjects
 from mudi_core.types import Photo, Subject, SubjectSet
 
-__all__ = ["comfy", "comfyui_server"]
+__all__ = ["comfy", "comfyui_server", "page"]
 
 PARTS = ("vae", "unet", "text_encoder", "text_encoder_2")
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from browser import SIZE, command
 from comfyui_server import ROOT, Server
 from PIL import Image, ImageOps
 from test_workflows import NAMES
@@ -21,21 +21,9 @@ from test_workflows import nodes as of_type
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 IN_FULL = bool(os.environ.get("MUDI_PICTURES"))
 SECONDS = 3600 if IN_FULL else 300
-READY = "() => window.app?.graph && window.app.extensionManager?.command && window.app.canvas"
-QUIET = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.Minimap.Visible": False,
-    "Comfy.Graph.CanvasInfo": False,
-    "Comfy.Graph.CanvasMenu": False,
-    "Comfy.Workflow.ShowMissingModelsWarning": False,
-    "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1,
-    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
-}
-"""Settings of the frontend that keep its dialogs and panels out of the picture, and small text in it."""
-WIDTH, HEIGHT, ROOM = 2880, 900, 16
+WIDTH, HEIGHT, ROOM = SIZE["width"], SIZE["height"], 16
 """Of the picture, and around the graph in it."""
 FIT = """([width, height, room]) => {
     const canvas = app.canvas, boxes = app.graph.groups.map(group => group._bounding)
@@ -47,29 +35,6 @@ FIT = """([width, height, room]) => {
     canvas.ds.offset[1] = room / scale - y
     canvas.setDirty(true, true)
 }"""
-
-
-@pytest.fixture
-def page(comfyui_server: Server, mini_weights: None) -> Iterator[Page]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no chromium: install Debian's package, or set CHROMIUM to one")
-    for name, value in QUIET.items():
-        comfyui_server.post(f"/api/settings/{name}", value)
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-        opened.set_default_timeout(120_000)
-        # ComfyUI's own templates are a package of their own, which is not needed here.
-        opened.route("**/templates/index*.json", lambda route: route.fulfill(json=[]))
-        opened.goto(comfyui_server.url)
-        opened.wait_for_function(READY)
-        yield opened
-        browser.close()
-
-
-def command(page: Page, name: str) -> None:
-    page.evaluate("name => app.extensionManager.command.execute(name)", name)
 
 
 def open_template(page: Page, name: str) -> None:

@@ -115,8 +115,10 @@ def test_poses_are_what_the_widgets_say(comfy: Comfy, drawn_subjects: SubjectSet
 
 def test_who_is_left_out_is_told_on_the_node(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
     output = place(comfy, drawn_subjects, mode="from text", text='{"olis": [0, 0, 1, 1]}')
-    assert output.ui["text"] == ("'hta' has no box and is left out.",)
-    assert "text" not in place(comfy, drawn_subjects, mode="from text", text=BOXES).ui
+    (text,) = output.ui["text"]
+    assert text.endswith("\n'hta' has no box and is left out.")
+    (text,) = place(comfy, drawn_subjects, mode="from text", text=BOXES, photos="olis:hta=1:0").ui["text"]
+    assert sorted(text.split(", ")) == ["hta cat: photo 0", "olis cat: photo 1"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""What the layout editor in the browser is told: who is there, cut out, and where the node has put them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import folder_paths
+from PIL import Image
+
+from ..mudi_core.generate import draw_layout
+from .sockets import PlacedSubjects
+
+if TYPE_CHECKING:
+    from ..mudi_core.cutouts import CutOut
+    from ..mudi_core.types import Layout
+
+KEY = "mudi_layout"
+"""Of the node's UI output; `web/layout_editor.js` reads it there."""
+SHARP = 192
+"""Pixels: the copy of a cut-out that is shown is the smallest of at least this longer side."""
+
+
+def shown(placed: PlacedSubjects, layout: Layout, mode: str) -> dict[str, Any]:
+    """The UI output: the layout that was drawn, the one that the seed alone would draw, and all cut-outs as files."""
+    config = placed.config
+    assert config.size is not None
+    by_seed = draw_layout(placed.cutouts, replace(config, places=None, arrangement="random"), 0, config.size)
+    subjects = {
+        subject.token: {
+            "name": subject.name,
+            "photos": [
+                {"file": _kept(cut_out), "aspect": round(cut_out.aspect, 5)}
+                for cut_out in placed.cutouts.by_token[subject.token]
+            ],
+        }
+        for subject in placed.cutouts.subjects
+    }
+    told = {"size": config.size, "mode": mode, "drawn": _plain(layout), "by_seed": _plain(by_seed)}
+    return {KEY: [{**told, "subjects": subjects}]}
+
+
+def _kept(cut_out: CutOut) -> str:
+    """The name of a PNG in ComfyUI's temp folder; the same cut-out is written once."""
+    pixels = next((copy for copy in reversed(cut_out.sizes) if max(copy.shape) >= SHARP), cut_out.sizes[0])
+    digest = hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
+    folder = Path(folder_paths.get_temp_directory())
+    path = folder / f"mudi_{digest[:16]}.png"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, compress_level=1)
+    return path.name
+
+
+def _plain(layout: Layout) -> list[dict[str, Any]]:
+    """Placements back to front, as JSON."""
+    return [
+        {"token": p.token, "box": p.xyxy, "photo": p.photo, "mirror": p.mirror, "rotation": p.rotation}
+        for p in layout.placements
+    ]

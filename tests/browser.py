@@ -1,0 +1,52 @@
+"""The real frontend in a real browser: Debian's chromium, driven by playwright."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from comfyui_server import Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+READY = "() => window.app?.graph && window.app.extensionManager?.command && window.app.canvas"
+QUIET = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Graph.CanvasMenu": False,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+    "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+}
+"""Settings of the frontend that keep its dialogs and panels out of the picture, and small text in it."""
+SIZE = {"width": 2880, "height": 900}
+"""Of the window, in pixels."""
+
+
+@pytest.fixture
+def page(comfyui_server: Server, mini_weights: None) -> Iterator[Page]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no chromium: install Debian's package, or set CHROMIUM to one")
+    for name, value in QUIET.items():
+        comfyui_server.post(f"/api/settings/{name}", value)
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = browser.new_page(viewport=SIZE)
+        opened.set_default_timeout(120_000)
+        # ComfyUI's own templates are a package of their own, which is not needed here.
+        opened.route("**/templates/index*.json", lambda route: route.fulfill(json=[]))
+        opened.goto(comfyui_server.url)
+        opened.wait_for_function(READY)
+        yield opened
+        browser.close()
+
+
+def command(page: Page, name: str) -> None:
+    page.evaluate("name => app.extensionManager.command.execute(name)", name)
