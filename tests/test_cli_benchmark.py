@@ -290,6 +290,24 @@ def test_pairs_of_the_toy_world_are_drawn_and_cut_out(mini_weights: None, spec_f
         worker(replace(spec, combos={"bears": 99}), tmp_path / "other")
 
 
+def test_a_report_of_what_is_there_so_far(
+    random_mini: None, spec_file: Path, tmp_path: Path, counted: Counter[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["benchmark", str(spec_file), "--out", str(tmp_path / "out"), "--so-far", "--json"]
+    assert main(command) == 1
+    assert "no picture of this spec yet" in capsys.readouterr().err
+    results = Results(tmp_path / "out", read_spec(spec_file))
+    for one in (result("cats", "segmix", 0, 0.5), result("cats", "mudi", 0, 0.75), result("cats", "mudi", 1, 0.25)):
+        results.add(one, torch.rand(64, 64, 3))
+    assert main(command) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert {name: numbers["count"] for name, numbers in answer["methods"].items()} == {"segmix": 1, "mudi": 2}
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == [] and tags.images == 3 and "3 of 6 pictures" in text and not counted
+
+
 def test_the_command_writes_table_and_page(
     random_mini: None, spec_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

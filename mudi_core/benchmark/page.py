@@ -13,32 +13,33 @@ from ..demo.html import SIGNS, frame, scored
 from ..demo.statistics import interval
 from .results import Result, Results
 from .spec import METHODS, Cell, Spec
-from .table import Summary, paired, summary
+from .table import Summary, paired, summaries
 
 PICTURE_SIDE = 256
 """Pixels: larger pictures are shown smaller, so that the page stays a file that can be sent."""
 
 
 def page(results: Results, done: Sequence[Result]) -> str:
-    """The whole page of all results."""
+    """The whole page of what is done, at least one cell."""
     spec = results.spec
-    summaries = {method: summary([one for one in done if one.cell.method == method]) for method in spec.methods}
+    by_method = summaries(spec.methods, done)
     body = [
         f"<h1>{escape(spec.name)}</h1>",
         f'<p class="lead">{len(spec.methods)} methods on {len(spec.combos)} combos of subjects, {len(spec.prompts)} '
-        f"prompts and {spec.seeds} seeds each: {len(done)} pictures. All methods share the photos, the trainer, its "
-        "steps, the prompts and the noise.</p>",
-        _scores(spec, summaries),
-        _table(summaries),
-        _differences(spec, done),
+        f"prompts and {spec.seeds} seeds each: {len(done)} of {len(spec.cells())} pictures. All methods share the "
+        "photos, the trainer, its steps, the prompts and the noise.</p>",
+        _scores(by_method),
+        _table(by_method),
+        _differences(tuple(by_method), done),
         _success(spec, done),
     ]
-    body += [_combo(results, combo, [one for one in done if one.cell.combo == combo]) for combo in spec.combos]
+    of_combo = {combo: [one for one in done if one.cell.combo == combo] for combo in spec.combos}
+    body += [_combo(results, combo, own) for combo, own in of_combo.items() if own]
     return frame(f"{spec.name}: benchmark", "\n".join(body))
 
 
-def _scores(spec: Spec, summaries: Mapping[str, Summary]) -> str:
-    bars = {method: Bar(METHODS[method].title, one.mean, one.low, one.high) for method, one in summaries.items()}
+def _scores(by_method: Mapping[str, Summary]) -> str:
+    bars = {method: Bar(METHODS[method].title, one.mean, one.low, one.high) for method, one in by_method.items()}
     return f"""<h2>Detect-and-Compare</h2>
 <div class="panel">{bar_chart(bars, "Mean Detect-and-Compare score")}</div>
 <p>Means over all pictures with their 95&nbsp;% bootstrap intervals. 1: everybody is there and as like their own photos,
@@ -46,27 +47,30 @@ and as unlike the others', as the photos are. 0: a wrong number of figures. Belo
 other.</p>"""
 
 
-def _table(summaries: Mapping[str, Summary]) -> str:
-    with_text = any(one.text_fidelity is not None for one in summaries.values())
+def _table(by_method: Mapping[str, Summary]) -> str:
+    with_text = any(one.text_fidelity is not None for one in by_method.values())
     rows = ""
-    for method, one in summaries.items():
+    for method, one in by_method.items():
         fidelity = f"<td>{one.text_fidelity:.3f}</td>" if one.text_fidelity is not None else ""
         rows += (
-            f"<tr><td>{METHODS[method].title}</td><td>{one.mean:.3f}</td><td>{one.low:.3f} to {one.high:.3f}</td>"
-            f"<td>{one.combos_low:.3f} to {one.combos_high:.3f}</td><td>{one.spectral:.3f}</td>"
-            f"<td>{one.success:.0%}</td><td>{one.right_count:.0%}</td>{fidelity}</tr>"
+            f"<tr><td>{METHODS[method].title}</td><td>{one.count}</td><td>{one.mean:.3f}</td>"
+            f"<td>{one.low:.3f} to {one.high:.3f}</td><td>{one.combos_low:.3f} to {one.combos_high:.3f}</td>"
+            f"<td>{one.spectral:.3f}</td><td>{one.success:.0%}</td><td>{one.right_count:.0%}</td>{fidelity}</tr>"
         )
-    return f"""<table class="wide"><tr><th>method</th><th>D&amp;C</th><th>over pictures</th><th>over combos</th>
-<th>spectral</th><th>success</th><th>right count</th>{"<th>text fidelity</th>" if with_text else ""}</tr>{rows}</table>
+    return f"""<table class="wide"><tr><th>method</th><th>pictures</th><th>D&amp;C</th><th>over pictures</th>
+<th>over combos</th><th>spectral</th><th>success</th><th>right count</th>
+{"<th>text fidelity</th>" if with_text else ""}</tr>{rows}</table>
 <p class="soft">The second interval draws whole combos, since pictures of one combo share subjects and LoRAs: it says
 how sure the mean is for other subjects. Success: everybody there once, as themselves.</p>"""
 
 
-def _differences(spec: Spec, done: Sequence[Result]) -> str:
-    best = spec.methods[-1]
+def _differences(methods: Sequence[str], done: Sequence[Result]) -> str:
+    *rivals, best = methods
     rows = ""
-    for rival in spec.methods[:-1]:
+    for rival in rivals:
         values = paired(done, best, rival)
+        if not values:
+            continue
         low, high = interval(values)
         above = sum(value > 0 for value in values) / len(values)
         rows += (
@@ -83,10 +87,11 @@ def _differences(spec: Spec, done: Sequence[Result]) -> str:
 def _success(spec: Spec, done: Sequence[Result]) -> str:
     charts = ""
     for subjects in sorted({len(one.comparison.tokens) for one in done}):
-        bars = {}
-        for method in spec.methods:
-            one = summary([x for x in done if x.cell.method == method and len(x.comparison.tokens) == subjects])
-            bars[method] = Bar(METHODS[method].title, one.success, one.success_low, one.success_high)
+        by_method = summaries(spec.methods, [one for one in done if len(one.comparison.tokens) == subjects])
+        bars = {
+            method: Bar(METHODS[method].title, one.success, one.success_low, one.success_high)
+            for method, one in by_method.items()
+        }
         charts += f'<h3>{subjects} subjects</h3><div class="panel">{bar_chart(bars, "Share of successes")}</div>'
     return f"<h2>Success by the number of subjects</h2>{charts}"
 
@@ -101,13 +106,17 @@ def _combo(results: Results, combo: str, done: Sequence[Result]) -> str:
         cells = heads
         for seed in range(spec.seeds):
             for method in spec.methods:
-                one = by_cell[Cell(combo, method, number, seed)]
-                cells += scored(results.image(one.cell), one.comparison, photo=True, side=PICTURE_SIDE)
+                one = by_cell.get(Cell(combo, method, number, seed))
+                cells += _picture(results, one) if one is not None else "<figure></figure>"
         grids += f'<h3><code>{escape(prompt)}</code></h3><div class="rows" {columns}>{cells}</div>'
     return f"""<h2>{escape(combo)}</h2>
 {_matrices(spec, done)}
 <details><summary>{len(done)} pictures, a row for each seed</summary>
 <p class="legend">{"".join(f'<span class="pill {s}">{SIGNS[s]} {s}</span>' for s in SIGNS)}</p>{grids}</details>"""
+
+
+def _picture(results: Results, one: Result) -> str:
+    return scored(results.image(one.cell), one.comparison, photo=True, side=PICTURE_SIDE)
 
 
 def _matrices(spec: Spec, done: Sequence[Result]) -> str:

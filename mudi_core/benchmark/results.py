@@ -25,6 +25,10 @@ class OtherSpec(MudiError):
     """A folder that holds the results of another benchmark."""
 
 
+class NoResults(MudiError):
+    """A folder without a single result."""
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """What became of a cell."""

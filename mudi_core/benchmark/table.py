@@ -90,6 +90,12 @@ def summary(results: Sequence[Result]) -> Summary:
     )
 
 
+def summaries(methods: Sequence[str], results: Sequence[Result]) -> dict[str, Summary]:
+    """By method, of those that have results."""
+    of = {method: [one for one in results if one.cell.method == method] for method in methods}
+    return {method: summary(own) for method, own in of.items() if own}
+
+
 def clustered_interval(
     results: Sequence[Result], value: Callable[[Result], float], draws: int = 10_000
 ) -> tuple[float, float]:

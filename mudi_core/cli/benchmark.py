@@ -6,7 +6,7 @@ import argparse
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .options import (
     add_command,
@@ -20,6 +20,10 @@ from .options import (
     precision,
 )
 from .talk import Answer, Talk
+
+if TYPE_CHECKING:
+    from ..benchmark.results import Results
+    from ..benchmark.run import Worker
 
 
 def add(commands: Any) -> None:
@@ -40,32 +44,55 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of LoRAs, pictures, scores, table and report"
     )
+    parser.add_argument(
+        "--so-far", action="store_true", help="make nothing: only write the table and the report of what is there"
+    )
     add_weights(parser)
     add_precision(parser)
     add_device(parser)
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer | None:
-    import torch
-
     from ..benchmark.page import page
-    from ..benchmark.results import Results, write_whole
-    from ..benchmark.run import Worker
+    from ..benchmark.results import NoResults, Results, write_whole
     from ..benchmark.spec import METHODS, read_spec
-    from ..benchmark.table import summary, table
-    from ..train.team import local_rank, team_size
+    from ..benchmark.table import summaries, table
 
     spec = read_spec(args.spec)
-    args.base, judges = spec.base, spec.judges
-    args.detector, args.embedder, args.text_scorer = judges.detector, judges.embedder, judges.text_scorer
     leads = os.environ.get("RANK", "0") == "0"
-    talk = talk if leads else Talk(silent=True)
-    talk.kept = f"What is done stays in {args.out}; the same command goes on from there."
     results = Results(args.out, spec)
+    if not args.so_far:
+        _worker(args, talk if leads else Talk(silent=True), results).run()
+    if not leads:
+        return None
+    done = [results.read(cell) for cell in spec.cells() if results.is_done(cell)]
+    if not done:
+        raise NoResults(f"{args.out} has no picture of this spec yet. Leave out --so-far to make them.")
+    write_whole(args.out / "results.csv", table(done))
+    write_whole(args.out / "report.html", page(results, done))
+    by_method = summaries(spec.methods, done)
+    lines = [f"{'D&C':>7}  {'95 % interval':18}{'success':>8}  method, of {len(done)} pictures"]
+    for method, one in by_method.items():
+        bounds = f"{one.low:.3f} to {one.high:.3f}"
+        lines.append(f"{one.mean:7.3f}  {bounds:18}{one.success:>8.0%}  {METHODS[method].title}")
+    lines.append(f"Open {args.out / 'report.html'}; a row for each picture is in results.csv.")
+    return Answer("\n".join(lines), {"pictures": len(done), "methods": {m: asdict(s) for m, s in by_method.items()}})
+
+
+def _worker(args: argparse.Namespace, talk: Talk, results: Results) -> Worker:
+    import torch
+
+    from ..benchmark.run import Worker
+    from ..train.team import local_rank, team_size
+
+    judges = results.spec.judges
+    args.base = results.spec.base
+    args.detector, args.embedder, args.text_scorer = judges.detector, judges.embedder, judges.text_scorer
+    talk.kept = f"What is done stays in {args.out}; the same command goes on from there."
     on = device(args)
     if on.type == "cuda" and team_size() > 1:
         on = torch.device("cuda", local_rank())
-    worker = Worker(
+    return Worker(
         results,
         load_detector(args, on, talk),
         load_embedder(args, on, talk),
@@ -74,16 +101,3 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer | None:
         torch.bfloat16 if precision(args, on) == "bf16" else torch.float32,
         talk.progress,
     )
-    worker.run()
-    if not leads:
-        return None
-    done = [results.read(cell) for cell in spec.cells()]
-    write_whole(args.out / "results.csv", table(done))
-    write_whole(args.out / "report.html", page(results, done))
-    summaries = {method: summary([one for one in done if one.cell.method == method]) for method in spec.methods}
-    lines = [f"{'D&C':>7}  {'95 % interval':18}{'success':>8}  method, of {len(done)} pictures"]
-    for method, one in summaries.items():
-        bounds = f"{one.low:.3f} to {one.high:.3f}"
-        lines.append(f"{one.mean:7.3f}  {bounds:18}{one.success:>8.0%}  {METHODS[method].title}")
-    lines.append(f"Open {args.out / 'report.html'}; a row for each picture is in results.csv.")
-    return Answer("\n".join(lines), {"pictures": len(done), "methods": {m: asdict(s) for m, s in summaries.items()}})
