@@ -13,6 +13,8 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .compare import CompareSubjects
         from .generate import InitLatent, MakeLayout
         from .mini import MiniCheckpoint, MiniPhotos
+        from .preview import MakeTrainPreview
+        from .priors import MakePriors
         from .samplers import StartNoise
         from .search import FindSeed
         from .settings import MakeTrainSettings
@@ -27,9 +29,11 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             MakeSubject,
             LoadSubjectSet,
             SaveSubjectSet,
+            MakePriors,
             SegMixDataset,
             TrainLora,
             MakeTrainSettings,
+            MakeTrainPreview,
             SubjectPrompt,
             MakeLayout,
             AskLayout,

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
+from torch.nn import functional
 
 from ..mudi_core.demo.statistics import smoothed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..mudi_core.previews import Preview
     from ..mudi_core.types import Comparison, SubjectSet
 
     Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -124,6 +126,24 @@ def loss_curve(losses: Sequence[float], steps: int) -> Tensor:
     last = points[-1]
     pen.ellipse((last[0] - 4, last[1] - 4, last[0] + 4, last[1] + 4), COLOURS[0])
     return _tensor(picture)
+
+
+def preview_sheet(preview: Preview, title: str) -> Tensor:
+    """A training's preview: a row for each start, a picture for each seed, and above them what they score."""
+    rows = list(preview.pictures.values())
+    sheet = pil(grid([small(picture) for row in rows for picture in row], len(rows[0])))
+    font = ImageFont.load_default(14)
+    head = f"{title}: {preview.words}"
+    whole = Image.new("RGB", (max(sheet.width, round(font.getlength(head)) + GAP), sheet.height + 2 * GAP), "white")
+    ImageDraw.Draw(whole).text((GAP // 2, GAP // 2), head, "black", font)
+    whole.paste(sheet, (0, 2 * GAP))
+    return _tensor(whole)
+
+
+def column(pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures one above the other, filled up with white at the right."""
+    width = max(picture.shape[1] for picture in pictures)
+    return torch.cat([functional.pad(one, (0, 0, 0, width - one.shape[1]), value=1.0) for one in pictures])
 
 
 def _boxed(image: Tensor, xyxy: Tensor, captions: Sequence[str], colours: Sequence[str], side: int) -> Image.Image:

@@ -20,6 +20,8 @@ Dataset = io.Custom("MUDI_DATASET")
 """Carries a `TrainingSet`."""
 Settings = io.Custom("MUDI_TRAIN_SETTINGS")
 """Carries a `TrainSettings`."""
+PreviewSocket = io.Custom("MUDI_TRAIN_PREVIEW")
+"""Carries a `TrainPreview`."""
 LayoutSocket = io.Custom("MUDI_LAYOUT")
 """Carries a `PlacedSubjects`."""
 BoundingBoxes = io.Custom("BOUNDING_BOX")
@@ -62,6 +64,28 @@ class PlacedSubjects:
     cutouts: CutOuts
     config: GenerateConfig
     """Its size, seed, layout, arrangement, places and poses count, and are those of the Layout node."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainPreview:
+    """What Train LoRA samples on its way, and by whom it is judged."""
+
+    layout: PlacedSubjects
+    positive: Any
+    negative: Any
+    """Conditionings, as samplers take them."""
+    every: int
+    """Training steps between two previews."""
+    seeds: tuple[int, ...]
+    steps: int
+    cfg: float
+    sampler_name: str
+    scheduler: str
+    detector: str
+    embedder: str
+    """Choices of `host.models`."""
+    threshold: float
+    cut_out: bool
 
 
 class BoundingBox(TypedDict):

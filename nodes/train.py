@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import random
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import comfy.model_management
-import comfy.sd
-import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -22,16 +15,14 @@ from ..mudi_core.train.config import Method, TrainConfig
 from ..mudi_core.train.memory import memory_settings
 from ..mudi_core.types import MudiError, SubjectSet
 from . import convert, drawing, host, widgets
-from .sockets import Dataset, Settings, Subjects, TrainingSet, TrainSettings
+from .sockets import Dataset, PreviewSocket, Settings, Subjects, TrainingSet, TrainPreview, TrainSettings
+from .training import Run, read_lora, with_lora
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..mudi_core.train.loop import OnSave, TrainResult
     from ..mudi_core.train.lora import LoraState
     from ..mudi_core.train.plan import Plan
-
-log = logging.getLogger(__name__)
 
 CATEGORY = "MuDI/2 train"
 EXAMPLES, COLUMNS, EXAMPLE_SIDE = 12, 4, 256
@@ -47,10 +38,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 MINI_PRESET = "mini, 192 px"
 METHODS: tuple[str, ...] = get_args(Method)
-
-
-class LoraNotApplied(MudiError):
-    """ComfyUI's LoRA loader did not find a place for every layer of a LoRA that was just trained."""
 
 
 class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
@@ -207,6 +194,11 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                     optional=True,
                     tooltip="From Train Settings: a small card, a quick look, saving now and then, and more.",
                 ),
+                PreviewSocket.Input(
+                    "preview",
+                    optional=True,
+                    tooltip="From Train Preview: pictures on the way, and the best LoRA kept beside the last.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the new LoRA on it, at strength 1."),
@@ -239,6 +231,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         batch_size: int,
         seed: int,
         settings: TrainSettings | None = None,
+        preview: TrainPreview | None = None,
     ) -> io.NodeOutput:
         from ..mudi_core.train.lora import load_lora, lora_metadata, save_lora
         from ..mudi_core.train.resume import lora_fingerprint
@@ -260,6 +253,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                 "layout": dataset.layout,
                 "background_weight": dataset.background_weight,
                 "precision": "bf16" if _computes_in_bf16(preset) else "fp32",
+                "preview_every": 0 if preview is None else preview.every,
                 **PRESETS[preset],
             },
             settings,
@@ -282,14 +276,18 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         def save(step: int, state: LoraState) -> None:
             save_lora(path.with_stem(f"{path.stem}-{step:06d}"), state, {**about, "ss_steps": str(step)})
 
-        result = _train(model, plan, config, schedule, name, start, save)
+        run = Run(model, vae, plan, config, name, start, about, preview)
+        result = run.train(schedule, save)
         save_lora(path, result.state, about)
-        _forget_stopped_runs(name)
+        run.finish(path)
         drawn = drawing.loss_curve(result.losses, config.steps)
         named = " and ".join(f"'{subject.name}'" for subject in dataset.subjects)
         megabytes = path.stat().st_size / 1e6
         text = f"{path.name}: {config.steps} steps of {method}, {megabytes:.1f} MB. Prompt it with {named}."
-        return io.NodeOutput(_with_lora(model, path), path.name, drawn[None], ui=host.preview([drawn], cls, text))
+        if run.best.step:
+            text += f" The pictures were best after {run.best.step} steps, {run.best.score:.2f}: {run.best.path.name}."
+        wearing = with_lora(model, read_lora(path), path.name)
+        return io.NodeOutput(wearing, path.name, drawn[None], ui=host.preview([drawn, *run.sheets], cls, text))
 
 
 def _relative_scale(text: str) -> dict[str, float] | None:
@@ -350,66 +348,3 @@ def _plan(dataset: TrainingSet, config: TrainConfig, model: Any, clip: Any, vae:
             on_step=lambda stage, done, total: update(done, total, stage),
             cache_dir=host.cache_folder(),
         )
-
-
-def _train(
-    model: Any, plan: Plan, config: TrainConfig, schedule: Any, name: str, start: LoraState | None, on_save: OnSave
-) -> TrainResult:
-    """The training itself; what Cancel leaves is gone on with when everything is the same again."""
-    from ..mudi_core.train import loop
-    from ..mudi_core.train.resume import fingerprint, lora_fingerprint, losses_so_far
-
-    unet = convert.unet(
-        model, host.device(), torch.bfloat16 if config.precision == "bf16" else torch.float32, config.base_weights
-    )
-    origin = f"{plan.plan_hash} {fingerprint(unet)} {lora_fingerprint(start)} {config.to_json()}"
-    stopped = _stopped_runs(name) / f"stopped_{hashlib.sha256(origin.encode()).hexdigest()[:12]}.safetensors"
-    losses: list[float] = []
-    if goes_on := stopped.is_file():
-        log.info("going on from %s", stopped)
-        losses = losses_so_far(stopped)
-
-    with host.progress(lambda: drawing.loss_curve(losses, config.steps))("training") as update:
-
-        def stepped(done: int, total: int, loss: float) -> None:
-            losses.append(loss)
-            update(done, total, f"loss {loss:.3f}")
-
-        return loop.train(
-            unet,
-            plan,
-            config,
-            schedule,
-            stepped,
-            resume=stopped if goes_on else None,
-            checkpoint=stopped,
-            start=start,
-            on_save=on_save,
-        )
-
-
-def _stopped_runs(name: str) -> Path:
-    """Where cancelled trainings are kept until one of this name is done."""
-    return Path(folder_paths.get_output_directory()) / "mudi" / name
-
-
-def _forget_stopped_runs(name: str) -> None:
-    folder = _stopped_runs(name)
-    for stopped in folder.glob("stopped_*.safetensors"):
-        stopped.unlink()
-    with suppress(OSError):  # not there, or somebody keeps other files in it
-        folder.rmdir()
-
-
-def _with_lora(model: Any, path: Path) -> Any:
-    """A clone of the MODEL that wears the LoRA as any loader node would put it on."""
-    state = comfy.utils.load_torch_file(str(path), safe_load=True)
-    wearing, _ = comfy.sd.load_lora_for_models(model, None, state, 1.0, 0.0)
-    layers = sum(key.endswith(".alpha") for key in state)
-    patched = sum(len(wearing.patches[key]) - len(model.patches.get(key, [])) for key in wearing.patches)
-    if patched != layers:
-        raise LoraNotApplied(
-            f"{path.name} was written, but ComfyUI found a place in the model for {patched} of its {layers} layers "
-            "only. Please report this with the name of the base model."
-        )
-    return wearing

@@ -23,7 +23,7 @@ FLOORS = (
     ("backends", "layout", "layout_text", "ask", "prompt"),
     ("cutouts",),
     ("segmix",),
-    ("subjects", "storage", "init_latent", "compare", "fidelity", "train"),
+    ("subjects", "storage", "priors", "init_latent", "compare", "fidelity", "train"),
     ("checkpoint",),
     ("generate",),
     ("previews",),

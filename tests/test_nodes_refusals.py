@@ -15,8 +15,8 @@ from comfyui_server import Graph, Run, changed
 MINI = "mini (embedded)"
 AT_ONCE = {"MudiSubject", "MudiSubjectPrompt", "MudiNoise", "MudiTrainSettings"}
 """They hand on what is there: nothing to wait for and nothing to cancel."""
-ELSEWHERE = {"MudiAskLayout", "MudiFindSeed"}
-"""One waits for a language model, the other samples: their own tests have what they need."""
+ELSEWHERE = {"MudiAskLayout", "MudiFindSeed", "MudiTrainPreview", "MudiMakePriors"}
+"""One waits for a language model, the others sample: their own tests have what they need."""
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:

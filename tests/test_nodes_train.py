@@ -88,11 +88,12 @@ def loras(comfy: Comfy, name: str) -> list[Path]:
 
 
 def weights(*models: Any) -> list[torch.Tensor]:
-    """Of a MODEL, a CLIP or a VAE."""
+    """Of a MODEL, a CLIP or a VAE, as bytes: no file fills all of SDXL's first text encoder, and NaN equals nothing."""
     parts = ("model", "cond_stage_model", "first_stage_model")
     networks = [getattr(one, part) for one in models for part in parts if hasattr(one, part)]
     assert len(networks) == len(models)
-    return [value.clone() for network in networks for value in network.state_dict().values()]
+    every = [value for network in networks for value in network.state_dict().values()]
+    return [value.contiguous().reshape(-1).view(torch.uint8).clone() for value in every]
 
 
 def predict(unet: Any) -> torch.Tensor:

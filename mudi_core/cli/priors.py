@@ -1,0 +1,93 @@
+"""`priors`: pictures of other members of each class, made by the base model, into a dataset for `train --priors`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import (
+    MINI,
+    add_base,
+    add_command,
+    add_device,
+    add_models,
+    add_precision,
+    add_seed,
+    device,
+    load_detector,
+    load_segmenter,
+    open_base,
+)
+from .talk import Answer, Talk
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "priors",
+        run,
+        summary="pictures of each class, for train --priors",
+        description="Makes pictures of other members of each subject's class with the base model, for prior "
+        "preservation: they keep the model from making every corgi yours. A picture is kept only when exactly one is "
+        "detected and segmented in it.",
+        example="python -m mudi_core priors dogs --base sdxl.safetensors --out dog-priors",
+    )
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="the subjects, whose class nouns are used")
+    add_base(parser, "the model that will be trained: mini, an SDXL .safetensors file, or a diffusers folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="DATASET", help="folder of the pictures and masks")
+    parser.add_argument("--count", type=int, default=50, metavar="N", help="pictures of each class (default: 50)")
+    parser.add_argument("--prompt", metavar="TEXT", help="has {} where the class noun belongs (default: the paper's)")
+    parser.add_argument("--steps", type=int, metavar="N", help="sampler steps (default: 50; mini: 20)")
+    add_models(parser, "detector", "segmenter")
+    parser.set_defaults(threshold=None)
+    add_seed(parser, "of the pictures")
+    add_precision(parser)
+    add_device(parser)
+
+
+def run(args: argparse.Namespace, talk: Talk) -> Answer:
+    from .. import priors, storage
+    from ..cutouts import cut_outs
+    from ..demo.settings import DemoSettings
+    from ..generate import GenerateConfig, generate
+
+    subjects = storage.read_subjects(args.dataset)
+    on = device(args)
+    detector, segmenter = load_detector(args, on, talk), load_segmenter(args, on, talk)
+    checkpoint = open_base(args, on)
+    cutouts = cut_outs(subjects, max_side=64)  # the plain sampler only asks them for places
+    config = GenerateConfig("", negative_prompt=priors.NEGATIVE_PROMPT, gamma=0.0, count=1, batch_size=1)
+    prompt, threshold = args.prompt or priors.PROMPT, priors.THRESHOLD
+    if args.base == MINI:
+        demo = DemoSettings()
+        config = replace(demo.generate_config("", False, 0), count=1)
+        prompt, threshold = args.prompt or "a photo of {}", demo.photo_threshold
+    config = replace(config, steps=args.steps or config.steps)
+
+    def sample(text: str, seed: int) -> Tensor:
+        (picture,) = generate(checkpoint, cutouts, replace(config, prompt=text, seed=seed))
+        return picture.image
+
+    with talk.progress("making pictures of each class") as progress:
+        made = priors.make_priors(
+            subjects,
+            sample,
+            detector,
+            segmenter,
+            count=args.count,
+            seed=args.seed,
+            threshold=threshold if args.threshold is None else args.threshold,
+            prompt=prompt,
+            on_step=progress,
+        )
+    folder = storage.write_subjects(made, args.out)
+    nouns = ", ".join(subject.class_noun for subject in made)
+    return Answer(
+        f"{args.out}: {args.count} pictures of each of {nouns}. Train with --priors {args.out}.",
+        {"dataset": str(folder), "count": args.count, "class_nouns": [subject.class_noun for subject in made]},
+    )

@@ -1,0 +1,154 @@
+"""Train Preview: pictures of the LoRA while it is trained, by ComfyUI's own sampler, and what they score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+from comfy_api.latest import io
+
+from . import convert, host, widgets
+from .compare import compared
+from .generate import drawn_layout
+from .sockets import LayoutSocket, PlacedSubjects, PreviewSocket, TrainPreview
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..mudi_core.previews import Preview
+
+
+class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
+    """What Train LoRA samples now and then."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiTrainPreview",
+            display_name="Train Preview (MuDI)",
+            category="MuDI/2 train",
+            description="Lets Train LoRA sample pictures on its way, always from the same seeds, once from a plain "
+            "start and once from MuDI's, and score them. The LoRA whose pictures score best is kept beside the last.",
+            search_aliases=["sample while training", "validation images", "best checkpoint", "early stopping"],
+            inputs=[
+                LayoutSocket.Input("layout", tooltip="From Layout: who is to be there, and the pictures' size."),
+                io.Conditioning.Input("positive", tooltip="Names all subjects."),
+                io.Conditioning.Input("negative", tooltip="'sticker, collage', say."),
+                io.Int.Input(
+                    "every",
+                    default=200,
+                    min=1,
+                    max=100_000,
+                    tooltip="Training steps between two previews; there is one after the last step, too.",
+                ),
+                widgets.seed("The first seed; the others follow it. Leave it fixed, or training begins anew."),
+                io.Int.Input("count", default=2, min=1, max=16, tooltip="Seeds, each of which makes two pictures."),
+                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="As in KSampler."),
+                io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip="As in KSampler."),
+                io.Combo.Input(
+                    "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="euler", tooltip="As in KSampler."
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    default="ddim_uniform",
+                    tooltip="As in KSampler.",
+                ),
+                io.Combo.Input("detector", options=host.models("owlv2"), tooltip="The model that finds the figures."),
+                io.Combo.Input(
+                    "embedder", options=host.models("dinov2", "dreamsim"), tooltip="The model that compares them."
+                ),
+                widgets.threshold("Least confidence of a figure, as in D&C Score."),
+                io.Boolean.Input(
+                    "cut_out", default=False, tooltip="Compare with the cut-out subjects, as in D&C Score."
+                ),
+                widgets.download(),
+            ],
+            outputs=[PreviewSocket.Output(display_name="preview", tooltip="For Train LoRA.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        layout: PlacedSubjects,
+        positive: Any,
+        negative: Any,
+        every: int,
+        seed: int,
+        count: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        detector: str,
+        embedder: str,
+        threshold: float,
+        cut_out: bool,
+        download: bool,
+    ) -> io.NodeOutput:
+        host.check_choice("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
+        host.check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
+        # Before hours of training: they may be missing.
+        host.detector(detector, download)
+        host.embedder(embedder, download)
+        seeds = tuple((seed + number) % 2**64 for number in range(count))
+        return io.NodeOutput(
+            TrainPreview(
+                layout, positive, negative, every, seeds, steps, cfg, sampler_name, scheduler, detector, embedder,
+                threshold, cut_out,
+            )
+        )  # fmt: skip
+
+
+def sampled(wanted: TrainPreview, model: Any, vae: Any) -> Preview:
+    """The pictures of a MODEL that wears the LoRA so far. ComfyUI lets go of all models afterwards."""
+    from ..mudi_core.init_latent import default_gamma, init_latent
+    from ..mudi_core.previews import MUDI, PLAIN, Preview
+    from ..mudi_core.segmix import compose
+
+    subjects = wanted.layout.cutouts.subjects
+    encode = convert.encode_image(vae)
+    pictures: dict[str, list[Tensor]] = {PLAIN: [], MUDI: []}
+    with _as_a_node_runs(), host.progress()("sampling a preview") as update:
+        in_all = 2 * len(wanted.seeds) * wanted.steps
+        for seed in wanted.seeds:
+            canvas = compose(drawn_layout(wanted.layout, seed, 0), wanted.layout.cutouts)
+            for start, gamma in ((PLAIN, 0.0), (MUDI, default_gamma(len(subjects)))):
+                latent = init_latent(canvas, encode, gamma)
+                before = wanted.steps * sum(map(len, pictures.values()))
+
+                def stepped(step: int, *values: Any, before: int = before) -> None:
+                    update(before + step + 1, in_all)
+
+                samples = comfy.sample.sample(
+                    model, comfy.sample.prepare_noise(latent, seed), wanted.steps, wanted.cfg, wanted.sampler_name,
+                    wanted.scheduler, wanted.positive, wanted.negative, latent, denoise=1.0, callback=stepped,
+                    disable_pbar=True, seed=seed,
+                )  # fmt: skip
+                pictures[start] += convert.pictures(vae.decode(samples))
+        detect, embed = host.detector(wanted.detector), host.embedder(wanted.embedder)
+        every = [picture for group in pictures.values() for picture in group]
+        found = compared(every, subjects, detect, embed, "", wanted.threshold, wanted.cut_out)
+    scores = [comparison.score for comparison in found]
+    half = len(wanted.seeds)
+    return Preview(
+        {start: tuple(group) for start, group in pictures.items()},
+        {PLAIN: tuple(scores[:half]), MUDI: tuple(scores[half:])},
+    )
+
+
+@contextmanager
+def _as_a_node_runs() -> Iterator[None]:
+    """Under inference mode, in which ComfyUI has loaded its models; in the end they leave the card to training."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        comfy.model_management.unload_all_models()
+        comfy.model_management.soft_empty_cache()
