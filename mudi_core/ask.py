@@ -192,7 +192,7 @@ def _call(endpoint: Endpoint, path: str, body: dict[str, Any] | None, on_wait: C
         _explain(endpoint, answer)
     try:
         return json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadEndpoint(f"{endpoint.address}{path} answered with something else than JSON.") from None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +11,8 @@ from .boxes import Box
 from .types import MudiError
 
 EXAMPLE = '{"olis": [0.05, 0.2, 0.45, 1.0], "hta": {"box": [0.5, 0.3, 0.95, 1.0], "mirror": true, "depth": 1}}'
-_FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
+LONGEST = 100_000
+"""Letters of a layout: far more than anybody needs for eleven subjects."""
 
 
 class BadPlaces(MudiError):
@@ -43,15 +43,17 @@ def parse_places(text: str) -> dict[str, Place]:
     """
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        names = [name for name, _ in pairs]
-        for name in names:
-            if names.count(name) > 1:
-                raise BadPlaces(f"'{name}' is given twice. Give each subject one place.")
-        return dict(pairs)
+        read: dict[str, object] = {}
+        for name, value in pairs:
+            if name in read:
+                raise BadPlaces(f"'{_short(name)}' is given twice. Give each subject one place.")
+            read[name] = value
+        return read
 
-    fenced = _FENCED.fullmatch(text)
+    if len(text) > LONGEST:
+        raise BadPlaces(f"The layout is {len(text)} letters long, and {LONGEST} are read at most.")
     try:
-        read = json.loads(fenced[1] if fenced else text, object_pairs_hook=unique)
+        read = json.loads(_unfenced(text), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise BadPlaces(f"The layout is not valid JSON ({_short(str(error))}). Write it like {EXAMPLE}") from None
     if not isinstance(read, dict) or not read:
@@ -80,6 +82,12 @@ def places_text(places: Mapping[str, Place]) -> str:
         said = {key: value for key, value in asdict(place).items() if value is not None and key != "box"}
         lines.append(f"{json.dumps(name)}: {json.dumps({'box': [round(x, 4) for x in place.box], **said})}")
     return "{" + ",\n ".join(lines) + "}"
+
+
+def _unfenced(text: str) -> str:
+    lines = text.strip().split("\n")
+    fenced = len(lines) > 2 and lines[0].rstrip() in ("```", "```json") and lines[-1].strip() == "```"
+    return "\n".join(lines[1:-1]) if fenced else text
 
 
 def _place(name: str, written: Any) -> Place:

@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MASK_PREFIX = "mask_"
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""What is read, whatever a file's name says: Pillow knows others that start programs, such as PostScript."""
+MOST_PIXELS = 50_000_000
+"""Of a picture: what the largest cameras of phones take; decoded, it is 600 MB."""
 MIN_SIDE = 32
 """Pixels: a photo with a shorter side shows too little to learn from."""
 ORIENTATION = 0x0112
@@ -31,6 +35,7 @@ QUARTER_TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """The EXIF orientations that swap width and height, and what sets them upright."""
+_SMALLER = f"Make it smaller than {MOST_PIXELS // 1_000_000} megapixels."
 
 
 class BadPhoto(MudiError):
@@ -139,7 +144,9 @@ def _mask_path(folder: Path, photo: Photo) -> Path:
 
 def _read_picture(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise BadPhoto(f"{path} is too large ({picture.width}x{picture.height} px). {_SMALLER}")
             # A phone's "MPO" is a JPEG whose further frames are previews or depth.
             if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
                 raise BadPhoto(
@@ -153,7 +160,7 @@ def _read_picture(path: Path) -> Image.Image:
     except UnidentifiedImageError:
         raise BadPhoto(f"{path} is not a picture, whatever its name says. Remove it or save it again.") from None
     except Image.DecompressionBombError as error:
-        raise BadPhoto(f"{path} is too large ({error}). Make it smaller than 50 megapixels.") from None
+        raise BadPhoto(f"{path} is too large ({error}). {_SMALLER}") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # what Pillow's decoders raise
         raise BadPhoto(f"{path} is damaged or cut off ({error}). Copy or download it again.") from None
 
@@ -168,7 +175,7 @@ def _on(picture: Image.Image, colour: str, mode: str) -> Image.Image:
 
 
 def _orientation(path: Path) -> int:
-    with Image.open(path) as picture:
+    with Image.open(path, formats=FORMATS) as picture:
         return int(picture.getexif().get(ORIENTATION, 1))
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .types import MudiError
+from .types import MAX_SUBJECTS, MudiError
 
 SUBJECTS = "{subjects}"
 """Where a text has the subjects' names."""
@@ -21,6 +22,10 @@ TEXT = f"a photo of {SUBJECTS}"
 NEGATIVE = "sticker, collage"
 MOST_ORDERS = 120
 """Of five subjects."""
+_PLAIN = re.compile(r"[^\W_][\w .,'’&+-]{0,79}")
+"""A word or some, without what prompts have a meaning for: brackets, weights, ``embedding:`` and ``<lora:>``."""
+_LARGEST = 8192
+"""Pixels of a side that a file can talk anybody into."""
 
 
 class TooManyOrders(MudiError):
@@ -86,7 +91,11 @@ class LoraSubjects:
 
 
 def read_lora_subjects(path: Path) -> LoraSubjects:
-    """What a LoRA file's metadata says; its tensors are not read. Raises `UnknownLora`."""
+    """What a LoRA file's metadata says; its tensors are not read.
+
+    Whoever made the file may have written anything there, and a prompt gets it: what are no plain words is refused.
+    Raises `UnknownLora`.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -98,10 +107,12 @@ def read_lora_subjects(path: Path) -> LoraSubjects:
         tokens, nouns = (json.loads(about[key]) for key in ("mudi_tokens", "mudi_class_nouns"))
         sides = json.loads(about["mudi_config"])["resolution"]
         width, height = sides if isinstance(sides, list) else (sides, sides)
-        if not tokens or len(tokens) != len(nouns) or not all(isinstance(word, str) for word in [*tokens, *nouns]):
+        if not (0 < len(tokens) == len(nouns) <= MAX_SUBJECTS and all(map(_PLAIN.fullmatch, [*tokens, *nouns]))):
+            raise ValueError
+        if any(" " in token for token in tokens) or not (0 < width <= _LARGEST and 0 < height <= _LARGEST):
             raise ValueError
         return LoraSubjects(tuple(tokens), tuple(nouns), about["mudi_base"], (int(width), int(height)))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise UnknownLora(
             f"{path.name} does not say whom it knows: it was not trained here. Name the subjects in another way."
         ) from None

@@ -21,12 +21,15 @@ from PIL import Image
 from torch import Tensor
 
 from .photos import MASK_PREFIX, SUFFIXES, read_mask, read_masks, read_photo, read_photos
-from .types import MudiError, Photo, Subject, SubjectSet
+from .types import MAX_SUBJECTS, MudiError, Photo, Subject, SubjectSet
 
 __all__ = ["read_masks", "read_photo", "read_photos", "read_subjects", "write_subjects"]
 
 METADATA = "metadata.jsonl"
 IDS = "abcdefghijk"
+MOST_PHOTOS = 10_000
+LONGEST = 16_000_000
+"""Bytes of a metadata.jsonl: far more than so many photos need."""
 
 OnPhoto = Callable[[int, int], None]
 """``(photos done, photos in all)``; an exception from it ends the work and leaves the folder as it was."""
@@ -91,24 +94,24 @@ def _read_metadata(folder: Path) -> tuple[dict[str, str], list[_Record]]:
     if not path.is_file():
         raise BadDataset(f"{folder} is not a dataset: it has no {METADATA}. Make one with 'prepare', or name another.")
     try:
-        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        with path.open("rb") as file:
+            text = file.read(LONGEST + 1).removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise BadDataset(f"{path} cannot be read: {error.strerror or error}.") from error
-    lines = [
-        (number, _parse(line, f"{path}, line {number}"))
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip()
-    ]
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if len(text) > LONGEST or len(lines) > MOST_PHOTOS + 1:
+        raise BadDataset(f"{path} is too long: a dataset has up to {MOST_PHOTOS} photos. Make several of it.")
     if not lines:
         raise BadDataset(f"{path} is empty.")
-    names = _names(lines[0][1], f"{path}, line {lines[0][0]}")
-    records: list[_Record] = []
-    for number, fields in lines[1:]:
+    first, *others = ((number, _parse(line, f"{path}, line {number}")) for number, line in lines)
+    names = _names(first[1], f"{path}, line {first[0]}")
+    records: dict[tuple[str, str], _Record] = {}
+    for number, fields in others:
         record = _record(number, fields, names, folder)
-        if any(record.photo == other.photo and record.id == other.id for other in records):
+        if (record.photo, record.id) in records:
             raise BadDataset(f"{path}, line {number}: '{record.photo}' was named before. Remove one of the lines.")
-        records.append(record)
-    return names, records
+        records[record.photo, record.id] = record
+    return names, list(records.values())
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
@@ -118,6 +121,10 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
         raise BadDataset(f"{where} is not UTF-8 text. Save the file as UTF-8.") from None
     except json.JSONDecodeError as error:
         raise BadDataset(f"{where} is not valid JSON: {error.msg} at column {error.colno}. Repair the line.") from None
+    except (ValueError, RecursionError):  # numbers of thousands of digits, brackets a thousand deep
+        raise BadDataset(
+            f"{where} is no JSON of a photo: it is nested too deeply, or its numbers are too long."
+        ) from None
     if not isinstance(fields, dict):
         raise BadDataset(f"{where} should be an object in braces, got {line.decode()[:40]}.")
     return fields
@@ -127,6 +134,8 @@ def _names(fields: dict[str, Any], where: str) -> dict[str, str]:
     names = fields.get("id")
     if not isinstance(names, dict) or not names:
         raise BadDataset(f'{where} should name the subjects: {{"id": {{"a": "<token> <class noun>"}}}}.')
+    if len(names) > MAX_SUBJECTS:
+        raise BadDataset(f"{where} names {len(names)} subjects; a set holds up to {MAX_SUBJECTS}.")
     for id, name in names.items():
         if not isinstance(name, str) or len(name.split(maxsplit=1)) < 2:
             raise BadDataset(
@@ -138,7 +147,7 @@ def _names(fields: dict[str, Any], where: str) -> dict[str, str]:
 def _record(number: int, fields: dict[str, Any], names: dict[str, str], folder: Path) -> _Record:
     where = f"{folder / METADATA}, line {number}"
     id, text = fields.get("id"), fields.get("text", "")
-    if id not in list(names):
+    if not isinstance(id, str) or id not in names:
         raise BadDataset(f"{where}: there is no subject {id!r}; line 1 names: {', '.join(names)}.")
     if not isinstance(text, str):
         raise BadDataset(f"{where}: 'text' should be a text, got {text!r}.")
@@ -149,10 +158,18 @@ def _record(number: int, fields: dict[str, Any], names: dict[str, str], folder: 
         inside = _inside(fields[key])
         if inside is None:
             raise BadDataset(f"{where}: the {key} {fields[key]!r} leaves the dataset folder. Put the file into it.")
-        if not (folder / inside).is_file():
+        if not _is_file(folder / inside):
             raise BadDataset(f"{where}: there is no file '{inside}' in {folder}.")
         paths.append(inside)
-    return _Record(number, str(id), paths[0], paths[1], text)
+    return _Record(number, id, paths[0], paths[1], text)
+
+
+def _is_file(path: Path) -> bool:
+    """Names that no file system takes are those of no file."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _inside(name: object) -> str | None:

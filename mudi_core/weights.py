@@ -197,14 +197,17 @@ def _download(file: WeightFile, place: Path, by_hand: str, on_step: Progress | N
                 target.write(block)
                 digest.update(block)
                 done += len(block)
+                if done > file.size:
+                    break  # it is another file, however much of it there is
                 if on_step is not None:
                     on_step(done, expected)
         if done < expected:
             raise DownloadFailed(f"The download of {file.name} broke off after {done} of {expected} bytes. Try again.")
         if digest.hexdigest() != file.sha256:
             raise WrongHash(
-                f"{file.url} is not the file this version knows: its SHA-256 is {digest.hexdigest()}, expected "
-                f"{file.sha256}. Nothing was kept. Something between here and there changes files, or the host did."
+                f"{file.url} is not the file this version knows: the SHA-256 of its first {done} bytes is "
+                f"{digest.hexdigest()}, expected are {file.size} bytes and {file.sha256}. Nothing was kept. Something "
+                "between here and there changes files, or the host did."
             )
         part.replace(place / file.name)
     except (OSError, HTTPException) as error:  # urllib's URLError is an OSError, and so is a full disk

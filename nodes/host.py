@@ -258,6 +258,7 @@ def _find(kinds: tuple[str, ...], choice: str, download: bool) -> tuple[str, Pat
 
 
 _NOT_IN_A_NAME = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
+_URL_ENCODED = re.compile(r"%[0-9a-fA-F]{2}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -265,7 +266,8 @@ def plain_name(name: str, what: str) -> str:
     """The name itself, if it can be a file's or folder's on every system and leads nowhere else. Raises `BadName`."""
     if not name.strip():
         raise BadName(f"The {what} needs a name.")
-    if _NOT_IN_A_NAME.search(name) or name != name.strip() or name.startswith(".") or name.endswith("."):
+    strange = _NOT_IN_A_NAME.search(name) or _URL_ENCODED.search(name) or not name.isprintable()
+    if strange or name != name.strip() or name.startswith(".") or name.endswith("."):
         raise BadName(
             f"{name!r} cannot be the name of a {what}: give a plain name such as 'two_dogs', without a path, "
             "without dots or spaces at its ends."
@@ -276,8 +278,16 @@ def plain_name(name: str, what: str) -> str:
 
 
 def input_folder(name: str, what: str) -> Path:
-    """Where the folder of this name lies, or will lie, in ComfyUI's input folder. Raises `BadName`."""
-    return Path(folder_paths.get_input_directory()) / plain_name(name, what)
+    """Where the folder of this name lies, or will lie, in ComfyUI's input folder; no link in it leads out of there.
+
+    Raises `BadName`.
+    """
+    root = Path(folder_paths.get_input_directory())
+    folder = root / plain_name(name, what)
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+            raise BadName(f"{path} is a link that leads out of {root}. Put there what it leads to.")
+    return folder
 
 
 def datasets() -> list[str]:

@@ -86,6 +86,32 @@ def test_a_foreign_lora_is_told(tmp_path: Path, metadata: dict[str, str] | None)
         read_lora_subjects(tmp_path / "other.safetensors")
 
 
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"mudi_tokens": '["(olis:1.9)"]'},
+        {"mudi_tokens": '["embedding:evil"]'},
+        {"mudi_tokens": '["<lora:evil:1>"]'},
+        {"mudi_tokens": '["olis olis"]'},
+        {"mudi_tokens": json.dumps(["o" * 200])},
+        {"mudi_class_nouns": '["dog\\nnaked"]'},
+        {"mudi_class_nouns": '["dog [a|b]"]'},
+        {"mudi_tokens": json.dumps(["x"] * 12), "mudi_class_nouns": json.dumps(["y"] * 12)},
+        {"mudi_config": '{"resolution": 1000000000}'},
+        {"mudi_config": '{"resolution": Infinity}'},
+        {"mudi_config": '{"resolution": [NaN, 64]}'},
+        {"mudi_config": "[" * 100_000},
+    ],
+)
+def test_what_a_foreign_lora_says_reaches_no_prompt_unchecked(tmp_path: Path, about: dict[str, str]) -> None:
+    usual = {"mudi_tokens": '["olis"]', "mudi_class_nouns": '["red dog"]', "mudi_config": '{"resolution": 64}'}
+    save_file({"x": torch.zeros(1)}, tmp_path / "good.safetensors", {**usual, "mudi_base": ""})
+    assert read_lora_subjects(tmp_path / "good.safetensors").names == ["olis red dog"]
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", {**usual, "mudi_base": "", **about})
+    with pytest.raises(UnknownLora, match="other.safetensors does not say whom it knows"):
+        read_lora_subjects(tmp_path / "other.safetensors")
+
+
 def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "torn.safetensors").write_bytes(b"\x09")
     for name in ("torn", "gone"):

@@ -21,9 +21,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/absent":
             return self.send_error(404)
         self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
+        if self.path != "/endless":
+            self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
-        self.wfile.write({"/cut": CONTENT[:1000], "/changed": CONTENT[::-1]}.get(self.path, CONTENT))
+        self.wfile.write(
+            {"/cut": CONTENT[:1000], "/changed": CONTENT[::-1], "/endless": CONTENT * 50}.get(self.path, CONTENT)
+        )
 
     def log_message(self, *args):
         pass
@@ -68,6 +71,13 @@ def test_nothing_is_kept_of_a_failed_download(server, tmp_path, page, error):
     with pytest.raises(error, match="part0.bin|changed"):
         weights.fetch(model(f"{server}/{page}"), tmp_path)
     assert everything_in(tmp_path) == []
+
+
+def test_a_download_that_does_not_end_is_ended(server, tmp_path):
+    steps = []
+    with pytest.raises(WrongHash, match="expected are 1280000 bytes"):
+        weights.fetch(model(f"{server}/endless"), tmp_path, lambda done, total: steps.append(done))
+    assert everything_in(tmp_path) == [] and max(steps, default=0) <= len(CONTENT)
 
 
 def test_offline_names_the_link_and_the_folder(tmp_path):

@@ -123,7 +123,7 @@ class Spec:
             if SUBJECTS not in prompt:
                 raise BadSpec(f"{self.name}: the prompt '{prompt}' has no {SUBJECTS} where the subjects are named.")
         for name in self.combos:
-            if not name or name.startswith(".") or any(letter in name for letter in "/\\:"):
+            if not name or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
                 raise BadSpec(f"{self.name}: '{name}' cannot be the name of a combo, since a folder is called so.")
         nameless = sorted(self.combos.keys() - self.general_nouns.keys())
         if nameless and any(METHODS[method].general for method in self.methods):
@@ -179,8 +179,15 @@ def read_spec(path: Path) -> Spec:
         given = toml.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadSpec(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (toml.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadSpec(f"{path} is not TOML: {error}.") from error
+    try:
+        return _spec(path, given)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BadSpec(f"{path} has a value of another kind than it should be ({error}).") from error
+
+
+def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
     known = {one.name for one in fields(Spec)}
     for name in given:
         if name not in known:
@@ -196,7 +203,10 @@ def read_spec(path: Path) -> Spec:
     base = given["base"] if given["base"] == MINI else str(here / given["base"])
     lists = {name: tuple(given[name]) for name in ("methods", "prompts")}
     rest = {"name": path.stem, **given, **lists, "combos": combos, "base": base, "judges": replace(usual, **judges)}
-    return Spec(**rest)
+    spec = Spec(**rest)
+    for method in spec.methods:
+        spec.train_config(method, 64)  # whether the settings are of the right kind
+    return spec
 
 
 def _check_names(given: Mapping[str, Any], config: type, fixed: tuple[str, ...], table: str) -> None:

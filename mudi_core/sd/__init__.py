@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..sdxl import BadCheckpointFile, first_line, header, pipeline_kind
+from ..sdxl import BadCheckpointFile, check_channels, first_line, header, pipeline_kind
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ def read_folder(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
         raise BadCheckpointFile(
             f"{path} could not be read ({first_line(error)}). Is a file missing or cut off?"
         ) from error
-    _check_channels(path, pipeline.unet.config.in_channels)
+    check_channels(path, pipeline.unet.conv_in.weight.shape)
     return pipeline
 
 
@@ -76,7 +76,7 @@ def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     for key, what in ((first, "U-Net"), ("first_stage_model.decoder.conv_in.weight", "VAE")):
         if key not in shapes:
             raise BadCheckpointFile(f"{path} has no {what}: it is no whole checkpoint. Download it again.")
-    _check_channels(path, shapes[first][1])
+    check_channels(path, shapes[first])
     try:
         pipeline = StableDiffusionPipeline.from_single_file(
             str(path),
@@ -107,8 +107,3 @@ def _predicts_v(path: Path) -> bool:
 
     with safe_open(path, framework="pt") as file:
         return bool(file.get_tensor(_V_MARK).float().std(unbiased=False) > _V_SPREAD)
-
-
-def _check_channels(path: Path, channels: int) -> None:
-    if channels != 4:
-        raise BadCheckpointFile(f"{path} is made for inpainting ({channels} channels). Use a plain checkpoint.")

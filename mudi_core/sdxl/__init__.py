@@ -7,7 +7,7 @@ family's tokenizer, which is CLIP's, they stand in for what diffusers would fetc
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,7 @@ def pipeline_kind(path: Path) -> str:
         )
     try:
         return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadCheckpointFile(
             f"{index} could not be read ({first_line(error)}). Download the folder again."
         ) from error
@@ -127,9 +127,15 @@ def _check_file(path: Path, shapes: Mapping[str, list[int]]) -> None:
             f"{path} has no {lacking[0].removeprefix('a ')}: it is no whole SDXL checkpoint (perhaps a LoRA, a refiner "
             f"or another model). Use one, e.g. from {LINK}."
         )
-    channels = shapes["model.diffusion_model.input_blocks.0.0.weight"][1]
-    if channels != 4:
-        raise BadCheckpointFile(f"{path} is made for inpainting ({channels} channels). Use a plain SDXL checkpoint.")
+    check_channels(path, shapes["model.diffusion_model.input_blocks.0.0.weight"])
+
+
+def check_channels(path: Path, first_layer: Sequence[int]) -> None:
+    """The U-Net's first layer tells how many channels its pictures have. Raises `BadCheckpointFile`."""
+    if len(first_layer) != 4:
+        raise BadCheckpointFile(f"{path} has a U-Net of another kind. Use a plain checkpoint, e.g. from {LINK}.")
+    if first_layer[1] != 4:
+        raise BadCheckpointFile(f"{path} is made for inpainting ({first_layer[1]} channels). Use a plain checkpoint.")
 
 
 def first_line(error: Exception) -> str:

@@ -274,6 +274,13 @@ def load_lora(path: Path) -> tuple[LoraState, dict[str, str]]:
             f"{Path(path).name} is not a LoRA of a U-Net with kohya's names: {example}. "
             "Use a file that this project's train command wrote."
         )
+    for name in names:
+        down, up, alpha = (state[name + part] for part in _PARTS)
+        if down.ndim != 2 or up.ndim != 2 or alpha.numel() != 1 or down.shape[0] != up.shape[1] or not down.numel():
+            raise BadLora(
+                f"{Path(path).name} is damaged or no LoRA of linear layers: the matrices of {name} are "
+                f"{list(down.shape)} and {list(up.shape)}. Use a file that this project's train command wrote."
+            )
     return state, metadata
 
 

@@ -76,10 +76,13 @@ def restore_run(
     """
     tensors, metadata = _read(path)
     _check_origin(path, metadata, origin)
-    adapter.load(tensors)
-    if adapter.vectors is not None:
-        adapter.vectors.load(_beginning(tensors, _VECTORS))
-    unpack_state(optimizer, _beginning(tensors, _OPTIMIZER), metadata["optimizer"])
+    try:
+        adapter.load(tensors)
+        if adapter.vectors is not None:
+            adapter.vectors.load(_beginning(tensors, _VECTORS))
+        unpack_state(optimizer, _beginning(tensors, _OPTIMIZER), metadata["optimizer"])
+    except (KeyError, IndexError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise BadCheckpoint(f"{path} is damaged: {type(error).__name__} {error}. Start anew without it.") from error
     losses: list[float] = tensors[_LOSSES].tolist()
     return losses
 
@@ -93,7 +96,8 @@ def losses_so_far(path: Path) -> list[float]:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a checkpoint."""
     tensors, metadata = read_tensors(path)
-    if metadata.get("format") != _FORMAT:
+    parts = ("optimizer", "plan", "unet", "start", "config")
+    if metadata.get("format") != _FORMAT or _LOSSES not in tensors or not all(part in metadata for part in parts):
         raise BadCheckpoint(f"{path} is not a checkpoint of this training. Give the file that a stopped run left.")
     return tensors, metadata
 
@@ -104,7 +108,11 @@ def _beginning(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _check_origin(path: Path, metadata: Mapping[str, str], origin: Mapping[str, str]) -> None:
     if metadata["config"] != origin["config"]:
-        now, then = json.loads(origin["config"]), json.loads(metadata["config"])
+        now = json.loads(origin["config"])
+        try:
+            then = dict(json.loads(metadata["config"]))
+        except (ValueError, TypeError, RecursionError):
+            then = {}
         changed = [f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in now if then.get(name) != now[name]]
         raise BadCheckpoint(f"{path} was made with other settings: {'; '.join(changed)}. Use the same, or start anew.")
     reasons = {"plan": "with other photos, masks or captions", "unet": "on another base model", "start": _START}

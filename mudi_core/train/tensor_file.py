@@ -29,6 +29,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _forget_halves(path.parent)
         save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, dict(metadata))
         _sort_header(temporary)
         written, described = read_tensors(temporary)
@@ -54,6 +55,27 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise BadTensorFile(f"{path} is not a whole safetensors file ({error}). Copy it or make it again.") from error
 
 
+def _forget_halves(folder: Path) -> None:
+    """Removes what killed processes left of files that they wrote here."""
+    for half in folder.glob("*.safetensors.*.part"):
+        writer = half.suffixes[-2].removeprefix(".")
+        if writer.isdecimal() and int(writer) != os.getpid() and not _runs(int(writer)):
+            with suppress(OSError):
+                half.unlink()
+
+
+def _runs(process: int) -> bool:
+    if os.name == "nt":  # where a signal ends it, and where a file that is open cannot be removed anyway
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        return True
+    return True
+
+
 def _sort_header(path: Path) -> None:
     """Puts the header's keys in order: safetensors does not, and equal runs should be equal files."""
     with open(path, "r+b") as file:
@@ -63,6 +85,8 @@ def _sort_header(path: Path) -> None:
         if len(text) <= length:  # the offsets count from the header's end, so its length has to stay
             file.seek(8)
             file.write(text.ljust(length))
+            file.flush()
+        os.fsync(file.fileno())  # before it gets its name, or a power cut may leave the name alone
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
