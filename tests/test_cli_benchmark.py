@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -277,6 +279,26 @@ def test_one_worker_waits_for_what_another_has(
     Worker(results, eyes.mini_detector(), eyes.mini_embedder()).run()
     assert waited == ["cats/dreambooth"] and all(results.is_done(cell) for cell in spec.cells())
     assert counted["pictures"] == 6
+
+
+def test_a_killed_process_leaves_its_work_to_the_others(mini_weights: None, spec_file: Path, tmp_path: Path) -> None:
+    out, spec = tmp_path / "out", read_spec(spec_file)
+    command = [sys.executable, "-m", "mudi_core", "benchmark", str(spec_file), "--out", str(out), "--device", "cpu"]
+    killed, other = (
+        subprocess.Popen(command, cwd=SPECS.parent, env={**os.environ, "RANK": rank}, stderr=subprocess.PIPE)
+        for rank in ("1", "0")
+    )
+    patience = time.monotonic() + 300
+    while not (there := list(out.glob("cats/*/*.json"))) and time.monotonic() < patience:
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    written = {path: path.stat().st_mtime_ns for path in there}
+    _, said = other.communicate(timeout=300)
+    assert written and other.returncode == 0, said
+    results = Results(out, spec)
+    assert all(results.is_done(cell) for cell in spec.cells()) and (out / "report.html").is_file()
+    assert {path: path.stat().st_mtime_ns for path in there} == written
 
 
 def test_pairs_of_the_toy_world_are_drawn_and_cut_out(mini_weights: None, spec_file: Path, tmp_path: Path) -> None:
