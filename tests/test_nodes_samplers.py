@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,8 +15,11 @@ from mudi_core.checkpoint import Checkpoint, open_checkpoint
 from mudi_core.cutouts import cut_outs
 from mudi_core.generate import GenerateConfig, draw_noise, generate
 from mudi_core.layout import LayoutConfig
+from mudi_core.train.lora import Adapter, save_lora
 from mudi_core.types import SubjectSet
 
+Companion = Callable[[Comfy, Any, Any], tuple[Any, Any]]
+"""Gives a MODEL and a CONDITIONING with something more in them."""
 SIDE, STEPS = 64, 4
 PROMPT = "a photo of olis cat and hta cat"
 
@@ -101,37 +106,107 @@ def test_each_picture_of_a_batch_has_its_own_noise_wherever_it_stands(comfy: Com
     assert torch.equal(taken, torch.cat([draw_noise(3, number, (1, 4, 8, 8)) for number in (5, 1)]))
 
 
-def test_every_stock_sampler_and_scheduler_runs_from_the_start(
+def test_every_pair_of_stock_sampler_and_scheduler_runs_from_the_start(
     comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet
 ) -> None:
-    """Each sampler and each scheduler once; that all give pictures, and others than from an empty latent."""
+    """Two steps of each."""
     model, clip, vae = mini
     overlap = {"relative_sizes": "", "overlap": 0.4}
     (placed,) = comfy.run(
         "MudiLayout", subjects=drawn_subjects, width=SIDE, height=SIDE, mode="random", seed=7, **overlap
     ).result
     (latent,) = comfy.run("MudiInitLatent", layout=placed, vae=vae, gamma=2.0, batch_size=1, seed=7).result
+    (empty,) = comfy.run_stock("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)
     (words,) = comfy.run_stock("CLIPTextEncode", clip=clip, text=PROMPT)
     stock = comfy.core("comfy.samplers").KSampler
-    pairs = [(name, "normal") for name in stock.SAMPLERS] + [("euler", name) for name in stock.SCHEDULERS]
-    assert len(pairs) > 40
+    pairs = list(itertools.product(stock.SAMPLERS, stock.SCHEDULERS))
+    assert len(pairs) > 300
 
     def sampled(start: Any, sampler: str, scheduler: str) -> torch.Tensor:
         (out,) = comfy.run_stock(
-            "KSampler", model=model, seed=1, steps=3, cfg=2.0, sampler_name=sampler, scheduler=scheduler,
+            "KSampler", model=model, seed=1, steps=2, cfg=1.0, sampler_name=sampler, scheduler=scheduler,
             positive=words, negative=words, latent_image=start, denoise=1.0,
         )  # fmt: skip
         samples: torch.Tensor = out["samples"]
         return samples
 
-    failed = []
-    for sampler, scheduler in pairs:
-        samples = sampled(latent, sampler, scheduler)
-        if samples.shape != (1, 4, SIDE // 8, SIDE // 8) or not samples.isfinite().all():
-            failed.append((sampler, scheduler))
-    assert failed == []
-    empty = {"samples": torch.zeros_like(latent["samples"])}
+    for pair in pairs:
+        samples = sampled(latent, *pair)
+        assert samples.shape == (1, 4, SIDE // 8, SIDE // 8) and samples.isfinite().all(), pair
     assert (sampled(latent, "euler", "normal") - sampled(empty, "euler", "normal")).abs().max() > 0.05
+
+
+def another_lora(comfy: Comfy, model: Any, words: Any) -> tuple[Any, Any]:
+    with Adapter(open_checkpoint("mini").unet, 2, 2.0, ("to_q", "to_v")) as adapter:
+        state = {
+            key: value if key.endswith(".alpha") else torch.full_like(value, 0.1)
+            for key, value in adapter.state().items()
+        }
+    save_lora(comfy.base / "models" / "loras" / "another.safetensors", state, {})
+    (patched,) = comfy.run_stock(
+        "LoraLoaderModelOnly", model=model, lora_name="another.safetensors", strength_model=1.0
+    )
+    return patched, words
+
+
+def cross_attention_patch(comfy: Comfy, model: Any, words: Any) -> tuple[Any, Any]:
+    """As IP-Adapters have it."""
+    patched = model.clone()
+    patched.set_model_attn2_patch(lambda q, k, v, options: (q, k, v + 0.5))
+    return patched, words
+
+
+def guidance_patch(comfy: Comfy, model: Any, words: Any) -> tuple[Any, Any]:
+    with torch.inference_mode():
+        output = comfy.core("comfy_extras.nodes_pag").PerturbedAttentionGuidance.execute(model, 3.0)
+    return output.result[0], words
+
+
+def control_net(comfy: Comfy, model: Any, words: Any) -> tuple[Any, Any]:
+    """Of the embedded U-Net's shape, with random weights."""
+    shape = {key: value for key, value in model.model.model_config.unet_config.items() if key != "out_channels"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        operations = comfy.core("comfy.ops").disable_weight_init
+        inner = comfy.core("comfy.cldm.cldm").ControlNet(**shape, hint_channels=3, operations=operations)
+        for parameter in inner.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+    control = comfy.core("comfy.controlnet").ControlNet(inner, load_device=torch.device("cpu"))
+    positive, _ = comfy.run_stock(
+        "ControlNetApplyAdvanced", positive=words, negative=words, control_net=control, strength=1.0,
+        image=torch.rand(1, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(0)), start_percent=0.0,
+        end_percent=1.0,
+    )  # fmt: skip
+    return model, positive
+
+
+@pytest.mark.parametrize("companion", [another_lora, cross_attention_patch, guidance_patch, control_net])
+def test_the_start_gets_on_with_what_else_is_in_the_graph(
+    comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet, companion: Companion
+) -> None:
+    """Both do what they do: the picture is another one without the start, and another one without the companion."""
+    model, clip, vae = mini
+    overlap = {"relative_sizes": "", "overlap": 0.4}
+    (placed,) = comfy.run(
+        "MudiLayout", subjects=drawn_subjects, width=SIDE, height=SIDE, mode="random", seed=7, **overlap
+    ).result
+    (latent,) = comfy.run("MudiInitLatent", layout=placed, vae=vae, gamma=2.0, batch_size=1, seed=7).result
+    (empty,) = comfy.run_stock("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)
+    (words,) = comfy.run_stock("CLIPTextEncode", clip=clip, text=PROMPT)
+    patched, positive = companion(comfy, model, words)
+
+    def sampled(start: Any, model: Any, positive: Any) -> torch.Tensor:
+        (out,) = comfy.run_stock(
+            "KSampler", model=model, seed=1, steps=3, cfg=2.0, sampler_name="euler", scheduler="normal",
+            positive=positive, negative=words, latent_image=start, denoise=1.0,
+        )  # fmt: skip
+        samples: torch.Tensor = out["samples"]
+        return samples
+
+    both = sampled(latent, patched, positive)
+    assert both.isfinite().all()
+    assert (both - sampled(empty, patched, positive)).abs().max() > 0.05
+    assert (both - sampled(latent, model, words)).abs().max() > 0.01
 
 
 def test_no_steps_are_no_error(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
