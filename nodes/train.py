@@ -161,8 +161,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
-                    tooltip="Size of the training images, memory and loss. SDXL needs some 18 GB, with less memory "
-                    "15 GB; take the mini preset with Mini Checkpoint, and SD's with SD 1.5 or 2.",
+                    tooltip="Size of the training images, memory and loss: take one of your model's kind. Less "
+                    "memory means that some things are computed twice: slower. Train Settings has more for small cards.",
                 ),
                 io.Int.Input(
                     "steps",

@@ -36,7 +36,7 @@ class BadTrainConfig(MudiError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of one LoRA. The defaults are those of the paper and of the official code (SDXL, 24 GB).
+    """The settings of one LoRA. The defaults are those of the paper and of the official code, for SDXL.
 
     Raises `BadTrainConfig` that names the setting, its value and its range.
     """
