@@ -162,7 +162,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                     "preset",
                     options=list(PRESETS),
                     tooltip="Size of the training images, memory and loss: take one of your model's kind. Less "
-                    "memory means that some things are computed twice: slower. Train Settings has more for small cards.",
+                    "memory means that some things are computed twice, slower. Train Settings has more of that.",
                 ),
                 io.Int.Input(
                     "steps",
