@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from comfyui_server import ROOT, Graph, Run, Server
 from PIL import Image
@@ -179,6 +180,10 @@ def test_the_quickstart_has_the_settings_of_the_demo(info: Info) -> None:
         for node in nodes(graph, kind):
             inputs = graph[node]["inputs"]
             assert {name: inputs[name] for name in settings} == settings, kind
+    (empty,), (start,) = nodes(graph, "EmptyLatentImage"), nodes(graph, "MudiInitLatent")
+    counts = [graph[node]["inputs"]["batch_size"] for node in (empty, start)]
+    parts = [graph[node]["inputs"] for node in nodes(graph, "ImageFromBatch")]
+    assert [(one["batch_index"], one["length"]) for one in parts] == [(0, counts[0]), (counts[0], counts[1])]
     first, second = PAIRS[0]
     subjects = [graph[node]["inputs"] for node in nodes(graph, "MudiSubject")]
     assert [(one["token"], one["class_noun"]) for one in subjects] == [
@@ -244,7 +249,8 @@ def test_the_server_knows_every_node_and_offers_the_workflow(server: Server, inf
     assert server.get(f"/api/workflow_templates/mudi/{name}.json") == workflow(name)
 
 
-def test_the_quickstart_runs_in_one_go(server: Server, info: Info) -> None:
+def small_quickstart(info: Info) -> Graph:
+    """With two pictures of each start."""
     graph = with_settings(
         api_graph("quickstart_mini", info),
         {
@@ -255,6 +261,13 @@ def test_the_quickstart_runs_in_one_go(server: Server, info: Info) -> None:
             "KSampler": {"steps": 2},
         },
     )
+    for first, node in zip((0, 2), nodes(graph, "ImageFromBatch"), strict=True):
+        graph[node]["inputs"].update(batch_index=first, length=2)
+    return graph
+
+
+def test_the_quickstart_runs_in_one_go(server: Server, info: Info) -> None:
+    graph = small_quickstart(info)
     run = twice(server, graph)
     (train,) = nodes(graph, "MudiTrainLora")
     assert re.search(r"two_cats_\d+\.safetensors: 2 steps of segmix", run.outputs[train]["text"][0])
@@ -268,6 +281,19 @@ def test_the_quickstart_runs_in_one_go(server: Server, info: Info) -> None:
             assert len(server.files(run, node)) == pictures
     told = [run.outputs[node]["text"] for node in nodes(graph, "PreviewAny")]
     assert told == [run.outputs[node]["text"] for node in nodes(graph, "MudiCompare")]
+
+
+def test_the_quickstart_compares_starts_that_have_the_same_noise(server: Server, info: Info) -> None:
+    """Init Latent's start is Empty Latent Image's where gamma is 0, and so must the pictures be."""
+    graph = with_settings(small_quickstart(info), {"MudiInitLatent": {"gamma": 0.0}})
+    run = server.run(graph)
+    without, started = (
+        [np.asarray(Image.open(file), dtype=np.int16) for file in server.files(run, node)]
+        for node in nodes(graph, "SaveImage")
+    )
+    for one, other in zip(without, started, strict=True):
+        assert np.abs(one - other).max() <= 1
+    assert np.abs(without[0] - without[1]).max() > 20
 
 
 IN_SMALL: dict[str, dict[str, Any]] = {
