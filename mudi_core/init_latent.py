@@ -81,5 +81,5 @@ def shifted_noise(latent: Tensor, eps: Tensor, sigma: float, latent_scale: float
 
 
 def _shape(latent: Tensor) -> str:
-    _, channels, height, width = latent.shape
+    _, channels, *_, height, width = latent.shape
     return f"{width * MULTIPLE}x{height * MULTIPLE} px in {channels} channels"

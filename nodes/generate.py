@@ -267,7 +267,7 @@ def drawn_layout(placed: PlacedSubjects, seed: int, number: int) -> Layout:
 
 def _given(boxes: Any, subjects: SubjectSet, size: tuple[int, int]) -> dict[str, Place]:
     """One box for each token, as fractions of the canvas, cut at its borders."""
-    from ..mudi_core.boxes import clip
+    from ..mudi_core.boxes import area, clip
     from ..mudi_core.layout_text import Place
 
     found = [box for one in convert.boxes_per_image(boxes or []) for box in one]
@@ -276,8 +276,14 @@ def _given(boxes: Any, subjects: SubjectSet, size: tuple[int, int]) -> dict[str,
             f"There are {len(subjects)} subjects but {len(found)} boxes. Connect one box for each subject, in the "
             f"order {', '.join(subjects.tokens)}, or choose another mode."
         )
-    scale = convert.xyxy(found).new_tensor((*size, *size))
-    fractions = clip(convert.xyxy(found), size) / scale
+    inside = clip(convert.xyxy(found), size)
+    for token, box, seen in zip(subjects.tokens, found, area(inside).tolist(), strict=True):
+        if not seen > 0:
+            raise BadLayout(
+                f"The box of '{token}' ({box['width']:g}x{box['height']:g} px at {box['x']:g}, {box['y']:g}) has no "
+                f"part of the canvas of {size[0]}x{size[1]} px. Was it found in a picture of another size?"
+            )
+    fractions = inside / inside.new_tensor((*size, *size))
     return {
         token: Place((x0, y0, x1, y1))
         for token, (x0, y0, x1, y1) in zip(subjects.tokens, fractions.tolist(), strict=True)

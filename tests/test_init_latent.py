@@ -60,9 +60,11 @@ def test_a_latent_below_is_kept_outside_the_subjects_and_covered_inside() -> Non
     assert torch.equal(init_latent(mix, encode, 2.0, torch.zeros_like(below)), alone)
 
 
-def test_a_latent_below_of_another_shape_is_told() -> None:
+@pytest.mark.parametrize("shape", [(1, 16, 8, 8), (1, 16, 1, 8, 8)])
+def test_a_latent_below_of_another_shape_is_told(shape: tuple[int, ...]) -> None:
+    """A video's has its frames besides."""
     with pytest.raises(BadLatent, match="is 64x64 px in 16 channels, the layout's start is 128x192 px in 4 channels"):
-        init_latent(canvas(), encode, 1.0, torch.zeros(1, 16, 8, 8))
+        init_latent(canvas(), encode, 1.0, torch.zeros(shape))
 
 
 @pytest.mark.parametrize("size", [(100, 128), (128, 100), (1023, 1024)])

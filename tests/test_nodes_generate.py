@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from comfyui import Comfy
+from PIL import Image
 
 from mudi_core.boxes import visible_fraction
 from mudi_core.cutouts import BadPoses, cut_outs
@@ -33,6 +36,11 @@ def start(
     comfy: Comfy, layout: Any, vae: Any, gamma: float = 1.5, batch_size: int = 1, seed: int = 3, **more: Any
 ) -> Any:
     return comfy.run("MudiInitLatent", layout=layout, vae=vae, gamma=gamma, batch_size=batch_size, seed=seed, **more)
+
+
+def box(x: float, y: float, width: float = 50.0) -> dict[str, float]:
+    """As detectors give it, in pixels."""
+    return {"x": x, "y": y, "width": width, "height": 80.0, "score": 1.0}
 
 
 def drawn(placed: Any, number: int = 0) -> Layout:
@@ -113,6 +121,29 @@ def test_poses_are_what_the_widgets_say(comfy: Comfy, drawn_subjects: SubjectSet
     assert len({one.rotation for one in poses}) == 12 and all(0 < abs(one.rotation) <= 20 for one in poses)
 
 
+def test_the_editor_is_told_who_stands_where(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    folder = Path(comfy.core("folder_paths").get_temp_directory())
+
+    def told(**settings: Any) -> tuple[Layout, dict[str, Any]]:
+        output = place(comfy, drawn_subjects, **settings)
+        (found,) = output.ui["mudi_layout"]
+        return drawn(output.result[0]), json.loads(json.dumps(found))
+
+    layout, by_seed = told()
+    assert by_seed["drawn"] == by_seed["by_seed"] and by_seed["size"] == [SIDE, SIDE] and by_seed["mode"] == "random"
+    assert [(one["token"], tuple(one["box"])) for one in by_seed["drawn"]] == [
+        (one.token, one.xyxy) for one in layout.placements
+    ]
+    _, written = told(mode="from text", text=BOXES)
+    assert written["by_seed"] == by_seed["by_seed"] != written["drawn"]
+    files = [photo["file"] for subject in written["subjects"].values() for photo in subject["photos"]]
+    assert written["subjects"] == by_seed["subjects"] and len(set(files)) == 4
+    with Image.open(folder / files[0]) as picture:
+        assert picture.mode == "RGBA"
+        aspect = written["subjects"]["olis"]["photos"][0]["aspect"]
+        assert picture.width / picture.height == pytest.approx(aspect, rel=0.02)
+
+
 def test_who_is_left_out_is_told_on_the_node(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
     output = place(comfy, drawn_subjects, mode="from text", text='{"olis": [0, 0, 1, 1]}')
     (text,) = output.ui["text"]
@@ -127,6 +158,19 @@ def test_who_is_left_out_is_told_on_the_node(comfy: Comfy, drawn_subjects: Subje
         ({"mode": "from text"}, BadPlaces, "not valid JSON"),
         ({"mode": "from text", "text": '{"rex": [0, 0, 1, 1]}'}, BadLayout, "'rex', but the subjects are: olis, hta"),
         ({"mode": "given boxes"}, BadLayout, "2 subjects but 0 boxes. Connect one box .* olis, hta"),
+        (
+            {"mode": "given boxes", "boxes": [box(0, 0), box(300, 0)]},
+            BadLayout,
+            "'hta' .50x80 px at 300, 0. has no part",
+        ),
+        (
+            {"mode": "given boxes", "boxes": [box(9, 9, 0), box(0, 0)]},
+            BadLayout,
+            "'olis' .0x80 px at 9, 9. has no part",
+        ),
+        ({"mode": "from text", "text": '{"olis": [0, 40, 1900, 1080]}'}, BadPlaces, "look like pixels"),
+        ({"mode": "from text", "text": '{"olis": [0.5, 0, 0.5, 1]}'}, BadPlaces, "'olis' should go from its top left"),
+        ({"mode": "from text", "text": "Sure! olis is on the left."}, BadPlaces, "not valid JSON"),
         ({"relative_sizes": "olis=twice"}, BadRelativeScale, "olis:hta=1:2"),
         ({"relative_sizes": "olis:rex=1:2"}, BadLayout, "'rex', but the subjects are: olis, hta"),
         ({"width": 100}, BadGenerateConfig, "size .* multiples of 8"),
