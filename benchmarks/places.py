@@ -7,9 +7,9 @@
 
 *sides* takes the demo's pair and its Seg-Mix LoRA and puts one subject left and the other right, then the other way
 round, with the same seeds and the same prompt, at several gammas. A subject is on its side when a figure whose middle
-lies in its half is more like it than like the other. *numbers* draws and trains five characters (Seg-Mix in pairs, as
-many steps a subject as the demo) and asks for the first 2, 3, 4 and 5 of them, at random places and from plain noise;
-a subject is found when some figure is hers, by the verdicts of Detect-and-Compare.
+lies in its half is more like it than like the other. *numbers* draws five characters, trains them in one LoRA (Seg-Mix,
+half as many steps again as the demo) and asks for the first 2, 3, 4 and 5 of them, at random places and from plain
+noise; a subject is found when some figure is that subject's, by the verdicts of Detect-and-Compare.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def five(folder: Path, checkpoint: Checkpoint) -> SubjectSet:
             )
         )
         storage.write_subjects(subjects, dataset)
-        config = replace(SETTINGS, train_steps=SETTINGS.train_steps * len(CAST) // 2).train_config("segmix", 0)
+        config = replace(SETTINGS, train_steps=SETTINGS.train_steps * 3 // 2).train_config("segmix", 0)
         plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.encode_text)
         schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
         result = train(checkpoint.unet, plan, config, schedule)
