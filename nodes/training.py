@@ -58,7 +58,7 @@ class Run:
         self.start, self.preview = start, preview
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.unet = convert.unet(model, host.device(), dtype, config.base_weights)
-        origin = f"{plan.plan_hash} {fingerprint(self.unet)} {lora_fingerprint(start)} {config.to_json()}"
+        origin = f"{plan.plan_hash} {fingerprint(self.unet)} {lora_fingerprint(start)} {config.run_json()}"
         self.key = hashlib.sha256(origin.encode()).hexdigest()[:12]
         self.folder = Path(folder_paths.get_output_directory()) / "mudi" / name
         """Where cancelled trainings are kept until one of this name is done, and previews for good."""

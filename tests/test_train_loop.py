@@ -560,6 +560,19 @@ def test_too_little_memory_names_the_settings_and_keeps_the_steps_done(unet: Any
     assert len(train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=tmp_path / "run.safetensors").losses) == 5
 
 
+def test_a_run_that_did_not_fit_goes_on_with_less_memory(unet: Any, tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    with pytest.raises(Stop):
+        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, on_step=stop_after(3, Stop()), checkpoint=file)
+    less = replace(CONFIG, batch_size=1, accumulation=2, gradient_checkpointing=True, save_every=1, preview_every=1)
+    resumed = train(unet, plan_for(less), less, SCHEDULE, resume=file)
+    whole = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE)
+    assert resumed.losses[:3] == whole.losses[:3] and len(resumed.losses) == 5
+    with pytest.raises(BadCheckpoint, match="samples_per_step was 2, is 1"):
+        one = replace(CONFIG, batch_size=1)
+        train(unet, plan_for(one), one, SCHEDULE, resume=file)
+
+
 def test_it_trains_inside_inference_mode(unet: Any) -> None:
     expected = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE)
     with torch.inference_mode():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args
 
@@ -28,6 +28,10 @@ _NOT_IN_THE_PLAN = (
     "background_weight dco_beta kl_weight min_snr_gamma noise_offset precision base_weights gradient_checkpointing "
     "learn_tokens token_learning_rate save_every preview_every batch_size accumulation"
 ).split()
+
+
+_NOT_OF_THE_RUN = "gradient_checkpointing save_every preview_every batch_size accumulation".split()
+"""A stopped run may go on with others of these: they fit a step into memory, or look at it."""
 
 
 class BadTrainConfig(MudiError):
@@ -170,8 +174,15 @@ class TrainConfig:
 
     def plan_json(self) -> str:
         """Only the settings that decide which samples are drawn."""
-        drawn = {name: value for name, value in vars(self).items() if name not in _NOT_IN_THE_PLAN}
-        return _json({**drawn, "samples_per_step": self.samples_per_step})
+        return self._without(_NOT_IN_THE_PLAN)
+
+    def run_json(self) -> str:
+        """Only the settings that a resumed run shares with the one that was stopped."""
+        return self._without(_NOT_OF_THE_RUN)
+
+    def _without(self, names: Sequence[str]) -> str:
+        kept = {name: value for name, value in vars(self).items() if name not in names}
+        return _json({**kept, "samples_per_step": self.samples_per_step})
 
 
 def _json(values: Mapping[str, Any]) -> str:

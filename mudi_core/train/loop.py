@@ -104,9 +104,9 @@ def train(
         "plan": plan.plan_hash,
         "unet": fingerprint(unet),
         "start": lora_fingerprint(start),
-        "config": config.to_json(),
+        "config": config.run_json(),
     }
-    team.agree(json.dumps(origin), "photos, settings or base models")
+    team.agree(json.dumps(origin) + config.to_json(), "photos, settings or base models")
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
