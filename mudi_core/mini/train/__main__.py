@@ -19,7 +19,9 @@ PARTS = ("vae", "text", "unet", "decoder", "owlv2", "sam", "dinov2", "judge")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mudi_core.mini.train", description=__doc__)
     parser.add_argument(
-        "part", choices=PARTS, help="unet needs a trained vae and text, decoder a trained vae; the others stand alone"
+        "part",
+        choices=PARTS,
+        help="unet needs a trained vae and text, decoder a trained vae, judge all three; the others stand alone",
     )
     parser.add_argument("--work", type=Path, default=Path("mini-work"), help="rendered scenes and resumable state")
     parser.add_argument("--steps", type=int, help="another length than the recipe's, also for a run under way")

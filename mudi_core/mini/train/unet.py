@@ -20,7 +20,7 @@ from .data import VALUES, looks, pool, scene, to_tensor
 from .loop import Recipe, fit
 from .text import NAMES, padded, read, tokenized
 
-RECIPE = Recipe(steps=6000, learning_rate=1.0e-3, warmup=200, ema=0.998)
+RECIPE = Recipe(steps=12_600, learning_rate=1.0e-3, warmup=200, ema=0.998)
 BATCH = 24
 SCENES = 20_000
 CAPTION_DROP = 0.1
