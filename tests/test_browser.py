@@ -89,7 +89,7 @@ def test_a_wire_that_crosses_another_is_found(page: Page) -> None:
     wires, bodies = drawn(page)
     model = "CheckpointLoaderSimple 2.MODEL -> MudiTrainLora 5.model"
     dataset = "MudiSegMixDataset 4.dataset -> MudiTrainLora 5.dataset"
-    assert f"{dataset} crosses {model}" in crossings(wires, bodies)
+    assert f"{model} crosses {dataset}" in crossings(wires, bodies)
 
 
 def test_the_quickstart_shows_its_pictures_and_the_score(page: Page, comfyui_server: Server) -> None:

@@ -88,7 +88,7 @@ def crossings(wires: list[Wire], bodies: list[Body]) -> list[str]:
         places = _meeting(one.points, other.points)
         hidden = np.any([body.covers(places) for body in bodies], axis=0)
         if one.origin != other.origin and not np.all(hidden):
-            found.add(f"{one} crosses {other}")
+            found.add(" crosses ".join(sorted((str(one), str(other)))))
     return sorted(found)
 
 
