@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,10 @@ from mudi_core.types import Photo, Subject, SubjectSet
 __all__ = ["comfy", "comfyui_server", "page"]
 
 PARTS = ("vae", "unet", "text_encoder", "text_encoder_2")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in the background without Ctrl-C, which is tested here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
