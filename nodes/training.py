@@ -71,14 +71,16 @@ class Run:
 
     def train(self, schedule: NoiseSchedule, on_save: OnSave) -> TrainResult:
         from ..mudi_core.train import loop
+        from ..mudi_core.train.pace import Pace
 
+        pace = Pace()
         if self.goes_on:
             log.info("going on from %s", self.stopped)
         with host.progress(self._shown)("training") as update:
 
             def stepped(done: int, total: int, loss: float) -> None:
                 self.losses.append(loss)
-                update(done, total, f"loss {loss:.3f}")
+                update(done, total, pace.words(done, total, loss))
 
             return loop.train(
                 self.unet,

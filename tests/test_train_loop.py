@@ -19,6 +19,7 @@ from mudi_core.train.config import TrainConfig
 from mudi_core.train.loop import BadRun, Interrupted, NonFiniteLoss, OutOfMemory, TrainResult, train
 from mudi_core.train.lora import Adapter, BadLora, LoraState, apply_lora, load_lora, save_lora
 from mudi_core.train.loss import NoiseSchedule, noisy, squared_errors, target
+from mudi_core.train.pace import Pace
 from mudi_core.train.plan import Plan
 from mudi_core.train.resume import BadCheckpoint
 from mudi_core.train.step import draw_noise
@@ -462,6 +463,16 @@ def test_the_best_lora_is_kept_and_a_resumed_run_remembers_it(unet: Any, tmp_pat
     assert (goes_on.step, goes_on.score) == (2, -0.25) and not goes_on.offer(6, other, -0.5)
     assert BestLora(path, about).offer(6, other, -0.5)
     assert BestLora(tmp_path / "none.safetensors", about, goes_on=True).step == 0
+
+
+def test_the_pace_counts_this_process_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, pace = [100.0], Pace()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    assert pace.words(41, 100, 0.1234) == "loss 0.123"  # a resumed run's first: nothing is known yet
+    now[0] += 5.0
+    assert pace.words(43, 100, 0.5) == "loss 0.500, 2.50 s a step, 2 min 22 s left"
+    now[0] += 9000.0
+    assert pace.words(44, 100, 0.5).endswith("s a step, 46 h 41 min left")
 
 
 def test_a_run_can_start_from_a_lora(unet: Any, tmp_path: Path) -> None:

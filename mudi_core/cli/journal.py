@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..train.pace import Pace
 from ..types import MudiError
 from .talk import Talk
 
@@ -25,7 +25,7 @@ class Journal:
         """``every``: steps between two lines, 0 for none. Raises `MissingTensorBoard`."""
         self.talk, self.every = talk, every
         self._writer: Any = None
-        self._began: tuple[int, float] | None = None
+        self._pace = Pace()
         if tensorboard is not None:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -44,16 +44,11 @@ class Journal:
             self._writer.close()
 
     def step(self, done: int, total: int, loss: float) -> None:
-        now = time.monotonic()
-        first, began = self._began = self._began or (done, now)
+        words = self._pace.words(done, total, loss)
         if self._writer is not None:
             self._writer.add_scalar("loss", loss, done)
         if self.every and done % self.every == 0:
-            words = f"step {done} of {total}: loss {loss:.4f}"
-            if done > first:
-                seconds = (now - began) / (done - first)
-                words += f", {seconds:.2f} s a step, {_duration(seconds * (total - done))} left"
-            self.talk.say(words)
+            self.talk.say(f"step {done} of {total}: {words}")
 
     def preview(self, step: int, preview: Preview, is_best: bool) -> None:
         self.talk.say(f"step {step}: Detect-and-Compare {preview.words}{', the best so far' if is_best else ''}")
@@ -64,8 +59,3 @@ class Journal:
             self._writer.add_scalar(f"Detect-and-Compare/{start}", sum(scores) / len(scores), step)
             for number, picture in enumerate(pictures):
                 self._writer.add_image(f"{start}/{number}", picture.numpy(), step, dataformats="HWC")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
