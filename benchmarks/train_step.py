@@ -2,20 +2,25 @@
 
     python benchmarks/train_step.py            # the embedded model, on a CPU or a GPU
     python benchmarks/train_step.py --full     # SDXL's true size at 1024 px with random weights, in every memory preset
+    python benchmarks/train_step.py --official DIR    # the official code's script too, from a checkout of it
 
 The bare step is the floor: forward pass, backward pass and optimizer of one U-Net and LoRA on one batch that never
 changes. The naive loop encodes its photos and captions in every step, as most training scripts do. All take turns in
 one process, so a busy machine changes the numbers and hardly the ratios. Times are CPU time on a CPU, else the clock's.
-DCO is off in all of them: it would double the U-Net's work alike.
+DCO is off in all of them: it would double the U-Net's work alike. The official script runs in a process of its own,
+with the same photos, weights and settings, and on photos alone below 1024 px, where its Seg-Mix does not work.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mudi_core.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from mudi_core.mini.world import PAIRS, photo  # noqa: E402
+from mudi_core.storage import write_subjects  # noqa: E402
 from mudi_core.train.config import TrainConfig  # noqa: E402
 from mudi_core.train.loop import train  # noqa: E402
 from mudi_core.train.lora import Adapter  # noqa: E402
@@ -38,6 +44,28 @@ from mudi_core.train.optimizer import make_optimizer  # noqa: E402
 from mudi_core.train.plan import Plan, make_plan  # noqa: E402
 from mudi_core.train.quantize import quantize  # noqa: E402
 from mudi_core.types import Photo, Subject, SubjectSet  # noqa: E402
+
+OFFICIAL = "train_segmix_lora_sdxl.py"
+DRIVER = """
+import json, runpy, sys, time, torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+ends, cuda = [], torch.cuda.is_available()
+torch.set_num_threads(int(sys.argv[1]))
+def ended(*_):
+    if cuda:
+        torch.cuda.synchronize()
+    ends.append(time.perf_counter() if cuda else time.process_time())
+register_optimizer_step_post_hook(ended)
+out, sys.argv = sys.argv[2], sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+peak = torch.cuda.max_memory_allocated() if cuda else 0
+open(out, "w").write(json.dumps({"ends": ends, "peak": peak}))
+"""
+"""Runs a script as it is and notes when each optimizer step has ended."""
+
+
+class DoesNotRun(Exception):
+    """The official script does not run here: the reason."""
 
 
 class Bench:
@@ -102,6 +130,45 @@ class Bench:
 
         return self._timed(inputs, steps)
 
+    def official(self, folder: Path, steps: int) -> tuple[list[float], int]:
+        """Seconds of each of the official script's steps but the first, and its peak of the card's memory in bytes."""
+        config = self.config
+        if config.base_weights != "full":
+            raise DoesNotRun(f"it knows no weights in {config.base_weights}")
+        with tempfile.TemporaryDirectory() as place:
+            out = Path(place) / "times.json"
+            write_subjects(self.subjects, Path(place) / "dataset")
+            self.checkpoint.pipeline().save_pretrained(f"{place}/model")
+            settings = {
+                "instance_data_dir": f"{place}/dataset",
+                "pretrained_model_name_or_path": f"{place}/model",
+                "output_dir": f"{place}/out",
+                "repeats": config.batch_size,  # or its batches would be no larger than the dataset
+                "resolution": config.size[0],
+                "train_batch_size": config.batch_size,
+                "gradient_accumulation_steps": config.accumulation,
+                "max_train_steps": steps,
+                "learning_rate": config.learning_rate,
+                "lr_warmup_steps": 0,
+                "rank": config.rank,
+                "segmix_prob": config.segmix_prob if config.size[0] == 1024 else 0.0,
+                "dco_beta": 0,
+                "mixed_precision": "bf16" if config.precision == "bf16" else "no",
+            }
+            options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+            options += ["--gradient_checkpointing"] if config.gradient_checkpointing else []
+            command = [sys.executable, "-c", DRIVER, str(torch.get_num_threads()), str(out), str(folder / OFFICIAL)]
+            environment = {**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
+            if self.device.type == "cpu":
+                environment["CUDA_VISIBLE_DEVICES"] = ""
+            done = subprocess.run(
+                [*command, *options], cwd=place, env=environment, capture_output=True, text=True, check=False
+            )
+            if not out.is_file():
+                raise DoesNotRun((done.stderr.strip() or "it wrote nothing").splitlines()[-1])
+            found = json.loads(out.read_text())
+        return [after - before for before, after in pairwise(found["ends"])], found["peak"]
+
     def _inputs(self, latents: Any, contexts: Any, pooled: Any, time_ids: Any) -> dict[str, Any]:
         z0 = latents.float().to(self.device) * self.schedule.latent_scale
         eps = torch.randn_like(z0)
@@ -152,8 +219,11 @@ def drawn(spec: Any, side: int) -> Subject:
     return Subject(spec.token, spec.class_noun, tuple(photos), tuple(masks))
 
 
-def measure(bench: Bench, rounds: int, steps: int) -> dict[str, Any]:
-    """Medians over rounds of alternating turns; on a GPU also the most memory that each way took."""
+def measure(bench: Bench, rounds: int, steps: int, official: Path | None) -> dict[str, Any]:
+    """Medians over rounds of alternating turns; on a GPU also the most memory that each way took.
+
+    ``official``: a folder with the official script, whose turn comes last and all at once.
+    """
     begun = bench.clock()
     plan = bench.plan()
     once = bench.clock() - begun
@@ -173,14 +243,24 @@ def measure(bench: Bench, rounds: int, steps: int) -> dict[str, Any]:
             times[name] += way()
             if bench.device.type == "cuda":
                 peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(bench.device))
+    reason = ""
+    if official is not None:
+        for encoder in bench.encoders:
+            encoder.to("cpu")
+        try:
+            times["official"], peaks["official"] = bench.official(official, rounds * steps + 1)
+        except DoesNotRun as error:
+            reason = str(error)
     medians = {name: statistics.median(values) for name, values in times.items()}
+    ratios = {f"{name}_takes_times": medians[name] / medians["ours"] for name in ("naive", "official") if name in times}
     return {
         "encode_once_s": once,
         "samples": len(plan.latents),
         "step_ms": {name: 1000 * value for name, value in medians.items()},
         "peak_gb": {name: value / 2**30 for name, value in peaks.items() if value},
         "of_the_floor": medians["floor"] / medians["ours"],
-        "naive_takes_times": medians["naive"] / medians["ours"],
+        **ratios,
+        **({"official_does_not_run": reason} if reason else {}),
     }
 
 
@@ -232,6 +312,7 @@ def benches(full: bool, device: torch.device) -> Iterator[tuple[str, Bench]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="SDXL's true size; wants a GPU")
+    parser.add_argument("--official", type=Path, metavar="DIR", help=f"a checkout of the official code: {OFFICIAL}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each way (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=4, help="steps of a turn, 60 at most (default: %(default)s)")
@@ -241,7 +322,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     results = {}
     for name, bench in benches(options.full, torch.device(options.device)):
-        results[name] = measure(bench, options.rounds, min(options.steps, 60))
+        results[name] = measure(bench, options.rounds, min(options.steps, 60), options.official)
     if options.json:
         print(json.dumps(results, indent=2))
         return
@@ -249,10 +330,14 @@ def main() -> None:
         print(f"{name} (encoded once: {found['samples']} samples in {found['encode_once_s']:.1f} s)")
         for way, milliseconds in found["step_ms"].items():
             peak = f"{found['peak_gb'][way]:8.1f} GB" if way in found["peak_gb"] else ""
-            print(f"  {way:6}{milliseconds:10.1f} ms a step{peak}")
+            print(f"  {way:8}{milliseconds:10.1f} ms a step{peak}")
         print(
             f"  ours is {found['of_the_floor']:.3f} of the floor's speed, {found['naive_takes_times']:.2f} the naive's"
         )
+        if "official_takes_times" in found:
+            print(f"  and {found['official_takes_times']:.2f} the official script's")
+        if "official_does_not_run" in found:
+            print(f"  the official script does not run: {found['official_does_not_run']}")
 
 
 if __name__ == "__main__":
