@@ -153,9 +153,9 @@ def numbers(folder: Path, seeds: int) -> dict[str, Any]:
     return {"seeds": seeds, "asked": results}
 
 
-def plot(by_gamma: Mapping[str, Any], by_number: Mapping[str, Any]) -> str:
-    """Both results side by side as SVG."""
-    height, top, bottom, panel = 300, 48, 48, 360
+def plot(results: Sequence[Mapping[str, Any]]) -> str:
+    """What `sides` and `numbers` gave, next to each other, as SVG."""
+    height, top, bottom, margin, panel = 300, 48, 48, 56, 360
     ink, grid, blue, orange = "#333", "#ddd", "#0072b2", "#d55e00"
     parts: list[str] = []
 
@@ -176,34 +176,43 @@ def plot(by_gamma: Mapping[str, Any], by_number: Mapping[str, Any]) -> str:
             line([(left, level(share)), (left + panel, level(share))], grid)
             text(left - 8, level(share) + 4, words, "end")
 
-    left = 56
-    axes(left, {i / 5: f"{i * 20} %" for i in range(6)}, "subjects on the side they were put", "gamma")
-    line([(left, level(0.8)), (left + panel, level(0.8))], ink, 'stroke-dasharray="4 4"')
-    curve = []
-    for i, (gamma, tally) in enumerate(by_gamma["gammas"].items()):
-        x, share = left + 36 + i * (panel - 72) / (len(GAMMAS) - 1), tally["subjects"] / 2 / tally["pictures"]
-        curve.append((x, level(share)))
-        parts.append(f'<circle cx="{x:.1f}" cy="{level(share):.1f}" r="4" fill="{blue}"/>')
-        text(x, level(share) - 10, f"{share:.0%}")
-        text(x, height - bottom + 18, gamma)
-    line(curve, blue, 'stroke-width="2"')
+    def draw_sides(left: float, by_gamma: Mapping[str, Mapping[str, int]]) -> None:
+        axes(left, {i / 5: f"{i * 20} %" for i in range(6)}, "subjects on the side they were put", "gamma")
+        line([(left, level(0.8)), (left + panel, level(0.8))], ink, 'stroke-dasharray="4 4"')
+        curve = []
+        for i, (gamma, tally) in enumerate(by_gamma.items()):
+            x, share = left + 36 + i * (panel - 72) / (len(by_gamma) - 1), tally["subjects"] / 2 / tally["pictures"]
+            curve.append((x, level(share)))
+            parts.append(f'<circle cx="{x:.1f}" cy="{level(share):.1f}" r="4" fill="{blue}"/>')
+            text(x, level(share) - 10, f"{share:.0%}")
+            text(x, height - bottom + 18, gamma)
+        line(curve, blue, 'stroke-width="2"')
 
-    left += panel + 72
-    most = max(ASKED)
-    axes(left, {i / most: str(i) for i in range(most + 1)}, "subjects found in a picture, mean", "subjects asked for")
-    for i, (asked, arms) in enumerate(by_number["asked"].items()):
-        middle = left + 52 + i * (panel - 104) / (len(ASKED) - 1)
-        text(middle, height - bottom + 18, asked)
-        for name, colour, x in (("noise", orange, middle - 30), ("start", blue, middle + 2)):
-            mean = arms[name]["found"] / arms[name]["pictures"]
-            tall = level(0) - level(mean / most)
-            parts.append(
-                f'<rect x="{x:.1f}" y="{level(mean / most):.1f}" width="28" height="{tall:.1f}" fill="{colour}"/>'
-            )
-            text(x + 14, level(mean / most) - 6, f"{mean:.1f}")
-    text(left + 8, top + 14, "from the layout's start", "start", blue)
-    text(left + 8, top + 32, "from plain noise", "start", orange)
-    width = left + panel + 16
+    def draw_numbers(left: float, by_number: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
+        most = max(map(int, by_number))
+        axes(
+            left, {i / most: str(i) for i in range(most + 1)}, "subjects found in a picture, mean", "subjects asked for"
+        )
+        for i, (asked, arms) in enumerate(by_number.items()):
+            middle = left + 52 + i * (panel - 104) / (len(by_number) - 1)
+            text(middle, height - bottom + 18, asked)
+            for name, colour, x in (("noise", orange, middle - 30), ("start", blue, middle + 2)):
+                mean = arms[name]["found"] / arms[name]["pictures"]
+                tall = level(0) - level(mean / most)
+                parts.append(
+                    f'<rect x="{x:.1f}" y="{level(mean / most):.1f}" width="28" height="{tall:.1f}" fill="{colour}"/>'
+                )
+                text(x + 14, level(mean / most) - 6, f"{mean:.1f}")
+        text(left + 8, top + 14, "from the layout's start", "start", blue)
+        text(left + 8, top + 32, "from plain noise", "start", orange)
+
+    for number, result in enumerate(results):
+        left = margin + number * (panel + margin)
+        if "gammas" in result:
+            draw_sides(left, result["gammas"])
+        else:
+            draw_numbers(left, result["asked"])
+    width = len(results) * (panel + margin) + 16
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'
@@ -221,13 +230,13 @@ def main() -> None:
         command.add_argument("--seeds", type=int, default=64, help="pictures of each kind (default: %(default)s)")
         command.add_argument("--json", type=Path, help="file to write the counts to")
     command = commands.add_parser("plot")
-    for name in ("sides", "numbers", "svg"):
-        command.add_argument(name, type=Path)
+    command.add_argument("counts", type=Path, nargs="+", help="what --json of the others has written")
+    command.add_argument("svg", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.command == "plot":
-        read = [json.loads(file.read_text(encoding="utf-8")) for file in (options.sides, options.numbers)]
-        options.svg.write_text(plot(*read), encoding="utf-8")
+        read = [json.loads(file.read_text(encoding="utf-8")) for file in options.counts]
+        options.svg.write_text(plot(read), encoding="utf-8")
         return
     counts = (sides if options.command == "sides" else numbers)(options.folder, options.seeds)
     if options.json:

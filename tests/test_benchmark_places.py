@@ -48,7 +48,7 @@ def test_the_plot_says_the_numbers() -> None:
         str(count): {"start": {"pictures": 4, "found": 4 * count}, "noise": {"pictures": 4, "found": 2 * count}}
         for count in ASKED
     }
-    drawn = ElementTree.fromstring(plot({"gammas": by_gamma}, {"asked": asked}))
+    drawn = ElementTree.fromstring(plot([{"gammas": by_gamma}, {"asked": asked}]))
     words = {text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
     assert {"50%", "90%", "5.0", "1.0"} <= words
     points = next(line.get("points", "") for line in drawn.iter("{http://www.w3.org/2000/svg}polyline"))
