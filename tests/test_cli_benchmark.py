@@ -73,7 +73,9 @@ def result(combo: str, method: str, seed: int, score: float, found: int = 2, fid
     return Result(Cell(combo, method, 0, seed), compared, fidelity)
 
 
-@pytest.mark.parametrize(("name", "cells"), [("embedded", 6 * 6 * 4 * 16), ("paper", 8 * 7 * 5 * 10)])
+@pytest.mark.parametrize(
+    ("name", "cells"), [("embedded", 6 * 6 * 4 * 16), ("embedded_quick", 6 * 6 * 4), ("paper", 8 * 7 * 5 * 10)]
+)
 def test_the_specs_that_ship_are_whole(name: str, cells: int) -> None:
     spec = read_spec(SPECS / f"{name}.toml")
     assert len(spec.cells()) == cells == len(set(spec.cells()))
@@ -381,7 +383,8 @@ def test_a_summary_counts_what_the_pictures_say() -> None:
     one = summary(done)
     assert (one.count, one.mean, one.spectral, one.success, one.right_count) == (2, 0.5, 0.25, 0.5, 0.5)
     assert one.low == 0 and one.high == 1 and one.text_fidelity == pytest.approx(0.2)
-    assert summary([result("a", "mudi", 0, 1.0)]).text_fidelity is None
+    assert summary([result("a", "mudi", 0, 1.0)]).text_fidelity is None and one.combos_interval is None
+    assert summary([*done, result("b", "mudi", 0, 0.5)]).combos_interval == (0.5, 0.5)
     assert table(done).splitlines()[1:] == [
         "a,mudi,0,0,2,2,1.000000,0.500000,1,2,0,0,0,0.300000",
         "a,mudi,0,1,2,1,0.000000,0.000000,0,1,0,1,0,0.100000",

@@ -25,9 +25,9 @@ def page(results: Results, done: Sequence[Result]) -> str:
     by_method = summaries(spec.methods, done)
     body = [
         f"<h1>{escape(spec.name)}</h1>",
-        f'<p class="lead">{len(spec.methods)} methods on {len(spec.combos)} combos of subjects, {len(spec.prompts)} '
-        f"prompts and {spec.seeds} seeds each: {len(done)} of {len(spec.cells())} pictures. All methods share the "
-        "photos, the trainer, its steps, the prompts and the noise.</p>",
+        f'<p class="lead">Methods: {len(spec.methods)}. Combos of subjects: {len(spec.combos)}. Prompts: '
+        f"{len(spec.prompts)}. Seeds: {spec.seeds}. Here are {len(done)} of {len(spec.cells())} pictures. All methods "
+        "share the photos, the trainer, its steps, the prompts and the noise.</p>",
         _scores(by_method),
         _table(by_method),
         _differences(tuple(by_method), done),
@@ -51,10 +51,11 @@ def _table(by_method: Mapping[str, Summary]) -> str:
     with_text = any(one.text_fidelity is not None for one in by_method.values())
     rows = ""
     for method, one in by_method.items():
+        combos = "–" if one.combos_interval is None else "{:.3f} to {:.3f}".format(*one.combos_interval)
         fidelity = f"<td>{one.text_fidelity:.3f}</td>" if one.text_fidelity is not None else ""
         rows += (
             f"<tr><td>{METHODS[method].title}</td><td>{one.count}</td><td>{one.mean:.3f}</td>"
-            f"<td>{one.low:.3f} to {one.high:.3f}</td><td>{one.combos_low:.3f} to {one.combos_high:.3f}</td>"
+            f"<td>{one.low:.3f} to {one.high:.3f}</td><td>{combos}</td>"
             f"<td>{one.spectral:.3f}</td><td>{one.success:.0%}</td><td>{one.right_count:.0%}</td>{fidelity}</tr>"
         )
     return f"""<table class="wide"><tr><th>method</th><th>pictures</th><th>D&amp;C</th><th>over pictures</th>

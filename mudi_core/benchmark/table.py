@@ -31,9 +31,8 @@ class Summary:
     low: float
     high: float
     """The mean's interval over pictures: how sure it is for these subjects and LoRAs."""
-    combos_low: float
-    combos_high: float
-    """The same over whole combos: how sure it is for other subjects; of few combos it is wide."""
+    combos_interval: tuple[float, float] | None
+    """The same over whole combos: how sure it is for other subjects; of few combos it is wide, of one there is none."""
     spectral: float
     success: float
     """Share of the pictures in which everybody is there once, as themselves."""
@@ -72,15 +71,16 @@ def summary(results: Sequence[Result]) -> Summary:
     successes = [float(result.success) for result in results]
     low, high = interval(scores)
     success_low, success_high = interval(successes)
-    combos_low, combos_high = clustered_interval(results, lambda result: result.comparison.score)
+    combos = {result.cell.combo for result in results}
     fidelities = [result.text_fidelity for result in results if result.text_fidelity is not None]
     return Summary(
         count=len(results),
         mean=float(np.mean(scores)),
         low=low,
         high=high,
-        combos_low=combos_low,
-        combos_high=combos_high,
+        combos_interval=clustered_interval(results, lambda result: result.comparison.score)
+        if len(combos) > 1
+        else None,
         spectral=float(np.mean([result.comparison.score_spectral for result in results])),
         success=float(np.mean(successes)),
         success_low=success_low,
