@@ -67,7 +67,8 @@ def parse_photos(text: str) -> str | dict[str, int]:
         return choice
     names, _, numbers = choice.partition("=")
     tokens, indices = [name.strip() for name in names.split(":")], [number.strip() for number in numbers.split(":")]
-    if not all(tokens) or len(set(tokens)) != len(indices) or not all(index.isdecimal() for index in indices):
+    sound = len(set(tokens)) == len(tokens) == len(indices) and all(tokens)
+    if not sound or not all(index.isdecimal() and len(index) < 10 for index in indices):
         raise BadPoses(_HOW_TO_CHOOSE.format(text))
     return dict(zip(tokens, map(int, indices), strict=True))
 

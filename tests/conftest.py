@@ -11,11 +11,17 @@ import torch
 from browser import page
 from comfyui import comfy
 from comfyui_server import comfyui_server
+from hypothesis import settings
 
 from mudi_core.mini import family
 from mudi_core.mini.world import PAIRS, photo
 from mudi_core.storage import write_subjects
 from mudi_core.types import Photo, Subject, SubjectSet
+
+# A busy machine is no reason to fail; --hypothesis-profile=long tries thousands of cases.
+settings.register_profile("short", deadline=None)
+settings.register_profile("long", deadline=None, max_examples=5000)
+settings.load_profile("short")
 
 __all__ = ["comfy", "comfyui_server", "page"]
 
