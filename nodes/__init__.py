@@ -15,6 +15,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .mini import MiniCheckpoint, MiniPhotos
         from .preview import MakeTrainPreview
         from .priors import MakePriors
+        from .ranges import checked
         from .samplers import StartNoise
         from .search import FindSeed
         from .settings import MakeTrainSettings
@@ -22,7 +23,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .train import SegMixDataset, TrainLora
         from .words import AskLayout, SubjectPrompt
 
-        return [
+        nodes = [
             LoadPhotos,
             DetectSubjects,
             SamMask,
@@ -44,3 +45,4 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             MiniCheckpoint,
             MiniPhotos,
         ]
+        return [checked(node) for node in nodes]

@@ -94,6 +94,7 @@ def test_a_wire_that_crosses_another_is_found(page: Page) -> None:
 
 def test_the_quickstart_shows_its_pictures_and_the_score(page: Page, comfyui_server: Server) -> None:
     open_template(page, "quickstart_mini")
+    page.evaluate(FIT, [WIDTH, HEIGHT, ROOM])  # the frontend fetches the pictures of nodes in sight
     if not IN_FULL:
         page.evaluate("""() => {
             const small = {MudiTrainLora: {steps: 3, batch_size: 1}, KSampler: {steps: 2}}

@@ -223,6 +223,44 @@ def test_a_choice_that_is_none_is_refused(comfy: Comfy, graph: Graph, name: str,
     assert files(comfy) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "widget", "number", "words"),
+    [
+        ("photos", "side", -8, "side is -8; it must be 96 to 1024"),
+        ("photos", "count", 0, "count is 0; it must be 1 to 32"),
+        ("find", "threshold", 2.0, "threshold is 2.0; it must be 0.0 to 1.0"),
+        ("dataset", "probability", float("nan"), "probability is nan; it must be 0.0 to 1.0"),
+        ("train", "seed", 2**64, "seed is 18446744073709551616; it must be 0 to 18446744073709551615"),
+        ("latent", "batch_size", 0, "batch_size is 0; it must be 1 to 64"),
+    ],
+)
+def test_a_number_out_of_range_is_told_where_it_comes_by_a_link(
+    comfy: Comfy, graph: Graph, monkeypatch: pytest.MonkeyPatch, name: str, widget: str, number: float, words: str
+) -> None:
+    """Typed into the widget it is refused by ComfyUI before anything runs."""
+    before = files(comfy)
+    linked = changed(graph, **{name: {widget: ["number", 0]}})
+    linked["number"] = node("Number", value=number)
+    monkeypatch.setitem(comfy.stock, "Number", given(type(number).__name__.upper()))
+    told(comfy.queue(linked, name), name, words)
+    assert files(comfy) == before
+    assert comfy.queue(changed(graph, **{name: {widget: -1000}}), name).status == "refused"
+
+
+def given(kind: str) -> type:
+    """A stock node of the older API that gives a number of any size."""
+    return type(
+        "Number",
+        (),
+        {
+            "INPUT_TYPES": classmethod(lambda cls: {"required": {"value": (kind, {})}}),
+            "RETURN_TYPES": (kind,),
+            "FUNCTION": "give",
+            "give": lambda self, value: (value,),
+        },
+    )
+
+
 def test_a_batch_does_where_a_list_is_expected(comfy: Comfy, graph: Graph) -> None:
     batch = {"photos": ["batch", 0]}
     together = changed(graph, photos={"count": 1}, find=batch, cut=batch, subject=batch)
