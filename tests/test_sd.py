@@ -12,6 +12,8 @@ from sd_file import tiny_sd, write_single_sd
 
 from mudi_core import sd
 from mudi_core.checkpoint import Checkpoint, NoPictures, open_checkpoint
+from mudi_core.generate import GenerateConfig
+from mudi_core.previews import Previews
 from mudi_core.sdxl import BadCheckpointFile
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.loop import train
@@ -124,9 +126,12 @@ def test_a_lora_is_trained_that_diffusers_loads(version: str, folders: dict[str,
     torch.testing.assert_close(predict(pipeline.unet), expected, rtol=0, atol=1e-4)
 
 
-def test_pictures_are_refused_in_a_sentence(folders: dict[str, Path]) -> None:
+def test_pictures_are_refused_in_a_sentence(folders: dict[str, Path], drawn_subjects: SubjectSet) -> None:
+    checkpoint = open_checkpoint(folders["v1"])
     with pytest.raises(NoPictures, match="v1 is SD 1.x or 2.x.*ComfyUI or diffusers"):
-        open_checkpoint(folders["v1"]).pipeline()
+        checkpoint.pipeline()
+    with pytest.raises(NoPictures):  # before a training whose previews could not be made
+        Previews(checkpoint, drawn_subjects, GenerateConfig("olis cat and hta cat"), lambda pictures: [])
 
 
 def test_files_that_are_not_whole_are_refused(folders: dict[str, Path], tmp_path: Path, tiny_configs: None) -> None:
