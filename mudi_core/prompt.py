@@ -114,5 +114,6 @@ def read_lora_subjects(path: Path) -> LoraSubjects:
         return LoraSubjects(tuple(tokens), tuple(nouns), about["mudi_base"], (int(width), int(height)))
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UnknownLora(
-            f"{path.name} does not say whom it knows: it was not trained here. Name the subjects in another way."
+            f"{path.name} does not say whom it knows: it was not trained here, or in other than plain words. Name the "
+            "subjects in another way."
         ) from None

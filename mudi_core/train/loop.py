@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from .team import Team
 from .tokens import TokenVectors
 
 __all__ = ["BadRun", "Interrupted", "NonFiniteLoss", "OutOfMemory", "TrainResult", "train"]
+
+KEPT_EVERY = 300.0
+"""Seconds of work that a power cut may cost."""
 
 OnStep = Callable[[int, int, float], None]
 """``(steps done, steps in all, loss of this step)``; an exception from it ends the run, which can be resumed."""
@@ -86,9 +90,10 @@ def train(
     The U-Net is as before when this returns or raises: weights, modes and gradients. Noise and timesteps hang on the
     seed and the step alone, so a run that was stopped and resumed ends with the same bits.
 
-    ``resume``: a checkpoint to go on from; ``checkpoint``: where to leave one when the run ends early, and every
-    ``config.save_every`` steps, when ``on_save`` gets the LoRA so far too. ``on_preview`` gets it every
-    ``config.preview_every`` steps and after the last. ``start``: a LoRA to begin with instead of one that does nothing.
+    ``resume``: a checkpoint to go on from; ``checkpoint``: where to leave one when the run ends early, every
+    `KEPT_EVERY` seconds, and every ``config.save_every`` steps, when ``on_save`` gets the LoRA so far too.
+    ``on_preview`` gets it every ``config.preview_every`` steps and after the last. ``start``: a LoRA to begin with
+    instead of one that does nothing.
     ``vectors``: those of the subjects' tokens, where the settings say ``learn_tokens``.
     ``team``: the processes that share the batches of a step; each calls this with the same arguments, all get the same
     result, and the first alone writes.
@@ -125,7 +130,7 @@ def train(
             save_run(checkpoint, origin, adapter, optimizer, losses)
             return checkpoint
 
-        doing = ""
+        doing, kept_at = "", time.monotonic()
         try:
             for step in range(len(losses), config.steps):
                 doing = f"Step {step + 1}"
@@ -135,9 +140,11 @@ def train(
                     on_step(step + 1, config.steps, loss)
                 if (stop or (team.size == 1 and asked_to_stop())) and step + 1 < config.steps:
                     raise KeyboardInterrupt
-                if config.save_every and (step + 1) % config.save_every == 0 and step + 1 < config.steps:
+                saves = bool(config.save_every) and (step + 1) % config.save_every == 0
+                if step + 1 < config.steps and (saves or time.monotonic() - kept_at > KEPT_EVERY):
                     save()
-                    if on_save is not None:
+                    kept_at = time.monotonic()
+                    if saves and on_save is not None:
                         on_save(step + 1, adapter.state())
                 if on_preview is not None and _is_previewed(step + 1, config):
                     doing = f"The preview after step {step + 1}"

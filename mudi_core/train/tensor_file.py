@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..types import MudiError
@@ -30,8 +30,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _forget_halves(path.parent)
-        save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, dict(metadata))
-        _sort_header(temporary)
+        _write(temporary, save({key: value.contiguous() for key, value in tensors.items()}, dict(metadata)))
         written, described = read_tensors(temporary)
         same = written.keys() == tensors.keys() and all(_same(written[key], tensors[key]) for key in written)
         if not same or described != dict(metadata):
@@ -76,16 +75,20 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _sort_header(path: Path) -> None:
-    """Puts the header's keys in order: safetensors does not, and equal runs should be equal files."""
-    with open(path, "r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:  # the offsets count from the header's end, so its length has to stay
-            file.seek(8)
-            file.write(text.ljust(length))
-            file.flush()
+def _write(path: Path, data: bytes) -> None:
+    """Safetensors with the header's keys in order: the library does not sort them, and equal runs are equal files.
+
+    It is written here, since the library's own temporary file is left behind when the process is killed.
+    """
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = data[8:begin]
+    text = json.dumps(json.loads(header), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    with open(path, "wb") as file:
+        file.write(data[:8])
+        # The offsets count from the header's end, so its length has to stay.
+        file.write(text.ljust(len(header)) if len(text) <= len(header) else header)
+        file.write(memoryview(data)[begin:])
+        file.flush()
         os.fsync(file.fileno())  # before it gets its name, or a power cut may leave the name alone
 
 

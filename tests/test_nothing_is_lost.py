@@ -1,0 +1,171 @@
+"""Nothing is lost: killed anywhere, on a full disk, in a folder that is gone or cannot be written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from coloured import coloured
+from test_train_loop import CONFIG, SCHEDULE, plan_for
+from tiny_sdxl import tiny_unet
+
+from mudi_core.storage import CannotWrite, read_subjects, write_subjects
+from mudi_core.train import loop
+from mudi_core.train.lora import save_lora
+from mudi_core.train.resume import losses_so_far
+from mudi_core.train.tensor_file import BadTensorFile, write_tensors
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no limits of files")
+
+
+@posix
+def test_killed_anywhere_it_goes_on_to_the_same_file(tmp_path: Path) -> None:
+    """`python tests/kills.py` does a hundred of these."""
+    import kills
+
+    threads = torch.get_num_threads()
+    try:
+        report = kills.run(5, 1, tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    assert report.kills >= 5 and len(report.by_kind) == 3
+    assert (report.lost, report.halves) == (0, 0)
+
+
+@posix
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    dead = os.fork()
+    if dead == 0:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    for name in (f"a.safetensors.{dead}.part", f"b.safetensors.{os.getppid()}.part", "c.safetensors.part"):
+        (tmp_path / name).touch()
+    write_tensors(tmp_path / "d.safetensors", coloured_state(), {})
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"b.safetensors.{os.getppid()}.part",
+        "c.safetensors.part",
+        "d.safetensors",
+    }
+
+
+def coloured_state() -> dict[str, Any]:
+    return {"x": torch.arange(1000.0)}
+
+
+def with_full_disk(work: Callable[[], None], byte: int) -> str:
+    """What is raised where no file can grow beyond so many bytes, in a process of its own."""
+    import resource
+    import signal
+
+    read, write = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            torch.set_num_threads(1)  # threads do not outlive a fork
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (byte, byte))
+            work()
+        except BaseException as error:
+            os.write(write, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(process, 0)
+    with os.fdopen(read) as pipe:
+        return pipe.read()
+
+
+@posix
+@pytest.mark.parametrize("byte", [0, 9, 5000])
+def test_a_full_disk_ends_training_in_a_sentence_and_leaves_the_last_checkpoint(tmp_path: Path, byte: int) -> None:
+    stopped, lora = tmp_path / "stopped.safetensors", tmp_path / "lora.safetensors"
+    unet, config = tiny_unet(), replace(CONFIG, save_every=2)
+
+    def train(on_step: Any, resume: bool = False) -> Any:
+        return loop.train(
+            unet, plan_for(config), config, SCHEDULE, on_step, stopped if resume else None, checkpoint=stopped
+        )
+
+    def give_up(done: int, *_: Any) -> None:
+        if done == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(give_up)
+    before = stopped.read_bytes()
+    told = with_full_disk(lambda: train(None, resume=True), byte)
+    assert told.startswith(f"BadTensorFile: Cannot write {stopped}") and told.endswith("has space."), told
+    assert stopped.read_bytes() == before and list(tmp_path.iterdir()) == [stopped]
+    result = train(None, resume=True)
+    told = with_full_disk(lambda: save_lora(lora, result.state, {}), byte)
+    assert told.startswith(f"BadTensorFile: Cannot write {lora}") and not lora.exists()
+    assert losses_so_far(stopped) == list(result.losses[:4])
+
+
+@posix
+@pytest.mark.parametrize("byte", [0, 50, 200])
+def test_a_full_disk_leaves_the_dataset_as_it_was(tmp_path: Path, byte: int) -> None:
+    folder = write_subjects(coloured("red", "blue"), tmp_path / "set")
+    before = {path: path.read_bytes() for path in folder.rglob("*")}
+    told = with_full_disk(lambda: write_subjects(coloured("black", "orange", photos=3), folder), byte)
+    assert told.startswith("CannotWrite: ") and "What was there is unchanged" in told, told
+    assert {path: path.read_bytes() for path in folder.rglob("*")} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_that_is_removed_during_the_run_is_made_again(tmp_path: Path) -> None:
+    stopped = tmp_path / "output" / "mudi" / "stopped.safetensors"
+    config = replace(CONFIG, save_every=1)
+
+    def remove(done: int, *_: Any) -> None:
+        if done == 2:
+            shutil.rmtree(tmp_path / "output")
+
+    loop.train(tiny_unet(), plan_for(config), config, SCHEDULE, remove, checkpoint=stopped)
+    assert len(losses_so_far(stopped)) == 4
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_nothing_else_is_touched(tmp_path: Path) -> None:
+    """A file stands where the folder should: what no rights allow looks the same, and root has all of them."""
+    (tmp_path / "output").write_text("mine")
+    with pytest.raises(BadTensorFile, match="Choose a folder that is writable"):
+        save_lora(tmp_path / "output" / "lora.safetensors", {}, {})
+    with pytest.raises(CannotWrite, match="Choose another folder"):
+        write_subjects(coloured("red"), tmp_path / "output" / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["output"] and (tmp_path / "output").read_text() == "mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only_is_told(tmp_path: Path) -> None:
+    folder = write_subjects(coloured("red"), tmp_path / "set")
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(CannotWrite, match="Permission denied"):
+            write_subjects(coloured("blue"), folder)
+        with pytest.raises(BadTensorFile, match="Permission denied"):
+            save_lora(tmp_path / "lora.safetensors", {}, {})
+    finally:
+        tmp_path.chmod(0o700)
+    assert read_subjects(folder).tokens == ("red",)
+
+
+def test_a_long_run_keeps_its_steps_without_being_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "KEPT_EVERY", -1.0)
+    stopped, seen = tmp_path / "stopped.safetensors", []
+    unet = tiny_unet()
+    loop.train(
+        unet,
+        plan_for(CONFIG),
+        CONFIG,
+        SCHEDULE,
+        lambda done, *_: seen.append(len(losses_so_far(stopped)) if stopped.is_file() else 0),
+        checkpoint=stopped,
+        on_save=lambda *_: pytest.fail("nobody asked for a LoRA"),
+    )
+    assert seen == [0, 1, 2, 3, 4]
