@@ -21,6 +21,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .settings import MakeTrainSettings
         from .subjects import DetectSubjects, LoadPhotos, LoadSubjectSet, MakeSubject, SamMask, SaveSubjectSet
         from .train import SegMixDataset, TrainLora
+        from .watermark import AddWatermark, FindWatermark
         from .words import AskLayout, SubjectPrompt
 
         nodes = [
@@ -42,6 +43,8 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             StartNoise,
             CompareSubjects,
             FindSeed,
+            AddWatermark,
+            FindWatermark,
             MiniCheckpoint,
             MiniPhotos,
         ]

@@ -16,7 +16,7 @@ MODULES = sorted(path for path in CORE.rglob("*.py"))
 
 FLOORS = (
     ("types", "progress"),
-    ("boxes", "masks", "weights", "photos"),
+    ("boxes", "masks", "weights", "photos", "watermark"),
     ("mini",),
     ("sdxl",),
     ("sd",),

@@ -31,6 +31,8 @@ NODES = {
     "MudiNoise": ("Noise (MuDI)", "MuDI/3 generate"),
     "MudiCompare": ("D&C Score (MuDI)", "MuDI/4 compare"),
     "MudiFindSeed": ("Find Best Seed (MuDI)", "MuDI/4 compare"),
+    "MudiWatermark": ("Watermark (MuDI)", "MuDI/5 mark"),
+    "MudiFindWatermark": ("Find Watermark (MuDI)", "MuDI/5 mark"),
     "MudiMiniCheckpoint": ("Mini Checkpoint (MuDI)", "MuDI/mini"),
     "MudiMiniPhotos": ("Mini Photos (MuDI)", "MuDI/mini"),
 }

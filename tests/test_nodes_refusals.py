@@ -13,7 +13,7 @@ from comfyui import Comfy
 from comfyui_server import Graph, Run, changed
 
 MINI = "mini (embedded)"
-AT_ONCE = {"MudiSubject", "MudiSubjectPrompt", "MudiNoise", "MudiTrainSettings"}
+AT_ONCE = {"MudiSubject", "MudiSubjectPrompt", "MudiNoise", "MudiTrainSettings", "MudiWatermark", "MudiFindWatermark"}
 """They hand on what is there: nothing to wait for and nothing to cancel."""
 ELSEWHERE = {"MudiAskLayout", "MudiFindSeed", "MudiTrainPreview", "MudiMakePriors"}
 """One waits for a language model, the others sample: their own tests have what they need."""

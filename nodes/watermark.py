@@ -1,0 +1,115 @@
+"""The mark that the paper asks for against misuse: in a picture, invisible, and found again by its key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+
+from ..mudi_core.types import MudiError
+from ..mudi_core.watermark import KEY, SURE
+from . import convert, host
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CATEGORY = "MuDI/5 mark"
+
+
+class NoKey(MudiError):
+    """A mark without a key would be anybody's."""
+
+
+def _key() -> io.String.Input:
+    return io.String.Input(
+        "key",
+        default=KEY,
+        tooltip="Any words. With this one everybody finds the mark; with words of your own, you alone. Keep them.",
+    )
+
+
+def _check_key(key: str | None) -> bool | str:
+    return True if key is None or key.strip() else "The mark needs a key: any words, such as 'made with MuDI'."
+
+
+class AddWatermark(io.ComfyNode):  # type: ignore[misc]
+    """Pictures that say of themselves that they were generated."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiWatermark",
+            display_name="Watermark (MuDI)",
+            category=CATEGORY,
+            description="Puts an invisible mark into pictures, before Save Image. It outlives JPEG and resizing, not "
+            "cropping or rotation. Nothing is marked unless this node is wired in.",
+            search_aliases=["invisible watermark", "provenance", "mark as generated", "signature"],
+            inputs=[
+                io.Image.Input("images", tooltip="Finished pictures, in their final size."),
+                _key(),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.1,
+                    max=4.0,
+                    step=0.1,
+                    tooltip="1 is invisible and survives JPEG 80 and half the size. More survives more.",
+                ),
+            ],
+            outputs=[io.Image.Output("marked", display_name="images", tooltip="The same pictures with the mark.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, key: str | None = None) -> bool | str:
+        return _check_key(key)
+
+    @classmethod
+    def execute(cls, images: Tensor, key: str, strength: float) -> io.NodeOutput:
+        from ..mudi_core.watermark import add_mark
+
+        if not key.strip():
+            raise NoKey(str(_check_key(key)))
+        return io.NodeOutput(convert.image_batch([add_mark(one, key, strength) for one in convert.pictures(images)]))
+
+
+class FindWatermark(io.ComfyNode):  # type: ignore[misc]
+    """Whether pictures carry the mark."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiFindWatermark",
+            display_name="Find Watermark (MuDI)",
+            category=CATEGORY,
+            description="Says of each picture whether it carries the mark of a key, and how surely.",
+            search_aliases=["detect watermark", "is it generated", "provenance"],
+            is_output_node=True,
+            inputs=[io.Image.Input("images", tooltip="Pictures from anywhere, uncropped."), _key()],
+            outputs=[
+                io.Boolean.Output("all_marked", display_name="all_marked", tooltip="Whether every picture has it."),
+                io.String.Output(
+                    "verdicts",
+                    display_name="verdicts",
+                    tooltip=f"A line for each picture with its score, in standard deviations; {SURE:g} and more is a "
+                    "mark.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, key: str | None = None) -> bool | str:
+        return _check_key(key)
+
+    @classmethod
+    def execute(cls, images: Tensor, key: str) -> io.NodeOutput:
+        from ..mudi_core.watermark import find_mark
+
+        if not key.strip():
+            raise NoKey(str(_check_key(key)))
+        marks = [find_mark(one, key) for one in convert.pictures(images)]
+        lines = [
+            f"picture {number}: {'marked' if mark.found else 'no mark'} ({mark.score:.1f})"
+            for number, mark in enumerate(marks, start=1)
+        ]
+        text = "\n".join(lines)
+        return io.NodeOutput(all(mark.found for mark in marks), text, ui=host.preview([], cls, text))
