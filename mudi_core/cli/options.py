@@ -63,8 +63,8 @@ def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help=f"{what} (default: 0); the same seed gives the same result")
 
 
-def add_models(parser: argparse.ArgumentParser, *kinds: str) -> None:
-    """``kinds`` of "detector", "segmenter", "embedder"."""
+def add_models(parser: argparse.ArgumentParser, *kinds: str, threshold: str = "") -> None:
+    """``kinds`` of "detector", "segmenter", "embedder"; ``threshold``: a default of the command, in words."""
     choices = {
         "detector": "mini, owlv2",
         "segmenter": "mini, sam-vit-b, sam-vit-l, sam-vit-h",
@@ -79,8 +79,9 @@ def add_models(parser: argparse.ArgumentParser, *kinds: str) -> None:
     parser.add_argument(
         "--threshold",
         type=float,
-        default=0.25,
-        help="least confidence of the detector, 0..1 (default: 0.25): lower finds more, higher finds surer",
+        default=None if threshold else 0.25,
+        help=f"least confidence of the detector, 0..1 (default: {threshold or 0.25}): lower finds more, higher finds "
+        "surer",
     )
 
 

@@ -29,8 +29,7 @@ def add_previews(parser: argparse.ArgumentParser) -> None:
         "--log-every", type=int, default=0, metavar="N", help="a line of loss, speed and time left every N steps"
     )
     parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="log there for TensorBoard, an extra package")
-    add_models(parser, "detector", "embedder")
-    parser.set_defaults(threshold=None)
+    add_models(parser, "detector", "embedder", threshold="0.25; mini: 0.05")
 
 
 def open_previews(
