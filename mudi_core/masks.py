@@ -15,9 +15,8 @@ def mask_box(mask: Tensor, threshold: float = 0.5) -> tuple[int, int, int, int] 
 
     None when the mask is nowhere above it. A low threshold takes a soft edge in.
     """
-    inside = mask > threshold
-    columns = inside.any(dim=0).nonzero()
-    rows = inside.any(dim=1).nonzero()
+    columns = (mask.amax(dim=0) > threshold).nonzero()
+    rows = (mask.amax(dim=1) > threshold).nonzero()
     if len(columns) == 0:
         return None
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

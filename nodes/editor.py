@@ -27,7 +27,8 @@ def shown(placed: PlacedSubjects, layout: Layout, mode: str) -> dict[str, Any]:
     """The UI output: the layout that was drawn, the one that the seed alone would draw, and all cut-outs as files."""
     config = placed.config
     assert config.size is not None
-    by_seed = draw_layout(placed.cutouts, replace(config, places=None, arrangement="random"), 0, config.size)
+    at_random = replace(config, places=None, arrangement="random")
+    by_seed = layout if config == at_random else draw_layout(placed.cutouts, at_random, 0, config.size)
     subjects = {
         subject.token: {
             "name": subject.name,
@@ -43,14 +44,14 @@ def shown(placed: PlacedSubjects, layout: Layout, mode: str) -> dict[str, Any]:
 
 
 def _kept(cut_out: CutOut) -> str:
-    """The name of a PNG in ComfyUI's temp folder; the same cut-out is written once."""
+    """The name of a file in ComfyUI's temp folder; the same cut-out is written once."""
     pixels = next((copy for copy in reversed(cut_out.sizes) if max(copy.shape) >= SHARP), cut_out.sizes[0])
     digest = hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
     folder = Path(folder_paths.get_temp_directory())
-    path = folder / f"mudi_{digest[:16]}.png"
+    path = folder / f"mudi_{digest[:16]}.webp"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, compress_level=1)
+        Image.fromarray(pixels).save(path, quality=90, method=0)
     return path.name
 
 

@@ -192,6 +192,22 @@ def test_what_is_dragged_is_what_the_node_renders_and_stays_after_a_reload(edito
     assert alike(editor.run(), rendered) == 0
 
 
+def test_after_a_restart_boxes_stand_for_the_cut_outs_until_the_next_run(editor: Editor) -> None:
+    """ComfyUI empties its temp folder when it starts."""
+    page = editor.page
+    editor.keys("olis", "m")
+    box = editor.box("olis")
+    page.wait_for_timeout(1500)
+    page.route("**/view?*mudi_*", lambda route: route.fulfill(status=404))
+    reload(page)
+    page.wait_for_function("() => document.querySelectorAll('.mudi-figure.mudi-blank').length === 2")
+    assert editor.box("olis") == pytest.approx(box, abs=0.01)
+    assert editor.figure("olis").inner_text() == "olis cat"
+    page.unroute("**/view?*mudi_*")
+    editor.run()
+    assert editor.figure("olis").get_attribute("class") == "mudi-figure"
+
+
 def test_keys_and_buttons_pose_and_order(editor: Editor) -> None:
     start = editor.box("hta")
     editor.keys("hta", "ArrowDown", "Shift+ArrowDown")

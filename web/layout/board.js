@@ -66,7 +66,7 @@ export class Board {
     ])
     // What happens in here is not the graph's: neither dragging a node nor its shortcuts.
     for (const kind of ["pointerdown", "pointermove", "pointerup", "dblclick", "contextmenu"])
-      this.root.addEventListener(kind, event => event.button !== 1 && event.stopPropagation())
+      this.root.addEventListener(kind, event => event.stopPropagation())
     this.root.addEventListener("keydown", event => this.key(event))
     this.canvas.addEventListener("pointerdown", event => event.target === this.canvas && this.select(null))
   }
@@ -82,6 +82,8 @@ export class Board {
   show(state) {
     this.state = state
     if (!state.figures.some(one => one.token === this.selected)) this.selected = null
+    // A picture that was not there may be now.
+    for (const picture of this.canvas.querySelectorAll(".mudi-blank img")) picture.removeAttribute("src")
     this.draw()
   }
 
@@ -134,6 +136,7 @@ export class Board {
     made.classList.toggle("mudi-selected", isSelected)
     made.setAttribute("aria-selected", isSelected)
     made.setAttribute("aria-label", this.described(figure))
+    made.querySelector(".mudi-name").textContent = subjects[token]?.name ?? token
     const picture = made.querySelector("img")
     const url = photo ? this.on.url(photo.file) : ""
     if (picture.getAttribute("src") !== url) {
@@ -148,11 +151,10 @@ export class Board {
   }
 
   makeFigure(token) {
-    const name = this.state.subjects[token]?.name ?? token
     const picture = element("img", "", { alt: "", draggable: "false" })
     const made = element("div", "mudi-figure mudi-blank", { role: "option", tabindex: "0" }, [
       picture,
-      element("span", "mudi-name", { "aria-hidden": "true" }, [name]),
+      element("span", "mudi-name", { "aria-hidden": "true" }),
       ...Object.keys(CORNERS).map(corner => element("i", `mudi-handle mudi-${corner}`, { "data-corner": corner })),
       element("i", "mudi-handle mudi-turn", { "data-turn": "" }),
     ])
@@ -248,7 +250,7 @@ export class Board {
         this.preview({ ...before, box }, guides)
       }
     }
-    const end = (ending, isKept) => {
+    const end = isKept => {
       const after = this.figure
       this.letGo = null
       for (const [kind, listener] of Object.entries(listeners)) made.removeEventListener(kind, listener)
@@ -258,11 +260,11 @@ export class Board {
     }
     const listeners = {
       pointermove: follow,
-      pointerup: ending => end(ending, true),
-      pointercancel: ending => end(ending, false),
+      pointerup: () => end(true),
+      pointercancel: () => end(false),
     }
     this.letGo?.()
-    this.letGo = () => end(null, false)
+    this.letGo = () => end(false)
     for (const [kind, listener] of Object.entries(listeners)) made.addEventListener(kind, listener)
     made.setPointerCapture(event.pointerId)
   }
