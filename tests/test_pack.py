@@ -48,8 +48,8 @@ def shipped() -> set[str]:
 
 def test_a_release_has_all_that_runs_and_nothing_else(shipped: set[str]) -> None:
     assert {name.split("/")[0] for name in shipped} == {
-        *("__init__.py", "nodes", "mudi_core", "web", "workflows"),
-        *("pyproject.toml", "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE"),
+        *("__init__.py", "nodes", "mudi_core", "web", "workflows", "locales"),
+        *("pyproject.toml", "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md"),
     }
     for folder in ("nodes", "web", "workflows", "mudi_core/mini/weights", "mudi_core/mini/tokenizer"):
         files = {str(path.relative_to(ROOT).as_posix()) for path in (ROOT / folder).rglob("*") if path.suffix != ".pyc"}

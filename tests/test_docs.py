@@ -1,0 +1,101 @@
+"""What the docs name is there: files and headings behind links, commands, options, workflows, tests, nodes."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from mudi_core.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("web/docs/*.md")])
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TICKED = re.compile(r"`([^`\n]+)`")
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", text(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(FENCE.sub("", text(page))):
+        parts = urlsplit(link)
+        if parts.scheme:
+            assert parts.scheme in ("https", "mailto") and "." in (parts.hostname or ""), link
+            continue
+        target = page.parent / parts.path if parts.path else page
+        assert target.exists(), link
+        if parts.fragment:
+            assert parts.fragment in anchors(target), link
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of the page's blocks, and code in its text, that call this project."""
+    lines = [line for block in FENCE.findall(text(page)) for line in block.replace("\\\n", " ").splitlines()]
+    lines += TICKED.findall(FENCE.sub("", text(page)))
+    begin = ("python -m mudi_core", "bash quickstart.sh", "python benchmarks/", "python tests/", "bash .ci/")
+    return [line.split(" #")[0].strip() for line in lines if line.strip().startswith(begin)]
+
+
+@each_page
+def test_commands_are_ones_that_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every script is there; every subcommand and option of the command line exists."""
+    for command in commands(page):
+        _, *words = shlex.split(command)
+        if words[0] == "-m":
+            module = ROOT / Path(*words[1].split("."))
+            assert module.is_dir() or module.with_suffix(".py").is_file(), command
+            if words[1] == "mudi_core" and len(words) > 2:
+                check_options(words[2], [word for word in words[3:] if word.startswith("--")], monkeypatch)
+        else:
+            assert (ROOT / words[0]).is_file(), command
+            if words[0] == "quickstart.sh":
+                assert len(words) == 1 or words[1] in ("demo", "test"), command
+            for path in (word.split("::")[0] for word in words[1:] if word.startswith("tests/")):
+                assert (ROOT / path).exists(), command
+
+
+def check_options(subcommand: str, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    known: set[str] = set()
+
+    def spied(self: argparse.ArgumentParser, *names: str, **rest: object) -> argparse.Action:
+        known.update(names)
+        return add(self, *names, **rest)
+
+    add = argparse.ArgumentParser.add_argument
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(argparse._ActionsContainer, "add_argument", spied)
+        main([subcommand, "--help"])
+    assert ended.value.code in (0, None), f"there is no command {subcommand}"
+    assert set(options) <= known, f"{subcommand} has no {set(options) - known}"
+
+
+@each_page
+def test_files_and_tests_that_are_named_are_there(page: Path) -> None:
+    for named in TICKED.findall(FENCE.sub("", text(page))):
+        path, _, test = named.partition("::")
+        if re.fullmatch(r"(tests|benchmarks|mudi_core|nodes|docs|web|workflows|\.ci)/[\w./-]*", path):
+            assert (ROOT / path).exists(), named
+            if test:
+                assert f"def {test}(" in text(ROOT / path), named
+
+
+def test_the_readme_names_every_workflow() -> None:
+    readme = text(ROOT / "README.md")
+    for workflow in (ROOT / "workflows").glob("*.json"):
+        assert f"`{workflow.stem}`" in readme, workflow.stem
