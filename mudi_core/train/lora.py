@@ -161,6 +161,7 @@ class Adapter:
         """Takes the LoRA off. Calling it again does nothing."""
         if getattr(self.unet, "peft_config", None):
             self.unet.unload_lora()
+            self.unet._hf_peft_config_loaded = False  # diffusers 0.30 leaves it, and then trips over the next LoRA
         for parameter, trained in self._trained_before:
             parameter.requires_grad_(trained)
 
