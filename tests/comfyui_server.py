@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CHECKOUT = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "ComfyUI")
 START_SECONDS = 240
 """A contended machine of two cores may take most of a minute."""
 RUN_SECONDS = 600
@@ -63,6 +64,7 @@ class Server:
     base: Path
     """Its --base-directory."""
     log_file: Path
+    process: int
 
     def log(self) -> str:
         """Without its colours."""
@@ -151,10 +153,13 @@ def changed(graph: Graph, **inputs: dict[str, Any]) -> Graph:
 @pytest.fixture(scope="session")
 def comfyui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Skips, saying so, where there is no ComfyUI. ``<base>/elsewhere`` is a second models folder."""
-    checkout = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "ComfyUI")
-    if not (checkout / "main.py").is_file():
-        pytest.skip(f"no ComfyUI in {checkout}: set COMFYUI_DIR to a checkout")
-    base = tmp_path_factory.mktemp("server")
+    if not (CHECKOUT / "main.py").is_file():
+        pytest.skip(f"no ComfyUI in {CHECKOUT}: set COMFYUI_DIR to a checkout")
+    yield from serve(tmp_path_factory.mktemp("server"))
+
+
+def serve(base: Path) -> Iterator[Server]:
+    """A server with this base directory, for as long as nobody asks for a second one."""
     for folder in ("custom_nodes", "input", "models/loras", "output", "temp", "user", "elsewhere/owlv2/my-owl"):
         (base / folder).mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
@@ -167,7 +172,7 @@ def comfyui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
         port = free.getsockname()[1]
     log_file = base / "server.log"
     command = [
-        *(sys.executable, str(checkout / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port)),
+        *(sys.executable, str(CHECKOUT / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port)),
         *("--base-directory", str(base), "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}"),
         *("--extra-model-paths-config", str(paths), "--disable-auto-launch", "--disable-api-nodes"),
     ]
@@ -175,7 +180,7 @@ def comfyui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     with log_file.open("wb") as log:
         process = subprocess.Popen(command, cwd=base, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    server = Server(f"http://127.0.0.1:{port}", base, log_file)
+    server = Server(f"http://127.0.0.1:{port}", base, log_file, process.pid)
     try:
         _wait_for_start(server, process)
         yield server
