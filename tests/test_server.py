@@ -143,6 +143,7 @@ def test_models_are_found_by_extra_model_paths_too(server: Server) -> None:
 
 
 def test_the_stock_graph_runs_with_our_start_in_the_place_of_the_empty_latent(server: Server) -> None:
+    assert [name for name in STOCK if STARTED[name] != STOCK[name]] == ["latent"]
     (plain,) = server.files(server.run(STOCK), "save")
     run = server.run(STARTED)
     (started,) = server.files(run, "save")
