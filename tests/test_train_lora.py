@@ -169,14 +169,14 @@ def test_scale_0_is_the_base_and_scale_weights_the_effect(unet: Any) -> None:
 
 
 def test_diffusers_loads_the_file_to_the_same_effect(unet: Any, tmp_path: Path) -> None:
-    from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline
 
     state, expected = trained(unet)
     metadata = {"ss_network_dim": "4", "mudi_tokens": "[]"}
     save_lora(tmp_path / "lora.safetensors", state, metadata, dtype=torch.float32)
     own = tiny_unet()
     pipeline = StableDiffusionXLPipeline(
-        vae=None,
+        vae=AutoencoderKL(block_out_channels=(8,), norm_num_groups=8),
         text_encoder=None,
         text_encoder_2=None,
         tokenizer=None,
