@@ -83,8 +83,8 @@ class LayoutConfig:
             if not 0 <= value <= 1:
                 raise BadLayoutConfig(f"{name} must lie in 0..1, got {value}.")
         for token, factor in (self.relative_scale or {}).items():
-            if not 0 < factor < float("inf"):
-                raise BadLayoutConfig(f"relative_scale of '{token}' must be above 0, got {factor}.")
+            if not 1e-3 <= factor <= 1e3:
+                raise BadLayoutConfig(f"relative_scale of '{token}' must lie in 0.001..1000, got {factor}.")
 
 
 def pair_layout(

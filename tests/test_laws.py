@@ -134,6 +134,7 @@ scales = st.none() | st.dictionaries(st.sampled_from("0123"), any_number, max_si
 
 
 @given(figures, seeds, canvases, scales, fractions, fractions)
+@example([Figure("0", 1.0)], 0, (8, 8), {"0": 10**400}, 0.0, 0.0)
 def test_everybody_stands_on_the_canvas_once(
     some: list[Figure], seed: int, size: tuple[int, int], scale: Any, overlap: float, visible: float
 ) -> None:
