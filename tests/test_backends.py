@@ -67,6 +67,10 @@ def test_a_predicted_box_maps_back_to_the_pixels_it_came_from(width, height):
 @pytest.mark.parametrize("width, height", [(100, 40), (40, 100), (64, 64)])
 def test_boxes_inside_the_picture_are_those_of_transformers(owlv2_model, detector, width, height):
     processor = pytest.importorskip("transformers").Owlv2ImageProcessor()
+    whole = SimpleNamespace(logits=torch.zeros(1, 1, 1), pred_boxes=torch.tensor([[[0.5, 0.5, 1.0, 1.0]]]))
+    (square,) = processor.post_process_object_detection(whole, threshold=0.0, target_sizes=[(height, width)])
+    if square["boxes"][0, 2] != square["boxes"][0, 3]:
+        pytest.skip("this transformers stretches the boxes of pictures that are not square (its issue 27205)")
     image = picture(width, height)
     pixels = owlv2.prepare(image, 64)
     text = detector.tokenizer(list(QUERIES), padding="max_length", max_length=16, return_tensors="pt")
