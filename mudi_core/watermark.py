@@ -65,8 +65,8 @@ def _waves(length: int) -> Tensor:
     count = math.floor(HIGHEST) + 1
     half_waves = torch.arange(count, dtype=torch.float64)[:, None]
     waves = torch.cos(math.pi * half_waves * (torch.arange(length, dtype=torch.float64) + 0.5) / length)
-    waves = waves / waves.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return waves * (half_waves < length)
+    scaled: Tensor = waves / waves.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return scaled * (half_waves < length)
 
 
 def _signs(key: str) -> Tensor:
