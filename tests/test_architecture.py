@@ -136,6 +136,7 @@ print(len(sys.argv) - 1)
         ("mudi_core.generate", "transformers diffusers peft cv2 segment_anything"),
         ("mudi_core.train.loop", "transformers diffusers peft cv2 segment_anything"),
         ("mudi_core.mini.family", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.mini.world", "torch transformers diffusers peft cv2 segment_anything PIL"),
     ],
 )
 def test_loading_is_light(module: str, heavy: str) -> None:

@@ -21,6 +21,5 @@ def test_the_pack_adds_little_to_the_start(told: dict[str, Any]) -> None:
     assert told["nodes"] >= 20 and told["added"]["cpu"] <= 0.3, told
 
 
-@pytest.mark.xfail(strict=True, reason="the names of the toy world's characters lie in a module that draws with cv2")
 def test_the_pack_imports_nothing_heavy(told: dict[str, Any]) -> None:
     assert told["heavy"] == []

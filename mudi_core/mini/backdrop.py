@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-import cv2
 import numpy as np
 
 BACKGROUNDS = ("beach", "meadow", "desert", "snow", "night", "room", "studio", "white")
@@ -24,6 +23,8 @@ def _near(rng: random.Random, color: RGB, spread: int = 10) -> RGB:
 
 
 def _fade(width: int, height: int, top: RGB, bottom: RGB) -> np.ndarray:
+    import cv2
+
     t = np.linspace(0, 1, height)[:, None]
     rows = np.round(np.array(top) * (1 - t) + np.array(bottom) * t).astype(np.uint8)
     return cv2.resize(rows[:, None], (width, height), interpolation=cv2.INTER_NEAREST)
@@ -31,6 +32,8 @@ def _fade(width: int, height: int, top: RGB, bottom: RGB) -> np.ndarray:
 
 def _below(canvas: np.ndarray, level: float, swing: float, phase: float, color: RGB, waves: float = 1.0) -> None:
     """Fill everything under a gentle wave; level and swing are fractions of the height."""
+    import cv2
+
     h, w = canvas.shape[:2]
     x = np.linspace(0, 1, 33)
     y = level + swing * np.sin(2 * np.pi * (waves * x + phase))
@@ -40,12 +43,16 @@ def _below(canvas: np.ndarray, level: float, swing: float, phase: float, color: 
 
 def _disc(canvas: np.ndarray, x: float, y: float, rx: float, ry: float, color: RGB) -> None:
     """An ellipse; x in widths, y and the radii in heights."""
+    import cv2
+
     h, w = canvas.shape[:2]
     radii = (max(1, round(rx * h)), max(1, round(ry * h)))
     cv2.ellipse(canvas, (round(x * w), round(y * h)), radii, 0, 0, 360, color, -1)
 
 
 def _box(canvas: np.ndarray, x0: float, y0: float, x1: float, y1: float, color: RGB) -> None:
+    import cv2
+
     h, w = canvas.shape[:2]
     cv2.rectangle(canvas, (round(x0 * w), round(y0 * h)), (round(x1 * w), round(y1 * h)), color, -1)
 
@@ -92,6 +99,8 @@ def _desert(rng: random.Random, w: int, h: int) -> np.ndarray:
 
 
 def _snow(rng: random.Random, w: int, h: int) -> np.ndarray:
+    import cv2
+
     canvas = _fade(w, h, _near(rng, (168, 196, 222)), _near(rng, (214, 228, 240)))
     level = rng.uniform(0.5, 0.6)
     _below(canvas, level, 0.04, rng.random(), (226, 234, 244), 0.8)

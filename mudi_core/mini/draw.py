@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from .backdrop import paint_background
@@ -57,6 +56,8 @@ def aspect(character: Character, pose: Pose) -> float:
 
 def render(scene: Scene, size: int | tuple[int, int]) -> Rendered:
     """Draw a scene; size is the side of a square or (width, height) in pixels."""
+    import cv2
+
     w, h = (size, size) if isinstance(size, int) else size
     fine = 3 if max(w, h) < 384 else 2
     canvas = paint_background(scene.background, scene.background_seed, w * fine, h * fine)
@@ -99,6 +100,8 @@ def _draw(actor: Actor, canvas: np.ndarray, owner: np.ndarray, number: int) -> N
 
 
 def _paint(target: np.ndarray, shape: Shape, points: np.ndarray, color: RGB | int, unit: float) -> None:
+    import cv2
+
     if shape.width:
         cv2.polylines(target, [points], False, color, max(1, round(shape.width * unit)), cv2.LINE_8, _SHIFT)
     elif shape.convex:
@@ -108,6 +111,8 @@ def _paint(target: np.ndarray, shape: Shape, points: np.ndarray, color: RGB | in
 
 
 def _paint_clipped(canvas: np.ndarray, shape: Shape, points: np.ndarray, clip: np.ndarray, unit: float) -> None:
+    import cv2
+
     h, w = canvas.shape[:2]
     pad = int(shape.width * unit) + 1
     low = np.maximum(np.maximum(points.min(0) >> _SHIFT, clip.min(0) >> _SHIFT) - pad, 0)
@@ -126,6 +131,8 @@ def _paint_clipped(canvas: np.ndarray, shape: Shape, points: np.ndarray, clip: n
 
 
 def _shadow(canvas: np.ndarray, x: float, y: float, unit: float) -> None:
+    import cv2
+
     h, w = canvas.shape[:2]
     for reach, keep in ((0.62, 0.93), (0.5, 0.9)):
         rx, ry = max(2, int(reach * unit)), max(1, int(0.13 * reach / 0.5 * unit))
