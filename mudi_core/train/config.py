@@ -141,7 +141,7 @@ class TrainConfig:
         sizes = (self.resolution,) if isinstance(self.resolution, int) else self.resolution
         check("resolution", len(sizes) in (1, 2), "a number, or a width and a height")
         check("resolution", all(side >= 32 and side % 8 == 0 for side in sizes), "a multiple of 8 px, 32 or more")
-        check("learning_rate", self.learning_rate > 0, "more than 0, for example 1e-4")
+        check("learning_rate", 0 < self.learning_rate <= 1000, "more than 0, for example 1e-4")
         if self.optimizer == "prodigy":
             check("learning_rate", self.learning_rate >= 0.01, "about 1 with Prodigy, which finds the size itself")
         check("betas", len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "two numbers 0..1")
