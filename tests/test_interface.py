@@ -15,8 +15,11 @@ from typing import Any
 from comfyui import Comfy
 
 FROZEN = Path(__file__).parent / "interface.json"
-OF_THIS_COMPUTER = set("folder name lora_name start_from pair detector segmenter embedder".split())
-"""Choices that are made of folders, or that a toy world grows: not their names are the interface."""
+OF_THIS_COMPUTER = {
+    *("folder", "name", "lora_name", "start_from", "pair", "detector", "segmenter", "embedder"),
+    *("sampler_name", "scheduler"),
+}
+"""Choices that are made of folders, that ComfyUI has, or that a toy world grows: not their names are the interface."""
 
 
 def face(node: Any) -> dict[str, Any]:
