@@ -11,6 +11,8 @@ const OUTPUT = "mudi_layout"
 const WATCHED = ["text", "mode", "width", "height"]
 const [TEXT, RANDOM] = ["from text", "random"]
 const HEIGHT = 340
+const REGAIN = 5000
+const SETTLED = 10
 
 /** The figure that had the keyboard before an undo, which builds the graph, and this editor, anew. */
 let held = null
@@ -89,11 +91,23 @@ class LayoutEditor {
 
   configured() {
     this.refresh()
-    if (held?.key !== this.key) return
-    const { token } = held
-    held = null
-    // When the frontend has put the element into the page.
-    setTimeout(() => this.board.elements.get(token)?.focus({ preventScroll: true }), 100)
+    if (held?.key !== this.key || held.token === null) return
+    this.board.select(held.token)
+    this.regain(held, performance.now() + REGAIN)
+  }
+
+  /** Gives the keyboard back to a figure, as soon as the frontend has put it into the page and leaves it there. */
+  regain(wanted, until, frames = 0) {
+    const figure = this.board.elements.get(wanted.token)
+    const active = document.activeElement
+    const isTyping = active?.matches("input, textarea, [contenteditable]")
+    if (held !== wanted || isTyping || frames === SETTLED || performance.now() > until) {
+      if (held === wanted) held = null
+      return
+    }
+    if (figure !== active) figure?.focus({ preventScroll: true })
+    const settled = figure && document.activeElement === figure ? frames + 1 : 0
+    requestAnimationFrame(() => this.regain(wanted, until, settled))
   }
 
   words(mode, figures, isOurs, isWritten) {
