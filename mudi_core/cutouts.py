@@ -234,12 +234,12 @@ def _cut_out(subject: Subject, index: int, max_side: int) -> CutOut:
     rgb = _carried_on(rgb, alpha, rim=min(round(max(alpha.shape) / _RIM), 2))
     # The stairs of a mask of zeros and ones would show where the figure is enlarged.
     alpha = cv2.GaussianBlur(alpha, (3, 3), 0.7)
-    sizes = [np.dstack([rgb, alpha])]
+    sizes = [cv2.merge([*cv2.split(rgb), alpha])]
     while max(alpha.shape) >= 2 * _SMALLEST and min(alpha.shape) > 1:
         size = ((alpha.shape[1] + 1) // 2, (alpha.shape[0] + 1) // 2)
         rgb, alpha = (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) for pixels in (rgb, alpha))
         rgb = _carried_on(rgb, alpha, rim=0)
-        sizes.append(np.dstack([rgb, alpha]))
+        sizes.append(cv2.merge([*cv2.split(rgb), alpha]))
     return CutOut(tuple(sizes))
 
 
@@ -257,8 +257,9 @@ def _carried_on(rgb: Pixels, alpha: Pixels, rim: int) -> Pixels:
         own = cv2.erode(own, np.ones((2 * rim + 1, 2 * rim + 1), np.uint8), borderValue=1)
     # A limb thinner than its rim, or a mask that is nowhere sure, has no such pixels near: it keeps its colours.
     own = np.where(cv2.dilate(own, np.ones(window, np.uint8)) > 0, own, alpha >= 128).astype(np.uint8)
-    weight = own.astype(np.float32)
-    total = cv2.GaussianBlur(weight, window, _REACH / 4)
-    colours = cv2.GaussianBlur(rgb * weight[..., None], window, _REACH / 4) / np.maximum(total, 1e-12)[..., None]
-    colours[total <= 1e-12] = 0
-    return np.where(own[..., None] > 0, rgb, np.rint(colours).clip(0, 255).astype(np.uint8))
+    # Both blurs are exactly 0 where no such pixel is in reach.
+    total = cv2.GaussianBlur(own.astype(np.float32), window, _REACH / 4)
+    colours = cv2.GaussianBlur(cv2.copyTo(rgb, own).astype(np.float32), window, _REACH / 4)
+    colours /= np.maximum(total, 1e-12)[..., None]
+    carried: Pixels = cv2.copyTo(rgb, own, np.rint(colours).clip(0, 255).astype(np.uint8))
+    return carried
