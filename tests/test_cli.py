@@ -263,8 +263,9 @@ def test_a_prompt_names_the_subjects_of_a_dataset(
     assert main(["prompt", "--dataset", str(drawn_dataset)]) == 0
     assert capsys.readouterr().out == "a photo of olis cat and hta cat\n"
     command = ["generate", "--base", "mini", "--dataset", str(drawn_dataset), "--out", str(tmp_path), *FAST_PICTURES]
-    assert main([*command, "--prompt", "{subjects} at sea", "--json"]) == 0
-    assert answer(capsys)["prompt"] == "olis cat and hta cat at sea"
+    for said, prompt in (("{subjects} at sea", "olis cat and hta cat at sea"), (" ", "a photo of olis cat and hta cat")):
+        assert main([*command, "--prompt", said, "--json"]) == 0
+        assert answer(capsys)["prompt"] == prompt
 
 
 def test_a_subject_without_a_box_is_warned_of(

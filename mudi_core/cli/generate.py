@@ -107,7 +107,7 @@ def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoin
     from ..init_latent import default_gamma
     from ..prompt import SUBJECTS, write_prompt
 
-    prompt = args.prompt or default_prompt(subjects)
+    prompt = (args.prompt or "").strip() or default_prompt(subjects)
     if SUBJECTS in prompt:
         prompt = write_prompt([subject.name for subject in subjects], prompt)
     start = GenerateConfig(prompt, gamma=default_gamma(len(subjects)), batch_size=1)
