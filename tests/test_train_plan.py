@@ -18,7 +18,7 @@ from mudi_core.train.cache import Cache
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.draw import cover, crops, draw_steps, training_size
 from mudi_core.train.encode import BadEncoding
-from mudi_core.train.plan import OneSubject, Plan, make_plan
+from mudi_core.train.plan import OneSubject, Plan, _read, _write, make_plan
 from mudi_core.train.tensor_file import BadTensorFile
 from mudi_core.types import Photo, Subject, SubjectSet
 
@@ -371,6 +371,30 @@ def test_a_damaged_cache_file_is_made_again(subjects: SubjectSet, tmp_path: Path
         file.write_bytes(content[:20])
     assert same(first, plan_of(subjects, cache_dir=tmp_path)[0])
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == whole and "made again" in caplog.text
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only Linux tells what a process holds in memory")
+def test_a_process_holds_only_the_samples_that_it_takes_of_a_plan_on_disk(
+    subjects: SubjectSet, tmp_path: Path
+) -> None:
+    made, _ = plan_of(subjects)
+    wide = tuple(torch.randn(4, 512, 512) for _ in made.latents)  # 4 MB each
+    masks = tuple(torch.zeros(1, 512, 512) for _ in wide)
+    _write(Cache(tmp_path), "plan", replace(made, latents=wide, masks=masks))
+    os.sync()
+    held = resident()
+    plan = _read(Cache(tmp_path), "plan")
+    assert plan is not None and len(wide) >= 8
+    own = range(0, len(wide), 4)
+    assert all(torch.equal(plan.latents[i], wide[i]) for i in own)
+    # The system may bring in a little more than was asked for.
+    assert resident() - held < 0.75 * sum(latent.nbytes for latent in wide)
+
+
+def resident() -> int:
+    """Bytes that this process holds in memory, of its own and of files."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return sum(int(status[kind].split()[0]) * 1024 for kind in ("RssAnon", "RssFile"))
 
 
 def test_the_cache_lets_the_longest_unused_go(tmp_path: Path) -> None:
