@@ -263,8 +263,9 @@ def test_a_prompt_names_the_subjects_of_a_dataset(
     assert main(["prompt", "--dataset", str(drawn_dataset)]) == 0
     assert capsys.readouterr().out == "a photo of olis cat and hta cat\n"
     command = ["generate", "--base", "mini", "--dataset", str(drawn_dataset), "--out", str(tmp_path), *FAST_PICTURES]
-    for said, prompt in (("{subjects} at sea", "olis cat and hta cat at sea"), (" ", "a photo of olis cat and hta cat")):
-        assert main([*command, "--prompt", said, "--json"]) == 0
+    said = {"{subjects} at sea": "olis cat and hta cat at sea", " ": "a photo of olis cat and hta cat"}
+    for text, prompt in said.items():
+        assert main([*command, "--prompt", text, "--json"]) == 0
         assert answer(capsys)["prompt"] == prompt
 
 

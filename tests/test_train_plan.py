@@ -374,9 +374,7 @@ def test_a_damaged_cache_file_is_made_again(subjects: SubjectSet, tmp_path: Path
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only Linux tells what a process holds in memory")
-def test_a_process_holds_only_the_samples_that_it_takes_of_a_plan_on_disk(
-    subjects: SubjectSet, tmp_path: Path
-) -> None:
+def test_a_process_holds_only_the_samples_that_it_takes_of_a_plan_on_disk(subjects: SubjectSet, tmp_path: Path) -> None:
     made, _ = plan_of(subjects)
     wide = tuple(torch.randn(4, 512, 512) for _ in made.latents)  # 4 MB each
     masks = tuple(torch.zeros(1, 512, 512) for _ in wide)

@@ -181,7 +181,7 @@ def _write(cache: Cache, key: str, plan: Plan) -> None:
 
 
 def _read(cache: Cache, key: str) -> Plan | None:
-    """Its tensors are parts of the file as the system maps it: a process has in memory only the samples that it took."""
+    """Its tensors are parts of the file that the system maps: a process holds in memory only what it takes of them."""
     found = cache.read(key)
     if found is None:
         return None
