@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_train_loop import CONFIG, SCHEDULE, plan_for, same
 from tiny_sdxl import tiny_unet
 
 from mudi_core.train.loop import BadRun, Interrupted, NonFiniteLoss, train
 from mudi_core.train.team import BrokenTeam, Team, joined
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or not hasattr(os, "fork"), reason="a process that knows a GPU cannot be forked"
 )
@@ -128,3 +132,23 @@ def test_batches_that_cannot_be_shared_evenly_are_refused() -> None:
     config: Any = replace(SHARED, accumulation=3)
     with pytest.raises(BadRun, match="2 processes cannot share 3 batches.*multiple of 2"):
         train(tiny_unet(), plan_for(config), config, SCHEDULE, team=Team(0, 2))
+
+
+def test_the_launcher_trains_what_one_process_with_twice_the_batches_would(
+    mini_weights: None, drawn_dataset: Path, tmp_path: Path
+) -> None:
+    train = ("-m", "mudi_core", "train", str(drawn_dataset), "--base", "mini", "--steps", "2", "--batch", "2", "--out")
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for name, command, more in (("two", launch, ()), ("one", (), ("--accumulation", "2"))):
+        file = str(tmp_path / f"{name}.safetensors")
+        run = subprocess.run(
+            [sys.executable, *command, *train, file, *more], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=0, atol=1e-5)
+    assert any(value.abs().max() > 1e-4 for key, value in one.items() if "lora_up" in key)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.safetensors", "two.safetensors"]
