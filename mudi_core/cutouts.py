@@ -259,7 +259,7 @@ def _carried_on(rgb: Pixels, alpha: Pixels, rim: int) -> Pixels:
     own = np.where(cv2.dilate(own, np.ones(window, np.uint8)) > 0, own, alpha >= 128).astype(np.uint8)
     # Both blurs are exactly 0 where no such pixel is in reach.
     total = cv2.GaussianBlur(own.astype(np.float32), window, _REACH / 4)
-    colours = cv2.GaussianBlur(cv2.copyTo(rgb, own).astype(np.float32), window, _REACH / 4)
-    colours /= np.maximum(total, 1e-12)[..., None]
-    carried: Pixels = cv2.copyTo(rgb, own, np.rint(colours).clip(0, 255).astype(np.uint8))
+    summed = cv2.GaussianBlur(cv2.copyTo(rgb, own).astype(np.float32), window, _REACH / 4)
+    colours = np.rint(summed / np.maximum(total, 1e-12)[..., None]).clip(0, 255).astype(np.uint8)
+    carried: Pixels = cv2.copyTo(rgb, own, colours)
     return carried
