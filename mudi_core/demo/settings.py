@@ -48,6 +48,8 @@ class DemoSettings:
     train_steps: int = 300
     batch_size: int = 8
     learning_rate: float = 1e-3
+    token_learning_rate: float = 2e-2
+    """Of tokens' vectors, for the rivals that learn them: the best of 1e-3, 5e-3, 2e-2 and 5e-2."""
     rank: int = 16
     segmix_prob: float = 0.3
     background_weight: float = 1.0
@@ -78,6 +80,7 @@ class DemoSettings:
             seed=seed,
             resolution=self.size,
             learning_rate=self.learning_rate,
+            token_learning_rate=self.token_learning_rate,
             rank=self.rank,
             segmix_prob=self.segmix_prob,
             layout=self.layout,
