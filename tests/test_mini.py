@@ -316,3 +316,9 @@ def test_the_trained_family_sees_a_photo(mini_weights):
     small = torch.from_numpy(cv2.resize(drawn.image, (96, 96), interpolation=cv2.INTER_AREA)).float() / 255
     a, b = figures.embedder()([image, small])
     assert float(a @ b) > 0.9
+
+
+@pytest.mark.parametrize("load", [family.load_text_encoders, eyes.load_owlv2, eyes.load_dinov2])
+def test_the_files_fit_every_transformers(mini_weights, load):
+    """Its releases differ in what they call a tensor: see .ci/matrix."""
+    load()

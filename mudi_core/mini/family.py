@@ -6,6 +6,7 @@ chosen so that the whole family is a few tens of megabytes in fp16 and one pictu
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +149,23 @@ def without_word_vectors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.endswith("token_embedding.weight")}
 
 
+_NAMES_BEFORE = {
+    "attention.q_proj.": "attention.attention.query.",
+    "attention.k_proj.": "attention.attention.key.",
+    "attention.v_proj.": "attention.attention.value.",
+    "attention.o_proj.": "attention.output.dense.",
+}
+"""DINOv2's tensors, as the files name them and as older releases of transformers do."""
+
+
+def _name_among(names: Collection[str], key: str) -> str:
+    """What the installed transformers calls a tensor of the files; older ones set ``text_model.`` before CLIP's."""
+    before = key
+    for new, old in _NAMES_BEFORE.items():
+        before = before.replace(new, old)
+    return next((name for name in (key, before, f"text_model.{key}") if name in names), key)
+
+
 def _load(model: nn.Module, name: str) -> Any:
     """Fill the model from its file of the family; the word vectors are there already."""
     from safetensors.torch import load_file
@@ -158,7 +176,11 @@ def _load(model: nn.Module, name: str) -> Any:
             f"The embedded model's file {path} is missing. Clone the repository again, or train it: "
             "python -m mudi_core.mini.train --help"
         )
-    state = {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
+    names = model.state_dict().keys()
+    state = {
+        _name_among(names, key): value.float() if value.is_floating_point() else value
+        for key, value in load_file(path).items()
+    }
     missing, unexpected = model.load_state_dict(state, strict=False)
     wrong = [key for key in missing if not key.endswith(("token_embedding.weight", "position_ids"))] + list(unexpected)
     if wrong:
