@@ -275,6 +275,7 @@ DRAWN = {
 
 @given(st.fixed_dictionaries({}, optional=DRAWN))
 @example({"learning_rate": 10**400, "lr_warmup": 1})
+@example({"steps": 157, "lr_warmup": 157})
 def test_training_settings_are_sound_or_refused(settings: dict[str, Any]) -> None:
     config = told(lambda: TrainConfig(**settings))
     if config is not None:

@@ -60,7 +60,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     The last step is never one without effect: "linear" and "cosine" reach 0 where the step after it would be.
     """
     if step < config.lr_warmup:
-        return config.learning_rate * (step + 1) / config.lr_warmup
+        return config.learning_rate * ((step + 1) / config.lr_warmup)
     if config.lr_schedule == "constant":
         return config.learning_rate
     progress = (step - config.lr_warmup) / (config.steps - config.lr_warmup)
