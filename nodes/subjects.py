@@ -144,15 +144,16 @@ class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
         host.check_choice("way to choose", which[0], WHICH)
         pictures = _photos(photos)
         detect = host.detector(detector[0], download[0])
-        found, previews = [], []
+        found, previews, lines = [], [], []
         with host.progress()("finding") as update:
             for done, photo in enumerate(pictures, start=1):
                 seen = find_boxes(photo, query[0], detect, threshold[0], which[0])
                 scores = [f"{score:.2f}" for score in seen.confidence.tolist()]
                 found.append(convert.boxes(seen))
                 previews.append(drawing.boxed(photo.image, seen.xyxy, scores))
+                lines.append(f"{photo.name}: {' '.join(scores)}")
                 update(done, len(pictures))
-        return io.NodeOutput(found, ui=host.preview(previews, cls))
+        return io.NodeOutput(found, ui=host.preview(previews, cls, ", ".join(lines)))
 
 
 class SamMask(io.ComfyNode):  # type: ignore[misc]
@@ -208,7 +209,7 @@ class SamMask(io.ComfyNode):  # type: ignore[misc]
                 found.append(masks)
                 previews.append(drawing.cut_out(photo.image, masks.amax(0)))
                 update(done, len(pictures))
-        return io.NodeOutput(found, ui=host.preview(previews, cls))
+        return io.NodeOutput(found, ui=host.preview(previews, cls, f"{len(pictures)} photos cut out"))
 
 
 class MakeSubject(io.ComfyNode):  # type: ignore[misc]

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from node_pictures import GRAPHS
 
 from mudi_core.cli import main
 
@@ -42,6 +43,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.exists(), link
         if parts.fragment:
             assert parts.fragment in anchors(target), link
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("web/docs/*.md")), ids=lambda page: page.stem)
+def test_a_help_page_shows_its_node(page: Path) -> None:
+    """As `tests/node_pictures.py` takes it."""
+    assert f"]({page.stem}.webp)" in text(page)
+    assert page.stem in GRAPHS
 
 
 def commands(page: Path) -> list[str]:

@@ -6,6 +6,7 @@ Ten cases a node; `bash quickstart.sh test tests/test_nodes_laws.py --hypothesis
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,12 @@ KINDS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 @pytest.fixture
 def fed(comfy: Comfy) -> Iterator[dict[int, Any]]:
-    """Stock nodes of the older API that give one of these values, whatever its kind: ``Fed INT`` and so on."""
+    """Stock nodes of the older API that give one of these values, whatever its kind: ``Fed INT`` and so on.
+
+    What was saved meanwhile is removed, the trainer's cache too: other tests train and save the same.
+    """
     held: dict[int, Any] = {}
+    before = files(comfy)
     for kind in KINDS:
         comfy.stock[f"Fed {kind}"] = type(
             "Fed",
@@ -66,6 +71,9 @@ def fed(comfy: Comfy) -> Iterator[dict[int, Any]]:
     for kind in KINDS:
         del comfy.stock[f"Fed {kind}"]
     comfy.forget()
+    for file in files(comfy).keys() - before.keys():
+        file.unlink()
+    shutil.rmtree(comfy.base / "user" / "__mudi", ignore_errors=True)
 
 
 def values(io: Any, widget: Any, now: Any, choices: bool) -> st.SearchStrategy[Any] | None:

@@ -119,7 +119,8 @@ NODES = {about["class_type"]: name for name, about in EVERYTHING.items()}
 @pytest.fixture(scope="module")
 def graph(comfy: Comfy, mini_weights: None, drawn_dataset: Path) -> Graph:
     shutil.copytree(drawn_dataset, comfy.base / "input" / "both", dirs_exist_ok=True)
-    shutil.copytree(drawn_dataset, comfy.base / "input" / "shots", ignore=shutil.ignore_patterns("*.jsonl"))
+    photos = shutil.ignore_patterns("*.jsonl")
+    shutil.copytree(drawn_dataset, comfy.base / "input" / "shots", ignore=photos, dirs_exist_ok=True)
     return changed(EVERYTHING, photos={"pair": comfy.module("mini").PAIR_CHOICES[0]})
 
 
