@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from mudi_core.storage import CannotWrite, read_subjects, write_subjects
 from mudi_core.train import loop
 from mudi_core.train.lora import save_lora
 from mudi_core.train.resume import losses_so_far
-from mudi_core.train.tensor_file import BadTensorFile, write_tensors
+from mudi_core.train.tensor_file import BadTensorFile, read_tensors, write_tensors
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no limits of files")
 
@@ -141,18 +143,36 @@ def test_a_folder_that_cannot_be_made_is_told_and_nothing_else_is_touched(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["output"] and (tmp_path / "output").read_text() == "mine"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_is_read_only_is_told(tmp_path: Path) -> None:
-    folder = write_subjects(coloured("red"), tmp_path / "set")
-    tmp_path.chmod(0o500)
+@contextmanager
+def anybody() -> Iterator[None]:
+    """Within the block this process is not root, who may write everywhere."""
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.seteuid(65534)
     try:
-        with pytest.raises(CannotWrite, match="Permission denied"):
-            write_subjects(coloured("blue"), folder)
-        with pytest.raises(BadTensorFile, match="Permission denied"):
-            save_lora(tmp_path / "lora.safetensors", {}, {})
+        yield
     finally:
-        tmp_path.chmod(0o700)
-    assert read_subjects(folder).tokens == ("red",)
+        if was_root:
+            os.seteuid(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="folders have other rights here")
+def test_a_folder_that_is_read_only_is_told() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        place, lora = Path(name), {"lora": torch.ones(1)}
+        folder = write_subjects(coloured("red"), place / "set")
+        write_tensors(place / "lora.safetensors", lora, {})
+        place.chmod(0o555)
+        try:
+            with anybody():
+                with pytest.raises(CannotWrite, match="Permission denied"):
+                    write_subjects(coloured("blue"), folder)
+                with pytest.raises(BadTensorFile, match="Permission denied"):
+                    write_tensors(place / "lora.safetensors", {"lora": torch.zeros(1)}, {})
+        finally:
+            place.chmod(0o700)
+        assert read_subjects(folder).tokens == ("red",)
+        assert torch.equal(read_tensors(place / "lora.safetensors")[0]["lora"], lora["lora"])
 
 
 def test_a_long_run_keeps_its_steps_without_being_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
