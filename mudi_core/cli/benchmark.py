@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         description="Trains what is missing, makes and scores every picture that a spec names, and writes results.csv "
         "and report.html. Stopped or killed, the same command goes on; nothing is done twice, also when the spec has "
         "got more methods or seeds. Several processes may work on one folder: start the command several times, or once "
-        "with accelerate launch -m mudi_core benchmark ...",
+        "with accelerate launch --multi_gpu -m mudi_core benchmark ...",
         example="python -m mudi_core benchmark benchmarks/embedded.toml --out benchmark-out",
     )
     parser.add_argument(

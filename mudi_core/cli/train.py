@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
         description="Trains one LoRA for all subjects of a dataset, on their photos and on Seg-Mix compositions of "
         "them. The file loads in ComfyUI and diffusers. Ctrl-C leaves a file beside it to go on from with --resume. "
         "Defaults are the paper's for SDXL; with --base mini they are the demo's. With several GPUs: accelerate launch "
-        "-m mudi_core train ...",
+        "--multi_gpu -m mudi_core train ...",
         example="python -m mudi_core train dogs --base mini --out dogs.safetensors",
     )
     parser.add_argument(
