@@ -24,7 +24,7 @@ def explained(page: str, heading: str) -> list[str]:
 
 
 def test_every_node_has_a_help_page_with_all_its_inputs_and_outputs(comfy: Comfy) -> None:
-    assert {path.name for path in PAGES.iterdir()} == {f"{node_id}.md" for node_id in comfy.nodes}
+    assert {path.name for path in PAGES.iterdir()} == {f"{n}.{kind}" for n in comfy.nodes for kind in ("md", "webp")}
     for node_id, node in comfy.nodes.items():
         schema, page = node.GET_SCHEMA(), (PAGES / f"{node_id}.md").read_text(encoding="utf-8")
         assert page.startswith(f"# {schema.display_name.removesuffix(' (MuDI)')}\n"), node_id

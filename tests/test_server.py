@@ -132,8 +132,9 @@ def test_every_node_is_there_and_explains_itself(server: Server) -> None:
 def test_help_pages_are_where_the_frontend_looks_for_them(server: Server) -> None:
     for name in server.get("/object_info"):
         if name.startswith("Mudi"):
-            with urllib.request.urlopen(f"{server.url}/extensions/mudi/docs/{name}.md", timeout=60) as page:
-                assert page.read() == (ROOT / "web" / "docs" / f"{name}.md").read_bytes()
+            for file in (f"{name}.md", f"{name}.webp"):
+                with urllib.request.urlopen(f"{server.url}/extensions/mudi/docs/{file}", timeout=60) as page:
+                    assert page.read() == (ROOT / "web" / "docs" / file).read_bytes()
 
 
 def test_models_are_found_by_extra_model_paths_too(server: Server) -> None:
