@@ -30,8 +30,8 @@ EXAMPLES, COLUMNS, EXAMPLE_SIDE = 12, 4, 256
 
 PRESETS: dict[str, dict[str, Any]] = {
     "SDXL, 1024 px": {"resolution": 1024},
-    "SDXL, 1024 px, less memory": {"resolution": 1024, "gradient_checkpointing": True},
-    "SDXL, 768 px, less memory": {"resolution": 768, "gradient_checkpointing": True},
+    "SDXL, 1024 px, less memory": {"resolution": 1024, "gradient_checkpointing": "full"},
+    "SDXL, 768 px, less memory": {"resolution": 768, "gradient_checkpointing": "full"},
     "mini, 192 px": {"resolution": 192, "dco_beta": 0.0},
     "SD 1.5 and 2, 512 px": {"resolution": 512},
     "SD 2, 768 px": {"resolution": 768},

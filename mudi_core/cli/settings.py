@@ -42,9 +42,13 @@ CHOICES: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "--lr-schedule": ("lr_schedule", ("constant", "linear", "cosine"), "of the learning rate (default: constant)"),
     "--base-weights": ("base_weights", ("full", "int8", "nf4"), "bits of the frozen U-Net (default: full)"),
+    "--gradient-checkpointing": (
+        "gradient_checkpointing",
+        ("off", "selective", "full"),
+        "compute what is cheap, or all, twice to keep less in memory (default: off)",
+    ),
 }
 SWITCHES: dict[str, tuple[str, str]] = {
-    "--gradient-checkpointing": ("gradient_checkpointing", "compute twice to keep less in memory: slower steps"),
     "--buckets": ("buckets", "train photos near their own aspect instead of square"),
 }
 

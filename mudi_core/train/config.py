@@ -15,6 +15,7 @@ Precision = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
 BaseWeights = Literal["full", "int8", "nf4"]
 LrSchedule = Literal["constant", "linear", "cosine"]
+GradientCheckpointing = Literal["off", "selective", "full"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick look": {"steps": 300, "rank": 8, "learning_rate": 3e-4, "lr_schedule": "cosine", "lr_warmup": 20},
@@ -121,8 +122,9 @@ class TrainConfig:
     """"bf16" computes in bfloat16 (the LoRA itself stays in float32)."""
     base_weights: BaseWeights = "full"
     """How the frozen U-Net is kept: "full", or its transformers in 8 ("int8") or 4 ("nf4") bits. `quantize` does it."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice to keep fewer of them: less memory, slower steps."""
+    gradient_checkpointing: GradientCheckpointing = "off"
+    """Compute activations twice to keep fewer of them: all of them with the least memory ("full"), or those that are
+    cheap to compute, hardly slower ("selective"). `recompute` does it."""
 
     def __post_init__(self) -> None:
         def check(name: str, ok: bool, wanted: str) -> None:
@@ -134,6 +136,10 @@ class TrainConfig:
         check("optimizer", self.optimizer in get_args(OptimizerName), f"one of {', '.join(get_args(OptimizerName))}")
         check("lr_schedule", self.lr_schedule in get_args(LrSchedule), f"one of {', '.join(get_args(LrSchedule))}")
         check("base_weights", self.base_weights in get_args(BaseWeights), f"one of {', '.join(get_args(BaseWeights))}")
+        checkpointing = get_args(GradientCheckpointing)
+        check(
+            "gradient_checkpointing", self.gradient_checkpointing in checkpointing, f"one of {', '.join(checkpointing)}"
+        )
         for name in ("steps", "batch_size", "accumulation", "rank", "crops_per_photo", "max_composites"):
             check(name, getattr(self, name) >= 1, "1 or more")
         for name in ("lr_warmup", "segmix_start_step", "save_every", "preview_every"):

@@ -22,6 +22,7 @@ from .memory import OutOfMemory, advice, preflight
 from .optimizer import make_optimizer, set_learning_rate
 from .plan import Plan
 from .quantize import stored_as
+from .recompute import checkpointing
 from .resume import fingerprint, lora_fingerprint, restore_run, save_run
 from .step import batch_loss, batch_of
 from .team import Team
@@ -245,16 +246,13 @@ def _check_run(unet: Any, plan: Plan, config: TrainConfig, team: Team) -> None:
 
 @contextmanager
 def _training_mode(unet: Any, config: TrainConfig) -> Iterator[None]:
-    was_training, was_checkpointing = unet.training, unet.is_gradient_checkpointing
+    was_training = unet.training
     unet.train()
-    if config.gradient_checkpointing and not was_checkpointing:
-        unet.enable_gradient_checkpointing()
     try:
-        yield
+        with checkpointing(unet, config.gradient_checkpointing):
+            yield
     finally:
         unet.train(was_training)
-        if config.gradient_checkpointing and not was_checkpointing:
-            unet.disable_gradient_checkpointing()
 
 
 def _is_previewed(steps: int, config: TrainConfig) -> bool:

@@ -10,12 +10,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 
 from ..types import MudiError
-from .config import TrainConfig
+from .config import GradientCheckpointing, TrainConfig
 from .lora import Adapter
 from .loss import NoiseSchedule
 from .plan import Plan
@@ -24,21 +24,22 @@ from .step import batch_loss, device_of
 
 log = logging.getLogger(__name__)
 
-_LESS = {"precision": "bf16", "gradient_checkpointing": True}
-_ALONE = {**_LESS, "batch_size": 1, "accumulation": 2}
+_ALONE = {"precision": "bf16", "batch_size": 1, "accumulation": 2}
+_SMALL = {**_ALONE, "gradient_checkpointing": "full"}
 MEMORY: dict[int, dict[str, Any]] = {
     24: {"precision": "bf16"},
-    16: _LESS,
-    12: _ALONE,
-    8: {**_ALONE, "base_weights": "int8"},
-    6: {**_ALONE, "base_weights": "nf4", "optimizer": "adamw8bit"},
+    16: {"precision": "bf16", "gradient_checkpointing": "selective"},
+    12: {**_ALONE, "gradient_checkpointing": "selective"},
+    8: {**_SMALL, "base_weights": "int8"},
+    6: {**_SMALL, "base_weights": "nf4", "optimizer": "adamw8bit"},
 }
 """Settings by gigabytes of a card. Each takes the samples of a step two by two at most, as the paper does."""
 
 MARGIN = 0.15
 """How far the estimate may be from the truth, as a share of it."""
-_PROBES = (24, 40)
-"""Sides, in latents, of the small steps from which the size of the real one is inferred."""
+_PROBES = (1 / 2, 3 / 4)
+"""Sides of the small steps from which the size of the real one is inferred, as shares of its side. In much smaller ones
+other moments of a step take the most."""
 
 
 class OutOfMemory(MudiError):
@@ -84,17 +85,23 @@ def memory_settings(gigabytes: int) -> dict[str, Any]:
 
 def advice(config: TrainConfig) -> str:
     """The largest memory preset that needs less than these settings, in a sentence."""
-
-    def at_most(name: str, value: Any) -> bool:
-        have = getattr(config, name)
-        if name == "base_weights":
-            return BASE_WEIGHTS.index(have) >= BASE_WEIGHTS.index(value)
-        return bool(have <= value if name == "batch_size" else name == "accumulation" or have == value)
-
+    have = _sizes(config)
     for gigabytes, settings in MEMORY.items():
-        if not all(at_most(name, value) for name, value in settings.items()):
+        wants = _sizes(replace(config, **settings))
+        if wants != have and all(want <= size for want, size in zip(wants, have, strict=True)):
             return f"Use the memory preset of {gigabytes} GB, or a smaller resolution."
     return "Use a smaller resolution or rank."
+
+
+def _sizes(config: TrainConfig) -> list[int]:
+    """Of each setting that a preset changes how much memory it wants, in the order of its choices."""
+    from_largest = [
+        (("fp32", "bf16"), config.precision),
+        (BASE_WEIGHTS, config.base_weights),
+        (get_args(GradientCheckpointing), config.gradient_checkpointing),
+        (("prodigy", "adamw", "adamw8bit"), config.optimizer),
+    ]
+    return [config.batch_size, *(-choices.index(choice) for choices, choice in from_largest)]
 
 
 def preflight(
@@ -112,9 +119,10 @@ def preflight(
             return None
         meter = CudaMeter(device)
     largest = max(latent[0].numel() for latent in plan.latents)
-    sizes = [side * side for side in _PROBES]
+    sides = [max(8 * number, int(share * largest**0.5) // 8 * 8) for number, share in enumerate(_PROBES, 1)]
+    sizes = [side * side for side in sides]
     try:
-        peaks = [meter.peak_of(partial(_try, unet, adapter, plan, config, schedule, side)) for side in _PROBES]
+        peaks = [meter.peak_of(partial(_try, unet, adapter, plan, config, schedule, side)) for side in sides]
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"Not even a small step fits into this card's memory. {advice(config)}") from error
     slope = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
@@ -139,6 +147,9 @@ def _try(unet: Any, adapter: Adapter, plan: Plan, config: TrainConfig, schedule:
         latents=(torch.zeros(channels, side, side),) * count,
         masks=(torch.ones(1, side, side),) * count,
     )
+    if config.accumulation > 1:
+        for parameter in adapter.parameters():  # those of the batch before
+            parameter.grad = torch.zeros_like(parameter)
     loss, _ = batch_loss(unet, adapter, small, config, schedule, 0)
     loss.backward()  # type: ignore[no-untyped-call]
     for parameter in adapter.parameters():

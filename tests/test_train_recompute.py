@@ -1,0 +1,86 @@
+"""Gradient checkpointing: less is kept, and nothing else changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+import torch
+from test_train_loop import CONFIG, SCHEDULE, plan_for
+from tiny_sdxl import tiny_unet
+
+from benchmarks.train_memory import Ledger
+from mudi_core.train import recompute
+from mudi_core.train.config import BaseWeights, GradientCheckpointing, Precision
+from mudi_core.train.loop import train
+from mudi_core.train.lora import Adapter
+from mudi_core.train.quantize import quantize
+from mudi_core.train.recompute import checkpointing, multiplications
+from mudi_core.train.step import batch_loss
+
+WAYS: tuple[GradientCheckpointing, ...] = get_args(GradientCheckpointing)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("base_weights", ["full", "int8", "nf4"])
+def test_the_result_is_the_same_to_the_bit(
+    base_weights: BaseWeights, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recompute, "DEAR", 64)  # the tiny U-Net's layers are cheap
+    config = replace(CONFIG, steps=3, dco_beta=10.0, precision=precision, base_weights=base_weights)
+    results = []
+    for way in WAYS:
+        unet = tiny_unet()
+        quantize(unet, base_weights)
+        results.append(train(unet, plan_for(config), replace(config, gradient_checkpointing=way), SCHEDULE))
+    for other in results[1:]:
+        assert other.losses == results[0].losses
+        assert all(torch.equal(value, results[0].state[key]) for key, value in other.state.items())
+
+
+def test_selective_keeps_less_than_all_and_more_than_what_goes_into_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recompute, "DEAR", 64)
+
+    def kept(way: GradientCheckpointing) -> int:
+        ledger, unet = Ledger(), tiny_unet().train()
+        with Adapter(unet, 4, 4.0, CONFIG.target_modules) as adapter, checkpointing(unet, way):
+            adapter.start(0)
+            with ledger:
+                loss, _ = batch_loss(unet, adapter, plan_for(CONFIG), CONFIG, SCHEDULE, 0)
+            assert loss.requires_grad
+            return ledger.now
+
+    off, selective, full = map(kept, WAYS)
+    assert full < 0.8 * selective and selective < 0.8 * off
+
+
+def test_what_is_dear() -> None:
+    aten = torch.ops.aten
+    a, b = torch.zeros(6, 5), torch.zeros(5, 7)
+    assert multiplications(aten.mm.default, (a, b)) == multiplications(aten.addmm.default, (b[0], a, b)) == 5
+    assert multiplications(aten.bmm.default, (a[None], b[None])) == 5
+    assert multiplications(aten.convolution.default, (torch.zeros(1, 4, 8, 8), torch.zeros(9, 4, 3, 3))) == 36
+    queries, keys = torch.zeros(1, 2, 10, 8), torch.zeros(1, 2, 77, 8)
+    assert multiplications(aten._scaled_dot_product_flash_attention.default, (queries, keys, keys)) == 154
+    assert multiplications(aten.native_group_norm.default, (a,)) == 0
+
+
+def test_an_error_leaves_the_unet_as_it_was() -> None:
+    unet = tiny_unet()
+    for way in WAYS:
+        with pytest.raises(KeyError), checkpointing(unet, way):
+            raise KeyError
+        assert not unet.is_gradient_checkpointing
+        assert not any("forward" in vars(module) for module in unet.modules())
+
+
+def test_an_old_torch_computes_all_again_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.delattr(torch.utils.checkpoint, "create_selective_checkpoint_contexts")
+    unet = tiny_unet()
+    with checkpointing(unet, "selective"):
+        assert unet.is_gradient_checkpointing
+        with checkpointing(unet, "selective"):  # asked for again, it leaves what is there
+            pass
+        assert unet.is_gradient_checkpointing
+    assert not unet.is_gradient_checkpointing and caplog.text.count("needs torch 2.4 or newer") == 1
