@@ -43,6 +43,7 @@ from mudi_core.train.memory import MEMORY, memory_settings  # noqa: E402
 from mudi_core.train.optimizer import make_optimizer  # noqa: E402
 from mudi_core.train.plan import Plan, make_plan  # noqa: E402
 from mudi_core.train.quantize import quantize  # noqa: E402
+from mudi_core.train.recompute import checkpointing  # noqa: E402
 from mudi_core.types import Photo, Subject, SubjectSet  # noqa: E402
 
 OFFICIAL = "train_segmix_lora_sdxl.py"
@@ -156,7 +157,7 @@ class Bench:
                 "mixed_precision": "bf16" if config.precision == "bf16" else "no",
             }
             options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-            options += ["--gradient_checkpointing"] if config.gradient_checkpointing else []
+            options += ["--gradient_checkpointing"] if config.gradient_checkpointing != "off" else []
             command = [sys.executable, "-c", DRIVER, str(torch.get_num_threads()), str(out), str(folder / OFFICIAL)]
             environment = {**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
             if self.device.type == "cpu":
@@ -187,10 +188,11 @@ class Bench:
         """Seconds of each bare step but the first."""
         config, unet = self.config, self.checkpoint.unet
         unet.train()
-        if config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
         ends = []
-        with Adapter(unet, config.rank, config.lora_alpha, config.target_modules) as adapter:
+        with (
+            Adapter(unet, config.rank, config.lora_alpha, config.target_modules) as adapter,
+            checkpointing(unet, config.gradient_checkpointing),
+        ):
             adapter.start(0)
             optimizer = make_optimizer(config, adapter.parameters())
             for _ in range(steps):
@@ -203,8 +205,6 @@ class Bench:
                     (torch.nn.functional.mse_loss(answer.float(), wanted) / config.accumulation).backward()
                 optimizer.step()
                 ends.append(self.clock())
-        if config.gradient_checkpointing:
-            unet.disable_gradient_checkpointing()
         unet.eval()
         return [after - before for before, after in pairwise(ends)]
 

@@ -8,7 +8,8 @@ Nothing is ever downloaded here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,22 +120,21 @@ class Checkpoint:
         vae = self._encoders().vae
         pixels = (images.movedim(-1, 1).contiguous() * 2 - 1).to(vae.device, vae.dtype)
         at_once = _at_once(pixels.shape[0], pixels.shape[2] * pixels.shape[3])
-        with torch.no_grad():
-            return torch.cat([vae.encode(part).latent_dist.mode() for part in torch.split(pixels, at_once)])
+        return _in_parts(vae, lambda part: vae.encode(part).latent_dist.mode(), pixels, at_once)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents ``[b, 4, h/8, w/8]``, as a sampler leaves them, to images ``[b, h, w, 3]`` on the CPU."""
         vae = self._encoders().vae
         unscaled = latents.to(vae.device, vae.dtype) / self.latent_scale
         at_once = _at_once(latents.shape[0], latents.shape[2] * latents.shape[3] * self.vae_factor**2)
-        with torch.no_grad():
-            pixels = torch.cat([vae.decode(part).sample for part in torch.split(unscaled, at_once)])
+        pixels = _in_parts(vae, lambda part: vae.decode(part).sample, unscaled, at_once)
         return (pixels / 2 + 0.5).clamp(0, 1).movedim(1, -1).float().cpu().contiguous()
 
-    def pipeline(self) -> StableDiffusionXLPipeline:
+    def pipeline(self, reads: bool = True) -> StableDiffusionXLPipeline:
         """This model in diffusers' own pipeline. They share the weights; the scheduler is the pipeline's own.
 
-        Raises `NoPictures` for SD 1.x and 2.x.
+        ``reads``: with the text encoders; without them it wants vectors, and stays where the U-Net is. Raises
+        `NoPictures` for SD 1.x and 2.x.
         """
         from diffusers import StableDiffusionXLPipeline
 
@@ -146,8 +146,8 @@ class Checkpoint:
             )
         return StableDiffusionXLPipeline(
             vae=parts.vae,
-            text_encoder=parts.text_encoders[0],
-            text_encoder_2=parts.text_encoders[1],
+            text_encoder=parts.text_encoders[0] if reads else None,
+            text_encoder_2=parts.text_encoders[1] if reads else None,
             tokenizer=parts.tokenizers[0],
             tokenizer_2=parts.tokenizers[1],
             unet=self.unet,
@@ -157,9 +157,13 @@ class Checkpoint:
 
     def move_encoders(self, device: torch.device) -> None:
         """Take the VAE and the text encoders to a device: off the card, say, until pictures are wanted again."""
-        parts = self._encoders()
-        for model in (parts.vae, *parts.text_encoders):
-            model.to(device)
+        self.move_vae(device)
+        for encoder in self._encoders().text_encoders:
+            encoder.to(device)
+
+    def move_vae(self, device: torch.device) -> None:
+        """Take the VAE alone to a device."""
+        self._encoders().vae.to(device)
 
     def release_encoders(self) -> None:
         """Let the VAE and the text encoders go: training needs them no more once its plan is made."""
@@ -244,6 +248,31 @@ def _of_pipeline(name: str, pipeline: Any) -> Checkpoint:
 
 def _sd_family(unet: Any, scheduler: Any) -> str:
     return f"sd_{sd.version(unet)}" + ("_v" if scheduler.config.prediction_type == "v_prediction" else "")
+
+
+def _in_parts(vae: Any, through: Callable[[Tensor], Tensor], batch: Tensor, at_once: int) -> Tensor:
+    """A batch ``through`` a VAE, so many pictures at once; where memory is too short for that, in tiles of each."""
+    with torch.no_grad():
+        try:
+            return torch.cat([through(part) for part in torch.split(batch, at_once)])
+        except torch.cuda.OutOfMemoryError:
+            log.warning("The VAE takes pictures in tiles: there is too little memory for whole ones.")
+        # Only here is let go what the first try had made.
+        with _tiled(vae):
+            return torch.cat([through(part) for part in torch.split(batch, 1)])
+
+
+@contextmanager
+def _tiled(vae: Any) -> Iterator[None]:
+    """Within the block a diffusers VAE works on overlapping tiles of half the model's side, and blends their seams."""
+    sides = vae.tile_sample_min_size, vae.tile_latent_min_size
+    vae.tile_sample_min_size, vae.tile_latent_min_size = (side // 2 for side in sides)
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
+        vae.tile_sample_min_size, vae.tile_latent_min_size = sides
 
 
 def _at_once(count: int, pixels: int) -> int:

@@ -110,10 +110,11 @@ def generate(
     noise and layouts whatever else differs, so that two methods can be compared picture by picture.
     """
     size = config.size or (checkpoint.side, checkpoint.side)
-    pipeline = checkpoint.pipeline()
+    pipeline = checkpoint.pipeline(reads=False)
     pipeline.set_progress_bar_config(disable=True)
     negative = checkpoint.negative_prompt if config.negative_prompt is None else config.negative_prompt
-    contexts, pooled = checkpoint.encode_text([config.prompt, negative])
+    read = checkpoint.encode_text([config.prompt, negative])  # where the text encoders are, maybe off the card
+    contexts, pooled = (vectors.to(checkpoint.device) for vectors in read)
     in_all = config.steps * -(-config.count // config.batch_size)
     for first in range(0, config.count, config.batch_size):
         numbers = range(first, min(first + config.batch_size, config.count))

@@ -54,15 +54,18 @@ class Previews:
         self.cutouts = cut_outs(subjects, max_side=max(config.size or (checkpoint.side, checkpoint.side)))
 
     def draw(self) -> Preview:
-        """Pictures of now. VAE and text encoders come to the U-Net's device for them, and wait on the CPU after."""
-        self.checkpoint.move_encoders(self.checkpoint.device)
+        """Pictures of now. The VAE comes to the U-Net's device for them, and waits on the CPU after.
+
+        Where the text encoders are, there they read: off a card that has no room for them beside a training.
+        """
+        self.checkpoint.move_vae(self.checkpoint.device)
         try:
             pictures = {
                 start: tuple(picture.image for picture in generate(self.checkpoint, self.cutouts, config))
                 for start, config in ((PLAIN, replace(self.config, gamma=0.0)), (MUDI, self.config))
             }
         finally:
-            self.checkpoint.move_encoders(torch.device("cpu"))
+            self.checkpoint.move_vae(torch.device("cpu"))
         return Preview(pictures, {start: tuple(self.score(images)) for start, images in pictures.items()})
 
 

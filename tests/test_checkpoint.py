@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mudi_core import checkpoint as module
 from mudi_core import sdxl
 from mudi_core.checkpoint import EncodersReleased, MissingCheckpoint, open_checkpoint
 from mudi_core.mini.family import MissingMiniWeights
+from mudi_core.mini.world import PAIRS, photo
 from mudi_core.sdxl import BadCheckpointFile
 from mudi_core.train.loss import NoiseSchedule
 
@@ -83,10 +85,44 @@ def test_batches_do_not_change_what_is_encoded(random_mini: None, monkeypatch: p
     torch.testing.assert_close(checkpoint.encode_image(images), together, atol=1e-4, rtol=1e-4)
 
 
+def test_where_memory_is_short_the_vae_takes_tiles(mini_weights: None, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = open_checkpoint("mini")
+    drawn = [photo(spec.character, random.Random(0), 192).image for spec in PAIRS[0]]
+    images = torch.stack([torch.from_numpy(image).float() / 255 for image in drawn])
+    whole, vae = checkpoint.encode_image(images), checkpoint.pipeline().vae
+    pictures = checkpoint.decode(whole * checkpoint.latent_scale)
+    assert not caplog.text
+    seen = []
+
+    def small_card(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+        side = given[0].shape[-1] * (8 if module is vae.decoder else 1)
+        seen.append((given[0].shape[0], side))
+        if side > 100:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    for part in (vae.encoder, vae.decoder):
+        part.register_forward_pre_hook(small_card)
+    tiled = checkpoint.encode_image(images)
+    assert tiled.shape == whole.shape and (tiled - whole).abs().mean() < 0.25 * whole.std()
+    again = checkpoint.decode(whole * checkpoint.latent_scale)
+    assert again.shape == pictures.shape and (again - pictures).abs().mean() < 0.25 * pictures.std()
+    assert caplog.text.count("takes pictures in tiles") == 2
+    assert {count for count, side in seen if side <= 96} == {1} and [side for _, side in seen if side > 96] == [192] * 2
+    assert not vae.use_tiling and vae.tile_sample_min_size == 192
+
+
 def test_a_long_caption_is_cut_with_a_warning(random_mini: None, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = open_checkpoint("mini")
     context, _ = checkpoint.encode_text(["cat " * 100])
     assert context.shape[1] == 77 and "only the first 75 tokens" in caplog.text
+
+
+def test_the_pipeline_of_vectors_leaves_the_text_encoders_where_they_are(random_mini: None) -> None:
+    checkpoint = open_checkpoint("mini")
+    pipeline = checkpoint.pipeline(reads=False)
+    assert pipeline.text_encoder is None and pipeline.text_encoder_2 is None
+    checkpoint._encoders().text_encoders[0].to("meta")
+    assert pipeline._execution_device == torch.device("cpu")
 
 
 def test_released_encoders_say_so(random_mini: None) -> None:

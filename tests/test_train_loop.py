@@ -436,7 +436,7 @@ def test_a_preview_that_does_not_fit_is_named_and_the_run_kept(unet: Any, tmp_pa
     config, file = replace(CONFIG, preview_every=2), tmp_path / "run.safetensors"
 
     def look(step: int, state: LoraState) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(OutOfMemory, match="The preview after step 2 did not fit.*Resume from"):
         train(unet, plan_for(config), config, SCHEDULE, checkpoint=file, on_preview=look)
@@ -553,7 +553,7 @@ def test_too_little_memory_names_the_settings_and_keeps_the_steps_done(unet: Any
         nonlocal calls
         calls += 1
         if calls == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     hook = unet.register_forward_pre_hook(fill)
     try:

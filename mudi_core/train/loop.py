@@ -271,4 +271,4 @@ def _sampling_mode(unet: Any) -> Iterator[None]:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     # On the CPU it is a plain RuntimeError that only its text gives away.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)

@@ -123,7 +123,7 @@ def preflight(
     sizes = [side * side for side in sides]
     try:
         peaks = [meter.peak_of(partial(_try, unet, adapter, plan, config, schedule, side)) for side in sides]
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         raise OutOfMemory(f"Not even a small step fits into this card's memory. {advice(config)}") from error
     slope = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
     state = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}[config.optimizer]
