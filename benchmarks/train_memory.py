@@ -18,6 +18,7 @@ import gc
 import json
 import resource
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,7 +42,7 @@ from mudi_core.train.config import TrainConfig  # noqa: E402
 from mudi_core.train.loop import train  # noqa: E402
 from mudi_core.train.lora import Adapter  # noqa: E402
 from mudi_core.train.loss import NoiseSchedule  # noqa: E402
-from mudi_core.train.memory import MEMORY, memory_settings, preflight  # noqa: E402
+from mudi_core.train.memory import MEMORY, estimate, memory_settings  # noqa: E402
 from mudi_core.train.optimizer import make_optimizer  # noqa: E402
 from mudi_core.train.plan import Plan  # noqa: E402
 from mudi_core.train.quantize import quantize  # noqa: E402
@@ -167,7 +168,7 @@ def reckon(config: TrainConfig, card: bool = True) -> dict[str, float]:
         stack.enter_context(mock.patch.object(step, "batch_of", lambda *of: samples[of[-1] % len(samples)]))
         for tensor in (*unet.parameters(), *unet.buffers()):
             ledger.enter(tensor)
-        expected = preflight(unet, adapter, plan, config, SCHEDULE, ledger)
+        expected = estimate(unet, adapter, plan, config, SCHEDULE, ledger)
         optimizer = make_optimizer(config, adapter.matrices())
         for group in optimizer.param_groups:
             group["foreach"] = card  # AdamW's own choice on a card
@@ -197,7 +198,7 @@ def _with_fake_tensors(unet: nn.Module) -> None:
 
 
 def really(config: TrainConfig) -> dict[str, float]:
-    """The ledger of a true training on the CPU, and by how much the process grew, in bytes."""
+    """The ledger of a true training on the CPU and by how much the process grew, in bytes; seconds of its last step."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unet = sdxl_unet(replace(config, base_weights="full")).to_empty(device="cpu")
     for name, parameter in unet.named_parameters():
@@ -208,13 +209,23 @@ def really(config: TrainConfig) -> dict[str, float]:
     for tensor in (*unet.parameters(), *unet.buffers()):
         ledger.enter(tensor)
     plan = some_plan(config, config.size[0] // 8)
-    peak = ledger.peak_of(lambda: train(unet, plan, config, SCHEDULE))
-    return {"peak": peak, "process": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)}
+    ends: list[float] = []
+    peak = ledger.peak_of(lambda: train(unet, plan, config, SCHEDULE, lambda *_: ends.append(time.process_time())))
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return {"peak": peak, "process": grown, "seconds": ends[-1] - ends[-2]}
+
+
+def in_words(name: str, value: float) -> str:
+    if name == "operations":
+        return f"{value / 1e12:.1f} TFLOP a step"
+    return f"{value:.0f} s of a core a step" if name == "seconds" else f"{name} {value / 2**30:.2f} GiB"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", type=int, nargs="+", choices=list(MEMORY), default=list(MEMORY), metavar="GB")
+    ways = ("off", "selective", "full")
+    parser.add_argument("--checkpointing", choices=ways, help="instead of the presets' own")
     parser.add_argument("--resolution", type=int, default=1024, metavar="PX", help="(default: %(default)s)")
     parser.add_argument("--check", type=int, metavar="PX", help="train at this size on the CPU instead")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -222,6 +233,8 @@ def main() -> None:
     results: dict[int, dict[str, float]] = {}
     for gigabytes in options.presets:
         config = TrainConfig(**memory_settings(gigabytes), steps=2, resolution=options.check or options.resolution)
+        if options.checkpointing:
+            config = replace(config, gradient_checkpointing=options.checkpointing)
         if options.check:
             results[gigabytes] = {**really(config), "reckoned": reckon(config, card=False)["peak"]}
         else:
@@ -230,9 +243,7 @@ def main() -> None:
         print(json.dumps(results, indent=2))
         return
     for gigabytes, found in results.items():
-        told = [f"{name} {value / 2**30:.2f} GiB" for name, value in found.items() if name != "operations"]
-        told += [f"{found['operations'] / 1e12:.1f} TFLOP"] if "operations" in found else []
-        print(f"{gigabytes:2} GB preset: {', '.join(told)}")
+        print(f"{gigabytes:2} GB preset: {', '.join(in_words(name, value) for name, value in found.items())}")
 
 
 if __name__ == "__main__":

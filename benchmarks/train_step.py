@@ -297,7 +297,7 @@ def full_size(device: torch.device) -> tuple[Checkpoint, tuple[Any, ...]]:
 
 def benches(full: bool, device: torch.device) -> Iterator[tuple[str, Bench]]:
     """What to measure, one by one: each lets the last one's weights go."""
-    config = TrainConfig(steps=64, dco_beta=0.0, crops_per_photo=4, max_composites=16)
+    config = TrainConfig(steps=64, dco_beta=0.0, crops_per_photo=4, max_composites=16, gradient_checkpointing="off")
     if not full:
         settings = replace(config, resolution=192, rank=16, batch_size=8)
         yield "embedded model, 192 px", Bench(open_checkpoint("mini", device), settings, 320)

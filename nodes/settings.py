@@ -43,7 +43,7 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                     "memory",
                     options=list(MEMORIES),
                     tooltip="Gigabytes of the graphics card, reckoned for SDXL at 1024 px. 12 GB and less take the "
-                    "images of a step one by one; 8 GB keeps the model in 8 bits, 6 GB in 4.",
+                    "images of a step one by one; 8 GB computes a quarter more, with the model in 8 bits, 6 GB in 4.",
                 ),
                 io.Combo.Input(
                     "optimizer",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,17 +15,20 @@ from tiny_sdxl import tiny_unet
 
 from mudi_core.train.config import PRESETS, TrainConfig
 from mudi_core.train.lora import Adapter
-from mudi_core.train.memory import MEMORY, OutOfMemory, advice, memory_settings, preflight
+from mudi_core.train.memory import MEMORY, OutOfMemory, advice, estimate, memory_settings, preflight
+from mudi_core.train.plan import Plan
 
-ALWAYS, PER_CELL = 5_000_000, 3_000
+ALWAYS = 5_000_000
+PER_CELL = {"off": 4_000, "selective": 3_000, "full": 2_000}
 """Bytes: what a stand-in card has in use before a step, and what it takes for each of a batch's latents."""
 
 
 class Card:
     """A card whose use grows with what the U-Net sees, and that has so many bytes."""
 
-    def __init__(self, unet: Any, room: int) -> None:
-        self.unet, self.bytes, self.largest = unet, room, 0
+    def __init__(self, unet: Any, room: int, needs: int | None = None) -> None:
+        """``needs``: so many bytes does a step need before it is refused; None: it is not."""
+        self.unet, self.bytes, self.needs, self.seen = unet, room, needs, dict[str, int]()
 
     def peak_of(self, work: Callable[[], None]) -> int:
         cells: list[int] = []
@@ -33,46 +37,69 @@ class Card:
         )
         work()
         hook.remove()
-        self.largest = max(self.largest, *cells)
-        return ALWAYS + PER_CELL * max(cells)
+        selects = any("forward" in vars(module) for module in self.unet.modules())
+        way = "full" if self.unet.is_gradient_checkpointing else "selective" if selects else "off"
+        self.seen[way] = max(cells)
+        peak = ALWAYS + PER_CELL[way] * max(cells)
+        if self.needs is not None and peak > self.needs:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return peak
 
     def room(self) -> int:
         return self.bytes
 
 
-def estimate(config: TrainConfig, room: int, side: int = 64) -> tuple[int | None, Card]:
+@contextmanager
+def about_to_train(config: TrainConfig, side: int = 64) -> Iterator[tuple[Any, Adapter, Plan, TrainConfig, Any]]:
+    """What is asked before a run whose largest sample is of so many latents."""
     unet = tiny_unet()
     plan = plan_for(config)
     plan = replace(plan, latents=(*plan.latents[:5], torch.zeros(4, side, side)))
     with Adapter(unet, config.rank, config.lora_alpha, config.target_modules) as adapter:
         adapter.start(0)
-        card = Card(unet, room)
-        needed = preflight(unet, adapter, plan, config, SCHEDULE, card)
+        yield unet, adapter, plan, config, SCHEDULE
         assert all(parameter.grad is None for parameter in adapter.parameters())
-        moments = 8 * sum(parameter.numel() for parameter in adapter.parameters())
-        assert needed == ALWAYS + PER_CELL * config.batch_size * side * side + moments
-    return needed, card
+        assert not unet.is_gradient_checkpointing
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_the_estimate_is_inferred_from_smaller_steps(batch_size: int) -> None:
-    config = replace(CONFIG, batch_size=batch_size)
-    _, card = estimate(config, 10**12)
-    assert card.largest < batch_size * 64 * 64 * 0.6
+    with about_to_train(replace(CONFIG, batch_size=batch_size)) as asked:
+        card = Card(asked[0], 10**12)
+        needed = estimate(*asked, card)
+        moments = 8 * sum(parameter.numel() for parameter in asked[1].parameters())
+    assert needed == ALWAYS + PER_CELL["off"] * batch_size * 64 * 64 + moments
+    assert card.seen["off"] < batch_size * 64 * 64 * 0.6
 
 
 def test_too_little_memory_is_told_before_the_first_step_with_the_preset_to_take(caplog: Any) -> None:
-    with pytest.raises(OutOfMemory, match=r"will need about 0\.0 GB.*memory preset of 24 GB"):
-        estimate(CONFIG, 10_000_000)
-    assert not caplog.text
-    estimate(CONFIG, 30_000_000)
-    assert "If it does not fit: Use the memory preset of 24 GB" in caplog.text
+    with about_to_train(replace(CONFIG, gradient_checkpointing="off")) as asked:
+        with pytest.raises(OutOfMemory, match=r"will need about 0\.0 GB.*memory preset of 24 GB"):
+            preflight(*asked, Card(asked[0], 10_000_000))
+        with pytest.raises(OutOfMemory, match="Not even a small step fits.*memory preset of 24 GB"):
+            preflight(*asked, Card(asked[0], 10_000_000, needs=ALWAYS))
+        assert not caplog.text
+        preflight(*asked, Card(asked[0], 38_000_000))
+        assert "If it does not fit: Use the memory preset of 24 GB" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("room", "way"), [(50_000_000, "off"), (38_000_000, "selective"), (30_000_000, "full"), (22_000_000, "full")]
+)
+@pytest.mark.parametrize("refuses", [False, True])
+def test_as_little_is_computed_twice_as_the_card_allows(room: int, way: str, refuses: bool) -> None:
+    assert CONFIG.gradient_checkpointing == "auto"
+    with about_to_train(CONFIG) as asked:
+        card = Card(asked[0], room, needs=room if refuses else None)
+        assert preflight(*asked, card).gradient_checkpointing == way
+        assert list(card.seen)[-1] == way
 
 
 def test_a_cpu_is_not_measured() -> None:
-    unet = tiny_unet()
-    with Adapter(unet, 4, 4.0, CONFIG.target_modules) as adapter:
-        assert preflight(unet, adapter, plan_for(CONFIG), CONFIG, SCHEDULE) is None
+    with about_to_train(CONFIG) as asked:
+        assert preflight(*asked) == replace(CONFIG, gradient_checkpointing="off")
+        full = replace(CONFIG, gradient_checkpointing="full")
+        assert preflight(*asked[:3], full, SCHEDULE) == full
 
 
 def test_every_preset_is_a_configuration_and_needs_less_than_the_one_above() -> None:

@@ -44,8 +44,8 @@ CHOICES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "--base-weights": ("base_weights", ("full", "int8", "nf4"), "bits of the frozen U-Net (default: full)"),
     "--gradient-checkpointing": (
         "gradient_checkpointing",
-        ("off", "selective", "full"),
-        "compute what is cheap, or all, twice to keep less in memory (default: off)",
+        ("auto", "off", "selective", "full"),
+        "compute what is cheap, or all, twice to keep less in memory (default: auto, as the card needs it)",
     ),
 }
 SWITCHES: dict[str, tuple[str, str]] = {

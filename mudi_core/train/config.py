@@ -15,7 +15,7 @@ Precision = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
 BaseWeights = Literal["full", "int8", "nf4"]
 LrSchedule = Literal["constant", "linear", "cosine"]
-GradientCheckpointing = Literal["off", "selective", "full"]
+GradientCheckpointing = Literal["auto", "off", "selective", "full"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick look": {"steps": 300, "rank": 8, "learning_rate": 3e-4, "lr_schedule": "cosine", "lr_warmup": 20},
@@ -122,9 +122,9 @@ class TrainConfig:
     """"bf16" computes in bfloat16 (the LoRA itself stays in float32)."""
     base_weights: BaseWeights = "full"
     """How the frozen U-Net is kept: "full", or its transformers in 8 ("int8") or 4 ("nf4") bits. `quantize` does it."""
-    gradient_checkpointing: GradientCheckpointing = "off"
-    """Compute activations twice to keep fewer of them: all of them with the least memory ("full"), or those that are
-    cheap to compute, hardly slower ("selective"). `recompute` does it."""
+    gradient_checkpointing: GradientCheckpointing = "auto"
+    """Compute activations twice to keep fewer of them: those that are cheap to compute, hardly slower ("selective"), or
+    all of them with the least memory ("full"). The result is the same. "auto" is as little of it as the card allows."""
 
     def __post_init__(self) -> None:
         def check(name: str, ok: bool, wanted: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,12 +116,14 @@ def train(
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        _training_mode(unet, config),
+        _training_mode(unet),
         Adapter(unet, config.rank, config.lora_alpha, config.target_modules, vectors) as adapter,
         ctrl_c_waits() as asked_to_stop,
+        ExitStack() as stack,
     ):
         adapter.start(config.seed, start)
-        preflight(unet, adapter, plan, config, noise_schedule)
+        config = preflight(unet, adapter, plan, config, noise_schedule)
+        stack.enter_context(checkpointing(unet, config.gradient_checkpointing))
         optimizer = make_optimizer(config, adapter.matrices(), vectors.parameters() if vectors is not None else ())
         losses = [] if resume is None else restore_run(resume, origin, adapter, optimizer)
 
@@ -245,12 +247,11 @@ def _check_run(unet: Any, plan: Plan, config: TrainConfig, team: Team) -> None:
 
 
 @contextmanager
-def _training_mode(unet: Any, config: TrainConfig) -> Iterator[None]:
+def _training_mode(unet: Any) -> Iterator[None]:
     was_training = unet.training
     unet.train()
     try:
-        with checkpointing(unet, config.gradient_checkpointing):
-            yield
+        yield
     finally:
         unet.train(was_training)
 

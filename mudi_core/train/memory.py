@@ -1,6 +1,7 @@
 """What a step needs of a graphics card: presets by its size, an estimate before the first step, what to do if too much.
 
-The presets and the estimate's margin are reckoned for SDXL at 1024 px, not yet measured on a card.
+The presets are reckoned for SDXL at 1024 px, operator by operator (`benchmarks/train_memory.py`), and not yet measured
+on a card.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .lora import Adapter
 from .loss import NoiseSchedule
 from .plan import Plan
 from .quantize import BASE_WEIGHTS
+from .recompute import checkpointing
 from .step import batch_loss, device_of
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ log = logging.getLogger(__name__)
 _ALONE = {"precision": "bf16", "batch_size": 1, "accumulation": 2}
 _SMALL = {**_ALONE, "gradient_checkpointing": "full"}
 MEMORY: dict[int, dict[str, Any]] = {
-    24: {"precision": "bf16"},
+    24: {"precision": "bf16", "gradient_checkpointing": "off"},
     16: {"precision": "bf16", "gradient_checkpointing": "selective"},
     12: {**_ALONE, "gradient_checkpointing": "selective"},
     8: {**_SMALL, "base_weights": "int8"},
@@ -63,6 +65,7 @@ class CudaMeter:
         self.device = device
 
     def peak_of(self, work: Callable[[], None]) -> int:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
         work()
         return torch.cuda.max_memory_allocated(self.device)
@@ -106,40 +109,63 @@ def _sizes(config: TrainConfig) -> list[int]:
 
 def preflight(
     unet: Any, adapter: Adapter, plan: Plan, config: TrainConfig, schedule: NoiseSchedule, meter: Meter | None = None
-) -> int | None:
-    """The bytes that the largest step of a run will need at its peak, inferred from two small ones; None on a CPU.
+) -> TrainConfig:
+    """The settings with which the largest step of a run fits into the card's memory.
 
-    What a step keeps grows with its pixels and stands on what is always there (weights, LoRA, gradients); the
-    optimizer's state is added. Raises `OutOfMemory` when that is more than there is by over `MARGIN`, and warns when it
-    is close.
+    Where they leave gradient checkpointing to this, it is the quickest way that fits. Raises `OutOfMemory` when the
+    `estimate` is more than there is by over `MARGIN`, and warns when it is close. A CPU is not measured.
     """
     device = device_of(unet)
+    ways: tuple[GradientCheckpointing, ...] = (config.gradient_checkpointing,)
+    if config.gradient_checkpointing == "auto":
+        ways = ("off", "selective", "full")
     if meter is None:
         if device.type != "cuda":
-            return None
+            return replace(config, gradient_checkpointing=ways[0])
         meter = CudaMeter(device)
+    room = meter.room()
+    for way in ways:
+        config = replace(config, gradient_checkpointing=way)
+        with checkpointing(unet, way):
+            needed = estimate(unet, adapter, plan, config, schedule, meter)
+        if needed is not None and needed <= room * (1 - MARGIN):
+            log.info("A step will need about %.1f GB of the card's memory.", needed / 2**30)
+            return config
+    if needed is None:
+        raise OutOfMemory(f"Not even a small step fits into this card's memory. {advice(config)}")
+    words = f"A step will need about {needed / 2**30:.1f} GB of the card's memory; {room / 2**30:.1f} GB can be had."
+    if needed > room * (1 + MARGIN):
+        raise OutOfMemory(f"{words} {advice(config)}")
+    log.warning("%s If it does not fit: %s", words, advice(config))
+    return config
+
+
+def estimate(
+    unet: Any, adapter: Adapter, plan: Plan, config: TrainConfig, schedule: NoiseSchedule, meter: Meter
+) -> int | None:
+    """The bytes that the largest step of a run will need at its peak; None where not even a smaller one fits.
+
+    What a step keeps grows with its pixels and stands on what is always there (weights, LoRA, gradients): that is
+    inferred from two smaller ones. The optimizer's state is added.
+    """
     largest = max(latent[0].numel() for latent in plan.latents)
     sides = [max(8 * number, int(share * largest**0.5) // 8 * 8) for number, share in enumerate(_PROBES, 1)]
     sizes = [side * side for side in sides]
     try:
         peaks = [meter.peak_of(partial(_try, unet, adapter, plan, config, schedule, side)) for side in sides]
-    except torch.cuda.OutOfMemoryError as error:
-        raise OutOfMemory(f"Not even a small step fits into this card's memory. {advice(config)}") from error
+    except torch.cuda.OutOfMemoryError:
+        return None
+    finally:
+        for parameter in adapter.parameters():
+            parameter.grad = None
     slope = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
     state = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}[config.optimizer]
     moments = state * sum(parameter.numel() for parameter in adapter.parameters())
-    needed = max(peaks[1], round(peaks[1] + slope * (largest - sizes[1]))) + moments
-    room = meter.room()
-    words = f"A step will need about {needed / 2**30:.1f} GB of the card's memory; {room / 2**30:.1f} GB can be had."
-    if needed > room * (1 + MARGIN):
-        raise OutOfMemory(f"{words} {advice(config)}")
-    if needed > room * (1 - MARGIN):
-        log.warning("%s If it does not fit: %s", words, advice(config))
-    return needed
+    return max(peaks[1], round(peaks[1] + slope * (largest - sizes[1]))) + moments
 
 
 def _try(unet: Any, adapter: Adapter, plan: Plan, config: TrainConfig, schedule: NoiseSchedule, side: int) -> None:
-    """The forward and backward pass of the first batch, in ``side`` x ``side`` latents; its gradients are dropped."""
+    """The forward and backward pass of the first batch, in ``side`` x ``side`` latents."""
     channels = plan.latents[0].shape[0]
     count = len(plan.latents)
     small = replace(
@@ -152,5 +178,3 @@ def _try(unet: Any, adapter: Adapter, plan: Plan, config: TrainConfig, schedule:
             parameter.grad = torch.zeros_like(parameter)
     loss, _ = batch_loss(unet, adapter, small, config, schedule, 0)
     loss.backward()  # type: ignore[no-untyped-call]
-    for parameter in adapter.parameters():
-        parameter.grad = None

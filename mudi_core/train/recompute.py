@@ -36,11 +36,12 @@ _ATTENTION = tuple(
 
 @contextmanager
 def checkpointing(unet: Any, how: GradientCheckpointing) -> Iterator[None]:
-    """Within the block a diffusers U-Net's gradients are computed so; the gradients are the same. "off" keeps all.
+    """Within the block a diffusers U-Net's gradients are computed so; the gradients are the same.
 
-    "selective" wants torch 2.4: before, it is "full", with a warning. A U-Net that does "full" already goes on so.
+    "off" keeps all, and so does "auto", which `memory.preflight` decides. "selective" wants torch 2.4: before, it is
+    "full", with a warning. A U-Net that does "full" already goes on so.
     """
-    if how == "off" or unet.is_gradient_checkpointing:
+    if how in ("auto", "off") or unet.is_gradient_checkpointing:
         yield
     elif how == "selective" and _can_select():
         with _selective(unet):
