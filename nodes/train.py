@@ -161,8 +161,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
-                    tooltip="Size of the training images, memory and loss: take one of your model's kind. Less "
-                    "memory means that some things are computed twice, slower. Train Settings has more of that.",
+                    tooltip="Size of the training images, memory and loss: take one of your model's kind. What does "
+                    "not fit into memory is computed twice, slower; with less memory everything. Train Settings has more.",
                 ),
                 io.Int.Input(
                     "steps",

@@ -173,8 +173,7 @@ def _try(unet: Any, adapter: Adapter, plan: Plan, config: TrainConfig, schedule:
         latents=(torch.zeros(channels, side, side),) * count,
         masks=(torch.ones(1, side, side),) * count,
     )
-    if config.accumulation > 1:
-        for parameter in adapter.parameters():  # those of the batch before
-            parameter.grad = torch.zeros_like(parameter)
+    for parameter in adapter.parameters():  # maybe there are those of the batch before
+        parameter.grad = torch.zeros_like(parameter) if config.accumulation > 1 else None
     loss, _ = batch_loss(unet, adapter, small, config, schedule, 0)
     loss.backward()  # type: ignore[no-untyped-call]
