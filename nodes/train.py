@@ -162,7 +162,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                     "preset",
                     options=list(PRESETS),
                     tooltip="Size of the training images, memory and loss: take one of your model's kind. What does "
-                    "not fit into memory is computed twice, slower; with less memory everything. Train Settings has more.",
+                    "not fit into memory is computed twice, slower; with less memory all is. Train Settings has more.",
                 ),
                 io.Int.Input(
                     "steps",

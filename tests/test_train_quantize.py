@@ -12,9 +12,9 @@ from tiny_sdxl import predict, tiny_unet
 
 from mudi_core.train.config import BaseWeights
 from mudi_core.train.loop import BadRun, train
-from mudi_core.train.quantize import Int8Linear, Nf4Linear, quantize, stored_as
+from mudi_core.train.quantize import Fp8Linear, Int8Linear, Nf4Linear, quantize, stored_as
 
-BITS: dict[str, float] = {"int8": 8, "nf4": 4}
+BITS: dict[str, float] = {"fp8": 8, "int8": 8, "nf4": 4}
 
 
 def layer(rows: int = 24, columns: int = 40) -> torch.nn.Linear:
@@ -29,6 +29,21 @@ def test_int8_is_off_by_half_a_step_of_its_row_at_most() -> None:
         full.weight[3] *= 100  # one loud row must not coarsen the others
     error = (Int8Linear(full).full() - full.weight).abs().amax(dim=1)
     assert (error <= full.weight.abs().amax(dim=1) / 127 / 2 * 1.001).all() and error.max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_loses_nothing_of_a_model_that_came_in_it_and_little_of_others(dtype: torch.dtype) -> None:
+    full = layer()
+    with torch.no_grad():
+        full.weight[3] *= 1000
+        full.weight[4] = 0
+    first = Fp8Linear(full).full()
+    normal = full.weight.abs() > full.weight.abs().amax(dim=1, keepdim=True) / 1000
+    assert ((first - full.weight).abs()[normal] <= full.weight.abs()[normal] / 16).all() and first.isfinite().all()
+    came = full.weight.detach().to(torch.float8_e4m3fn).to(dtype)
+    with torch.no_grad():
+        full.weight.data = came
+    assert torch.equal(Fp8Linear(full).full(), came)
 
 
 @pytest.mark.parametrize("rows, columns", [(24, 40), (3, 7)])
@@ -55,7 +70,7 @@ def test_the_levels_of_nf4_are_quantiles_of_a_normal_distribution() -> None:
     torch.testing.assert_close(levels, expected / expected.max(), rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("kind", [Int8Linear, Nf4Linear])
+@pytest.mark.parametrize("kind", [Fp8Linear, Int8Linear, Nf4Linear])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_multiplies_and_passes_gradients_on_like_a_layer_with_its_full_weight(kind: Any, dtype: torch.dtype) -> None:
     quantized = kind(layer().to(dtype))
@@ -78,7 +93,7 @@ def test_nothing_of_full_size_is_kept_for_the_backward_pass() -> None:
     assert torch.Size((24, 40)) not in kept
 
 
-@pytest.mark.parametrize("base_weights, far", [("int8", 0.02), ("nf4", 0.2)])
+@pytest.mark.parametrize("base_weights, far", [("fp8", 0.06), ("int8", 0.02), ("nf4", 0.2)])
 def test_a_unet_in_few_bits_answers_nearly_the_same_and_shares_nothing(base_weights: BaseWeights, far: float) -> None:
     unet = tiny_unet()
     before = predict(unet)
@@ -98,7 +113,7 @@ def test_a_unet_in_few_bits_answers_nearly_the_same_and_shares_nothing(base_weig
     assert size(smaller) == pytest.approx(size(unet) * BITS[base_weights] / 32, rel=0.02)
 
 
-@pytest.mark.parametrize("base_weights", ["int8", "nf4"])
+@pytest.mark.parametrize("base_weights", ["fp8", "int8", "nf4"])
 def test_a_lora_is_trained_on_it_with_checkpointing_in_bf16(base_weights: BaseWeights) -> None:
     unet = tiny_unet().to(torch.bfloat16)
     quantize(unet, base_weights)

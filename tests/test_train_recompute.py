@@ -23,7 +23,7 @@ WAYS: tuple[GradientCheckpointing, ...] = ("off", "selective", "full")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("base_weights", ["full", "int8", "nf4"])
+@pytest.mark.parametrize("base_weights", ["full", "fp8", "int8", "nf4"])
 def test_the_result_is_the_same_to_the_bit(
     base_weights: BaseWeights, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,7 @@ CHOICES: dict[str, tuple[str, tuple[str, ...], str]] = {
         "default: adamw; the others are packages of their own",
     ),
     "--lr-schedule": ("lr_schedule", ("constant", "linear", "cosine"), "of the learning rate (default: constant)"),
-    "--base-weights": ("base_weights", ("full", "int8", "nf4"), "bits of the frozen U-Net (default: full)"),
+    "--base-weights": ("base_weights", ("full", "fp8", "int8", "nf4"), "bits of the frozen U-Net (default: full)"),
     "--gradient-checkpointing": (
         "gradient_checkpointing",
         ("auto", "off", "selective", "full"),

@@ -13,7 +13,7 @@ from ..types import MudiError
 Method = Literal["segmix", "dreambooth", "cutmix"]
 Precision = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
-BaseWeights = Literal["full", "int8", "nf4"]
+BaseWeights = Literal["full", "fp8", "int8", "nf4"]
 LrSchedule = Literal["constant", "linear", "cosine"]
 GradientCheckpointing = Literal["auto", "off", "selective", "full"]
 
@@ -121,7 +121,8 @@ class TrainConfig:
     precision: Precision = "fp32"
     """"bf16" computes in bfloat16 (the LoRA itself stays in float32)."""
     base_weights: BaseWeights = "full"
-    """How the frozen U-Net is kept: "full", or its transformers in 8 ("int8") or 4 ("nf4") bits. `quantize` does it."""
+    """How the frozen U-Net is kept: "full", or its transformers in 8 ("int8", or "fp8" which is exact for a model that
+    comes in it) or 4 ("nf4") bits. `quantize` does it."""
     gradient_checkpointing: GradientCheckpointing = "auto"
     """Compute activations twice to keep fewer of them: those that are cheap to compute, hardly slower ("selective"), or
     all of them with the least memory ("full"). The result is the same. "auto" is as little of it as the card allows."""

@@ -1,6 +1,6 @@
 """A U-Net's frozen linear layers in 8 or 4 bits, so that it fits into a small card while a LoRA is trained on it.
 
-Both formats need nothing but torch, on any device. The numbers are put back into full precision layer by layer, in the
+The formats need nothing but torch, on any device. The numbers are put back into full precision layer by layer, in the
 forward and in the backward pass, and are never kept in it.
 """
 
@@ -74,6 +74,25 @@ class Int8Linear(FrozenLinear):
         return (self.weight * self.get_buffer("scale")).to(self.dtype)
 
 
+class Fp8Linear(FrozenLinear):
+    """A float of 4 bits of exponent and 3 of mantissa for each number, and a power of 2 for each row.
+
+    Coarser than `Int8Linear`, but a weight that was made of such floats (an fp8 model file) loses nothing.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
+        weight = layer.weight.detach().float()
+        largest = weight.abs().amax(dim=1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
+        self.register_buffer("scale", 2 ** largest.clamp(min=2.0**-100).log2().ceil())
+        # As plain bytes: no cast of the model to another type shall take them for numbers.
+        bits = (weight / self.get_buffer("scale")).to(torch.float8_e4m3fn).view(torch.uint8)
+        self.weight = nn.Parameter(bits, requires_grad=False)
+
+    def full(self) -> Tensor:
+        return self.weight.view(torch.float8_e4m3fn).to(self.dtype) * self.get_buffer("scale").to(self.dtype)
+
+
 class Nf4Linear(FrozenLinear):
     """Half a byte for each number, and a scale for each 64 of them."""
 
@@ -109,6 +128,9 @@ class _Product(torch.autograd.Function):
         return gradient @ ctx.layer.full(), None
 
 
+_KINDS: dict[BaseWeights, type[FrozenLinear]] = {"fp8": Fp8Linear, "int8": Int8Linear, "nf4": Nf4Linear}
+
+
 def quantize(unet: nn.Module, base_weights: BaseWeights) -> None:
     """Puts every linear layer of a U-Net's transformers into ``base_weights``, one by one; "full" changes nothing.
 
@@ -116,7 +138,7 @@ def quantize(unet: nn.Module, base_weights: BaseWeights) -> None:
     """
     if base_weights == "full":
         return
-    kind = Int8Linear if base_weights == "int8" else Nf4Linear
+    kind = _KINDS[base_weights]
     for name, module in list(unet.named_modules()):
         if ".transformer_blocks." in f".{name}" and type(module) is nn.Linear:
             parent, _, child = name.rpartition(".")
@@ -125,6 +147,5 @@ def quantize(unet: nn.Module, base_weights: BaseWeights) -> None:
 
 def stored_as(unet: nn.Module) -> BaseWeights:
     """How a U-Net's transformers are kept."""
-    if any(isinstance(module, Int8Linear) for module in unet.modules()):
-        return "int8"
-    return "nf4" if any(isinstance(module, Nf4Linear) for module in unet.modules()) else "full"
+    kinds = {type(module) for module in unet.modules()}
+    return next((name for name, kind in _KINDS.items() if kind in kinds), "full")
