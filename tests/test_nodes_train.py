@@ -22,6 +22,7 @@ from mudi_core.mini import family
 from mudi_core.train.lora import Adapter, BadLora, apply_lora, load_lora, save_lora
 from mudi_core.train.loss import NoiseSchedule
 from mudi_core.train.plan import OneSubject
+from mudi_core.train.quantize import FrozenLinear
 from mudi_core.types import BadLayout, SubjectSet
 
 MODULES = 56
@@ -149,6 +150,21 @@ def test_the_models_unet_is_diffusers_own_without_a_copy(comfy: Comfy, mini: tup
     assert torch.allclose(predict(unet), predict(family.load_unet()), atol=1e-6)
     ours = {parameter.data_ptr() for parameter in mini[0].model.diffusion_model.parameters()}
     assert {parameter.data_ptr() for parameter in unet.parameters()} == ours
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_a_model_in_fewer_bits_keeps_its_weights(comfy: Comfy, mini: tuple[Any, Any, Any], dtype: torch.dtype) -> None:
+    model = comfy.core("comfy.model_patcher").ModelPatcher(
+        copy.deepcopy(mini[0].model).to(dtype), *[torch.device("cpu")] * 2
+    )
+    before, original = weights(model), borrowed(comfy, mini[0])
+    base_weights = "fp8" if dtype == torch.float8_e4m3fn else "full"
+    unet = comfy.module("convert").unet(model, torch.device("cpu"), torch.float32, base_weights)
+    for name, layer in unet.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            weight = layer.full() if isinstance(layer, FrozenLinear) else layer.weight
+            assert torch.equal(weight, original.get_submodule(name).weight.to(dtype).float()), name
+    assert all(map(torch.equal, weights(model), before))
 
 
 def test_sdxl_itself_is_known(comfy: Comfy) -> None:
