@@ -1,7 +1,7 @@
 """A U-Net's frozen linear layers in 8 or 4 bits, so that it fits into a small card while a LoRA is trained on it.
 
-The formats need nothing but torch, on any device. The numbers are put back into full precision layer by layer, in the
-forward and in the backward pass, and are never kept in it.
+The formats need nothing but torch, on any device. The numbers are put back into the layer's own precision one layer at
+a time, in the forward and in the backward pass, and are never kept in it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import embedding, linear, pad
 
 from .config import BaseWeights
 
@@ -50,9 +50,14 @@ class FrozenLinear(nn.Linear):
         self.dtype = layer.weight.dtype
         """What it computes in: as the layer that it stands for."""
 
+    def factors(self) -> tuple[Tensor, Tensor | None]:
+        """The weight in `dtype`: a matrix ``[out, in]``, and what its rows are to be multiplied with ``[out]``."""
+        raise NotImplementedError
+
     def full(self) -> Tensor:
         """The weight ``[out, in]`` in `dtype`."""
-        raise NotImplementedError
+        matrix, rows = self.factors()
+        return matrix if rows is None else matrix * rows[:, None]
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -66,12 +71,13 @@ class Int8Linear(FrozenLinear):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer)
         weight = layer.weight.detach().float()
-        scale = (weight.abs().amax(dim=1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        self.weight = nn.Parameter((weight / scale).round().to(torch.int8), requires_grad=False)
-        self.register_buffer("scale", scale)
+        rows = _scale(weight, 127, self.dtype)
+        codes = (weight / rows[:, None].float()).round().clamp(-127, 127)
+        self.weight = nn.Parameter(codes.to(torch.int8), requires_grad=False)
+        self.register_buffer("rows", rows)
 
-    def full(self) -> Tensor:
-        return (self.weight * self.get_buffer("scale")).to(self.dtype)
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.weight.to(self.dtype), self.get_buffer("rows")
 
 
 class Fp8Linear(FrozenLinear):
@@ -83,14 +89,15 @@ class Fp8Linear(FrozenLinear):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer)
         weight = layer.weight.detach().float()
-        largest = weight.abs().amax(dim=1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
-        self.register_buffer("scale", 2 ** largest.clamp(min=2.0**-100).log2().ceil())
+        largest = weight.abs().amax(dim=1) / torch.finfo(torch.float8_e4m3fn).max
+        rows = 2 ** largest.clamp(min=2.0**-100).log2().ceil()
         # As plain bytes: no cast of the model to another type shall take them for numbers.
-        bits = (weight / self.get_buffer("scale")).to(torch.float8_e4m3fn).view(torch.uint8)
+        bits = (weight / rows[:, None]).to(torch.float8_e4m3fn).view(torch.uint8)
         self.weight = nn.Parameter(bits, requires_grad=False)
+        self.register_buffer("rows", rows.to(self.dtype))
 
-    def full(self) -> Tensor:
-        return self.weight.view(torch.float8_e4m3fn).to(self.dtype) * self.get_buffer("scale").to(self.dtype)
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.weight.view(torch.float8_e4m3fn).to(self.dtype), self.get_buffer("rows")
 
 
 class Nf4Linear(FrozenLinear):
@@ -100,19 +107,19 @@ class Nf4Linear(FrozenLinear):
         super().__init__(layer)
         weight = layer.weight.detach().float()
         flat = pad(weight.reshape(-1), (0, -weight.numel() % _BLOCK)).reshape(-1, _BLOCK)
-        scale = flat.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        scale = _scale(flat, 1, self.dtype)[:, None]
         levels = torch.tensor(_NF4, device=weight.device)
-        codes = torch.bucketize(flat / scale, (levels[1:] + levels[:-1]) / 2)
+        codes = torch.bucketize(flat / scale.float(), (levels[1:] + levels[:-1]) / 2)
         packed = codes[:, 0::2] * 16 + codes[:, 1::2]
         self.weight = nn.Parameter(packed.to(torch.uint8), requires_grad=False)
         self.register_buffer("scale", scale)
         # Both numbers of a byte at once: half as many look-ups.
-        self.register_buffer("pairs", torch.cartesian_prod(levels, levels), persistent=False)
+        self.register_buffer("pairs", torch.cartesian_prod(levels, levels).to(self.dtype), persistent=False)
 
-    def full(self) -> Tensor:
-        numbers = self.get_buffer("pairs")[self.weight.int()].reshape(-1, _BLOCK) * self.get_buffer("scale")
+    def factors(self) -> tuple[Tensor, None]:
+        numbers = embedding(self.weight.int(), self.get_buffer("pairs")).reshape(-1, _BLOCK) * self.get_buffer("scale")
         weight = numbers.reshape(-1)[: self.out_features * self.in_features]
-        return weight.reshape(self.out_features, self.in_features).to(self.dtype)
+        return weight.reshape(self.out_features, self.in_features), None
 
 
 class _Product(torch.autograd.Function):
@@ -121,11 +128,19 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
         ctx.layer = layer
-        return linear(x, layer.full())
+        matrix, rows = layer.factors()
+        product = linear(x, matrix)
+        return product if rows is None else product * rows  # not in place: selective checkpointing may keep it
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return gradient @ ctx.layer.full(), None
+        matrix, rows = ctx.layer.factors()
+        return (gradient if rows is None else gradient * rows) @ matrix, None
+
+
+def _scale(rows: Tensor, largest: float, dtype: torch.dtype) -> Tensor:
+    """What the rows of a matrix are divided by so that they end at ``largest``, as a number of ``dtype``; not 0."""
+    return (rows.abs().amax(dim=1) / largest).clamp(min=torch.finfo(torch.float32).tiny).to(dtype)
 
 
 _KINDS: dict[BaseWeights, type[FrozenLinear]] = {"fp8": Fp8Linear, "int8": Int8Linear, "nf4": Nf4Linear}
