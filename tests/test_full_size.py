@@ -17,11 +17,13 @@ from comfyui import Comfy
 from sd_file import full_size_sd15
 from sdxl_file import full_size_sdxl
 
+from benchmarks.train_memory import reckon
 from mudi_core.checkpoint import open_checkpoint
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.loop import train
 from mudi_core.train.lora import load_lora
 from mudi_core.train.loss import NoiseSchedule
+from mudi_core.train.memory import MARGIN, memory_settings
 from mudi_core.train.plan import make_plan
 from mudi_core.types import Photo, Subject, SubjectSet
 
@@ -129,3 +131,11 @@ def test_the_library_trains_a_step_of_the_same_file(
     assert len(state) == 3 * layers
     assert sum(value.numel() for key, value in state.items() if not key.endswith(".alpha")) == numbers
     assert peak() < MEMORY_LIMIT
+
+
+@pytest.mark.parametrize("gigabytes", [12, 6])
+def test_a_step_at_1024_px_fits_into_a_card_of_its_preset(gigabytes: int) -> None:
+    """Reckoned with tensors that have no numbers; one gigabyte is left to CUDA itself, to workspaces and to holes."""
+    found = reckon(TrainConfig(**memory_settings(gigabytes), steps=2, resolution=1024))
+    assert 2 * 2**30 < found["peak"] < (gigabytes - 1) * 2**30
+    assert found["expected"] == pytest.approx(found["peak"], rel=MARGIN)

@@ -212,10 +212,10 @@ def _step(
             + f". Lower the learning rate (it is {config.learning_rate:g}), or check that the base model makes sound "
             "pictures in this precision."
         )
-    gradients = [parameter.grad for parameter in adapter.parameters() if parameter.grad is not None]
-    team.add_up(gradients)
+    parameters = adapter.parameters()
+    team.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
     if config.max_grad_norm > 0:
-        torch.nn.utils.clip_grad_norm_(adapter.parameters(), config.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     optimizer.step()
     return losses.mean().item(), bool(stop.item())
 

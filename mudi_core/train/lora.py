@@ -129,13 +129,14 @@ class Adapter:
     @contextmanager
     def off(self) -> Iterator[None]:
         """Within the block the U-Net predicts as if it wore no LoRA."""
+        # The flag alone: peft's own switch also sets every parameter's, 20 ms for SDXL, twice in every batch.
         for layer in self.layers.values():
-            layer.enable_adapters(False)
+            layer._disable_adapters = True
         try:
             yield
         finally:
             for layer in self.layers.values():
-                layer.enable_adapters(True)
+                layer._disable_adapters = False
 
     def state(self) -> LoraState:
         """A copy of the LoRA on the CPU, float32, by kohya name."""
