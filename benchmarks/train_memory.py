@@ -146,10 +146,10 @@ def flash_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
 
 
-def reckon(config: TrainConfig, card: bool = True) -> dict[str, float]:
-    """Of a step at its peak, in bytes, all that is there before it included; what `preflight` expected; operations.
+def reckon(config: TrainConfig, card: bool = True, counts: bool = False) -> dict[str, float]:
+    """The bytes that are there at a step's peak, and what `memory.estimate` expected.
 
-    ``card``: of a CUDA card rather than of a CPU.
+    ``card``: on a CUDA card rather than a CPU; ``counts``: the step's operations too.
     """
     side = config.size[0] // 8
     unet, plan = sdxl_unet(config), some_plan(config, side)
@@ -180,10 +180,12 @@ def reckon(config: TrainConfig, card: bool = True) -> dict[str, float]:
                 (loss / config.accumulation).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
-        peak = max(ledger.peak_of(one_step) for _ in range(2))
-        with FlopCounterMode(display=False) as operations:
-            one_step()
-    return {"peak": peak, "expected": expected or 0, "operations": operations.get_total_flops()}
+        found = {"peak": max(ledger.peak_of(one_step) for _ in range(2)), "expected": expected or 0}
+        if counts:
+            with FlopCounterMode(display=False) as operations:
+                one_step()
+            found["operations"] = operations.get_total_flops()
+    return found
 
 
 def _with_fake_tensors(unet: nn.Module) -> None:
@@ -238,7 +240,7 @@ def main() -> None:
         if options.check:
             results[gigabytes] = {**really(config), "reckoned": reckon(config, card=False)["peak"]}
         else:
-            results[gigabytes] = reckon(config)
+            results[gigabytes] = reckon(config, counts=True)
     if options.json:
         print(json.dumps(results, indent=2))
         return
