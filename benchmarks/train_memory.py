@@ -1,7 +1,7 @@
 """How much of a graphics card's memory a training step of SDXL takes in every preset, reckoned without a card.
 
     python benchmarks/train_memory.py               # every preset at 1024 px
-    python benchmarks/train_memory.py --check 512   # a real training on this CPU against what is reckoned of it
+    python benchmarks/train_memory.py --check 512 --presets 12    # a real training on this CPU against what is reckoned
 
 The steps run as they are but for the arithmetic: torch's fake tensors have sizes, types and lives, and no numbers. A
 ledger enters the answer of every operator when it is made and strikes it out when it is let go. Where a card computes
@@ -232,6 +232,8 @@ def main() -> None:
     parser.add_argument("--check", type=int, metavar="PX", help="train at this size on the CPU instead")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
+    if options.check and len(options.presets) > 1:
+        parser.error("a process remembers only the most it ever had: check one preset at a time, --presets 12, say")
     results: dict[int, dict[str, float]] = {}
     for gigabytes in options.presets:
         config = TrainConfig(**memory_settings(gigabytes), steps=2, resolution=options.check or options.resolution)
