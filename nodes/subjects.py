@@ -209,7 +209,7 @@ class SamMask(io.ComfyNode):  # type: ignore[misc]
                 found.append(masks)
                 previews.append(drawing.cut_out(photo.image, masks.amax(0)))
                 update(done, len(pictures))
-        return io.NodeOutput(found, ui=host.preview(previews, cls, f"{len(pictures)} photos cut out"))
+        return io.NodeOutput(found, ui=host.preview(previews, cls, f"{_counted(len(pictures))} cut out"))
 
 
 class MakeSubject(io.ComfyNode):  # type: ignore[misc]
@@ -406,8 +406,12 @@ def _cut_outs(subjects: SubjectSet) -> list[Tensor]:
     ]
 
 
+def _counted(photos: int) -> str:
+    return "1 photo" if photos == 1 else f"{photos} photos"
+
+
 def _summary(subjects: SubjectSet) -> str:
-    return ", ".join(f"{subject.name} ({len(subject.photos)} photos)" for subject in subjects)
+    return ", ".join(f"{subject.name} ({_counted(len(subject.photos))})" for subject in subjects)
 
 
 def _is_name(name: str | None, what: str) -> bool | str:
