@@ -240,7 +240,8 @@ def main() -> None:
         if options.checkpointing:
             config = replace(config, gradient_checkpointing=options.checkpointing)
         if options.check:
-            results[gigabytes] = {**really(config), "reckoned": reckon(config, card=False)["peak"]}
+            reckoned = reckon(config, card=False)
+            results[gigabytes] = {**really(config), "reckoned": reckoned["peak"], "expected": reckoned["expected"]}
         else:
             results[gigabytes] = reckon(config, counts=True)
     if options.json:

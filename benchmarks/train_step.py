@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -295,23 +295,25 @@ def full_size(device: torch.device) -> tuple[Checkpoint, tuple[Any, ...]]:
     return checkpoint, (models[1], *encoders)
 
 
-def benches(full: bool, device: torch.device) -> Iterator[tuple[str, Bench]]:
-    """What to measure, one by one: each lets the last one's weights go."""
+def benches(presets: Sequence[int], side: int, device: torch.device) -> Iterator[tuple[str, Bench]]:
+    """What to measure, one by one: each lets the last one's weights go. Without presets it is the embedded model."""
     config = TrainConfig(steps=64, dco_beta=0.0, crops_per_photo=4, max_composites=16, gradient_checkpointing="off")
-    if not full:
+    if not presets:
         settings = replace(config, resolution=192, rank=16, batch_size=8)
         yield "embedded model, 192 px", Bench(open_checkpoint("mini", device), settings, 320)
         return
-    for gigabytes in MEMORY:
-        settings = replace(config, **memory_settings(gigabytes), resolution=1024)
+    for gigabytes in presets:
+        settings = replace(config, **(memory_settings(gigabytes) | {"resolution": side}))
         checkpoint, encoders = full_size(device)
         quantize(checkpoint.unet, settings.base_weights)
-        yield f"SDXL, 1024 px, {gigabytes} GB preset", Bench(checkpoint, settings, 1400, encoders)
+        yield f"SDXL, {side} px, {gigabytes} GB preset", Bench(checkpoint, settings, side * 11 // 8, encoders)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="SDXL's true size; wants a GPU")
+    parser.add_argument("--presets", type=int, nargs="+", choices=list(MEMORY), default=list(MEMORY), metavar="GB")
+    parser.add_argument("--resolution", type=int, default=1024, metavar="PX", help="with --full (default: %(default)s)")
     parser.add_argument("--official", type=Path, metavar="DIR", help=f"a checkout of the official code: {OFFICIAL}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each way (default: %(default)s)")
@@ -321,7 +323,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = {}
-    for name, bench in benches(options.full, torch.device(options.device)):
+    presets = options.presets if options.full else ()
+    for name, bench in benches(presets, options.resolution, torch.device(options.device)):
         results[name] = measure(bench, options.rounds, min(options.steps, 60), options.official)
     if options.json:
         print(json.dumps(results, indent=2))
