@@ -273,7 +273,7 @@ def full_size(device: torch.device) -> tuple[Checkpoint, tuple[Any, ...]]:
     from mudi_core.mini.family import tokenizer
 
     def filled(model: Any, dtype: torch.dtype) -> Any:
-        model = model.to(dtype).to_empty(device=device)
+        model = torch.nn.Module.to(model, dtype).to_empty(device=device)  # diffusers' own warns of nothing
         for name, parameter in model.named_parameters():
             with torch.no_grad():
                 parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.fill_(float(name.endswith("weight")))
