@@ -132,7 +132,7 @@ def test_cancel_in_a_preview_goes_on_to_the_same_file_and_remembers_the_best(
     comfy: Comfy, parts: tuple[Any, Any, Any], drawn_subjects: SubjectSet, judge: Judge, interrupt: Any
 ) -> None:
     looks = preview(comfy, parts[1], drawn_subjects)
-    train(comfy, parts, drawn_subjects, "whole", preview=looks)
+    train(comfy, parts, drawn_subjects, "looked_whole", preview=looks)
     judge.seen.clear()
     judged = comfy.module("preview").compared
 
@@ -147,13 +147,15 @@ def test_cancel_in_a_preview_goes_on_to_the_same_file_and_remembers_the_best(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comfy.module("preview"), "compared", press)
         with pytest.raises(comfy.core("comfy.model_management").InterruptProcessingException):
-            train(comfy, parts, drawn_subjects, "halved", preview=looks)
-    assert len(files(comfy, "halved")) == 1 and "best" in files(comfy, "halved")[0]
-    train(comfy, parts, drawn_subjects, "halved", preview=looks)
-    assert files(comfy, "halved") == ["halved_00001-best.safetensors", "halved_00001.safetensors"]
+            train(comfy, parts, drawn_subjects, "looked_halved", preview=looks)
+    assert len(files(comfy, "looked_halved")) == 1 and "best" in files(comfy, "looked_halved")[0]
+    train(comfy, parts, drawn_subjects, "looked_halved", preview=looks)
+    assert files(comfy, "looked_halved") == ["looked_halved_00001-best.safetensors", "looked_halved_00001.safetensors"]
     folder = comfy.base / "models" / "loras"
     for kind in ("", "-best"):
-        whole, halved = (Path(folder, f"{name}_00001{kind}.safetensors").read_bytes() for name in ("whole", "halved"))
+        whole, halved = (
+            Path(folder, f"{name}_00001{kind}.safetensors").read_bytes() for name in ("looked_whole", "looked_halved")
+        )
         assert whole == halved
     assert not list((comfy.base / "output").rglob("stopped_*"))
 
