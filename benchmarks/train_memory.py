@@ -36,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.train_step import filled  # noqa: E402
 from mudi_core import sdxl  # noqa: E402
 from mudi_core.train import step  # noqa: E402
 from mudi_core.train.config import TrainConfig  # noqa: E402
@@ -54,7 +55,10 @@ PIECE = 512
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[misc]
-    """The bytes of all tensors that were made, or shown to it, and are still there. A `memory.Meter` without limit."""
+    """The bytes of all tensors that were made, or shown to it, and are still there. A `memory.Meter` without limit.
+
+    torch's own MemTracker asks that every parameter is trained.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +125,7 @@ def sdxl_unet(config: TrainConfig) -> Any:
 
 @contextmanager
 def as_on_a_card() -> Iterator[None]:
-    """CPU autocast takes CUDA's part: normalization in float32 (and attention without its CPU's own choice)."""
+    """CPU autocast takes CUDA's part: normalization in float32."""
 
     def in_float32(norm: Callable[..., Any]) -> Callable[..., Any]:
         def normalized(*args: Any, **kwargs: Any) -> Any:
@@ -202,10 +206,7 @@ def _with_fake_tensors(unet: nn.Module) -> None:
 def really(config: TrainConfig) -> dict[str, float]:
     """The ledger of a true training on the CPU and by how much the process grew, in bytes; seconds of its last step."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unet = sdxl_unet(replace(config, base_weights="full")).to_empty(device="cpu")
-    for name, parameter in unet.named_parameters():
-        one = float(name.endswith("weight"))
-        parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.fill_(one)
+    unet = filled(sdxl_unet(replace(config, base_weights="full")), torch.bfloat16, torch.device("cpu"))
     quantize(unet, config.base_weights)
     ledger = Ledger()
     for tensor in (*unet.parameters(), *unet.buffers()):

@@ -264,6 +264,15 @@ def measure(bench: Bench, rounds: int, steps: int, official: Path | None) -> dic
     }
 
 
+def filled(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """A model without numbers gets random ones."""
+    model = torch.nn.Module.to(model, dtype).to_empty(device=device)  # diffusers' own warns of nothing
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.fill_(float(name.endswith("weight")))
+    return model
+
+
 def full_size(device: torch.device) -> tuple[Checkpoint, tuple[Any, ...]]:
     """SDXL's true configuration with random weights in bfloat16, the VAE in float32; and all but the U-Net."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
@@ -272,25 +281,18 @@ def full_size(device: torch.device) -> tuple[Checkpoint, tuple[Any, ...]]:
     from mudi_core import sdxl
     from mudi_core.mini.family import tokenizer
 
-    def filled(model: Any, dtype: torch.dtype) -> Any:
-        model = torch.nn.Module.to(model, dtype).to_empty(device=device)  # diffusers' own warns of nothing
-        for name, parameter in model.named_parameters():
-            with torch.no_grad():
-                parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.fill_(float(name.endswith("weight")))
-        return model
-
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(sdxl.CONFIGS / "unet"))
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(sdxl.CONFIGS / "vae"))
         text = CLIPTextModel(CLIPTextConfig.from_pretrained(sdxl.CONFIGS / "text_encoder"))
         text_2 = CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(sdxl.CONFIGS / "text_encoder_2"))
-    encoders = filled(text, torch.bfloat16), filled(text_2, torch.bfloat16)
+    encoders = filled(text, torch.bfloat16, device), filled(text_2, torch.bfloat16, device)
     for encoder in encoders:  # position numbers are a buffer, which meta tensors do not bring along
         for module in encoder.modules():
             if hasattr(module, "position_ids"):
                 module.position_ids = torch.arange(77, device=device)[None]
     scheduler = EulerDiscreteScheduler.from_config(EulerDiscreteScheduler.load_config(sdxl.CONFIGS / "scheduler"))
-    models = filled(unet, torch.bfloat16), filled(vae, torch.float32)
+    models = filled(unet, torch.bfloat16, device), filled(vae, torch.float32, device)
     checkpoint = Checkpoint("SDXL, random weights", *models, (tokenizer(), tokenizer("!")), encoders, scheduler)
     return checkpoint, (models[1], *encoders)
 

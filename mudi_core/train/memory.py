@@ -129,7 +129,8 @@ def preflight(
         with checkpointing(unet, way):
             needed = estimate(unet, adapter, plan, config, schedule, meter)
         if needed is not None and needed <= room * (1 - MARGIN):
-            log.info("A step will need about %.1f GB of the card's memory.", needed / 2**30)
+            words = "A step will need about %.1f GB of the card's memory, with gradient checkpointing '%s'."
+            log.info(words, needed / 2**30, way)
             return config
     if needed is None:
         raise OutOfMemory(f"Not even a small step fits into this card's memory. {advice(config)}")
