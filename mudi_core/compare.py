@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from . import boxes
 from .masks import mask_box
-from .types import Comparison, Detections, SubjectSet, Verdict
+from .types import Comparison, Detections, MudiError, SubjectSet, Verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,11 +27,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 FOUND_SHARE = 2 / 3
-"""A box shows a subject unmixed when at least this much of its likeness goes to it."""
+"""A box shows a subject unmixed when at least this much of its likeness goes to it, and when it is at least this share
+as much like it as the subject's own photos are: a blob may be like nobody else, and yet be nobody."""
 STRANGER = 0.5
-"""A box is nobody's when it is less like each subject than this share of how alike the subject's own photos are."""
+"""A box that is mixed is nobody's when it is less than this share as much like each subject as its own photos are."""
 _SMALLEST_GAP = 0.02
 """Two subjects whose references differ by less than this similarity cannot be told apart."""
+
+
+class NoNumbers(MudiError):
+    """An embedder that gave NaN or infinity for a picture or photo."""
 
 
 class References:
@@ -46,13 +51,27 @@ class References:
         """Float ``[n, d]``: mean of the unit embeddings; its products are means of pairwise similarities."""
         self.s_gt = self.means @ self.means.T
         """Float ``[n, n]``: mean similarity of the references of i to those of j, a photo's to itself included."""
-        for i, j in torch.combinations(torch.arange(len(subjects))).tolist():
-            if _gap(self.s_gt, i, j) <= _SMALLEST_GAP or _gap(self.s_gt, j, i) <= _SMALLEST_GAP:
-                _log.warning(
-                    "The photos of '%s' and '%s' look alike to this embedder; verdicts on them mean little.",
-                    subjects.subjects[i].name,
-                    subjects.subjects[j].name,
-                )
+        self.remarks = look_alike([subject.name for subject in subjects], self.s_gt)
+        """What a user should know of these references, in sentences."""
+        for remark in self.remarks:
+            _log.warning(remark)
+
+
+def look_alike(names: Sequence[str], s_gt: Tensor) -> list[str]:
+    """A sentence for each two subjects that ``s_gt`` ``[n, n]`` cannot tell apart."""
+    return [
+        f"The photos of '{names[i]}' and '{names[j]}' look alike to this embedder; verdicts on them mean little."
+        for i, j in torch.combinations(torch.arange(len(names))).tolist()
+        if min(_gap(s_gt, i, j), _gap(s_gt, j, i)) <= _SMALLEST_GAP
+    ]
+
+
+def best_first(results: Sequence[Comparison]) -> list[int]:
+    """The pictures' numbers, from 0: those with as many figures as subjects first, in each group by their scores.
+
+    A wrong count scores 0, a right one may score less; still it is the better picture.
+    """
+    return sorted(range(len(results)), key=lambda i: (results[i].count_is_right, results[i].score), reverse=True)
 
 
 @dataclass(frozen=True)
@@ -101,13 +120,20 @@ def compare_all(
     waiting = iter(images)
     while held := list(islice(waiting, batch)):
         found = [detector(image, words, threshold) for image in held]
-        yield from compare_boxes(held, found, references, embedder)
+        yield from compare_boxes(held, found, references, embedder, words)
 
 
 def compare_boxes(
-    images: Sequence[Tensor], found: Sequence[Detections], references: References, embedder: Embedder
+    images: Sequence[Tensor],
+    found: Sequence[Detections],
+    references: References,
+    embedder: Embedder,
+    queries: Sequence[str] = (),
 ) -> list[Comparison]:
-    """Detect-and-Compare of pictures ``[h, w, 3]``, 0..1, with what was found in each, by whatever detector."""
+    """Detect-and-Compare of pictures ``[h, w, 3]``, 0..1, with what was found in each, by whatever detector.
+
+    ``queries``: what it looked for, so that this can be said where nothing was found.
+    """
     subjects, s_gt = references.subjects, references.s_gt
     seen = [_inside(detections, image) for image, detections in zip(images, found, strict=True)]
     crops = [
@@ -128,7 +154,8 @@ def compare_boxes(
                 s_gt=s_gt,
                 s_dc=s_dc[order],
                 detections=_picked(detections, order),
-                verdicts=judge(subjects, s_gt, s_dc[order]),
+                verdicts=judge(subjects, s_gt, s_dc[order], queries),
+                queries=tuple(queries),
             )
         )
     return results
@@ -155,21 +182,22 @@ def score_matrices(s_gt: Tensor, s_dc: Tensor) -> Scores:
     return Scores(1 - frobenius**2, 1 - float(torch.linalg.matrix_norm(difference, 2)), tuple(order))
 
 
-def judge(subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor) -> tuple[Verdict, ...]:
+def judge(subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor, queries: Sequence[str] = ()) -> tuple[Verdict, ...]:
     """A verdict per subject from the similarities, whatever the number of boxes.
 
     Every box belongs to the subject it is most like. A box that belongs to a subject which already has a better one,
-    but is mixed with a subject that has none, is that subject's.
+    but is mixed with a subject that has none, is that subject's. Boxes are called by their rows, "figure 1" is the
+    first; ``queries`` is what was looked for.
     """
     n = len(subjects)
     rivals: dict[int, list[tuple[float, int]]] = {}  # box: (share of its owner, the other subject), closest rival first
     owned: list[list[int]] = [[] for _ in range(n)]
     for box in range(len(s_dc)):
         owner = int(s_dc[box].argmax())
-        if s_dc[box, owner] < STRANGER * s_gt[owner, owner]:
-            continue
-        rivals[box] = sorted((_share(s_gt, s_dc[box], owner, other), other) for other in range(n) if other != owner)
-        owned[owner].append(box)
+        closest = sorted((_share(s_gt, s_dc[box], owner, other), other) for other in range(n) if other != owner)
+        if s_dc[box, owner] >= _needed(s_gt, owner, _own_share(closest)):
+            rivals[box] = closest
+            owned[owner].append(box)
     for mine in owned:
         mine.sort(key=lambda box: _own_share(rivals[box]), reverse=True)
 
@@ -181,31 +209,64 @@ def judge(subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor) -> tuple[Verdict, ..
             box = min(spare, key=lambda box: rivals[box][0][0])
             owner = next(k for k in range(n) if box in owned[k])
             owned[owner].remove(box)
-            verdicts[i] = _mixed(subjects, i, owner, 1 - rivals[box][0][0])
+            verdicts[i] = _mixed(subjects, i, owner, box, 1 - rivals[box][0][0])
         else:
-            words = f"{subjects.subjects[i].name}: missing (0%), no figure resembles it most."
-            verdicts[i] = Verdict(subjects.tokens[i], "missing", 0.0, words)
+            verdicts[i] = _missing(subjects, i, s_gt, s_dc, queries)
     for i in (i for i in range(n) if owned[i]):
-        token, name, best = subjects.tokens[i], subjects.subjects[i].name, owned[i][0]
+        best = owned[i][0]
         share = _own_share(rivals[best])
         if len(owned[i]) > 1:
-            words = f"{name}: duplicated, {len(owned[i])} figures resemble it (the closest is {share:.0%} its own)."
-            verdicts[i] = Verdict(token, "duplicated", share, words)
+            verdicts[i] = _duplicated(subjects, i, sorted(owned[i]), share, float(s_dc[best, i]))
         elif share < FOUND_SHARE:
-            verdicts[i] = _mixed(subjects, i, rivals[best][0][1], share)
+            verdicts[i] = _mixed(subjects, i, rivals[best][0][1], best, share)
         else:
-            verdicts[i] = Verdict(token, "found", share, f"{name}: found ({share:.0%} its own).")
+            rival = subjects.subjects[rivals[best][0][1]].name if rivals[best] else ""
+            alike = f"{s_dc[best, i]:.2f} alike, its own photos {s_gt[i, i]:.2f}"
+            words = f"figure {best + 1}: {alike}{f'; {share:.0%} its own, {1 - share:.0%} {rival}' if rival else ''}"
+            name = subjects.subjects[i].name
+            verdicts[i] = Verdict(subjects.tokens[i], "found", share, f"{name}: found ({words}).")
     return tuple(verdict for verdict in verdicts if verdict is not None)
 
 
-def _mixed(subjects: SubjectSet, i: int, other: int, share: float) -> Verdict:
+def _needed(s_gt: Tensor, i: int, share: float) -> float:
+    """How much a box must be like subject i to be taken for it, if this share of its likeness is its own.
+
+    One that is mixed is less like either, so less is asked of it.
+    """
+    return (FOUND_SHARE if share >= FOUND_SHARE else STRANGER) * float(s_gt[i, i])
+
+
+def _mixed(subjects: SubjectSet, i: int, other: int, box: int, share: float) -> Verdict:
     name, rival = subjects.subjects[i].name, subjects.subjects[other].name
-    return Verdict(
-        subjects.tokens[i],
-        "mixed",
-        share,
-        f"{name}: mixed with {rival} ({share:.0%} its own, {1 - share:.0%} {rival}).",
+    words = f"{name}: mixed with {rival} (figure {box + 1} is {share:.0%} its own, {1 - share:.0%} {rival})."
+    return Verdict(subjects.tokens[i], "mixed", share, words)
+
+
+def _duplicated(subjects: SubjectSet, i: int, figures: Sequence[int], share: float, alike: float) -> Verdict:
+    numbers = ", ".join(str(box + 1) for box in figures)
+    words = (
+        f"{subjects.subjects[i].name}: duplicated, {len(figures)} figures resemble it ({numbers}; the closest is "
+        f"{alike:.2f} alike, {share:.0%} its own)."
     )
+    return Verdict(subjects.tokens[i], "duplicated", share, words)
+
+
+def _missing(subjects: SubjectSet, i: int, s_gt: Tensor, s_dc: Tensor, queries: Sequence[str]) -> Verdict:
+    """Nobody's figure, somebody else's, or none at all: whichever is nearest."""
+    name = subjects.subjects[i].name
+    if not len(s_dc):
+        asked = " or ".join(f"'{query}'" for query in queries)
+        words = f"{name}: missing, nothing was found{f' for {asked}' if asked else ''}."
+        return Verdict(subjects.tokens[i], "missing", 0.0, words)
+    nearest = int(s_dc[:, i].argmax())
+    owner = int(s_dc[nearest].argmax())
+    words = f"{name}: missing. Figure {nearest + 1} is nearest, {s_dc[nearest, i]:.2f} alike, "
+    if owner == i:
+        rest = [_share(s_gt, s_dc[nearest], i, other) for other in range(len(subjects)) if other != i]
+        words += f"{_needed(s_gt, i, min(rest, default=1.0)):.2f} needed."
+    else:
+        words += f"but more like {subjects.subjects[owner].name} ({s_dc[nearest, owner]:.2f})."
+    return Verdict(subjects.tokens[i], "missing", 0.0, words)
 
 
 def _own_share(rivals: list[tuple[float, int]]) -> float:
@@ -249,7 +310,13 @@ def _square(crop: Tensor) -> Tensor:
 
 
 def _unit(embeddings: Tensor) -> Tensor:
-    return functional.normalize(embeddings.detach().float().cpu(), dim=-1)
+    vectors = embeddings.detach().float().cpu()
+    if not vectors.isfinite().all():
+        raise NoNumbers(
+            "The embedder gave values that are no numbers (NaN) for a picture or a subject's photo, so nothing can be "
+            "compared. Look for a damaged photo, or choose another embedder."
+        )
+    return functional.normalize(vectors, dim=-1)
 
 
 def _whole(detections: Detections) -> list[tuple[int, int, int, int]]:

@@ -234,10 +234,17 @@ class Comparison:
     """Float ``[m, n]``: mean similarity of detected box i to the references of j; rows in the matched order."""
     detections: Detections
     verdicts: tuple[Verdict, ...] = field(default=())
+    queries: tuple[str, ...] = ()
+    """What the detector looked for."""
 
     @property
     def count_is_right(self) -> bool:
         return len(self.detections) == len(self.tokens)
+
+    @property
+    def figures(self) -> str:
+        """How many were found, in words: "1 figure"."""
+        return f"{len(self.detections)} figure{'' if len(self.detections) == 1 else 's'}"
 
     @property
     def reason(self) -> str:
@@ -246,6 +253,10 @@ class Comparison:
             return ""
         if not len(self.detections):
             best = self.detections.best_confidence
-            sure = f"its best guess was {best:.0%} sure" if best else "it had no guess"
-            return f"The detector found no figure ({sure}). Lower the threshold, or look for a more general word."
-        return f"{len(self.detections)} figure(s) were found instead of {len(self.tokens)}, so the score is 0."
+            asked = " or ".join(f"'{query}'" for query in self.queries)
+            sure = f"the detector's best guess was {best:.0%} sure" if best else "the detector had no guess"
+            return (
+                f"Nothing was found{f' for {asked}' if asked else ''} ({sure}), so the score is 0. Lower the "
+                "threshold, or look for a more general word."
+            )
+        return f"{self.figures}, {len(self.tokens)} expected, so the score is 0."

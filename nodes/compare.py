@@ -98,7 +98,7 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
         detect, embed = host.detector(detector[0], download[0]), host.embedder(embedder[0], download[0])
         results = compared(pictures, subjects[0], detect, embed, query[0], threshold[0], cut_out[0])
         titles = [f"picture {number}" for number in range(1, len(pictures) + 1)]
-        best_first, cards, verdicts = ranking(pictures, results, subjects[0], titles)
+        order, cards, verdicts = ranking(pictures, results, subjects[0], titles)
         scores = [result.score for result in results]
         mean = sum(scores) / len(scores)
         verdict = f"mean of {len(scores)}: {mean:.2f}\n{verdicts}"
@@ -107,7 +107,7 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
             mean,
             convert.image_batch(drawing.stacked(cards)),
             verdict,
-            _batches([pictures[i] for i in best_first]),
+            _batches([pictures[i] for i in order]),
             ui=host.preview(cards, cls, verdict),
         )
 
@@ -143,11 +143,16 @@ def ranking(
     pictures: Sequence[Tensor], results: Sequence[Comparison], subjects: SubjectSet, titles: Sequence[str]
 ) -> tuple[list[int], list[Tensor], str]:
     """Best first: the pictures' indices, a card for each, and in words what is said of each."""
-    best_first = sorted(range(len(results)), key=lambda i: results[i].score, reverse=True)
-    headings = {i: f"{titles[i]}: {results[i].score:.2f}" for i in best_first}
-    cards = [drawing.score_card(pictures[i], results[i], subjects, headings[i]) for i in best_first]
-    words = ["\n".join([headings[i], *(f"  {one.text}" for one in results[i].verdicts)]) for i in best_first]
-    return best_first, cards, "\n".join(words)
+    from ..mudi_core.compare import best_first, look_alike
+
+    order = best_first(results)
+    headings = {i: f"{titles[i]}: {results[i].score:.2f}" for i in order}
+    cards = [drawing.score_card(pictures[i], results[i], headings[i]) for i in order]
+    lines = look_alike([subject.name for subject in subjects], results[0].s_gt)
+    for i in order:
+        said = (results[i].reason, *(verdict.text for verdict in results[i].verdicts))
+        lines += [headings[i], *(f"  {words}" for words in said if words)]
+    return order, cards, "\n".join(lines)
 
 
 def _batches(pictures: list[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..mudi_core.previews import Preview
-    from ..mudi_core.types import Comparison, SubjectSet
+    from ..mudi_core.types import Comparison
 
     Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -26,6 +27,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 """Told apart by colour-blind eyes too; they come round again after the last."""
 STATUS = {"found": "#1b7837", "mixed": "#b35806", "missing": "#b2182b", "duplicated": "#b2182b"}
 GAP = 16
+CARD_LETTERS = 96
+"""Longest line of what a card says."""
 GRID_GAP = 4
 CURVE_SIZE, CURVE_MARGINS, CURVE_POINTS = (640, 320), (64, 16, 24, 40), 60
 
@@ -48,7 +51,7 @@ def cut_out(image: Tensor, mask: Tensor) -> Tensor:
     return small(image * shown + (0.2 * image + 0.8) * (1 - shown))
 
 
-def score_card(image: Tensor, comparison: Comparison, subjects: SubjectSet, title: str) -> Tensor:
+def score_card(image: Tensor, comparison: Comparison, title: str) -> Tensor:
     """A picture with its figures boxed, its score, both similarity matrices and what is said of each subject."""
     font, large = ImageFont.load_default(14), ImageFont.load_default(20)
     names = [_short(token, 12) for token in comparison.tokens]
@@ -58,7 +61,8 @@ def score_card(image: Tensor, comparison: Comparison, subjects: SubjectSet, titl
 
     left = _matrix(comparison.s_gt, "the subjects' photos", names, names, font)
     right = _matrix(comparison.s_dc, "the figures in this picture", figures, names, font)
-    lines = [(verdict.text, STATUS[verdict.status]) for verdict in comparison.verdicts]
+    said = [(comparison.reason, "black"), *((one.text, STATUS[one.status]) for one in comparison.verdicts)]
+    lines = [(line, colour) for words, colour in said for line in textwrap.wrap(words, CARD_LETTERS)]
     text_width = int(max(large.getlength(title), *(font.getlength(line) for line, _ in lines)))
     x = picture.width + 2 * GAP
     top = GAP + 20 + GAP

@@ -148,8 +148,8 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
                 pictures += convert.pictures(vae.decode(latents[-1]))
         detect, embed = host.detector(detector, download), host.embedder(embedder, download)
         results = compared(pictures, subjects, detect, embed, query, threshold, cut_out)
-        best_first, cards, verdicts = ranking(pictures, results, subjects, [f"seed {one}" for one in seeds])
-        kept = best_first[:keep]
+        order, cards, verdicts = ranking(pictures, results, subjects, [f"seed {one}" for one in seeds])
+        kept = order[:keep]
         return io.NodeOutput(
             convert.image_batch([pictures[i] for i in kept]),
             convert.image_batch(drawing.stacked(cards[:keep])),

@@ -321,7 +321,9 @@ def test_a_report_of_what_is_there_so_far(
     assert main(command) == 1
     assert "no picture of this spec yet" in capsys.readouterr().err
     results = Results(tmp_path / "out", read_spec(spec_file))
-    for one in (result("cats", "segmix", 0, 0.5), result("cats", "mudi", 0, 0.75), result("cats", "mudi", 1, 0.25)):
+    alone = result("cats", "mudi", 1, 0.25, found=1)
+    alike = replace(alone, comparison=replace(alone.comparison, s_gt=torch.ones(2, 2), queries=("cat",)))
+    for one in (result("cats", "segmix", 0, 0.5), result("cats", "mudi", 0, 0.75), alike):
         results.add(one, torch.rand(64, 64, 3))
     assert main(command) == 0
     answer = json.loads(capsys.readouterr().out)
@@ -330,6 +332,13 @@ def test_a_report_of_what_is_there_so_far(
     tags = Tags()
     tags.feed(text)
     assert tags.open == [] and tags.images == 3 and "3 of 6 pictures" in text and not counted
+    assert "1 figure, 2 expected" in text and "– hta</span>" in text and "✓ hta 90%" in text
+    assert "look alike" not in text
+    for cell in (alike.cell, result("cats", "segmix", 0, 0.5).cell):
+        results.add(replace(alike, cell=cell), torch.rand(64, 64, 3))
+    assert results.read(alike.cell).comparison.queries == ("cat",)
+    assert main(command) == 0
+    assert "&#x27;olis&#x27; and &#x27;hta&#x27; look alike" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
 def test_the_command_writes_table_and_page(

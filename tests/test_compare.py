@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mudi_core.compare import References, compare, compare_all, compare_boxes, judge, score_matrices
+from mudi_core.compare import (
+    NoNumbers,
+    References,
+    best_first,
+    compare,
+    compare_all,
+    compare_boxes,
+    judge,
+    look_alike,
+    score_matrices,
+)
 from mudi_core.types import Comparison, Detections
 
 RED, BLUE, ORANGE, BLACK = ((name, COLOURS[name]) for name in ("red", "blue", "orange", "black"))
@@ -247,8 +257,9 @@ def test_boxes_can_come_from_anywhere() -> None:
 @pytest.mark.parametrize(
     ("colours", "words"),
     [
-        ((), "found no figure (its best guess was 90% sure)"),
-        ((RED[1],), "1 figure(s) were found instead of 2"),
+        ((), "Nothing was found for 'ball' (the detector's best guess was 90% sure), so the score is 0."),
+        ((RED[1],), "1 figure, 2 expected, so the score is 0."),
+        ((RED[1], BLUE[1], RED[1]), "3 figures, 2 expected"),
         ((RED[1], BLUE[1]), ""),
     ],
 )
@@ -257,12 +268,69 @@ def test_a_score_of_zero_has_a_reason(colours: tuple[tuple[float, float, float],
     assert words in reason and bool(reason) == bool(words)
 
 
-def test_every_verdict_has_its_percentage() -> None:
-    """As they should be, mixed, doubled, gone, extra."""
+def test_every_verdict_but_missing_has_its_percentage() -> None:
+    """As they should be, mixed, doubled, gone, extra. There is no share of what is not there."""
     mixed = between(RED[1], BLUE[1], 0.6)
     for colours in ((RED[1], BLUE[1]), (mixed, mixed), (RED[1], RED[1]), (RED[1],), (RED[1], BLUE[1], RED[1])):
         for verdict in compared(*colours).verdicts:
-            assert f"{verdict.share:.0%}" in verdict.text
+            assert (f"{verdict.share:.0%}" in verdict.text) == (verdict.status != "missing")
+
+
+def said(*rows: list[float]) -> dict[str, str]:
+    """By token, of figures that are so much like red and blue, whose own photos are 0.9 alike, 0.1 to each other's."""
+    s_gt = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+    found = judge(coloured("red", "blue"), s_gt, torch.tensor(rows).reshape(-1, 2), ["ball", "toy"])
+    return {verdict.token: verdict.text for verdict in found}
+
+
+def test_missing_says_what_was_seen_instead() -> None:
+    assert set(said().values()) == {
+        "red ball: missing, nothing was found for 'ball' or 'toy'.",
+        "blue ball: missing, nothing was found for 'ball' or 'toy'.",
+    }
+    nobodys = said([0.3, 0.2], [0.41, 0.39])
+    assert nobodys["red"] == "red ball: missing. Figure 2 is nearest, 0.41 alike, 0.45 needed."
+    assert nobodys["blue"] == "blue ball: missing. Figure 2 is nearest, 0.39 alike, but more like red ball (0.41)."
+    assert (
+        said([0.9, 0.1])["blue"]
+        == "blue ball: missing. Figure 1 is nearest, 0.10 alike, but more like red ball (0.90)."
+    )
+
+
+def test_a_blob_that_is_like_nobody_else_is_not_found() -> None:
+    """Its share is all its own, and still it is far from the subject's photos."""
+    assert said([0.55, -0.4], [0.1, 0.9])["red"] == "red ball: missing. Figure 1 is nearest, 0.55 alike, 0.60 needed."
+    alone = torch.tensor([[0.9]])
+    (blob,) = judge(coloured("red"), alone, torch.tensor([[0.5]]))
+    assert blob.status == "missing" and blob.text.endswith("Figure 1 is nearest, 0.50 alike, 0.60 needed.")
+    (itself,) = judge(coloured("red"), alone, torch.tensor([[0.7]]))
+    assert itself.text == "red ball: found (figure 1: 0.70 alike, its own photos 0.90)."
+
+
+def test_a_figure_between_two_may_be_less_like_each() -> None:
+    assert said([0.55, 0.45])["red"] == "red ball: mixed with blue ball (figure 1 is 56% its own, 44% blue ball)."
+
+
+def test_found_says_how_much_alike_and_beside_whom() -> None:
+    words = said([0.1, 0.88], [0.8, 0.2])["blue"]
+    assert words == "blue ball: found (figure 1: 0.88 alike, its own photos 0.90; 99% its own, 1% red ball)."
+
+
+def test_the_best_pictures_have_the_right_count_whatever_they_score() -> None:
+    results = [compared(*some) for some in ((RED[1],), (RED[1], RED[1]), (RED[1], BLUE[1]), ())]
+    assert results[1].score < 0 == results[0].score
+    assert best_first(results) == [2, 1, 0, 3]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_vectors_that_are_no_numbers_are_told(bad: float) -> None:
+    def broken(images: Sequence[Tensor]) -> Tensor:
+        return torch.full((len(images), 4), bad)
+
+    with pytest.raises(NoNumbers, match="no numbers"):
+        References(coloured("red", "blue"), broken)
+    with pytest.raises(NoNumbers, match="no numbers"):
+        compare(picture(RED[1]), References(coloured("red", "blue"), embed), detector_of(BOXES[0]), broken)
 
 
 @pytest.mark.parametrize("factor", [0.01, 1.0, 1000.0])
@@ -326,5 +394,7 @@ def test_subjects_that_cannot_be_told_apart_are_warned_of(caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         References(coloured("red", "blue"), embed)
         assert not caplog.records
-        References(coloured("red", "blue"), lambda images: torch.ones(len(images), 4))
+        references = References(coloured("red", "blue"), lambda images: torch.ones(len(images), 4))
     assert "'red ball' and 'blue ball' look alike" in caplog.text
+    assert references.remarks == look_alike(["red ball", "blue ball"], torch.ones(2, 2)) != []
+    assert look_alike(["red ball", "blue ball"], torch.eye(2)) == []

@@ -72,8 +72,9 @@ def test_pictures_are_scored_in_their_order_and_ranked_best_first(eyes: Comfy) -
     output = judge(eyes, [batch])
     scores, mean, cards, verdict, ranked = output.result
     assert scores[2] < scores[0] == 0 and scores[1] > 0.8
+    assert "  1 figure, 2 expected, so the score is 0." in verdict
     assert mean == pytest.approx(sum(scores) / 3)
-    assert len(ranked) == 1 and torch.equal(ranked[0], batch[[1, 0, 2]])
+    assert len(ranked) == 1 and torch.equal(ranked[0], batch[[1, 2, 0]])
     assert cards.shape[0] == 3 and cards.shape[3] == 3
     lines = verdict.splitlines()
     assert lines[0] == f"mean of 3: {mean:.2f}" and lines[1] == f"picture 2: {scores[1]:.2f}"
@@ -91,7 +92,17 @@ def test_a_list_of_pictures_of_other_sizes_is_ranked_one_by_one(eyes: Comfy) -> 
 def test_a_picture_without_any_figure_has_a_card_too(eyes: Comfy) -> None:
     scores, mean, cards, verdict, _ = judge(eyes, [scene()[None]], "ball, toy").result
     assert scores == [0.0] and mean == 0 and len(cards) == 1
-    assert verdict.count("missing") == 2
+    assert verdict.count(": missing, nothing was found for 'ball' or 'toy'.") == 2
+    assert "  Nothing was found for 'ball' or 'toy' (the detector's best guess was 90% sure)" in verdict
+
+
+def test_subjects_that_look_alike_are_told_on_the_node(eyes: Comfy, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "look alike" not in judge(eyes, [scene("red", "blue")[None]]).ui["text"][0]
+    monkeypatch.setattr(
+        eyes.module("host"), "embedder", lambda choice, download: lambda images: torch.ones(len(images), 4)
+    )
+    (text,) = judge(eyes, [scene("red", "blue")[None]]).ui["text"]
+    assert "The photos of 'red ball' and 'blue ball' look alike to this embedder" in text
 
 
 def test_the_embedded_eyes_tell_a_photo_of_both_from_one_of_one(

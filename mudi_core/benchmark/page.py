@@ -8,6 +8,7 @@ from html import escape
 import torch
 from torch import Tensor
 
+from ..compare import look_alike
 from ..demo.chart import Bar, bar_chart
 from ..demo.html import SIGNS, frame, scored
 from ..demo.statistics import interval
@@ -110,8 +111,10 @@ def _combo(results: Results, combo: str, done: Sequence[Result]) -> str:
                 one = by_cell.get(Cell(combo, method, number, seed))
                 cells += _picture(results, one) if one is not None else "<figure></figure>"
         grids += f'<h3><code>{escape(prompt)}</code></h3><div class="rows" {columns}>{cells}</div>'
+    first = done[0].comparison
+    remarks = "".join(f'<p class="lead">{escape(words)}</p>' for words in look_alike(first.tokens, first.s_gt))
     return f"""<h2>{escape(combo)}</h2>
-{_matrices(spec, done)}
+{remarks}{_matrices(spec, done)}
 <details><summary>{len(done)} pictures, a row for each seed</summary>
 <p class="legend">{"".join(f'<span class="pill {s}">{SIGNS[s]} {s}</span>' for s in SIGNS)}</p>{grids}</details>"""
 

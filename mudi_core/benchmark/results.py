@@ -124,6 +124,7 @@ def _plain(comparison: Comparison) -> dict[str, Any]:
         "labels": found.labels,
         "best_confidence": found.best_confidence,
         "verdicts": [vars(verdict) for verdict in comparison.verdicts],
+        "queries": comparison.queries,
     }
 
 
@@ -143,4 +144,5 @@ def _comparison(plain: dict[str, Any]) -> Comparison:
         torch.tensor(plain["s_dc"]).reshape(-1, len(tokens)),
         found,
         tuple(Verdict(**verdict) for verdict in plain["verdicts"]),
+        tuple(plain.get("queries", ())),  # older results do not have them
     )

@@ -71,7 +71,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from .. import storage
-    from ..compare import References, compare_all
+    from ..compare import References, best_first, compare_all
     from ..photos import BadPhoto, photo_paths
 
     talk.kept = "Comparing writes no files."
@@ -103,12 +103,12 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
             progress(len(results) + len(skipped), len(paths))
     if not results:
         raise BadPhoto(f"No picture in {args.images} can be read. {next(iter(skipped.values()))}")
-    ranked = sorted(zip(names, results, measured, strict=True), key=lambda one: -one[1].score)
+    ranked = [(names[i], results[i], measured[i]) for i in best_first(results)]
     means = {name: sum(one[name] for one in measured) / len(measured) for name in measured[0]}
     mean = sum(result.score for result in results) / len(results)
-    lines = [f"{'score':>6}  picture, best first"]
+    lines = [*(f"Warning: {remark}" for remark in references.remarks), f"{'score':>6}  picture, best first"]
     for name, result, more in ranked:
-        lines.append(f"{result.score:6.3f}  {name}: {', '.join([f'{len(result.detections)} figure(s)', *_said(more)])}")
+        lines.append(f"{result.score:6.3f}  {name}: {', '.join([result.figures, *_said(more)])}")
         lines += [f"{'':8}{words}" for words in (result.reason, *(v.text for v in result.verdicts)) if words]
     lines.append(f"{mean:6.3f}  {', '.join([f'mean of {len(results)}', *_said(means)])}")
     if skipped:
@@ -120,6 +120,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
             "mean_spectral": sum(result.score_spectral for result in results) / len(results),
             "tokens": list(subjects.tokens),
             "s_gt": _rounded(references.s_gt),
+            "remarks": references.remarks,
             "means": means,
             "pictures": [{"file": name, **plain(result), **more} for name, result, more in ranked],
             "skipped": skipped,

@@ -45,11 +45,14 @@ def scored(pixels: Tensor, comparison: Comparison, photo: bool = False, side: in
         place = f'x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"'
         boxes += f'<rect class="under" {place}/><rect {place}/>'
     pills = "".join(
-        f'<span class="pill {v.status}" title="{escape(v.text)}">{SIGNS[v.status]} {escape(v.token)} '
-        f"{v.share:.0%}</span>"
+        f'<span class="pill {v.status}" title="{escape(v.text)}">{SIGNS[v.status]} {escape(v.token)}'
+        f"{'' if v.status == 'missing' else f' {v.share:.0%}'}</span>"
         for v in comparison.verdicts
     )
-    words = " ".join(verdict.text for verdict in comparison.verdicts)
+    if comparison.reason:
+        expected = f"{comparison.figures}, {len(comparison.tokens)} expected"
+        pills = f'<span class="pill missing" title="{escape(comparison.reason)}">{expected}</span>{pills}'
+    words = " ".join([comparison.reason, *(verdict.text for verdict in comparison.verdicts)]).strip()
     overlay = f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{boxes}</svg>'
     return (
         f'<figure><div class="picture">{image(pixels, words, photo, side)}{overlay}</div>'
