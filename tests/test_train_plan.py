@@ -19,7 +19,6 @@ from mudi_core.train.config import TrainConfig
 from mudi_core.train.draw import cover, crops, draw_steps, training_size
 from mudi_core.train.encode import BadEncoding
 from mudi_core.train.plan import OneSubject, Plan, _read, _write, make_plan
-from mudi_core.train.tensor_file import BadTensorFile
 from mudi_core.types import Photo, Subject, SubjectSet
 
 CONFIG = TrainConfig(steps=30, batch_size=2, resolution=64, crops_per_photo=3, max_composites=4)
@@ -409,10 +408,12 @@ def test_the_cache_lets_the_longest_unused_go(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["new.safetensors", "not ours.txt", "used.safetensors"]
 
 
-def test_a_cache_folder_that_cannot_be_made_is_named(subjects: SubjectSet, tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_made_stops_no_training(
+    subjects: SubjectSet, tmp_path: Path, caplog: Any
+) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadTensorFile, match="file"):
-        plan_of(subjects, cache_dir=tmp_path / "file" / "cache")
+    assert same(plan_of(subjects, cache_dir=tmp_path / "file" / "cache")[0], plan_of(subjects)[0])
+    assert caplog.text.count("Training goes on") == 1
 
 
 def test_encoders_that_cannot_be_trained_on_are_told(subjects: SubjectSet) -> None:

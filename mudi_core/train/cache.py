@@ -34,39 +34,53 @@ def content_key(*content: bytes | str | Tensor) -> str:
 
 
 class Cache:
-    """Safetensors files by key, each written whole or not at all. Without a folder nothing is kept."""
+    """Safetensors files by key, each written whole or not at all. Without a folder nothing is kept.
+
+    What it holds can be made again, so nothing about it ends a training: a file that is damaged, or has no checksum,
+    counts as not there, and a folder that cannot be written is told once and left alone.
+    """
 
     def __init__(self, folder: Path | None, limit: int = LIMIT) -> None:
         """``limit``: bytes that `prune` leaves."""
         self.folder = None if folder is None else Path(folder)
         self.limit = limit
+        self._takes_more = True
+        self._damaged = 0
 
-    def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-        """What was kept under a key, with its metadata; it counts as new again."""
+    def read(self, key: str, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """What was kept under a key, with its metadata; it counts as new again. ``mapped`` as in `read_tensors`."""
         file = self._file(key)
-        if file is None or not file.exists():
+        if file is None or not os.path.exists(file):
             return None
         try:
-            found = read_tensors(file)
+            found = read_tensors(file, mapped=mapped, checked=True)
         except BadTensorFile as error:
-            log.warning("%s It is made again.", error)
+            self.is_damaged(str(error))
             return None
         with suppress(OSError):
             os.utime(file)
         return found
 
+    def is_damaged(self, why: str) -> None:
+        """Says that a file is made again; only of the first."""
+        self._damaged += 1
+        log.log(logging.WARNING if self._damaged == 1 else logging.DEBUG, "%s It is made again.", why)
+
     def write(self, key: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-        """Keeps tensors under a key. Raises `BadTensorFile`."""
+        """Keeps tensors under a key, if the folder takes them."""
         file = self._file(key)
-        if file is not None:
+        if file is None or not self._takes_more:
+            return
+        try:
             write_tensors(file, tensors, metadata or {})
+        except BadTensorFile as error:
+            self._takes_more = False
+            log.warning("%s Training goes on; the next one encodes these pictures and captions again.", error)
 
     def prune(self) -> None:
         """Lets the files go that were not used for the longest time, until the folder keeps to its limit."""
-        if self.folder is None or not self.folder.is_dir():
-            return
         files = []
-        for file in self.folder.glob("*.safetensors"):
+        for file in self._files():
             with suppress(OSError):  # another run may have let it go
                 about = file.stat()
                 files.append((about.st_mtime_ns, about.st_size, file))
@@ -77,6 +91,12 @@ class Cache:
             with suppress(OSError):
                 file.unlink()
             held -= size
+
+    def _files(self) -> list[Path]:
+        try:
+            return [] if self.folder is None else list(self.folder.glob("*.safetensors"))
+        except OSError:  # a folder that may not be read
+            return []
 
     def _file(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{key}.safetensors"

@@ -182,21 +182,25 @@ def _write(cache: Cache, key: str, plan: Plan) -> None:
 
 def _read(cache: Cache, key: str) -> Plan | None:
     """Its tensors are parts of the file that the system maps: a process holds in memory only what it takes of them."""
-    found = cache.read(key)
+    found = cache.read(key, mapped=True)
     if found is None:
         return None
     tensors, words = found
-    shapes: list[list[int]] = tensors["shapes"].tolist()
-    latents = torch.split(tensors["latents"], [c * h * w for c, h, w in shapes])
-    masks = torch.split(tensors["masks"], [h * w for _, h, w in shapes])
-    return Plan(
-        latents=tuple(latent.reshape(shape) for latent, shape in zip(latents, shapes, strict=True)),
-        masks=tuple(mask.reshape(1, h, w) for mask, (_, h, w) in zip(masks, shapes, strict=True)),
-        names=tuple(json.loads(words["names"])),
-        captions=tuple(json.loads(words["captions"])),
-        plan_hash=words["plan_hash"],
-        **{name: tensors[name] for name in _WHOLE},
-    )
+    try:
+        shapes: list[list[int]] = tensors["shapes"].tolist()
+        latents = torch.split(tensors["latents"], [c * h * w for c, h, w in shapes])
+        masks = torch.split(tensors["masks"], [h * w for _, h, w in shapes])
+        return Plan(
+            latents=tuple(latent.reshape(shape) for latent, shape in zip(latents, shapes, strict=True)),
+            masks=tuple(mask.reshape(1, h, w) for mask, (_, h, w) in zip(masks, shapes, strict=True)),
+            names=tuple(json.loads(words["names"])),
+            captions=tuple(json.loads(words["captions"])),
+            plan_hash=words["plan_hash"],
+            **{name: tensors[name] for name in _WHOLE},
+        )
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        cache.is_damaged(f"The kept plan {key[:12]} is of another kind than it should be ({error}).")
+        return None
 
 
 def _bytes(tensor: Tensor) -> bytes:

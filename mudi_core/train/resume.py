@@ -15,7 +15,7 @@ from torch import Tensor
 from ..types import MudiError
 from .lora import RUN_PREFIX, Adapter
 from .optimizer import pack_state, unpack_state
-from .tensor_file import read_tensors, write_tensors
+from .tensor_file import BadTensorFile, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def restore_run(
 ) -> list[float]:
     """Brings LoRA and optimizer to where the checkpoint left them; gives the losses of the steps done.
 
-    Raises `BadCheckpoint` when the file is no checkpoint or comes from another run, `BadTensorFile` when it is damaged.
+    Raises `BadCheckpoint` when the file is damaged, is no checkpoint, or comes from another run.
     """
     tensors, metadata = _read(path)
     _check_origin(path, metadata, origin)
@@ -95,7 +95,12 @@ def losses_so_far(path: Path) -> list[float]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a checkpoint."""
-    tensors, metadata = read_tensors(path)
+    try:
+        tensors, metadata = read_tensors(path)
+    except BadTensorFile as error:
+        raise BadCheckpoint(
+            f"The stopped run cannot go on: {error} Where there is no whole copy, remove it and start anew."
+        ) from error
     parts = ("optimizer", "plan", "unet", "start", "config")
     if metadata.get("format") != _FORMAT or _LOSSES not in tensors or not all(part in metadata for part in parts):
         raise BadCheckpoint(f"{path} is not a checkpoint of this training. Give the file that a stopped run left.")

@@ -1,9 +1,15 @@
-"""Tensors on disk: safetensors only, never half a file under its final name."""
+"""Tensors on disk: safetensors only, never half a file under its final name, and never a bit that has flipped.
+
+A file that is written here carries a CRC-32 of all its bytes in its metadata; reading verifies it. Files of others, and
+of earlier versions, have none and are read as they are.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +20,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..types import MudiError
+
+LONGEST_HEADER = 16 * 2**20
+"""Bytes of a header that are read; one of 20,000 layers has 5 million."""
+_AT_ONCE = 2**20
+_CHECKSUM, _KIND = "mudi_checksum", "crc32:"
+_NONE = f"{_KIND}{0:08x}"
+"""Stands in the header while the checksum is taken."""
+_MARK = re.compile(rb'"mudi_checksum":"crc32:([0-9a-f]{8})"')
+_OURS = b'{"data_offsets":'
+"""Begins a tensor's entry here, where keys are in order, and in no file of the safetensors library."""
 
 
 class BadTensorFile(MudiError):
@@ -30,10 +46,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _forget_halves(path.parent)
-        _write(temporary, save({key: value.contiguous() for key, value in tensors.items()}, dict(metadata)))
-        written, described = read_tensors(temporary)
-        same = written.keys() == tensors.keys() and all(_same(written[key], tensors[key]) for key in written)
-        if not same or described != dict(metadata):
+        described = {**metadata, _CHECKSUM: _NONE}
+        _write(temporary, save({key: value.contiguous() for key, value in tensors.items()}, described))
+        if not _holds(temporary, tensors, metadata):
             raise BadTensorFile(f"{path.name} was read back with other values than were written. Check the disk.")
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
@@ -43,15 +58,64 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             temporary.unlink()
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata. Raises `BadTensorFile`."""
-    if not Path(path).is_file():
+def read_tensors(
+    path: Path, *, mapped: bool = False, checked: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata, without the checksum. Raises `BadTensorFile`.
+
+    ``mapped``: the tensors are parts of the file, which must then stay as it is: nobody can replace it on Windows.
+    ``checked``: refuse a file without a checksum, too.
+    """
+    if not os.path.isfile(path):
         raise BadTensorFile(f"There is no file {path}.")
     try:
+        _verify(path, checked)
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise BadTensorFile(f"{path} is not a whole safetensors file ({error}). Copy it or make it again.") from error
+    metadata.pop(_CHECKSUM, None)
+    return tensors if mapped else {key: value.clone() for key, value in tensors.items()}, metadata
+
+
+def _verify(path: Path, checked: bool) -> None:
+    """Raises `BadTensorFile` where the bytes of a file are not those that its checksum was taken of."""
+    with open(path, "rb") as file:
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if length > LONGEST_HEADER:
+            raise BadTensorFile(
+                f"{path} is not a whole safetensors file (a header of {length} bytes). Copy it or make it again."
+            )
+        header = file.read(length)
+        mark = _MARK.search(header)
+        # Another program that writes the file anew keeps our words, but not the order of the keys.
+        if _OURS not in header or not (mark or _CHECKSUM.encode() in header or _KIND.encode() in header):
+            if checked:
+                raise BadTensorFile(f"{path} has no checksum.")
+            return
+        if mark is not None:
+            found = zlib.crc32(first + header[: mark.start(1)] + b"0" * 8 + header[mark.end(1) :])
+            while part := file.read(_AT_ONCE):
+                found = zlib.crc32(part, found)
+            if int(mark[1], 16) == found:
+                return
+    raise BadTensorFile(f"{path} is damaged: its bytes are not those that were written. Copy it or make it again.")
+
+
+def _holds(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
+    """Whether a file that was just written has these and no others."""
+    _verify(path, checked=False)
+    with safe_open(path, framework="pt") as file:
+        described = dict(file.metadata() or {})
+        del described[_CHECKSUM]
+        # One by one, so that no part of the file is still mapped when it gets its name.
+        return (
+            described == dict(metadata)
+            and set(file.keys()) == tensors.keys()
+            and all(_same(file.get_tensor(key), tensors[key]) for key in tensors)
+        )
 
 
 def _forget_halves(folder: Path) -> None:
@@ -76,18 +140,20 @@ def _runs(process: int) -> bool:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Safetensors with the header's keys in order: the library does not sort them, and equal runs are equal files.
+    """Safetensors with the header's keys in order, and its checksum in it.
 
-    It is written here, since the library's own temporary file is left behind when the process is killed.
+    The library does not sort the keys, and equal runs are equal files. It is written here, since the library's own
+    temporary file is left behind when the process is killed.
     """
     begin = 8 + int.from_bytes(data[:8], "little")
-    header = data[8:begin]
-    text = json.dumps(json.loads(header), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(json.loads(data[8:begin]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # tensors begin at a multiple of 8
+    first, body = len(text).to_bytes(8, "little"), memoryview(data)[begin:]
+    checksum = zlib.crc32(body, zlib.crc32(first + text))
+    text = text.replace(f'"{_CHECKSUM}":"{_NONE}"'.encode(), f'"{_CHECKSUM}":"{_KIND}{checksum:08x}"'.encode())
     with open(path, "wb") as file:
-        file.write(data[:8])
-        # The offsets count from the header's end, so its length has to stay.
-        file.write(text.ljust(len(header)) if len(text) <= len(header) else header)
-        file.write(memoryview(data)[begin:])
+        file.write(first + text)
+        file.write(body)
         file.flush()
         os.fsync(file.fileno())  # before it gets its name, or a power cut may leave the name alone
 
