@@ -22,11 +22,12 @@ import torch
 from mudi_core.benchmark import run as work
 from mudi_core.benchmark.results import OtherSpec, Result, Results
 from mudi_core.benchmark.run import Worker
-from mudi_core.benchmark.spec import METHODS, BadSpec, Cell, Spec, read_spec
+from mudi_core.benchmark.spec import METHODS, BadSpec, Cell, Judges, Spec, read_spec
 from mudi_core.benchmark.table import COLUMNS, clustered_interval, paired, summary, table
 from mudi_core.cli import main
 from mudi_core.demo.chart import Bar, bar_chart
 from mudi_core.mini import eyes
+from mudi_core.train.config import TrainConfig
 from mudi_core.train.tokens import load_token, save_token
 from mudi_core.types import Comparison, Detections, SubjectSet, Verdict
 
@@ -420,3 +421,65 @@ def test_bars_reach_from_zero_to_their_means() -> None:
     bars = [line for line in drawn.splitlines() if 'class="bar"' in line]
     left, width = ([float(line.split(f'{key}="')[1].split('"')[0]) for line in bars] for key in ("x", "width"))
     assert left[1] + width[1] == pytest.approx(left[0], abs=0.2) and width[0] > width[1] > 0
+
+
+ODD = (
+    *("true", "false", "-1", "0", "1.5", "-0.0", "1e400", "nan", "inf", "-inf", "9223372036854775807", "10000000"),
+    *('""', '"x"', '"\\u0000"', '"\\u200b"', "[]", "[[]]", "[1]", '["x"]', "[true]", "[1, 2, 3]", "[nan]", "{}"),
+    *(
+        "{ x = 1 }",
+        '{ x = "y" }',
+        "1979-05-27",
+        "07:32:00",
+        "1979-05-27T07:32:00Z",
+        '["mudi", "mudi"]',
+        '"' + "x" * 9000 + '"',
+    ),
+)
+"""TOML values of every kind, most of which no key wants."""
+KEYS = {
+    "": (
+        "name",
+        "base",
+        "combos",
+        "methods",
+        "prompts",
+        "seeds",
+        "seed",
+        "general_nouns",
+        "train",
+        "generate",
+        "judges",
+    ),
+    "combos": ("cats",),
+    "general_nouns": ("cats",),
+    "judges": tuple(Judges.__dataclass_fields__),
+    "train": tuple(name for name in TrainConfig.__dataclass_fields__ if name not in ("method", "seed", "layout")),
+    "generate": ("negative_prompt", "size", "steps", "guidance", "gamma"),
+}
+
+
+@pytest.mark.parametrize("table", KEYS)
+def test_any_value_of_any_key_is_taken_or_refused_in_a_sentence(table: str, spec_file: Path) -> None:
+    plain = {"name": "small", "base": "mini", "methods": ["mudi"], "prompts": ["{subjects}"], "seeds": 2, "seed": 0}
+    read = refused = 0
+    for key in KEYS[table]:
+        for odd in ODD:
+            lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items() if table or name != key]
+            if not table:
+                lines.append(f"{key} = {odd}")
+            for other in ("combos", "general_nouns", "judges", "train", "generate"):
+                if table or key != other:
+                    lines += [
+                        f"[{other}]",
+                        *([f"{key} = {odd}"] if table == other else ["cats = 0"] * (other == "combos")),
+                    ]
+            spec_file.write_text("\n".join(lines), encoding="utf-8")
+            try:
+                spec = read_spec(spec_file)
+                spec.train_config("mudi", 64), spec.as_json(), spec.cells()[:1]
+                read += 1
+            except BadSpec as error:
+                assert str(error).endswith(".") and len(str(error)) < 1500, error
+                refused += 1
+    assert read and refused

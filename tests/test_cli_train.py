@@ -19,7 +19,7 @@ from mudi_core.cli.settings import CHOICES, SETTINGS, SWITCHES, train_config
 from mudi_core.storage import write_subjects
 from mudi_core.train.config import PRESETS, TrainConfig
 from mudi_core.train.lora import load_lora
-from mudi_core.train.memory import MEMORY
+from mudi_core.train.memory import MEMORY, UnknownMemory, memory_settings
 from mudi_core.types import SubjectSet
 
 FAST = ("--steps", "3", "--batch", "1", "--rank", "2", "--resolution", "64", "--learning-rate", "0.01")
@@ -43,6 +43,27 @@ def test_presets_stand_below_what_is_said() -> None:
     assert settings("--optimizer", "prodigy").learning_rate == 1.0
     assert settings("--optimizer", "prodigy", "--learning-rate", "0.5").learning_rate == 0.5
     assert settings("--target-modules", "to_k", "to_v").target_modules == ("to_k", "to_v")
+
+
+@pytest.mark.parametrize("said", ["12", " 12", "12 GB", "12gb", "012"])
+def test_the_size_of_a_card_may_have_its_unit(said: str) -> None:
+    assert settings("--memory", said) == settings("--memory", "12")
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "0", "-1", "7", "6.0", "6,0", "1e9", "9" * 30, "nan", "inf", "²", "١٢", "1_2", "None", "12 MB", "x" * 99],
+)
+def test_another_size_of_a_card_is_refused_in_a_sentence(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        settings("--memory", said)
+    assert "There is no memory preset for a card of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [7, 0, -1, True, 6.0, None, "6", float("nan"), 10**400, [], {}])
+def test_a_preset_that_is_not_there_is_told(size: Any) -> None:
+    with pytest.raises(UnknownMemory, match="there are: 6, 8, 12, 16, 24"):
+        memory_settings(size)
 
 
 def test_every_option_reaches_its_setting() -> None:

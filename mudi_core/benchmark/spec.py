@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..backends import DETECTORS, EMBEDDERS, TEXT_SCORERS
 from ..checkpoint import MINI
 from ..demo.settings import DemoSettings
 from ..generate import GenerateConfig
@@ -17,6 +18,7 @@ from ..layout import LayoutConfig
 from ..prompt import SUBJECTS, write_prompt
 from ..train.config import TrainConfig
 from ..types import MudiError, SubjectSet
+from .kinds import BadKind, of_their_kinds
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,13 @@ METHODS: dict[str, Rival] = {
 """The rivals by the names that a spec calls them by. They share photos, steps, seeds and noise."""
 
 
+MOST_PICTURES = 1_000_000
+
+_NOT_TRAIN = ("method", "seed", "layout")
+_NOT_GENERATE = ("prompt", "count", "seed", "batch_size", "layout", "places", "arrangement", "poses")
+"""Settings that a spec may not set, since methods and cells decide them."""
+
+
 class BadSpec(MudiError):
     """A spec that cannot be read, or that asks for what there is not."""
 
@@ -86,6 +95,14 @@ class Judges:
     cut_out: bool = False
     text_scorer: str = ""
     """Empty: no text fidelity."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise BadSpec(f"[judges] threshold is {self.threshold}; it must be 0..1.")
+        tables = {"detector": DETECTORS, "embedder": EMBEDDERS, "text_scorer": {"": None, **TEXT_SCORERS}}
+        for role, table in tables.items():
+            if (name := getattr(self, role)) not in table:
+                raise BadSpec(f"[judges] {role}: there is no '{name}'; there are: {', '.join(filter(None, table))}.")
 
 
 @dataclass(frozen=True)
@@ -125,12 +142,18 @@ class Spec:
         for name in self.combos:
             if not name or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
                 raise BadSpec(f"{self.name}: '{name}' cannot be the name of a combo, since a folder is called so.")
+        for combo, noun in self.general_nouns.items():
+            if combo not in self.combos or not noun.strip():
+                raise BadSpec(
+                    f"{self.name}: [general_nouns] has '{combo}' = '{noun}'; give a noun for one of the combos."
+                )
         nameless = sorted(self.combos.keys() - self.general_nouns.keys())
         if nameless and any(METHODS[method].general for method in self.methods):
             raise BadSpec(f"{self.name}: [general_nouns] does not say what the subjects of '{nameless[0]}' all are.")
-        _check_names(self.train, TrainConfig, ("method", "seed", "layout"), "train")
-        given = ("prompt", "count", "seed", "batch_size", "layout", "places", "arrangement", "poses")
-        _check_names(self.generate, GenerateConfig, given, "generate")
+        if len(set(self.methods)) < len(self.methods):
+            raise BadSpec(f"{self.name}: a method is named twice in 'methods'. Name each once.")
+        if (pictures := len(self.combos) * len(self.methods) * len(self.prompts) * self.seeds) > MOST_PICTURES:
+            raise BadSpec(f"{self.name} asks for {pictures} pictures; up to {MOST_PICTURES} can be made. Take fewer.")
 
     def cells(self) -> list[Cell]:
         """Every picture, in the order of the spec."""
@@ -147,7 +170,7 @@ class Spec:
         usual = TrainConfig(seed=self.seed, resolution=side)
         if self.base == MINI:
             usual = DemoSettings().train_config("segmix", self.seed)
-        return replace(usual, **{**_tuples(self.train), **METHODS[method].train})
+        return replace(usual, **{**self.train, **METHODS[method].train})
 
     def generate_config(self, cell: Cell, subjects: SubjectSet) -> GenerateConfig:
         """How a cell's one picture is made. Cells of one seed and combo start from the same noise and places."""
@@ -156,7 +179,7 @@ class Spec:
         usual = GenerateConfig(prompt, gamma=default_gamma(len(subjects)))
         if self.base == MINI:
             usual = DemoSettings().generate_config(prompt, True, cell.seed)
-        config = replace(usual, count=1, seed=cell.seed, **_tuples(self.generate))
+        config = replace(usual, count=1, seed=cell.seed, **self.generate)
         return config if METHODS[cell.method].with_start else replace(config, gamma=0.0)
 
     def told(self, cell: Cell, subjects: SubjectSet) -> SubjectSet:
@@ -179,42 +202,33 @@ def read_spec(path: Path) -> Spec:
         given = toml.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadSpec(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (toml.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise BadSpec(f"{path} is not TOML: {error}.") from error
-    try:
-        return _spec(path, given)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise BadSpec(f"{path} has a value of another kind than it should be ({error}).") from error
+    return _spec(path, given)
 
 
 def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
-    known = {one.name for one in fields(Spec)}
-    for name in given:
-        if name not in known:
-            raise BadSpec(f"{path}: there is no '{name}'; there are: {', '.join(sorted(known))}.")
     for name in ("base", "combos", "methods", "prompts", "seeds"):
         if name not in given:
             raise BadSpec(f"{path} does not say '{name}'.")
-    here = path.absolute().parent
-    judges = given.get("judges", {})
-    _check_names(judges, Judges, (), "judges")
-    usual = Judges("mini", "mini", DemoSettings().threshold, True) if given["base"] == MINI else Judges()
-    combos = {name: str(here / where) if isinstance(where, str) else where for name, where in given["combos"].items()}
-    base = given["base"] if given["base"] == MINI else str(here / given["base"])
-    lists = {name: tuple(given[name]) for name in ("methods", "prompts")}
-    rest = {"name": path.stem, **given, **lists, "combos": combos, "base": base, "judges": replace(usual, **judges)}
-    spec = Spec(**rest)
-    for method in spec.methods:
-        spec.train_config(method, 64)  # whether the settings are of the right kind
+    here, mini = path.absolute().parent, given["base"] == MINI
+    usual = Judges("mini", "mini", DemoSettings().threshold, True) if mini else Judges()
+    try:
+        values = of_their_kinds({key: value for key, value in given.items() if key != "judges"}, Spec, str(path))
+        judges = of_their_kinds(given.get("judges", {}), Judges, f"{path}, [judges]")
+        train = of_their_kinds(given.get("train", {}), TrainConfig, f"{path}, [train]", _NOT_TRAIN)
+        generate = of_their_kinds(given.get("generate", {}), GenerateConfig, f"{path}, [generate]", _NOT_GENERATE)
+    except BadKind as error:
+        raise BadSpec(str(error)) from error
+    combos = {name: str(here / where) if isinstance(where, str) else where for name, where in values["combos"].items()}
+    made = {"combos": combos, "judges": replace(usual, **judges), "train": train, "generate": generate}
+    spec = Spec(**{"name": path.stem, **values, "base": MINI if mini else str(here / values["base"]), **made})
+    table = "train"
+    try:
+        for method in spec.methods:
+            spec.train_config(method, 64)
+        table = "generate"
+        replace(GenerateConfig(""), **generate)
+    except MudiError as error:
+        raise BadSpec(f"{path}, [{table}]: {error}") from error
     return spec
-
-
-def _check_names(given: Mapping[str, Any], config: type, fixed: tuple[str, ...], table: str) -> None:
-    names = [one.name for one in fields(config) if one.name not in fixed]
-    for name in given:
-        if name not in names:
-            raise BadSpec(f"[{table}] has no '{name}'; it has: {', '.join(names)}.")
-
-
-def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}

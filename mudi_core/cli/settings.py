@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory",
-        type=int,
-        choices=(6, 8, 12, 16, 24),
-        help="settings for a card of so many GB (reckoned for SDXL at 1024 px); default: none",
+        type=_gigabytes,
+        metavar="GB",
+        help="settings for a card of 6, 8, 12, 16 or 24 GB (reckoned for SDXL at 1024 px); default: none",
     )
     parser.add_argument(
         "--method",
@@ -87,6 +88,19 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target-modules", nargs="+", metavar="NAME", help="layers that get a LoRA (default: to_k to_q to_v to_out.0)"
     )
+
+
+def _gigabytes(text: str) -> int:
+    """ "12", "12GB" or "12 GB" as 12, where there is a preset for so many."""
+    from ..train.memory import UnknownMemory, check_card
+
+    number = re.fullmatch(r"\s*([0-9]{1,6})\s*(?:GB)?\s*", text, re.IGNORECASE | re.ASCII)
+    try:
+        check_card(int(number[1]) if number else text)
+    except UnknownMemory as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    assert number is not None
+    return int(number[1])
 
 
 def train_config(args: argparse.Namespace, side: int, compute: str) -> TrainConfig:

@@ -48,6 +48,10 @@ class OutOfMemory(MudiError):
     """A step needs more memory than there is."""
 
 
+class UnknownMemory(MudiError):
+    """A card's size that there is no preset for."""
+
+
 class Meter(Protocol):
     """Measures a card's memory, in bytes."""
 
@@ -75,8 +79,22 @@ class CudaMeter:
         return free + torch.cuda.memory_reserved(self.device)
 
 
+def check_card(gigabytes: object) -> None:
+    """Raises `UnknownMemory` unless there is a preset for a card of this size."""
+    if type(gigabytes) is not int or gigabytes not in MEMORY:
+        sizes = ", ".join(str(size) for size in sorted(MEMORY))
+        raise UnknownMemory(
+            f"There is no memory preset for a card of {gigabytes!r} GB; there are: {sizes}. Take the largest that your "
+            "card has room for."
+        )
+
+
 def memory_settings(gigabytes: int) -> dict[str, Any]:
-    """The settings of a `MEMORY` preset, with the plain optimizer where that in 8 bits is not installed."""
+    """The settings of a `MEMORY` preset, with the plain optimizer where that in 8 bits is not installed.
+
+    Raises `UnknownMemory`.
+    """
+    check_card(gigabytes)
     settings = dict(MEMORY[gigabytes])
     if settings.get("optimizer") == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         log.warning(
