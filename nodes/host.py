@@ -101,7 +101,7 @@ def progress(preview: Callable[[], Tensor] | None = None) -> Progress:
                 drawn = time.monotonic()
                 shown = ("JPEG", drawing.pil(preview()), PREVIEW_SIDE)
             bar.update_absolute(done, total, shown)
-            _say(f"{what}: {done} / {total}{', ' + words if words else ''}")
+            say(f"{what}: {done} / {total}{', ' + words if words else ''}")
 
         comfy.model_management.throw_exception_if_processing_interrupted()
         yield update
@@ -112,7 +112,7 @@ def progress(preview: Callable[[], Tensor] | None = None) -> Progress:
     return begin
 
 
-def _say(words: str) -> None:
+def say(words: str) -> None:
     """A line of text on the node that runs, where there is a server to show it."""
     context, server = get_executing_context(), sys.modules.get("server")
     instance = getattr(server.PromptServer, "instance", None) if server is not None else None
@@ -123,7 +123,7 @@ def _say(words: str) -> None:
 def preview(images: Tensor | Sequence[Tensor], cls: type[io.ComfyNode], text: str = "") -> dict[str, Any]:
     """What a node shows of itself: pictures ``[h, w, 3]`` of any sizes, and a text in the place of its progress."""
     if text:
-        _say(text)
+        say(text)
     shown: dict[str, Any] = ui.PreviewImage(images, cls=cls).as_dict() if len(images) else {}
     return {**shown, **(ui.PreviewText(text).as_dict() if text else {})}
 
@@ -309,14 +309,18 @@ def _input_folders() -> list[Path]:
     return sorted(path for path in every if path.is_dir() and not path.name.startswith("."))
 
 
-def numbered(folder: Path, name: str, suffix: str) -> Path:
-    """The next free "<name>_00001<suffix>" of a folder, counted on from the highest there is.
+def numbers(folder: Path, name: str, suffix: str) -> list[int]:
+    """Those of the files "<name>_00001<suffix>" of a folder.
 
     Those with a step behind the number, "<name>_00001-000200<suffix>", count too.
     """
-    pattern = re.compile(re.escape(name) + r"_(\d+)(-\d+)?" + re.escape(suffix), re.IGNORECASE)
-    taken = [int(match[1]) for path in folder.glob("*") if (match := pattern.fullmatch(path.name))]
-    return folder / f"{name}_{max(taken, default=0) + 1:05d}{suffix}"
+    pattern = re.compile(re.escape(name) + r"_(\d{1,9})(-\d+)?" + re.escape(suffix), re.IGNORECASE)
+    return [int(match[1]) for path in folder.glob("*") if (match := pattern.fullmatch(path.name))]
+
+
+def numbered(folder: Path, name: str, suffix: str, reserved: Sequence[int] = ()) -> Path:
+    """The next free "<name>_00001<suffix>" of a folder, after the highest that is there or ``reserved``."""
+    return folder / f"{name}_{max([*numbers(folder, name, suffix), *reserved], default=0) + 1:05d}{suffix}"
 
 
 def loras() -> list[str]:

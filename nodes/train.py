@@ -239,7 +239,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         host.plain_name(name, "LoRA")
         host.check_choice("method", method, METHODS)
         host.check_choice("preset", preset, list(PRESETS))
-        folder = host.loras_folder()
+        host.loras_folder()  # before hours of training: it may be read-only
         settings = settings or TrainSettings()
         config = _config(
             {
@@ -271,21 +271,23 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             family=family,
         )
         about["mudi_start"] = lora_fingerprint(start)
-        path = host.numbered(folder, name, ".safetensors")
+        run = Run(model, vae, plan, config, name, start, about, preview)
+        path = run.path
 
         def save(step: int, state: LoraState) -> None:
             save_lora(path.with_stem(f"{path.stem}-{step:06d}"), state, {**about, "ss_steps": str(step)})
 
-        run = Run(model, vae, plan, config, name, start, about, preview)
         result = run.train(schedule, save)
         save_lora(path, result.state, about)
-        run.finish(path)
+        run.finish()
         drawn = drawing.loss_curve(result.losses, config.steps)
         named = " and ".join(f"'{subject.name}'" for subject in dataset.subjects)
         megabytes = path.stat().st_size / 1e6
         text = f"{path.name}: {config.steps} steps of {method}, {megabytes:.1f} MB. Prompt it with {named}."
         if run.best.step:
             text += f" The pictures were best after {run.best.step} steps, {run.best.score:.2f}: {run.best.path.name}."
+        if run.begins:
+            text += f" It was {run.begins}." if not run.goes_on else f" It went on from step {run.begun_at}."
         wearing = with_lora(model, read_lora(path), path.name)
         return io.NodeOutput(wearing, path.name, drawn[None], ui=host.preview([drawn, *run.sheets], cls, text))
 

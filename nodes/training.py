@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_STOPPED = re.compile(r"stopped_((?P<number>\d{5,9})_)?(?P<key>[0-9a-f]{12})\.safetensors")
+"""Kept of a training: the number of its LoRA, and what tells it from others. Earlier versions left the number out."""
+
 
 class LoraNotApplied(MudiError):
     """ComfyUI's LoRA loader did not find a place for every layer of a LoRA that was just trained."""
@@ -52,58 +56,92 @@ class Run:
     ) -> None:
         """``name``: of the LoRA, ``about``: its metadata. The same run finds what an earlier one left of it."""
         from ..mudi_core.train.best import BestLora
-        from ..mudi_core.train.resume import fingerprint, lora_fingerprint, losses_so_far
+        from ..mudi_core.train.resume import losses_so_far, origin_of
 
         self.model, self.vae, self.plan, self.config = model, vae, plan, config
         self.start, self.preview = start, preview
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.unet = convert.unet(model, host.device(), dtype, config.base_weights)
-        origin = f"{plan.plan_hash} {fingerprint(self.unet)} {lora_fingerprint(start)} {config.run_json()}"
-        self.key = hashlib.sha256(origin.encode()).hexdigest()[:12]
+        self.origin = origin_of(plan, self.unet, start, config)
+        words = " ".join(self.origin[part] for part in ("plan", "unet", "start", "config"))
+        self.key = hashlib.sha256(words.encode()).hexdigest()[:12]
         self.folder = Path(folder_paths.get_output_directory()) / "mudi" / name
-        """Where cancelled trainings are kept until one of this name is done, and previews for good."""
-        self.stopped = self.folder / f"stopped_{self.key}.safetensors"
-        self.goes_on = self.stopped.is_file()
+        """Where stopped trainings are kept until they are done, and previews for good."""
+        loras = host.loras_folder()
+        left = {path: match for path in self.folder.glob("*") if (match := _STOPPED.fullmatch(path.name))}
+        own = [path for path, match in left.items() if match["key"] == self.key]
+        self.goes_on, self.others = bool(own), [path for path in left if path not in own]
+        kept = [int(match["number"]) for match in left.values() if match["number"]]
+        self.path = host.numbered(loras, name, ".safetensors", kept)
+        """Of the LoRA. A run that goes on keeps the number of its files, unless somebody has taken it."""
+        if own and (number := left[own[0]]["number"]) and not (was := loras / f"{name}_{number}.safetensors").exists():
+            self.path = was
+        self.stopped = (
+            own[0] if own else self.folder / f"stopped_{self.path.stem.rpartition('_')[2]}_{self.key}.safetensors"
+        )
         self.losses = losses_so_far(self.stopped) if self.goes_on else []
+        self.begun_at = len(self.losses)
+        self.begins = self._begins()
         self.sheets: list[Tensor] = []
         """The previews so far."""
-        self.best = BestLora(host.loras_folder() / f"{name}-best-{self.key}.safetensors", about, self.goes_on)
+        self.best = BestLora(loras / f"{name}-best-{self.key}.safetensors", about, self.goes_on)
 
     def train(self, schedule: NoiseSchedule, on_save: OnSave) -> TrainResult:
         from ..mudi_core.train import loop
         from ..mudi_core.train.pace import Pace
 
-        pace = Pace()
-        if self.goes_on:
-            log.info("going on from %s", self.stopped)
+        pace, steps = Pace(), self.config.steps
+        if self.begins:
+            log.info("%s: %s", self.path.stem, self.begins)
+            host.say(f"training: {self.begun_at} / {steps}, {self.begins}")
         with host.progress(self._shown)("training") as update:
 
             def stepped(done: int, total: int, loss: float) -> None:
                 self.losses.append(loss)
                 update(done, total, pace.words(done, total, loss))
 
-            return loop.train(
-                self.unet,
-                self.plan,
-                self.config,
-                schedule,
-                stepped,
-                resume=self.stopped if self.goes_on else None,
-                checkpoint=self.stopped,
-                start=self.start,
-                on_save=on_save,
-                on_preview=self._look,
-            )
+            try:
+                return loop.train(
+                    self.unet,
+                    self.plan,
+                    self.config,
+                    schedule,
+                    stepped,
+                    resume=self.stopped if self.goes_on else None,
+                    checkpoint=self.stopped,
+                    start=self.start,
+                    on_save=on_save,
+                    on_preview=self._look,
+                )
+            except BaseException:
+                # Cancel and errors alike; what was kept may be older than the last step.
+                if self.stopped.is_file():
+                    host.say(f"stopped at {len(self.losses)} / {steps}, kept: queue the same again to go on")
+                raise
 
-    def finish(self, lora: Path) -> None:
-        """Once the LoRA is written: the best one gets a name like it, and what cancelled trainings left goes."""
+    def _begins(self) -> str:
+        """Where the run goes on, or why it does not although a training of this name was stopped; else nothing."""
+        from ..mudi_core.train.resume import differences
+
+        if self.goes_on:
+            return f"going on from step {self.begun_at}"
+        if not self.others:
+            return ""
+        latest = max(self.others, key=lambda path: path.stat().st_mtime)
+        try:
+            reasons = "; ".join(differences(latest, self.origin))
+        except MudiError as error:
+            reasons = str(error)
+        return f"begun anew, since a stopped training of this name differs: {reasons}. It is kept in {latest}"
+
+    def finish(self) -> None:
+        """Once the LoRA is written: the best one gets a name like it, and what was kept of this run goes."""
         if self.best.step:
-            best = lora.with_stem(f"{lora.stem}-best")
+            best = self.path.with_stem(f"{self.path.stem}-best")
             os.replace(self.best.path, best)
             self.best.path = best
-        for stopped in self.folder.glob("stopped_*.safetensors"):
-            stopped.unlink()
-        with suppress(OSError):  # not there, or there are previews in it, or somebody's own files
+        self.stopped.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or there are previews in it, or others' stopped trainings
             self.folder.rmdir()
 
     def _shown(self) -> Tensor:

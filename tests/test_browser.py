@@ -178,3 +178,29 @@ def _sheet(files: Sequence[Path], columns: int, width: int = 512) -> Image.Image
     for number, picture in enumerate(pictures):
         sheet.paste(picture, (number % columns * side, number // columns * height))
     return sheet
+
+
+def test_seeds_of_what_takes_long_start_fixed_and_a_workflows_own_choice_stays(page: Page) -> None:
+    found = page.evaluate(
+        """() => {
+        const control = node => node.widgets?.find(widget => widget.name === 'seed')?.linkedWidgets?.[0]
+        const types = Object.keys(LiteGraph.registered_node_types).filter(type => type.startsWith('Mudi'))
+        app.graph.clear()
+        const found = {}
+        for (const type of types) {
+            const node = LiteGraph.createNode(type)
+            app.graph.add(node)
+            if (control(node)) found[type] = control(node).value
+        }
+        const saved = JSON.parse(JSON.stringify(app.graph.serialize()))
+        const values = saved.nodes.find(node => node.type === 'MudiTrainLora').widgets_values
+        values[values.indexOf('fixed')] = 'randomize'
+        app.graph.configure(saved)
+        found.opened = control(app.graph.nodes.find(node => node.comfyClass === 'MudiTrainLora')).value
+        return found
+    }"""
+    )
+    fixed = {"MudiTrainLora", "MudiTrainPreview", "MudiMakePriors", "MudiMiniPhotos", "MudiInitLatent"}
+    assert found.pop("opened") == "randomize"
+    assert {name for name, value in found.items() if value == "fixed"} == fixed
+    assert set(found.values()) == {"fixed", "randomize"}

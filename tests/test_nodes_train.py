@@ -422,6 +422,60 @@ def test_cancel_leaves_no_lora_and_the_next_run_goes_on(
     assert not list((comfy.base / "output").rglob("stopped_*"))
 
 
+def cancelled(comfy: Comfy, mini: Any, dataset: Any, name: str, after: int, **changed: Any) -> list[str]:
+    """What the node says of a training that is cancelled after so many steps."""
+    host, said = comfy.module("host"), []
+    management = comfy.core("comfy.model_management")
+
+    def say(words: str) -> None:
+        said.append(words)
+        if words.startswith(f"training: {after} / "):
+            management.interrupt_current_processing()
+
+    before, host.say = host.say, say
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            train(comfy, mini, dataset, name, **changed)
+    finally:
+        host.say = before
+        management.interrupt_current_processing(False)
+    return said
+
+
+def test_a_stopped_training_says_so_keeps_its_number_and_is_removed_by_nobody_else(
+    comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any
+) -> None:
+    saving = train_settings(comfy, save_every=1)
+    said = cancelled(comfy, mini, dataset, "mine", 2, steps=4, settings=saving)
+    assert said[-1] == "stopped at 3 / 4, kept: queue the same again to go on"
+    assert [path.name for path in loras(comfy, "mine")] == [f"mine_00001-00000{step}.safetensors" for step in (1, 2)]
+    kept = list((comfy.base / "output" / "mudi" / "mine").glob("stopped_00001_*"))
+    # Another training of this name has another number, and says what differs.
+    other = train(comfy, mini, dataset, "mine", steps=4, seed=8, learning_rate=2e-3)
+    assert other.result[1] == "mine_00002.safetensors"
+    assert "learning_rate was 0.001, is 0.002; seed was 7, is 8. It is kept in" in other.ui["text"][0]
+    assert [path for path in kept if path.is_file()] == kept != []
+    resumed = train(comfy, mini, dataset, "mine", steps=4, settings=saving)
+    assert resumed.result[1] == "mine_00001.safetensors" and "It went on from step 3." in resumed.ui["text"][0]
+    assert not any(path.exists() for path in kept)
+
+
+def test_a_number_that_somebody_took_is_not_overwritten(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:
+    cancelled(comfy, mini, dataset, "taken", 1, steps=3)
+    taken = comfy.base / "models" / "loras" / "taken_00001.safetensors"
+    taken.write_bytes(b"somebody's")
+    assert train(comfy, mini, dataset, "taken", steps=3).result[1] == "taken_00002.safetensors"
+    assert taken.read_bytes() == b"somebody's"
+
+
+def test_what_an_earlier_version_stopped_goes_on(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:
+    cancelled(comfy, mini, dataset, "older", 1, steps=3)
+    (kept,) = (comfy.base / "output" / "mudi" / "older").iterdir()
+    kept.rename(kept.with_name(kept.name.replace("_00001_", "_")))
+    assert "It went on from step" in train(comfy, mini, dataset, "older", steps=3).ui["text"][0]
+    assert not (comfy.base / "output" / "mudi" / "older").exists()
+
+
 def test_priors_are_learnt_beside_the_subjects(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:
     others = SubjectSet(tuple(replace(one, token=f"prior{i}") for i, one in enumerate(dataset.subjects)))
     with_priors = segmix(comfy, dataset.subjects, priors=others)[0]

@@ -23,7 +23,7 @@ from .optimizer import make_optimizer, set_learning_rate
 from .plan import Plan
 from .quantize import stored_as
 from .recompute import checkpointing
-from .resume import fingerprint, lora_fingerprint, restore_run, save_run
+from .resume import origin_of, restore_run, save_run
 from .step import batch_loss, batch_of
 from .team import Team
 from .tokens import TokenVectors
@@ -106,12 +106,7 @@ def train(
     _check_run(unet, plan, config, team)
     if config.learn_tokens != (vectors is not None):
         raise BadRun("Token vectors are given to a run exactly when its settings say learn_tokens.")
-    origin = {
-        "plan": plan.plan_hash,
-        "unet": fingerprint(unet),
-        "start": lora_fingerprint(start),
-        "config": config.run_json(),
-    }
+    origin = origin_of(plan, unet, start, config)
     team.agree(json.dumps(origin) + config.to_json(), "photos, settings or base models")
     with (
         torch.inference_mode(False),

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ..types import MudiError
+from .config import TrainConfig
 from .lora import RUN_PREFIX, Adapter
 from .optimizer import pack_state, unpack_state
+from .plan import Plan
 from .tensor_file import BadTensorFile, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
@@ -23,7 +25,15 @@ _FORMAT = "mudi checkpoint 2"
 _LOSSES = f"{RUN_PREFIX}losses"
 _OPTIMIZER = f"{RUN_PREFIX}optimizer."
 _VECTORS = f"{RUN_PREFIX}vectors."
-_START = "from another LoRA to start with"
+_PARTS = {"unet": "the base model is another", "start": "the LoRA to start from is another"}
+_SETTINGS = {
+    "samples_per_step": "the number of images of a step (batch size x accumulation)",
+    "segmix_prob": "the share of compositions",
+    "layout": "the sizes and overlap in compositions",
+    "lr_schedule": "schedule",
+    "lr_warmup": "warm-up",
+}
+"""Settings by the words of nodes and options, where these are not the settings' own."""
 
 
 class BadCheckpoint(MudiError):
@@ -49,14 +59,23 @@ def lora_fingerprint(lora: Mapping[str, Tensor] | None) -> str:
     return digest.hexdigest()
 
 
+def origin_of(plan: Plan, unet: Any, start: Mapping[str, Tensor] | None, config: TrainConfig) -> dict[str, str]:
+    """What a run is made of: a stopped one goes on where all of it is the same."""
+    return {
+        "plan": plan.plan_hash,
+        "unet": fingerprint(unet),
+        "start": lora_fingerprint(start),
+        "config": config.run_json(),
+    }
+
+
 def save_run(
     path: Path, origin: Mapping[str, str], adapter: Adapter, optimizer: torch.optim.Optimizer, losses: Sequence[float]
 ) -> None:
     """Writes everything that the steps still to come depend on. ``losses``: one per step done, at least one.
 
     The LoRA has the names of a LoRA file, so that one can look at it, or start from it with other settings.
-    ``origin``: what the run is made of, by the names "plan", "unet", "start" and "config" (JSON). Raises
-    `BadTensorFile`.
+    ``origin``: of the run, by `origin_of`. Raises `BadTensorFile`.
     """
     remembered, numbers = pack_state(optimizer)
     tensors = {f"{_OPTIMIZER}{name}": value for name, value in remembered.items()}
@@ -112,15 +131,26 @@ def _beginning(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _check_origin(path: Path, metadata: Mapping[str, str], origin: Mapping[str, str]) -> None:
-    if metadata["config"] != origin["config"]:
-        now = json.loads(origin["config"])
-        try:
-            then = dict(json.loads(metadata["config"]))
-        except (ValueError, TypeError, RecursionError):
-            then = {}
-        changed = [f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in now if then.get(name) != now[name]]
-        raise BadCheckpoint(f"{path} was made with other settings: {'; '.join(changed)}. Use the same, or start anew.")
-    reasons = {"plan": "with other photos, masks or captions", "unet": "on another base model", "start": _START}
-    for key, what in reasons.items():
-        if metadata[key] != origin[key]:
-            raise BadCheckpoint(f"{path} was made {what}, so it cannot go on here. Use the same ones, or start anew.")
+    if reasons := _differences(metadata, origin):
+        raise BadCheckpoint(f"{path} was made otherwise: {'; '.join(reasons)}. Use the same again, or start anew.")
+
+
+def differences(path: Path, origin: Mapping[str, str]) -> list[str]:
+    """What is not the same in a stopped run and in one of this origin, in words: "seed was 1, is 2".
+
+    Raises as `restore_run` does of a file.
+    """
+    return _differences(_read(path)[1], origin)
+
+
+def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    settings = json.loads(now["config"])
+    try:
+        before = dict(json.loads(then["config"]))
+    except (ValueError, TypeError, RecursionError):
+        before = {}
+    changed = [name for name in settings if before.get(name) != settings[name]]
+    told = [f"{_SETTINGS.get(name, name)} was {before.get(name)!r}, is {settings[name]!r}" for name in changed]
+    if then["plan"] != now["plan"] and not changed:  # a setting changes the samples, too
+        told.append("the photos, masks, captions or priors are others")
+    return told + [words for part, words in _PARTS.items() if then[part] != now[part]]
