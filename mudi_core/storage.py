@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .photos import MASK_PREFIX, SUFFIXES, read_mask, read_masks, read_photo, read_photos
+from .photos import MASK_PREFIX, SUFFIXES, check_sum, read_mask, read_masks, read_photo, read_photos
 from .types import MAX_SUBJECTS, MudiError, Photo, Subject, SubjectSet
 
 __all__ = ["read_masks", "read_photo", "read_photos", "read_subjects", "write_subjects"]
@@ -60,6 +60,7 @@ def read_subjects(folder: Path, on_step: OnPhoto | None = None) -> SubjectSet:
     Raises `BadDataset` with the number of the line, `BadPhoto` with the name of the file, `BadSubject`.
     """
     names, records = _read_metadata(folder)
+    check_sum(folder / record.photo for record in records)
     one_more = _counted(on_step, len(records))
     return SubjectSet(
         tuple(_read_subject(folder, names[id], [r for r in records if r.id == id], one_more) for id in names)

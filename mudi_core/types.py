@@ -6,6 +6,8 @@ pixels, except in a `Placement`, which speaks in fractions of its canvas.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +20,27 @@ MAX_SUBJECTS = 11
 """As many subjects as the paper composes in one picture (appendix B.9)."""
 
 
+LONGEST_TOKEN, LONGEST_NOUN, LONGEST_CAPTION = 100, 200, 4000
+"""Letters: more than any text encoder reads, and few enough to draw and to print."""
+SMALLEST_SIDE = 8
+"""Pixels: narrower strips of a picture hold nothing that a model could see."""
+
+_HALF_LETTERS = re.compile("[\ud800-\udfff]")
+
+
+def readable(text: object) -> str:
+    """A text that can be printed and stored anywhere: bytes of a file name that are no letters become U+FFFD."""
+    return _HALF_LETTERS.sub("\ufffd", str(text))
+
+
 class MudiError(Exception):
     """A user's mistake or a missing file, told in a sentence: what happened, to what, and what to do.
 
     The command line prints it without a traceback; nodes show it as their error. Each cause has its own subclass.
     """
+
+    def __str__(self) -> str:
+        return readable(super().__str__())  # a file's name may hold what no terminal and no page takes
 
 
 class BadSubject(MudiError):
@@ -36,6 +54,15 @@ class BadLayout(MudiError):
 def _check_image(image: Tensor, owner: str) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or not image.is_floating_point():
         raise BadSubject(f"{owner}: expected a float image [h, w, 3], got {image.dtype} {list(image.shape)}.")
+    if min(image.shape[:2]) < SMALLEST_SIDE:
+        raise BadSubject(
+            f"{owner} is {image.shape[1]}x{image.shape[0]} px; a picture needs at least {SMALLEST_SIDE} px a side."
+        )
+    # Both are NaN where any value is.
+    if not all(math.isfinite(float(value)) for value in (image.amin(), image.amax())):
+        raise BadSubject(
+            f"{owner} holds values that are no numbers (NaN or infinity). Make it again; a VAE in fp16 may be why."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +81,11 @@ class Photo:
     def __post_init__(self) -> None:
         if not self.name:
             raise BadSubject("A photo needs a name.")
+        if len(self.caption) > LONGEST_CAPTION or self.caption != readable(self.caption):
+            raise BadSubject(
+                f"{self.name}: its caption has {len(self.caption)} letters, or one that cannot be written. "
+                f"Write one of up to {LONGEST_CAPTION} letters."
+            )
         _check_image(self.image, self.name)
 
     @property
@@ -79,6 +111,15 @@ class Subject:
             raise BadSubject(f"A subject needs a token of one word, such as 'olis'; got {self.token!r}.")
         if not self.class_noun.strip():
             raise BadSubject(f"Subject '{self.token}' needs a class noun, such as 'dog'.")
+        for what, text, longest in (
+            ("token", self.token, LONGEST_TOKEN),
+            ("class noun", self.class_noun, LONGEST_NOUN),
+        ):
+            if len(text) > longest or text != readable(text):
+                raise BadSubject(
+                    f"The {what} '{text[:20]}...' has {len(text)} letters, or one that cannot be written. "
+                    f"Take one of up to {longest} letters, such as {'olis' if what == 'token' else 'corgi'}."
+                )
         if not self.photos:
             raise BadSubject(f"Subject '{self.token}' has no photos.")
         if len(self.photos) != len(self.masks):

@@ -45,8 +45,8 @@ class LoadPhotos(io.ComfyNode):  # type: ignore[misc]
                 io.Combo.Input(
                     "folder",
                     options=host.photo_folders(),
-                    tooltip="A folder inside ComfyUI's input folder with the photos of one subject (JPEG, PNG, WebP). "
-                    "Press R after adding one.",
+                    tooltip="A folder inside ComfyUI's input folder with the photos of one subject (JPEG, PNG, WebP, "
+                    "AVIF, BMP, TIFF). Press R after adding one.",
                 )
             ],
             outputs=[
@@ -69,13 +69,15 @@ class LoadPhotos(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        from ..mudi_core.photos import read_photos
+        from ..mudi_core.photos import passed_over, read_photos
 
+        where = host.input_folder(folder, PHOTOS)
         with host.progress()("reading") as update:
-            photos = read_photos(host.input_folder(folder, PHOTOS), update)
+            photos = read_photos(where, update)
         # Other nodes speak of them by number.
-        names = "\n".join(f"photo {number}: {photo.name}" for number, photo in enumerate(photos, start=1))
-        shown = host.preview([drawing.small(photo.image) for photo in photos], cls, names)
+        names = [f"photo {number}: {photo.name}" for number, photo in enumerate(photos, start=1)]
+        said = "\n".join(filter(None, [*names, passed_over(where)]))
+        shown = host.preview([drawing.small(photo.image) for photo in photos], cls, said)
         return io.NodeOutput([convert.image_batch([photo.image]) for photo in photos], ui=shown)
 
 

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mudi_core.photos import BadPhoto, MissingMask, NoPhotos, read_mask, read_masks, read_photo, read_photos
-from mudi_core.types import BadSubject, Subject
+from mudi_core import photos
+from mudi_core.photos import (
+    BadPhoto,
+    MissingMask,
+    NoPhotos,
+    passed_over,
+    read_mask,
+    read_masks,
+    read_photo,
+    read_photos,
+)
+from mudi_core.types import BadSubject, Photo, Subject
 
 rng = np.random.default_rng(0)
 COLOURS = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -184,3 +197,161 @@ def test_a_mask_of_another_size_is_refused_by_the_subject(tmp_path):
     mask = read_mask(save(tmp_path / "mask.png", COLOURS[:20, :30]), photo)
     with pytest.raises(BadSubject, match="a.png.*30x20.*60x40"):
         Subject("olis", "bear", (photo,), (mask,))
+
+
+def jpeg_of_scans(side, count):
+    """A progressive JPEG whose last scan is there so many times more."""
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 128).save(buffer, "JPEG", progressive=True, quality=10)
+    data = buffer.getvalue()
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + b"\xff\xd9"
+
+
+def tiff_of_tags(count, size):
+    """A TIFF in which so many tags name the same bytes."""
+    entries = b"".join(struct.pack("<HHII", 40_000 + i, 7, size, 8) for i in range(count))
+    return b"II*\0" + struct.pack("<I", 8 + size) + bytes(size) + struct.pack("<H", count) + entries + bytes(4)
+
+
+def exif_bomb():
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 60)).save(buffer, "PNG", exif=b"Exif\0\0" + tiff_of_tags(20_000, 200_000))
+    return buffer.getvalue()
+
+
+def pages(count):
+    buffer = io.BytesIO()
+    page = Image.new("L", (40, 40))
+    page.save(buffer, "TIFF", save_all=True, append_images=[page] * (count - 1))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data, word",
+    [
+        (lambda: jpeg_of_scans(7000, 500), "draws over itself"),
+        (lambda: b"\xff\xd8" + b"\xff\xe1\0\2" * 2_000_000, "draws over itself|not a picture|damaged"),
+        (lambda: tiff_of_tags(20_000, 200_000), "impossible size"),
+        (exif_bomb, "impossible size"),
+        (lambda: pages(2000), "several pages"),
+    ],
+    ids=["scans", "segments", "tags", "exif", "pages"],
+)
+def test_a_picture_that_is_a_trap_is_refused_at_once(tmp_path, data, word):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(data())
+    begun = time.process_time()
+    with pytest.raises(BadPhoto, match=word):
+        read_photo(path)
+    assert time.process_time() - begun < 3
+
+
+def test_an_ordinary_progressive_jpeg_with_much_behind_it_is_read(tmp_path):
+    save(tmp_path / "a.jpg", progressive=True)
+    with (tmp_path / "a.jpg").open("ab") as file:
+        file.write(b"\xff\xda" * 1000)  # a phone appends a film to its photo
+    assert read_photo(tmp_path / "a.jpg").size == (60, 40)
+
+
+def test_photos_that_are_too_large_together_are_refused_before_one_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "MOST_PIXELS_TOGETHER", 5000)
+    for name in "abc":
+        save(tmp_path / f"{name}.png")
+    heard = []
+    with pytest.raises(BadPhoto, match="c.png.*together"):
+        read_photos(tmp_path, lambda done, total: heard.append(done))
+    assert not heard
+
+
+@pytest.mark.parametrize(
+    "suffix, kind", [("jfif", "JPEG"), ("bmp", "BMP"), ("tif", "TIFF"), ("TIFF", "TIFF"), ("avif", "AVIF")]
+)
+def test_pictures_of_other_kinds_are_read_beside_jpegs(tmp_path, suffix, kind):
+    if kind not in photos.FORMATS:
+        pytest.skip(f"this Pillow reads no {kind}")
+    save(tmp_path / "a.jpg")
+    save(tmp_path / f"b.{suffix}", format=kind)
+    assert [photo.name for photo in read_photos(tmp_path)] == ["a.jpg", f"b.{suffix}"]
+
+
+def test_what_is_not_used_of_a_folder_is_named(tmp_path, caplog):
+    for name in ("1.jpg", "mask_1.png", "mask_7.jpg"):
+        save(tmp_path / name)
+    for name in ("2.HEIC", "1.heic", "3.gif", "1.txt", "notes.md"):
+        (tmp_path / name).touch()
+    (tmp_path / "10_olis dog").mkdir()
+    save(tmp_path / "10_olis dog" / "a.png")
+    read_photos(tmp_path)
+    said = passed_over(tmp_path)
+    assert said in caplog.text
+    for name in ("2.HEIC", "3.gif", "mask_7.jpg", "1.txt", "10_olis dog"):
+        assert name in said
+    for name in ("mask_1.png", "1.heic", "notes.md"):
+        assert name not in said
+
+
+def test_a_folder_of_folders_says_so(tmp_path):
+    (tmp_path / "10_olis dog").mkdir()
+    with pytest.raises(NoPhotos, match="10_olis dog"):
+        read_photos(tmp_path)
+
+
+def test_a_file_name_of_any_bytes_is_read_told_and_stored(tmp_path):
+    raw = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    try:
+        with open(raw, "wb") as file:
+            Image.fromarray(COLOURS).save(file, "PNG")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    (photo,) = read_photos(tmp_path)
+    assert photo.name == "caf\ufffd.png"
+    with open(raw, "wb") as file:
+        file.write(b"no picture")
+    with pytest.raises(BadPhoto) as error:
+        read_photos(tmp_path)
+    str(error.value).encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    "pixels, word",
+    [(np.full((40, 40), 70_000, np.int32), "32-bit"), (np.full((40, 40), -1, np.int32), "32-bit"),
+     (np.full((40, 40), np.nan, np.float32), "floating-point")],
+)  # fmt: skip
+def test_numbers_that_are_no_colours_are_refused(tmp_path, pixels, word):
+    with pytest.raises(BadPhoto, match=word):
+        read_photo(save(tmp_path / "a.tif", pixels))
+
+
+def test_lab_colours_are_refused_in_a_sentence(tmp_path):
+    with pytest.raises(BadPhoto, match="LAB"):
+        read_photo(save(tmp_path / "a.tif", Image.new("LAB", (40, 40))))
+
+
+def test_damaged_exif_data_do_not_take_a_photo_away(tmp_path):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x07\0\xff\xff\xff\xff"
+    save(tmp_path / "a.jpg", exif=exif)
+    assert read_photo(tmp_path / "a.jpg").size == (60, 40)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_photo_of_no_numbers_cannot_be(value):
+    image = torch.zeros(40, 40, 3)
+    image[3, 4, 1] = value
+    with pytest.raises(BadSubject, match=r"dog.png.*NaN"):
+        Photo("dog.png", image)
+
+
+@pytest.mark.parametrize("size", [(1, 400), (400, 3), (0, 0)])
+def test_a_strip_is_no_photo(size):
+    with pytest.raises(BadSubject, match="dog.png"):
+        Photo("dog.png", torch.zeros(*size, 3))
+
+
+@pytest.mark.parametrize(
+    "token, noun", [("o" * 101, "dog"), ("olis", "d" * 20_000), ("olis", "dog\ud800"), ("\udce9", "dog")]
+)
+def test_names_of_any_length_or_of_half_letters_are_refused(token, noun):
+    photo = Photo("a.png", torch.zeros(40, 40, 3))
+    with pytest.raises(BadSubject, match="letters") as error:
+        Subject(token, noun, (photo,), (torch.ones(40, 40),))
+    assert len(str(error.value)) < 200

@@ -20,7 +20,9 @@ def add(commands: Any) -> None:
         "for each subject, with the same --out. Each photo shows the subject once; 3 to 5 in varied surroundings do.",
         example="python -m mudi_core prepare photos/rex --token olis --class-noun dog --base mini --out dogs",
     )
-    parser.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of JPEG, PNG or WebP files of one subject")
+    parser.add_argument(
+        "photos", type=Path, metavar="PHOTOS", help="folder of JPEG, PNG, WebP, AVIF, BMP or TIFF files of one subject"
+    )
     parser.add_argument(
         "--token", required=True, metavar="WORD", help="rare word that will name it: olis, hta, ult, lun"
     )
