@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import comfy.model_management
@@ -328,16 +328,35 @@ def loras() -> list[str]:
     return [NO_LORA, *folder_paths.get_filename_list("loras")]
 
 
+def find_lora(choice: str | None) -> Path | None:
+    """Where the LoRA of a choice of `loras` lies; None for none, and for one that is gone."""
+    path = None if choice in (None, NO_LORA) else folder_paths.get_full_path("loras", choice)
+    return None if path is None else Path(path)
+
+
+def newer_lora(choice: str | None) -> str | None:
+    """The choice with the highest number of the same name, where it is higher: "cats_00003.safetensors"."""
+    path = find_lora(choice)
+    match = path and re.fullmatch(r"(.+)_(\d{5,9})((-\d+|-best)?)\.safetensors", path.name)
+    if path is None or choice is None or not match:
+        return None
+    done = re.compile(re.escape(match[1]) + r"_(\d{5,9})\.safetensors", re.IGNORECASE)
+    numbered = {int(found[1]): other for other in path.parent.glob("*") if (found := done.fullmatch(other.name))}
+    if max(numbered, default=0) <= int(match[2]):
+        return None
+    return str(PurePath(choice).with_name(numbered[max(numbered)].name))
+
+
 def lora(choice: str | None) -> Path | None:
     """Where the LoRA of a choice of `loras` lies. Raises `MissingLora`."""
     if choice in (None, NO_LORA):
         return None
-    path = folder_paths.get_full_path("loras", choice)
+    path = find_lora(choice)
     if path is None:
         raise MissingLora(
             f"There is no LoRA {choice!r} in ComfyUI's models/loras. Choose another one, or put it there."
         )
-    return Path(path)
+    return path
 
 
 def cache_folder() -> Path:

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..mudi_core.train.config import PRESETS, LrSchedule, OptimizerName, TrainConfig
 from ..mudi_core.train.memory import MEMORY
-from . import host
+from . import host, written
 from .sockets import Settings, TrainSettings
 
 LEARNING: tuple[str, ...] = ("as in Train LoRA", *PRESETS)
@@ -132,6 +132,10 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
             ],
             outputs=[Settings.Output(display_name="settings", tooltip="For Train LoRA.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, start_from: str | None = None, **others: Any) -> Any:
+        return written.state_of([host.find_lora(start_from)])
 
     @classmethod
     def execute(

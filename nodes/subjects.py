@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..mudi_core.storage import METADATA
 from ..mudi_core.types import BadSubject, MudiError, Photo
-from . import convert, drawing, host, widgets
+from . import convert, drawing, host, widgets, written
 from .sockets import BoundingBoxes, Subjects, boxes_input
 
 if TYPE_CHECKING:
@@ -367,20 +368,25 @@ class SaveSubjectSet(io.ComfyNode):  # type: ignore[misc]
         return _is_name(name, DATASET)
 
     @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **others: Any) -> int:
+        return written.times_gone("MudiSaveSubjectSet", {"name": name})
+
+    @classmethod
     def execute(cls, subjects: SubjectSet, name: str) -> io.NodeOutput:
         from ..mudi_core.storage import read_subjects, write_subjects
 
         with host.progress()("writing") as update:
             folder = write_subjects(subjects, host.input_folder(name, DATASET), update)
         with host.progress()("reading back") as update:
-            written = read_subjects(folder, update)
-        return io.NodeOutput(written, ui=host.preview(_cut_outs(written), cls, _summary(written)))
+            saved = read_subjects(folder, update)
+        written.remember("MudiSaveSubjectSet", {"name": name}, folder / METADATA)
+        return io.NodeOutput(saved, ui=host.preview(_cut_outs(saved), cls, _summary(saved)))
 
 
-def _files(folder: Path) -> list[tuple[str, int, int]]:
+def _files(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
     """What changes when a file of the folder does."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+    files = sorted(folder.rglob("*"))
+    return [(str(path), state) for path, state in zip(files, written.state_of(files), strict=True)]
 
 
 def _photos(images: list[Tensor]) -> list[Photo]:

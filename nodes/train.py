@@ -14,7 +14,7 @@ from ..mudi_core.segmix import SegMixConfig, compose, cut_outs, segmix
 from ..mudi_core.train.config import Method, TrainConfig
 from ..mudi_core.train.memory import memory_settings
 from ..mudi_core.types import MudiError, SubjectSet
-from . import convert, drawing, host, widgets
+from . import convert, drawing, host, widgets, written
 from .sockets import Dataset, PreviewSocket, Settings, Subjects, TrainingSet, TrainPreview, TrainSettings
 from .training import Run, read_lora, with_lora
 
@@ -38,6 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 MINI_PRESET = "mini, 192 px"
 METHODS: tuple[str, ...] = get_args(Method)
+_WIDGETS = ("name", "method", "preset", "steps", "rank", "learning_rate", "batch_size", "seed")
 
 
 class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
@@ -216,6 +217,10 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> int:
+        return written.times_gone("MudiTrainLora", {name: widgets.get(name) for name in _WIDGETS})
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -280,6 +285,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         result = run.train(schedule, save)
         save_lora(path, result.state, about)
         run.finish()
+        values = (name, method, preset, steps, rank, learning_rate, batch_size, seed)
+        written.remember("MudiTrainLora", dict(zip(_WIDGETS, values, strict=True)), path)
         drawn = drawing.loss_curve(result.losses, config.steps)
         named = " and ".join(f"'{subject.name}'" for subject in dataset.subjects)
         megabytes = path.stat().st_size / 1e6

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..mudi_core.prompt import NEGATIVE
 from ..mudi_core.types import MudiError
-from . import host, widgets
+from . import host, widgets, written
 from .sockets import Subjects
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **others: Any) -> Any:
-        path = host.lora(lora_name)
-        return None if path is None or not path.is_file() else path.stat().st_mtime_ns
+        return written.state_of([host.find_lora(lora_name)]), host.newer_lora(lora_name)
 
     @classmethod
     def execute(
@@ -123,6 +122,9 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
             for disagreement in disagreements:
                 host.log.warning(disagreement)
             lines += [f"trained on {known.base} at {width}x{height} px", *disagreements]
+        if newer := host.newer_lora(lora_name):
+            lines.append(f"{newer} is newer than {lora_name}: choose it here and in the LoRA loader to use it.")
+            host.log.warning(lines[-1])
         shown = host.preview([], cls, "\n".join(lines))
         return io.NodeOutput(prompts, negative, ", ".join(names), width, height, ui=shown)
 

@@ -65,7 +65,7 @@ def test_a_changed_lora_is_read_anew(comfy: Comfy, lora: str) -> None:
     before = node.fingerprint_inputs(lora_name=lora, text="", kind="")
     os.utime(comfy.base / "models" / "loras" / lora, (1, 1))
     assert node.fingerprint_inputs(lora_name=lora, text="", kind="") != before
-    assert node.fingerprint_inputs(lora_name="none", text="", kind="") is None
+    assert node.fingerprint_inputs(lora_name="none", text="", kind="") == ([()], None)
 
 
 def test_nobody_to_name_is_told(comfy: Comfy) -> None:
