@@ -42,6 +42,10 @@ class NoPictures(MudiError):
     """A base model that can be trained here, but not asked for pictures."""
 
 
+class NoNumbers(MudiError):
+    """A VAE or a sampler that gave NaN or infinity."""
+
+
 class EncodersReleased(MudiError):
     """The VAE or the text encoders were asked after `Checkpoint.release_encoders`."""
 
@@ -120,7 +124,7 @@ class Checkpoint:
         vae = self._encoders().vae
         pixels = (images.movedim(-1, 1).contiguous() * 2 - 1).to(vae.device, vae.dtype)
         at_once = _at_once(pixels.shape[0], pixels.shape[2] * pixels.shape[3])
-        return _in_parts(vae, lambda part: vae.encode(part).latent_dist.mode(), pixels, at_once)
+        return check_encoded(_in_parts(vae, lambda part: vae.encode(part).latent_dist.mode(), pixels, at_once))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents ``[b, 4, h/8, w/8]``, as a sampler leaves them, to images ``[b, h, w, 3]`` on the CPU."""
@@ -128,7 +132,7 @@ class Checkpoint:
         unscaled = latents.to(vae.device, vae.dtype) / self.latent_scale
         at_once = _at_once(latents.shape[0], latents.shape[2] * latents.shape[3] * self.vae_factor**2)
         pixels = _in_parts(vae, lambda part: vae.decode(part).sample, unscaled, at_once)
-        return (pixels / 2 + 0.5).clamp(0, 1).movedim(1, -1).float().cpu().contiguous()
+        return check_decoded((pixels / 2 + 0.5).clamp(0, 1).movedim(1, -1).float().cpu().contiguous(), latents)
 
     def pipeline(self, reads: bool = True) -> StableDiffusionXLPipeline:
         """This model in diffusers' own pipeline. They share the weights; the scheduler is the pipeline's own.
@@ -175,6 +179,31 @@ class Checkpoint:
                 f"{self.name}: the VAE and the text encoders were let go. Open the base model again."
             )
         return self._parts
+
+
+_OVERFLOWS = (
+    "SDXL's own VAE does so in float16: use the one that is mended for it (sdxl-vae-fp16-fix), or start ComfyUI with "
+    "--fp32-vae."
+)
+
+
+def check_encoded(latents: Tensor) -> Tensor:
+    """What a VAE made of images, as it is. Raises `NoNumbers`."""
+    if not latents.isfinite().all():
+        raise NoNumbers(f"The VAE made values that are no numbers (NaN) of a picture. {_OVERFLOWS}")
+    return latents
+
+
+def check_decoded(images: Tensor, latents: Tensor) -> Tensor:
+    """What a VAE made of a sampler's latents, as it is. Raises `NoNumbers`, which says whose fault it is."""
+    if not latents.isfinite().all():
+        raise NoNumbers(
+            "The sampler ended in values that are no numbers (NaN): the model overflowed. Load it in a higher "
+            "precision, lower cfg, or take the LoRA off to see whether it is the cause."
+        )
+    if not images.isfinite().all():
+        raise NoNumbers(f"The VAE made a picture of values that are no numbers (NaN). {_OVERFLOWS}")
+    return images
 
 
 def open_checkpoint(

@@ -38,6 +38,10 @@ class BadGenerateConfig(MudiError):
     """A setting of a picture out of its range."""
 
 
+class BadScheduler(MudiError):
+    """A base model whose scheduler cannot take its first step."""
+
+
 class CannotWritePictures(MudiError):
     """A folder that pictures cannot be written to."""
 
@@ -110,6 +114,7 @@ def generate(
     noise and layouts whatever else differs, so that two methods can be compared picture by picture.
     """
     size = config.size or (checkpoint.side, checkpoint.side)
+    first_sigma(checkpoint.scheduler, config.steps)  # refuses what would end in NaN
     pipeline = checkpoint.pipeline(reads=False)
     pipeline.set_progress_bar_config(disable=True)
     negative = checkpoint.negative_prompt if config.negative_prompt is None else config.negative_prompt
@@ -186,11 +191,29 @@ def _start(checkpoint: Checkpoint, canvas: Mix, config: GenerateConfig, number: 
     if config.gamma == 0:
         return eps
     latent = init_latent(canvas, checkpoint.encode_image, config.gamma).to("cpu", torch.float32)
-    scheduler = type(checkpoint.scheduler).from_config(checkpoint.scheduler.config)
-    scheduler.set_timesteps(config.steps)
+    return shifted_noise(latent, eps, first_sigma(checkpoint.scheduler, config.steps), checkpoint.latent_scale)
+
+
+def first_sigma(scheduler: Any, steps: int) -> float:
+    """The noise level that sampling begins at, infinite for zero-terminal-SNR models.
+
+    Raises `BadScheduler` for one of these that predicts the noise: its first step divides by zero.
+    """
+    scheduler = type(scheduler).from_config(scheduler.config)
+    scheduler.set_timesteps(steps)
+    if not hasattr(scheduler, "alphas_cumprod"):
+        return float(scheduler.sigmas[0])
     # From the timestep and not from scheduler.sigmas, which not every sampler has.
     abar = float(scheduler.alphas_cumprod[int(scheduler.timesteps[0])])
-    return shifted_noise(latent, eps, ((1 - abar) / abar) ** 0.5, checkpoint.latent_scale)
+    if abar > 0:
+        return float(((1 - abar) / abar) ** 0.5)
+    if scheduler.config.prediction_type == "epsilon":
+        raise BadScheduler(
+            "The base model's scheduler begins in noise alone (rescale_betas_zero_snr), but its U-Net predicts the "
+            "noise, so that the first step divides by zero. In scheduler_config.json set prediction_type to "
+            "v_prediction if the model was trained so, or else rescale_betas_zero_snr to false."
+        )
+    return float("inf")
 
 
 class PictureFolder:

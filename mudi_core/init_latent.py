@@ -32,6 +32,10 @@ class BadGamma(MudiError):
     """A strength of the start out of its range."""
 
 
+WEAK = 1 / 40
+"""A start whose canvas counts less than this beside the noise does next to nothing (SDXL's: 1 / 15, times gamma)."""
+
+
 class BadLatent(MudiError):
     """A latent to begin upon that is not of the start's size or channels."""
 
@@ -69,6 +73,30 @@ def init_latent(canvas: Mix, encode: Callable[[Tensor], Tensor], gamma: float, b
     return start + below.to(z0) * (1 - m)
 
 
+def canvas_share(sigma: float) -> float:
+    """How much the canvas counts beside the noise at a first noise level, before gamma: SDXL's 14.6 gives 0.068.
+
+    0 for models that begin in noise alone (``sigma`` infinite).
+    """
+    return 1 / math.sqrt(1 + sigma**2)
+
+
+def weak_start(sigma: float, gamma: float) -> str:
+    """A sentence for a start that a model which begins at the noise level ``sigma`` hardly sees, or nothing."""
+    share = canvas_share(sigma)
+    if gamma == 0 or share >= WEAK:
+        return ""
+    seen = (
+        "nothing"
+        if share * gamma < 1e-6
+        else f"{share * gamma:.4f} of the noise, SDXL {canvas_share(14.6) * gamma:.3f}"
+    )
+    return (
+        f"This model begins in noise so strong that the start is lost in it (it sees {seen}): the pictures will be as "
+        "if there were no start. Zero-terminal-SNR and flow models do so; use an SDXL checkpoint of the usual kind."
+    )
+
+
 def shifted_noise(latent: Tensor, eps: Tensor, sigma: float, latent_scale: float) -> Tensor:
     """The paper's ``z_T``, of the variance that a diffusers pipeline expects of its ``latents`` (1 where nothing is).
 
@@ -76,8 +104,7 @@ def shifted_noise(latent: Tensor, eps: Tensor, sigma: float, latent_scale: float
     noise level (``scheduler.sigmas[0]``; the pipeline multiplies by ``scheduler.init_noise_sigma`` itself);
     ``latent_scale``: the VAE's scaling factor (0.13025 for SDXL).
     """
-    sqrt_abar_T = 1 / math.sqrt(1 + sigma**2)
-    return sqrt_abar_T * latent_scale * latent.to(eps) + eps
+    return canvas_share(sigma) * latent_scale * latent.to(eps) + eps
 
 
 def _shape(latent: Tensor) -> str:

@@ -94,8 +94,10 @@ def boxes_per_image(boxes: Any) -> list[list[BoundingBox]]:
 def encode_image(vae: Any) -> EncodeImage:
     """A VAE as the library's function: images ``[b, h, w, 3]`` to unscaled latents ``[b, 4, h/8, w/8]``.
 
-    Raises `BadModel` for a VAE of another kind than SD's.
+    Raises `BadModel` for a VAE of another kind than SD's, and on encoding `checkpoint.NoNumbers` where it overflows.
     """
+    from ..mudi_core.checkpoint import check_encoded
+
     channels, shrinks = vae.latent_channels, vae.spacial_compression_encode()
     if (channels, shrinks) != (4, 8):
         raise BadModel(
@@ -107,9 +109,16 @@ def encode_image(vae: Any) -> EncodeImage:
         # Loading may write into weights that were made in inference mode, which is only allowed there.
         with torch.inference_mode():
             latents: Tensor = vae.encode(images)
-        return latents.clone()
+        return check_encoded(latents.clone())
 
     return encode
+
+
+def decoded(vae: Any, samples: Tensor) -> list[Tensor]:
+    """The pictures ``[h, w, 3]`` of a sampler's latents. Raises `checkpoint.NoNumbers` where the VAE overflows."""
+    from ..mudi_core.checkpoint import check_decoded
+
+    return pictures(check_decoded(vae.decode(samples), samples))
 
 
 def encode_text(clip: Any) -> EncodeText:

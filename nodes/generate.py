@@ -194,6 +194,12 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                     tooltip="Another start, of the picture's size, that is kept where no subject stands; the batch is "
                     "as large as it. A noise mask on it is dropped.",
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that samples, if you like: the node then says when that model will not see the "
+                    "start, as zero-terminal-SNR and flow models do not. Nothing else hangs on it.",
+                ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             outputs=[
@@ -215,6 +221,7 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
         seed: int,
         same_places: bool = False,
         below: dict[str, Any] | None = None,
+        model: Any = None,
     ) -> io.NodeOutput:
         import torch
 
@@ -239,6 +246,8 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
         remarks = cls._remarks(gamma, below)
         for remark in remarks:
             host.log.warning(remark)
+        if model is not None:
+            remarks += filter(None, [samplers.weak_start(model, gamma)])
         return io.NodeOutput(
             {"samples": torch.cat(starts)}, ui=host.preview(previews, cls, "\n".join([f"gamma {gamma:g}", *remarks]))
         )

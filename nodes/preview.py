@@ -129,7 +129,7 @@ def sampled(wanted: TrainPreview, model: Any, vae: Any) -> Preview:
                     wanted.scheduler, wanted.positive, wanted.negative, latent, denoise=1.0, callback=stepped,
                     disable_pbar=True, seed=seed,
                 )  # fmt: skip
-                pictures[start] += convert.pictures(vae.decode(samples))
+                pictures[start] += convert.decoded(vae, samples)
         detect, embed = host.detector(wanted.detector), host.embedder(wanted.embedder)
         every = [picture for group in pictures.values() for picture in group]
         found = compared(every, subjects, detect, embed, "", wanted.threshold, wanted.cut_out)

@@ -129,7 +129,7 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
                     model, comfy.sample.prepare_noise(latent, noise_seed), steps, cfg, sampler_name, scheduler,
                     said(text), said(negative), latent, denoise=1.0, disable_pbar=True, seed=noise_seed,
                 )  # fmt: skip
-                latest[:] = convert.pictures(vae.decode(samples))
+                latest[:] = convert.decoded(vae, samples)
                 return latest[-1]
 
             made = make_priors(

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 SCHEDULERS_WITH_DENOISE = ("BasicScheduler", "SDTurboScheduler")
 
+FLOW_SCHEDULES = ("ModelSamplingFlux", "ModelSamplingSD3", "ModelSamplingAuraFlow")
+"""Stock nodes after which sampling begins in noise that leaves nothing of a start."""
+
 
 class StartNoise(io.ComfyNode):  # type: ignore[misc]
     """The noise of the command line's pictures."""
@@ -37,7 +40,9 @@ class StartNoise(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, model: Any, sigmas: Tensor, seed: int) -> io.NodeOutput:
-        return io.NodeOutput(_Noise(seed, _missing_scale(model, sigmas)))
+        remark = weak_start(model, 1.0, float(sigmas[0]) if len(sigmas) else None)
+        noise = _Noise(seed, _missing_scale(model, sigmas))
+        return io.NodeOutput(noise, ui=host.preview([], cls, remark)) if remark else io.NodeOutput(noise)
 
 
 class _Noise:
@@ -56,6 +61,26 @@ class _Noise:
         numbers = input_latent.get("batch_index") or range(len(samples))
         noise = torch.cat([draw_noise(self.seed, number, (1, *samples.shape[1:])) for number in numbers])
         return (noise * self.scale).to(samples.dtype)
+
+
+def weak_start(model: Any, gamma: float, first: float | None = None) -> str:
+    """A sentence for a MODEL that hardly sees a start of this strength, or nothing; also said in the log.
+
+    ``first``: the noise level that sampling begins at, the MODEL's last one if it is not given.
+    """
+    from comfy.model_sampling import CONST
+
+    from ..mudi_core import init_latent
+
+    sampling = model.get_model_object("model_sampling")
+    last = float(sampling.sigma_max)
+    sigma = last if first is None else min(first, last)
+    if isinstance(sampling, CONST):  # flow: noise and picture are weighed by sigma and 1 - sigma
+        sigma = sigma / (1 - sigma) if sigma < 1 else math.inf
+    remark = init_latent.weak_start(sigma, gamma)
+    if remark:
+        host.log.warning(remark)
+    return remark
 
 
 def _missing_scale(model: Any, sigmas: Tensor) -> float:
@@ -93,7 +118,27 @@ def remarks(prompt: dict[str, Any], node_id: str) -> list[str]:
             found.append(
                 f"{sampler} adds no noise, and this latent has none: nothing will come of it. Let it add noise."
             )
+        changed = _schedule_of_another_kind(prompt, inputs)
+        if changed:
+            found.append(
+                f"{sampler} has a model that was changed by {changed}: it begins in so much noise that the start is "
+                "lost in it. Take that node out, unless the model was trained so."
+            )
     return found
+
+
+def _schedule_of_another_kind(prompt: dict[str, Any], inputs: dict[str, Any]) -> str:
+    """The node above a sampler that makes its model begin in noise alone, by name, or nothing."""
+    seen: set[str] = set()
+    link = inputs.get("model") or _origin(prompt, inputs.get("guider")).get("inputs", {}).get("model")
+    while isinstance(link, list) and link[0] in prompt and link[0] not in seen:
+        seen.add(link[0])
+        node = prompt[link[0]]
+        zero = node["class_type"] == "ModelSamplingDiscrete" and node["inputs"].get("zsnr") is True
+        if zero or node["class_type"] in FLOW_SCHEDULES:
+            return f"{node['class_type']} (node {link[0]})"
+        link = node["inputs"].get("model")
+    return ""
 
 
 def _origin(prompt: dict[str, Any], link: Any) -> dict[str, Any]:

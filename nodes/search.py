@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from . import convert, drawing, host, widgets
 from .compare import compared, ranking
 from .generate import drawn_layout
+from .samplers import weak_start
 from .sockets import LayoutSocket, PlacedSubjects
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
         detect, embed = host.detector(detector, download), host.embedder(embedder, download)
         encode = convert.encode_image(vae)
         strength = default_gamma(len(subjects)) if gamma < 0 else gamma
+        remark = weak_start(model, strength)
         seeds = [(seed + number) % 2**64 for number in range(count)]
         latents: list[Tensor] = []
         pictures: list[Tensor] = []
@@ -145,7 +147,7 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
                         positive, negative, start, denoise=1.0, callback=stepped, disable_pbar=True, seed=one,
                     )
                 )  # fmt: skip
-                pictures += convert.pictures(vae.decode(latents[-1]))
+                pictures += convert.decoded(vae, latents[-1])
         detect, embed = host.detector(detector, download), host.embedder(embedder, download)
         results = compared(pictures, subjects, detect, embed, query, threshold, cut_out)
         order, cards, verdicts = ranking(pictures, results, subjects, [f"seed {one}" for one in seeds])
@@ -156,5 +158,5 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
             [seeds[i] for i in kept],
             [results[i].score for i in kept],
             {"samples": torch.cat([latents[i] for i in kept])},
-            ui=host.preview(cards[:keep], cls, verdicts),
+            ui=host.preview(cards[:keep], cls, f"{remark}\n{verdicts}" if remark else verdicts),
         )

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 
-from mudi_core.checkpoint import Checkpoint, open_checkpoint
+from mudi_core.checkpoint import Checkpoint, NoNumbers, check_decoded, open_checkpoint
 from mudi_core.cutouts import CutOuts, Poses, cut_outs, turned_aspect
 from mudi_core.generate import (
     BadGenerateConfig,
+    BadScheduler,
     CannotWritePictures,
     GenerateConfig,
     PictureFolder,
@@ -102,6 +104,37 @@ def test_the_start_is_shifted_only_where_a_subject_stands(checkpoint: Checkpoint
     empty = torch.nn.functional.max_pool2d(canvas.mask[None, None], 8)[0, 0] == 0
     assert empty.any() and (shift[0, :, empty] == 0).all()
     assert (shift[0, :, ~empty] != 0).any()
+
+
+def noise_alone(checkpoint: Checkpoint, kind: str) -> Checkpoint:
+    """The same model with a schedule that ends in noise alone, beginning there."""
+    about = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": kind}
+    checkpoint.scheduler = DDIMScheduler(**about, clip_sample=False)
+    return checkpoint
+
+
+def test_a_model_that_begins_in_noise_alone_samples_as_if_there_were_no_start(
+    checkpoint: Checkpoint, cutouts: CutOuts
+) -> None:
+    zero = noise_alone(checkpoint, "v_prediction")
+    with_start = images(zero, cutouts, replace(CONFIG, gamma=2.0))
+    assert with_start.isfinite().all()
+    assert torch.equal(with_start, images(zero, cutouts, replace(CONFIG, gamma=0.0)))
+
+
+def test_a_first_step_that_divides_by_zero_is_refused(checkpoint: Checkpoint, cutouts: CutOuts) -> None:
+    for gamma in (0.0, 1.0):
+        with pytest.raises(BadScheduler, match="divides by zero"):
+            images(noise_alone(checkpoint, "epsilon"), cutouts, replace(CONFIG, gamma=gamma))
+
+
+def test_what_overflows_is_told(checkpoint: Checkpoint, cutouts: CutOuts) -> None:
+    with pytest.raises(NoNumbers, match="The sampler ended in values that are no numbers"):
+        checkpoint.decode(torch.full((1, 4, 8, 8), float("nan")))
+    with pytest.raises(NoNumbers, match="The VAE made values that are no numbers.*sdxl-vae-fp16-fix"):
+        checkpoint.encode_image(torch.full((1, 64, 64, 3), float("nan")))
+    with pytest.raises(NoNumbers, match="sdxl-vae-fp16-fix"):
+        check_decoded(torch.full((1, 64, 64, 3), float("inf")), torch.zeros(1, 4, 8, 8))
 
 
 def test_methods_of_one_seed_share_noise_and_layouts(cutouts: CutOuts) -> None:

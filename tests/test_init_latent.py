@@ -7,7 +7,7 @@ import torch
 from coloured import coloured
 from torch import Tensor
 
-from mudi_core.init_latent import BadCanvas, BadGamma, BadLatent, default_gamma, init_latent, shifted_noise
+from mudi_core.init_latent import BadCanvas, BadGamma, BadLatent, default_gamma, init_latent, shifted_noise, weak_start
 from mudi_core.segmix import compose, cut_outs
 from mudi_core.types import Layout, Mix, Placement
 
@@ -128,3 +128,16 @@ def test_the_first_input_of_the_unet_is_the_same_everywhere(spacing: str) -> Non
     scale = float(eps.abs().max() + latent.abs().max())
     assert (pipeline - ours).abs().max() <= 1.01 * tolerance * scale
     assert (official - ours).abs().max() <= 1.01 * tolerance * scale
+
+
+def test_a_start_that_a_model_does_not_see_is_told() -> None:
+    assert weak_start(14.6, 1.0) == weak_start(4518.0, 0.0) == ""
+    for sigma in (4518.0, 120.0, 80.0):  # NoobAI v-pred and others with zero terminal SNR, CosXL, Playground 2.5
+        assert "as if there were no start" in weak_start(sigma, 2.0)
+    assert "0.0004 of the noise, SDXL 0.137" in weak_start(4518.0, 2.0)
+    assert "it sees nothing" in weak_start(math.inf, 2.0)
+
+
+def test_a_model_that_begins_in_noise_alone_gets_the_plain_noise() -> None:
+    eps = torch.randn(1, 4, 8, 8)
+    assert torch.equal(shifted_noise(torch.ones_like(eps), eps, math.inf, SDXL_SCALE), eps)

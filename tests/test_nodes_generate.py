@@ -15,6 +15,7 @@ from comfyui import Comfy
 from PIL import Image
 
 from mudi_core.boxes import visible_fraction
+from mudi_core.checkpoint import NoNumbers
 from mudi_core.cutouts import BadPoses, cut_outs
 from mudi_core.generate import BadGenerateConfig, GenerateConfig, draw_layout
 from mudi_core.init_latent import BadLatent, init_latent, shifted_noise
@@ -142,6 +143,51 @@ def test_the_editor_is_told_who_stands_where(comfy: Comfy, drawn_subjects: Subje
         assert picture.mode == "RGBA"
         aspect = written["subjects"]["olis"]["photos"][0]["aspect"]
         assert picture.width / picture.height == pytest.approx(aspect, rel=0.02)
+
+
+class Overflows:
+    """A VAE whose values leave its precision."""
+
+    latent_channels = 4
+
+    def spacial_compression_encode(self) -> int:
+        return 8
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(pixels), 4, pixels.shape[1] // 8, pixels.shape[2] // 8), math.nan)
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(samples), 64, 64, 3), math.nan)
+
+
+def test_a_vae_that_overflows_is_told(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    (placed,) = place(comfy, drawn_subjects).result
+    with pytest.raises(NoNumbers, match="no numbers.*sdxl-vae-fp16-fix.*--fp32-vae"):
+        start(comfy, placed, Overflows())
+    with pytest.raises(NoNumbers, match="sdxl-vae-fp16-fix"):
+        comfy.module("convert").decoded(Overflows(), torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("kind", ["eps", "zero snr", "flow", "edm"])
+def test_a_model_that_will_not_see_the_start_is_told(
+    comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet, kind: str
+) -> None:
+    advanced = comfy.core("comfy_extras.nodes_model_advanced")
+    model, _, vae = mini
+    if kind == "zero snr":
+        (model,) = advanced.ModelSamplingDiscrete().patch(model, "v_prediction", True)
+    elif kind == "flow":
+        (model,) = advanced.ModelSamplingSD3().patch(model, 3.0)
+    elif kind == "edm":
+        (model,) = advanced.ModelSamplingContinuousEDM().patch(model, "edm_playground_v2.5", 80.0, 0.002)
+    (placed,) = place(comfy, drawn_subjects).result
+    latent, text = (output := start(comfy, placed, vae, model=model)).result[0], output.ui["text"][0]
+    assert ("as if there were no start" in text) == (kind != "eps")
+    assert torch.equal(latent["samples"], start(comfy, placed, vae).result[0]["samples"])
+    noise = comfy.run(
+        "MudiNoise", model=model, sigmas=torch.tensor([14.6, 0.0]) if kind == "eps" else torch.ones(2), seed=0
+    )
+    assert bool(noise.ui) == (kind == "flow")  # the others begin at 1 here, far below their last level
 
 
 def test_who_is_left_out_is_told_on_the_node(comfy: Comfy, drawn_subjects: SubjectSet) -> None:

@@ -240,3 +240,30 @@ def test_a_sampler_that_spoils_the_start_is_told(comfy: Comfy, node: dict[str, A
     said = comfy.module("samplers").remarks(prompt, "4")
     assert (said == []) if words is None else (len(said) == 1 and re.search(words, said[0]))
     assert comfy.module("samplers").remarks(prompt, "5") == []
+
+
+@pytest.mark.parametrize(
+    ("patch", "told"),
+    [
+        ({"class_type": "ModelSamplingDiscrete", "inputs": {"model": ["lora", 0], "zsnr": True}}, True),
+        ({"class_type": "ModelSamplingDiscrete", "inputs": {"model": ["lora", 0], "zsnr": False}}, False),
+        ({"class_type": "ModelSamplingSD3", "inputs": {"model": ["lora", 0], "shift": 3.0}}, True),
+        ({"class_type": "RescaleCFG", "inputs": {"model": ["patch", 0]}}, False),  # a loop has an end
+    ],
+)
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_schedule_that_loses_the_start_is_seen_above_the_sampler(
+    comfy: Comfy, patch: dict[str, Any], told: bool, guided: bool
+) -> None:
+    sampler = {"class_type": "KSampler", "inputs": {"model": ["lora 2", 0], "latent_image": ["start", 0]}}
+    if guided:
+        sampler = {"class_type": "SamplerCustomAdvanced", "inputs": {"guider": ["g", 0], "latent_image": ["start", 0]}}
+    prompt = {
+        "sampler": sampler,
+        "g": {"class_type": "CFGGuider", "inputs": {"model": ["lora 2", 0]}},
+        "lora 2": {"class_type": "LoraLoader", "inputs": {"model": ["patch", 0]}},
+        "patch": patch,
+        "lora": {"class_type": "LoraLoader", "inputs": {"model": ["checkpoint", 0]}},
+    }
+    said = comfy.module("samplers").remarks(prompt, "start")
+    assert len(said) == told and all(f"{patch['class_type']} (node patch)" in one for one in said)

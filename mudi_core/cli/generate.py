@@ -155,7 +155,8 @@ def places(
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from .. import storage
     from ..cutouts import cut_outs
-    from ..generate import PictureFolder, draw_layout, generate
+    from ..generate import PictureFolder, draw_layout, first_sigma, generate
+    from ..init_latent import weak_start
     from ..layout import remarks
     from ..train.lora import apply_lora, load_lora
 
@@ -175,6 +176,8 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     cutouts = cut_outs(subjects, max_side=max(size))
     for remark in remarks(draw_layout(cutouts, settings, 0, size), subjects.tokens):
         talk.say(f"Warning: {remark}")
+    if weak := weak_start(first_sigma(checkpoint.scheduler, settings.steps), settings.gamma):
+        talk.say(f"Warning: {weak}")
     folder = PictureFolder(args.out, settings, {"base": checkpoint.name, "lora": str(args.lora or "")})
     with talk.progress("sampling") as progress:
         for picture in generate(checkpoint, cutouts, settings, progress):
