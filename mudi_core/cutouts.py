@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .layout import Figure
+from .levels import to_bytes
 from .masks import mask_box
 from .types import BadLayout, MudiError, Subject, SubjectSet
 
@@ -206,11 +206,6 @@ def drawn(cut_out: CutOut, size: tuple[int, int], mirror: bool, rotation: float 
     grows = size[0] > pixels.shape[1] or size[1] > pixels.shape[0]
     pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC if grows else cv2.INTER_LINEAR)
     return cv2.flip(pixels, 1) if mirror else pixels
-
-
-def to_bytes(values: torch.Tensor) -> Pixels:
-    """Values 0..1 as 0..255, in memory of their own."""
-    return (values.detach().cpu() * 255).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
 
 
 def _cut_out(subject: Subject, index: int, max_side: int) -> CutOut:

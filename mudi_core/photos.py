@@ -11,9 +11,11 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
+from .levels import Levels
 from .types import MudiError, Photo, readable
 
 log = logging.getLogger(__name__)
@@ -87,9 +89,9 @@ def read_photo(path: Path) -> Photo:
     if picture.mode == "CMYK":
         log.warning("%s is CMYK, made for print; it is read as RGB, its colours may shift a little", name)
     if picture.mode.startswith("I"):
-        image = _sixteen_bits(picture)[:, :, None].repeat(1, 1, 3)
+        image: Tensor = _sixteen_bits(picture)[:, :, None].repeat(1, 1, 3)
     else:
-        image = torch.from_numpy(np.array(_on(picture, "white", "RGB"))).float() / 255
+        image = Levels(torch.from_numpy(_pixels(_on(picture, "white", "RGB"))))
     return Photo(name, image, source=path)
 
 
@@ -105,10 +107,10 @@ def read_mask(path: Path, photo: Photo) -> Tensor:
             picture = _upright(picture, taken)
     if picture.mode.startswith("I"):
         return _sixteen_bits(picture)
-    levels = np.array(_on(picture, "black", "L"))
+    levels = _pixels(_on(picture, "black", "L"))
     if levels.max() == 1:  # an array of 0 and 1 saved as it was: black to the eye, and not meant so
         levels = levels * np.uint8(255)
-    return torch.from_numpy(levels).float() / 255
+    return Levels(torch.from_numpy(levels))
 
 
 def read_photos(folder: Path, on_step: Callable[[int, int], None] | None = None) -> tuple[Photo, ...]:
@@ -348,7 +350,16 @@ def _on(picture: Image.Image, colour: str, mode: str) -> Image.Image:
         layer = Image.new("RGBA", picture.size, colour)
         layer.alpha_composite(picture.convert("RGBA"))
         picture = layer
-    return picture.convert(mode)
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
+    """The bytes ``[h, w, ...]`` of an 8-bit picture, strip by strip: Pillow would make three copies on the way."""
+    width, height = picture.size
+    pixels = np.empty((height, width, 3) if picture.mode == "RGB" else (height, width), np.uint8)
+    for top in range(0, height, 256):
+        pixels[top : top + 256] = np.asarray(picture.crop((0, top, width, min(top + 256, height))))
+    return pixels
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

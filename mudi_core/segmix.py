@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from .boxes import to_pixels
-from .cutouts import SOFT, CutOut, CutOuts, EmptyMask, Pixels, cut_outs, drawn, to_bytes, turned_aspect
+from .cutouts import SOFT, CutOut, CutOuts, EmptyMask, Pixels, cut_outs, drawn, turned_aspect
 from .layout import Figure, LayoutConfig, pair_layout
+from .levels import to_bytes
 from .masks import mask_box
 from .types import Layout, Mix, MudiError, Placement, Subject, SubjectSet
 

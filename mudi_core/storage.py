@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .levels import to_bytes
 from .photos import MASK_PREFIX, SUFFIXES, check_sum, read_mask, read_masks, read_photo, read_photos
 from .types import MAX_SUBJECTS, MudiError, Photo, Subject, SubjectSet
 
@@ -54,17 +55,27 @@ class _Record:
     text: str
 
 
-def read_subjects(folder: Path, on_step: OnPhoto | None = None) -> SubjectSet:
+def read_subjects(folder: Path, on_step: OnPhoto | None = None, written: SubjectSet | None = None) -> SubjectSet:
     """Read a dataset folder. Photo names are the file names of the metadata, in its order.
 
+    Pixels that are those of the set that was just ``written`` there share its memory.
     Raises `BadDataset` with the number of the line, `BadPhoto` with the name of the file, `BadSubject`.
     """
     names, records = _read_metadata(folder)
     check_sum(folder / record.photo for record in records)
     one_more = _counted(on_step, len(records))
+    known = iter([] if written is None else [one for subject in written for one in _pixels(subject)])
     return SubjectSet(
-        tuple(_read_subject(folder, names[id], [r for r in records if r.id == id], one_more) for id in names)
+        tuple(_read_subject(folder, names[id], [r for r in records if r.id == id], known, one_more) for id in names)
     )
+
+
+def _pixels(subject: Subject) -> list[tuple[Tensor, Tensor]]:
+    return [(photo.image, mask) for photo, mask in zip(subject.photos, subject.masks, strict=True)]
+
+
+def _shared(read: Tensor, known: Tensor | None) -> Tensor:
+    return known if known is not None and torch.equal(read, known) else read
 
 
 def _counted(on_step: OnPhoto | None, photos: int) -> Callable[[], None]:
@@ -73,14 +84,21 @@ def _counted(on_step: OnPhoto | None, photos: int) -> Callable[[], None]:
     return lambda: None if on_step is None else on_step(next(numbers), photos)
 
 
-def _read_subject(folder: Path, name: str, records: list[_Record], one_more: Callable[[], None]) -> Subject:
+def _read_subject(
+    folder: Path,
+    name: str,
+    records: list[_Record],
+    known: Iterator[tuple[Tensor, Tensor]],
+    one_more: Callable[[], None],
+) -> Subject:
     token, _, class_noun = name.partition(" ")
     photos, masks = [], []
     for record in records:
         photo = read_photo(folder / record.photo)
-        masks.append(read_mask(folder / record.mask, photo))
+        image, mask = next(known, (None, None))
+        masks.append(_shared(read_mask(folder / record.mask, photo), mask))
         caption = "" if record.text == default_caption(name) else record.text
-        photos.append(replace(photo, name=record.photo, caption=caption))
+        photos.append(replace(photo, name=record.photo, image=_shared(photo.image, image), caption=caption))
         one_more()
     return Subject(token, class_noun, tuple(photos), tuple(masks))
 
@@ -260,8 +278,7 @@ def _free_name(name: str, prefix: str, taken: set[str]) -> str:
 
 
 def _write_png(values: Tensor, path: Path) -> None:
-    levels = (values.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    Image.fromarray(levels.numpy()).save(path, format="PNG")
+    Image.fromarray(to_bytes(values)).save(path, format="PNG")
 
 
 def _swap(fresh: Path, folder: Path) -> None:

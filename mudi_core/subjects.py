@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from . import boxes
 from .backends import Detector, Segmenter
-from .masks import coverage
+from .levels import Levels, stacked
+from .masks import coverage, mask_box
 from .types import BadSubject, Detections, MudiError, Photo, Subject, SubjectSet
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,12 @@ WHOLE = 0.95
 """A box or a mask that covers more than this share of a photo says nothing about where the subject is."""
 SPECK = 0.01
 """Pieces of a mask smaller than this share of its largest piece are dropped: they would stretch the cut-out's box."""
+CUT_OFF = 0.2
+"""A subject that runs along the photo's edge for more than this share of its own side goes on beyond it."""
+INVERTED = (
+    "the mask is white all around the photo's edge, as Load Image gives transparency; it was turned round, so that the "
+    "subject is white."
+)
 VOCABULARY = Path(__file__).parent / "mini" / "tokenizer" / "vocab.json"
 COMMON = 40_000
 """CLIP's vocabulary is ordered by frequency: a whole word with a lower number has a meaning of its own."""
@@ -96,17 +103,61 @@ def segment_boxes(photo: Photo, xyxy: Tensor, segmenter: Segmenter, which: Which
 
     Raises `NotFound` when one is empty, and `CoversAll` unless `which` is "best".
     """
-    return torch.stack([_checked(_without_specks(mask), photo, which) for mask in segmenter(photo.image, xyxy)])
+    found = [_checked(_without_specks(mask), photo, which) for mask in segmenter(photo.image, xyxy)]
+    return stacked([Levels((mask > 0.5).to(torch.uint8) * 255) for mask in found])
 
 
 def subject_from_masks(
     photos: Sequence[Photo], masks: Sequence[Tensor], token: str, class_noun: str, which: Which = "exactly one"
 ) -> Subject:
-    """A subject from masks drawn by hand, float ``[h, w]``, 0..1. Raises `NotFound`, `CoversAll`, `BadSubject`."""
+    """A subject from masks drawn by hand, float ``[h, w]``, 0..1. Raises `NotFound`, `CoversAll`, `BadSubject`.
+
+    One that is `inverted` is turned round, with a warning.
+    """
+    turned = [inverted(mask) for mask in masks]
+    masks = [1 - mask if wrong else mask for mask, wrong in zip(masks, turned, strict=True)]
     subject = _subject(photos, masks, token, class_noun)
+    for photo in (photo for photo, wrong in zip(photos, turned, strict=True) if wrong):
+        log.warning("%s: %s", photo.name, INVERTED)
     for photo, mask in zip(photos, masks, strict=True):
         _checked(mask, photo, which)
     return subject
+
+
+def inverted(mask: Tensor) -> bool:
+    """Whether a mask ``[h, w]`` is white all around the photo's edge and dark inside: the background, not the subject.
+
+    ComfyUI's Load Image gives a picture's transparency that way.
+    """
+    if min(mask.shape) < 3:
+        return False
+    edge = torch.cat([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return float((edge > 0.5).float().mean()) > 0.95 and coverage(mask <= 0.5) > 1 - WHOLE
+
+
+def doubts(subjects: Iterable[Subject]) -> list[str]:
+    """A sentence for each photo whose mask would teach something wrong: one in pieces far apart, or cut off."""
+    return [
+        f"{photo.name} of {subject.name}: {doubt}."
+        for subject in subjects
+        for photo, mask in zip(subject.photos, subject.masks, strict=True)
+        for doubt in _doubts(mask)
+    ]
+
+
+def _doubts(mask: Tensor) -> Iterator[str]:
+    whole, own = mask_box(mask), mask_box(_without_specks((mask > 0.5).to(torch.uint8)), 0)
+    if whole is None or own is None:
+        yield "its mask is empty. Draw it again, or leave the photo out"
+        return
+    if whole != own:
+        yield "its mask has specks beside the subject, which stretch the cut-out. Paint them black"
+    shown, across, down = mask > 0.5, own[2] - own[0], own[3] - own[1]
+    edges = {"left": (shown[:, 0], down), "right": (shown[:, -1], down)}
+    edges |= {"top": (shown[0], across), "bottom": (shown[-1], across)}
+    cut = [side for side, (edge, extent) in edges.items() if int(edge.sum()) > CUT_OFF * extent]
+    if cut:
+        yield f"the subject is cut off at the {' and '.join(cut)}, which is learnt too. Use a photo of the whole"
 
 
 def add_subject(subjects: SubjectSet | None, subject: Subject, replace: bool = False) -> SubjectSet:

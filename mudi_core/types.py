@@ -59,7 +59,9 @@ def _check_image(image: Tensor, owner: str) -> None:
             f"{owner} is {image.shape[1]}x{image.shape[0]} px; a picture needs at least {SMALLEST_SIDE} px a side."
         )
     # Both are NaN where any value is.
-    if not all(math.isfinite(float(value)) for value in (image.amin(), image.amax())):
+    if not getattr(image, "finite", False) and not all(
+        math.isfinite(float(value)) for value in (image.amin(), image.amax())
+    ):
         raise BadSubject(
             f"{owner} holds values that are no numbers (NaN or infinity). Make it again; a VAE in fp16 may be why."
         )

@@ -6,12 +6,14 @@ The only place where formats change. What comes in is never written to.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from ..mudi_core.levels import Levels, stacked
 from ..mudi_core.types import Detections, MudiError
 from .sockets import BoundingBox
 
@@ -38,14 +40,34 @@ class BadModel(MudiError):
 def pictures(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """Every picture of an IMAGE batch or of a list of batches, as float ``[h, w, 3]`` on the CPU; alpha is dropped."""
     batches = [images] if isinstance(images, Tensor) else list(images)
-    found = []
+    found: list[Tensor] = []
     for batch in batches:
+        if not isinstance(batch, Tensor):
+            raise BadImages(f"Expected pictures, got {_kind(batch)}. Look at the node before: it gives none.")
         if batch.ndim not in (3, 4) or batch.shape[-1] not in (1, 3, 4):
             raise BadImages(f"Expected pictures [batch, height, width, channels], got a tensor {list(batch.shape)}.")
-        for image in batch if batch.ndim == 4 else batch[None]:
+        batch = batch if batch.ndim == 4 else batch[None]
+        for image in (batch[place] for place in range(len(batch))):
             rgb = image[..., :3] if image.shape[-1] >= 3 else image.expand(-1, -1, 3)
-            found.append(rgb.detach().to("cpu", torch.float32).clamp(0, 1))
+            found.append(_values(rgb, f"Picture {len(found) + 1}"))
     return found
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _values(values: Tensor, which: str) -> Tensor:
+    """Values in 0..1 as float32 on the CPU, copied only where they are not. Raises `BadImages` for NaN."""
+    if isinstance(values, Levels) and values.bytes is not None:
+        return values
+    plain = values.detach().to("cpu", torch.float32)
+    if not plain.numel():
+        return plain
+    lowest, highest = float(plain.amin()), float(plain.amax())
+    if math.isnan(lowest):
+        raise BadImages(f"{which} holds values that are no numbers (NaN). Make it again; a VAE in fp16 may be why.")
+    return plain if 0 <= lowest and highest <= 1 else plain.clamp(0, 1)
 
 
 def image_batch(pictures: Sequence[Tensor]) -> Tensor:
@@ -54,7 +76,7 @@ def image_batch(pictures: Sequence[Tensor]) -> Tensor:
     if len(sizes) != 1:
         listed = ", ".join(f"{width}x{height}" for width, height in sizes) or "none at all"
         raise BadImages(f"A batch needs pictures of one size; these are {listed}. Give them as a list instead.")
-    return torch.stack([image.float() for image in pictures])
+    return stacked(pictures)
 
 
 def masks(masks: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -62,9 +84,12 @@ def masks(masks: Tensor | Sequence[Tensor]) -> list[Tensor]:
     batches = [masks] if isinstance(masks, Tensor) else list(masks)
     found: list[Tensor] = []
     for batch in batches:
+        if not isinstance(batch, Tensor):
+            raise BadImages(f"Expected masks, got {_kind(batch)}. Look at the node before: it gives none.")
         if batch.ndim < 2:
             raise BadImages(f"Expected masks [batch, height, width], got a tensor {list(batch.shape)}.")
-        found += list(batch.detach().to("cpu", torch.float32).clamp(0, 1).reshape(-1, *batch.shape[-2:]))
+        batch = batch if batch.ndim == 3 else batch.reshape(-1, *batch.shape[-2:])
+        found += [_values(batch[place], f"Mask {len(found) + place + 1}") for place in range(len(batch))]
     return found
 
 

@@ -12,6 +12,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 from torch.nn import functional
 
 from ..mudi_core.demo.statistics import smoothed
+from ..mudi_core.levels import to_bytes
+from ..mudi_core.masks import resize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,8 +49,9 @@ def boxed(image: Tensor, xyxy: Tensor, captions: Sequence[str]) -> Tensor:
 
 def cut_out(image: Tensor, mask: Tensor) -> Tensor:
     """A small copy of a picture in which all is faded but where the mask ``[h, w]``, 0..1, is."""
-    shown = mask[..., None].to(image)
-    return small(image * shown + (0.2 * image + 0.8) * (1 - shown))
+    shown = small(image)
+    share = resize(mask.float(), (shown.shape[1], shown.shape[0]))[..., None]
+    return shown * share + (0.2 * shown + 0.8) * (1 - share)
 
 
 def score_card(image: Tensor, comparison: Comparison, title: str) -> Tensor:
@@ -213,7 +216,7 @@ def _short(name: str, letters: int) -> str:
 
 def pil(image: Tensor) -> Image.Image:
     """A picture ``[h, w, 3]`` as Pillow has it."""
-    return Image.fromarray((image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    return Image.fromarray(to_bytes(image))
 
 
 def _tensor(picture: Image.Image) -> Tensor:

@@ -280,10 +280,12 @@ class MakeSubject(io.ComfyNode):  # type: ignore[misc]
         captions: list[str] | None = None,
         subjects: list[SubjectSet] | None = None,
     ) -> io.NodeOutput:
-        from ..mudi_core.subjects import add_subject, subject_from_masks
+        from ..mudi_core.subjects import INVERTED, add_subject, doubts, inverted, subject_from_masks
 
         name = token[0].strip()
         pictures, shapes = convert.pictures(photos), convert.masks(masks)
+        if not pictures:
+            raise BadSubject(f"Subject '{name}' has no photos: the batch that comes in is empty.")
         if len(pictures) != len(shapes):
             raise BadSubject(
                 f"Subject '{name}': {len(pictures)} photos but {len(shapes)} masks. Connect one mask for each photo."
@@ -294,7 +296,9 @@ class MakeSubject(io.ComfyNode):  # type: ignore[misc]
             for number, (picture, caption) in enumerate(zip(pictures, texts, strict=True), start=1)
         ]
         subject = subject_from_masks(named, shapes, name, class_noun[0].strip())
-        return io.NodeOutput(add_subject(subjects[0] if subjects else None, subject))
+        said = [f"{photo.name}: {INVERTED}" for photo, mask in zip(named, shapes, strict=True) if inverted(mask)]
+        ui = host.preview([], cls, "\n".join(said + doubts([subject])))
+        return io.NodeOutput(add_subject(subjects[0] if subjects else None, subject), ui=ui)
 
 
 class LoadSubjectSet(io.ComfyNode):  # type: ignore[misc]
@@ -331,10 +335,12 @@ class LoadSubjectSet(io.ComfyNode):  # type: ignore[misc]
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         from ..mudi_core.storage import read_subjects
+        from ..mudi_core.subjects import doubts
 
         with host.progress()("reading") as update:
             subjects = read_subjects(host.input_folder(name, DATASET), update)
-        return io.NodeOutput(subjects, ui=host.preview(_cut_outs(subjects), cls, _summary(subjects)))
+        said = "\n".join([_summary(subjects), *doubts(subjects)])
+        return io.NodeOutput(subjects, ui=host.preview(_cut_outs(subjects), cls, said))
 
 
 class SaveSubjectSet(io.ComfyNode):  # type: ignore[misc]
@@ -378,7 +384,7 @@ class SaveSubjectSet(io.ComfyNode):  # type: ignore[misc]
         with host.progress()("writing") as update:
             folder = write_subjects(subjects, host.input_folder(name, DATASET), update)
         with host.progress()("reading back") as update:
-            saved = read_subjects(folder, update)
+            saved = read_subjects(folder, update, subjects)
         written.remember("MudiSaveSubjectSet", {"name": name}, folder / METADATA)
         return io.NodeOutput(saved, ui=host.preview(_cut_outs(saved), cls, _summary(saved)))
 
@@ -391,7 +397,10 @@ def _files(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
 
 def _photos(images: list[Tensor]) -> list[Photo]:
     """The photos as a node counts them: "photo 3" in a message is the third one."""
-    return [Photo(f"photo {number}", image) for number, image in enumerate(convert.pictures(images), start=1)]
+    photos = [Photo(f"photo {number}", image) for number, image in enumerate(convert.pictures(images), start=1)]
+    if not photos:
+        raise BadSubject("There are no photos: the batch that comes in is empty. Look at the node before.")
+    return photos
 
 
 def _captions(texts: list[str], count: int) -> list[str]:

@@ -15,7 +15,7 @@ CORE = ROOT / "mudi_core"
 MODULES = sorted(path for path in CORE.rglob("*.py"))
 
 FLOORS = (
-    ("types", "progress"),
+    ("types", "progress", "levels"),
     ("boxes", "masks", "weights", "photos", "watermark"),
     ("mini",),
     ("sdxl",),

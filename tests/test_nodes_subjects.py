@@ -274,3 +274,67 @@ def test_a_changed_set_is_loaded_anew(comfy: Comfy, drawn_subjects: SubjectSet) 
 def test_a_set_that_is_gone_is_named(comfy: Comfy) -> None:
     with pytest.raises(MudiError, match="gone is not a dataset"):
         comfy.run("MudiLoadSubjectSet", name="gone")
+
+
+def test_photos_through_the_nodes_are_held_once(eyes):
+    """A ledger: the pixels of a folder's photos are there once, as bytes, from Load Photos to the saved set."""
+    folder = eyes.base / "input" / "ledger"
+    folder.mkdir()
+    for number, image in enumerate(photos()):
+        Image.fromarray((image[0] * 255).round().byte().numpy()).save(folder / f"{number}.png")
+    loaded = eyes.run("MudiLoadPhotos", folder="ledger").result[0]
+    found = eyes.run("MudiDetectSubjects", photos=loaded, query=["ball"], detector=[""], threshold=[0.5],
+                     which=["best"], download=[False]).result[0]  # fmt: skip
+    cut = eyes.run("MudiSamMask", photos=loaded, boxes=found, segmenter=[""], download=[False]).result[0]
+    made = eyes.run("MudiSubject", photos=loaded, masks=cut, token=["olis"], class_noun=["ball"]).result[0]
+    saved = eyes.run("MudiSaveSubjectSet", subjects=made, name="ledger_set").result[0]
+    kept = [*loaded, *cut]
+    for subjects in (made, saved):
+        kept += [value for subject in subjects for value in (*(p.image for p in subject.photos), *subject.masks)]
+    memory = {value.bytes.untyped_storage().data_ptr(): value.bytes.untyped_storage().nbytes() for value in kept}
+    assert sum(memory.values()) == 4 * sum(width * height for width, height in SIZES)
+    for image, photo in zip(photos(), saved["olis"].photos, strict=True):
+        torch.testing.assert_close(photo.image + 0, image[0], atol=0.5 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("which", ["photos", "masks"])
+@pytest.mark.parametrize("nothing", [None, torch.zeros(0, 64, 64, 3), torch.full((1, 64, 64, 3), float("nan"))])
+def test_nothing_and_no_numbers_by_a_link_end_in_a_sentence(comfy, which, nothing):
+    given = {"photos": [torch.zeros(1, 64, 64, 3)], "masks": [torch.zeros(1, 64, 64)]}
+    given[which] = [nothing[..., 0] if which == "masks" and nothing is not None else nothing]
+    with pytest.raises(MudiError):
+        comfy.run("MudiSubject", **given, token=["olis"], class_noun=["ball"])
+    if which == "photos":
+        with pytest.raises(MudiError):
+            comfy.run("MudiDetectSubjects", photos=given["photos"], query=["ball"], detector=["mini (embedded)"],
+                      threshold=[0.5], which=["best"], download=[False])  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(1, 200), (200, 3)])
+def test_a_strip_by_a_link_ends_in_a_sentence(comfy, size):
+    with pytest.raises(MudiError, match="px a side"):
+        comfy.run("MudiSubject", photos=[torch.zeros(1, *size, 3)], masks=[torch.ones(1, *size)], token=["olis"],
+                  class_noun=["ball"])  # fmt: skip
+
+
+def test_load_images_transparency_is_the_subject_and_the_node_says_so(comfy):
+    shapes = masks()
+    turned = comfy.run("MudiSubject", photos=photos(), masks=[1 - mask[None] for mask in shapes], token=["olis"],
+                       class_noun=["ball"])  # fmt: skip
+    right = comfy.run("MudiSubject", photos=photos(), masks=[m[None] for m in shapes], token=["olis"],
+                      class_noun=["ball"])  # fmt: skip
+    for found, also, mask in zip(turned.result[0]["olis"].masks, right.result[0]["olis"].masks, shapes, strict=True):
+        assert torch.equal(found + 0, mask) and torch.equal(also + 0, mask)
+    assert "turned round" in str(turned.ui) and "turned round" not in str(right.ui)
+
+
+def test_specks_and_a_subject_that_is_cut_off_are_told_by_the_node_that_loads(comfy):
+    shapes = masks()
+    shapes[0][1, 1] = 1
+    shapes[1][:, :40] = 1
+    made = comfy.run("MudiSubject", photos=photos(), masks=[m[None] for m in shapes], token=["olis"],
+                     class_noun=["ball"]).result[0]  # fmt: skip
+    comfy.run("MudiSaveSubjectSet", subjects=made, name="doubtful")
+    said = str(comfy.run("MudiLoadSubjectSet", name="doubtful").ui)
+    assert "olis_1.png of olis ball: its mask has specks" in said and "olis_2.png" in said
+    assert "cut off at the left" in said and "olis_3.png" not in said

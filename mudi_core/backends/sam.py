@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..levels import to_bytes
 from ..weights import BadWeights
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ class SamSegmenter:
         height, width = image.shape[:2]
         if len(xyxy) == 0:
             return torch.zeros(0, height, width)
-        pixels = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-        self.predictor.set_image(pixels)
+        self.predictor.set_image(to_bytes(image))
         boxes = self.predictor.transform.apply_boxes_torch(xyxy.float().cpu(), (height, width))
         masks, _, _ = self.predictor.predict_torch(
             point_coords=None, point_labels=None, boxes=boxes.to(self.predictor.device), multimask_output=False

@@ -55,8 +55,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from .. import storage, subjects
 
     photos = storage.read_photos(args.photos)
-    there = storage.read_subjects(args.out) if (args.out / storage.METADATA).exists() else None
-    if there is not None:
+    if (args.out / storage.METADATA).exists():
         talk.kept = f"{args.out} is as it was."
     which: subjects.Which = "best" if args.which == "best" else "exactly one"
     if args.masks is not None:
@@ -77,6 +76,8 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
                 which,
                 progress,
             )
+    # Last, so that its photos are not in memory while the models work.
+    there = storage.read_subjects(args.out) if (args.out / storage.METADATA).exists() else None
     together = subjects.add_subject(there, subject, args.replace)
     folder = storage.write_subjects(together, args.out)
     names = ", ".join(one.name for one in together)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..subjects import doubts
 from ..types import MudiError, SubjectSet
 from .cache import Cache, content_key
 from .config import TrainConfig
@@ -86,7 +87,7 @@ def make_plan(
         )
     if config.prior_loss_weight == 0:
         priors = None
-    _warn_of_captions(subjects)
+    _warn(subjects)
     cache = Cache(cache_dir)
     encoder = Encoder(encode_image, encode_text, cache)
     key = ""
@@ -147,7 +148,10 @@ def make_plan(
     return plan
 
 
-def _warn_of_captions(subjects: SubjectSet) -> None:
+def _warn(subjects: SubjectSet) -> None:
+    """Of masks and captions that teach something else than the subject."""
+    for doubt in doubts(subjects):
+        log.warning(doubt)
     for subject, photo, _ in all_photos(subjects):
         if photo.caption and subject.token not in photo.caption:
             log.warning(
