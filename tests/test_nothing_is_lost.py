@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +20,7 @@ from coloured import coloured
 from test_train_loop import CONFIG, SCHEDULE, plan_for
 from tiny_sdxl import tiny_unet
 
+from mudi_core.lock import claimed
 from mudi_core.storage import CannotWrite, read_subjects, write_subjects
 from mudi_core.train import loop
 from mudi_core.train.lora import save_lora
@@ -55,6 +58,47 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tm
         "c.safetensors.part",
         "d.safetensors",
     }
+
+
+@posix
+def test_a_claim_is_had_by_one_and_ends_with_its_process(tmp_path: Path) -> None:
+    lock = tmp_path / "x.lock"
+    with claimed(lock) as ours:
+        assert ours
+        with claimed(lock) as again:
+            assert not again and lock.exists()
+    assert not lock.exists()
+    read, write = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with claimed(lock):
+            os.write(write, b"mine")
+            time.sleep(60)
+            os._exit(0)
+    assert os.read(read, 4) == b"mine"
+    with claimed(lock) as ours:
+        assert not ours
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    with claimed(lock, wait=True) as ours:
+        assert ours
+    assert not lock.exists()
+
+
+@posix
+def test_of_many_who_wait_one_works_at_a_time(tmp_path: Path) -> None:
+    workers = []
+    for _ in range(6):
+        process = os.fork()
+        if process == 0:
+            for _ in range(10):
+                with claimed(tmp_path / "x.lock", wait=True):
+                    count = int((tmp_path / "count").read_text()) if (tmp_path / "count").exists() else 0
+                    (tmp_path / "count").write_text(str(count + 1))
+            os._exit(0)
+        workers.append(process)
+    assert {os.waitpid(process, 0)[1] for process in workers} == {0}
+    assert (tmp_path / "count").read_text() == "60" and [path.name for path in tmp_path.iterdir()] == ["count"]
 
 
 def coloured_state() -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..lock import claimed
 from ..photos import read_photo
 from ..types import Comparison, Detections, MudiError, Verdict
 from .spec import Cell, Spec
@@ -87,18 +88,8 @@ class Results:
 
         The claim ends with its process, however that dies. ``wait``: until whoever has it lets go.
         """
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.folder / f".{name.replace('/', '.')}.lock")
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        with claimed(self.folder / f".{name.replace('/', '.')}.lock", wait) as ours:
+            yield ours
 
     def _path(self, cell: Cell, suffix: str) -> Path:
         return self.folder / cell.combo / cell.method / f"{cell.prompt}-{cell.seed:03d}{suffix}"
