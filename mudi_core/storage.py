@@ -24,9 +24,11 @@ from .levels import to_bytes
 from .photos import MASK_PREFIX, SUFFIXES, check_sum, read_mask, read_masks, read_photo, read_photos
 from .types import MAX_SUBJECTS, MudiError, Photo, Subject, SubjectSet
 
-__all__ = ["read_masks", "read_photo", "read_photos", "read_subjects", "write_subjects"]
+__all__ = ["read_masks", "read_photo", "read_photos", "read_priors", "read_subjects", "write_subjects"]
 
 METADATA = "metadata.jsonl"
+CLASS_METADATA = "class_metadata.jsonl"
+"""The official code's for priors: the names in it are classes, without tokens."""
 IDS = "abcdefghijk"
 MOST_PHOTOS = 10_000
 LONGEST = 16_000_000
@@ -61,7 +63,21 @@ def read_subjects(folder: Path, on_step: OnPhoto | None = None, written: Subject
     Pixels that are those of the set that was just ``written`` there share its memory.
     Raises `BadDataset` with the number of the line, `BadPhoto` with the name of the file, `BadSubject`.
     """
-    names, records = _read_metadata(folder)
+    return _read(folder, on_step, written, classes=False)
+
+
+def read_priors(folder: Path, subjects: SubjectSet, on_step: OnPhoto | None = None) -> SubjectSet:
+    """Read pictures of the classes of ``subjects`` from a folder of ours or of the official code.
+
+    Names that do not begin with the subjects' tokens are classes; theirs become tokens that nobody reads. Raises as
+    `read_subjects` does.
+    """
+    names, _ = _read_metadata(folder, classes=True)
+    return _read(folder, on_step, None, classes=any(name.split()[1] not in subjects.tokens for name in names.values()))
+
+
+def _read(folder: Path, on_step: OnPhoto | None, written: SubjectSet | None, classes: bool) -> SubjectSet:
+    names, records = _read_metadata(folder, classes)
     check_sum(folder / record.photo for record in records)
     one_more = _counted(on_step, len(records))
     known = iter([] if written is None else [one for subject in written for one in _pixels(subject)])
@@ -108,8 +124,11 @@ def default_caption(name: str) -> str:
     return f"a photo of {name}"
 
 
-def _read_metadata(folder: Path) -> tuple[dict[str, str], list[_Record]]:
+def _read_metadata(folder: Path, classes: bool = False) -> tuple[dict[str, str], list[_Record]]:
+    """The subjects' names by their letters, and the photos; ``classes``: what is named has no token."""
     path = folder / METADATA
+    if not path.is_file() and (folder / CLASS_METADATA).is_file():
+        path, classes = folder / CLASS_METADATA, True
     if not path.is_file():
         raise BadDataset(f"{folder} is not a dataset: it has no {METADATA}. Make one with 'prepare', or name another.")
     try:
@@ -123,10 +142,10 @@ def _read_metadata(folder: Path) -> tuple[dict[str, str], list[_Record]]:
     if not lines:
         raise BadDataset(f"{path} is empty.")
     first, *others = ((number, _parse(line, f"{path}, line {number}")) for number, line in lines)
-    names = _names(first[1], f"{path}, line {first[0]}")
+    names = _names(first[1], f"{path}, line {first[0]}", classes)
     records: dict[tuple[str, str], _Record] = {}
     for number, fields in others:
-        record = _record(number, fields, names, folder)
+        record = _record(number, fields, names, path)
         if (record.photo, record.id) in records:
             raise BadDataset(f"{path}, line {number}: '{record.photo}' was named before. Remove one of the lines.")
         records[record.photo, record.id] = record
@@ -149,22 +168,24 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     return fields
 
 
-def _names(fields: dict[str, Any], where: str) -> dict[str, str]:
+def _names(fields: dict[str, Any], where: str, classes: bool) -> dict[str, str]:
     names = fields.get("id")
     if not isinstance(names, dict) or not names:
         raise BadDataset(f'{where} should name the subjects: {{"id": {{"a": "<token> <class noun>"}}}}.')
     if len(names) > MAX_SUBJECTS:
         raise BadDataset(f"{where} names {len(names)} subjects; a set holds up to {MAX_SUBJECTS}.")
     for id, name in names.items():
-        if not isinstance(name, str) or len(name.split(maxsplit=1)) < 2:
+        if not isinstance(name, str) or len(name.split(maxsplit=1)) < 2 - classes:
             raise BadDataset(
                 f"{where}: subject '{id}' should be '<token> <class noun>' such as 'olis corgi', got {name!r}."
             )
+    if classes:
+        return {id: f"class_{IDS[place]} {name.strip()}" for place, (id, name) in enumerate(names.items())}
     return {id: " ".join(name.split(maxsplit=1)) for id, name in names.items()}
 
 
-def _record(number: int, fields: dict[str, Any], names: dict[str, str], folder: Path) -> _Record:
-    where = f"{folder / METADATA}, line {number}"
+def _record(number: int, fields: dict[str, Any], names: dict[str, str], metadata: Path) -> _Record:
+    where, folder = f"{metadata}, line {number}", metadata.parent
     id, text = fields.get("id"), fields.get("text", "")
     if not isinstance(id, str) or id not in names:
         raise BadDataset(f"{where}: there is no subject {id!r}; line 1 names: {', '.join(names)}.")

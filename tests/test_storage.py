@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mudi_core import storage
-from mudi_core.storage import BadDataset, CannotWrite, read_subjects, write_subjects
+from mudi_core.storage import BadDataset, CannotWrite, read_priors, read_subjects, write_subjects
 from mudi_core.types import MAX_SUBJECTS, BadSubject, Photo, Subject, SubjectSet
 
 BENCHMARK = Path(__file__).parents[2] / "shared" / "benchmark"
@@ -285,3 +285,46 @@ def test_the_official_datasets_make_the_trip_unchanged(tmp_path, combo):
         assert (folder / path.name).read_bytes() == path.read_bytes()
     theirs, ours = ((f / combo / "metadata.jsonl").read_text().splitlines() for f in (BENCHMARK, tmp_path))
     assert [json.loads(line) for line in ours] == [json.loads(line) for line in theirs]
+
+
+@pytest.mark.parametrize("name", ["class_metadata.jsonl", "metadata.jsonl"])
+@pytest.mark.parametrize("classes", [("toy knight figure", "Corgi"), ("dog", "cat"), ("red plush toy", "white Corgi")])
+def test_the_official_codes_priors_are_classes_without_tokens(tmp_path, name, classes):
+    reg = tmp_path / "reg"
+    reg.mkdir()
+    lines = [{"id": dict(zip("ab", classes, strict=True))}]
+    for id, noun in zip("ab", classes, strict=True):
+        for file in (f"{id}.jpg", f"mask_{id}.jpg"):
+            Image.new("RGB", (60, 60), "white").save(reg / file)
+        lines.append(
+            {"id": id, "file_name": f"{id}.jpg", "mask_path": f"mask_{id}.jpg", "text": f"A photo of a {noun}"}
+        )
+    (reg / name).write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    photo = Photo("a.png", torch.zeros(60, 60, 3))
+    own = SubjectSet((Subject("olis", classes[0], (photo,), (torch.ones(60, 60),)),))
+    priors = read_priors(reg, own)
+    assert tuple(subject.class_noun for subject in priors) == classes
+    assert [subject.photos[0].caption for subject in priors] == [f"A photo of a {noun}" for noun in classes]
+
+
+def test_priors_of_our_own_keep_their_tokens(tmp_path):
+    photo = Photo("a.png", torch.zeros(60, 60, 3))
+    own = SubjectSet((Subject("olis", "red corgi", (photo,), (torch.ones(60, 60),)),))
+    priors = read_priors(write_subjects(own, tmp_path / "priors"), own)
+    assert priors.tokens == ("olis",) and priors["olis"].class_noun == "red corgi"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "cp1252", "shift_jis"])
+@pytest.mark.parametrize("name", ["metadata.jsonl", "class_metadata.jsonl"])
+def test_metadata_of_any_encoding_is_read_or_refused_in_a_sentence(tmp_path, encoding, name):
+    noun = "犬" if encoding in ("shift_jis", "utf-8", "utf-8-sig") else "café"
+    for file in ("a.png", "m.png"):
+        Image.new("L", (60, 60), 255).save(tmp_path / file)
+    lines = [{"id": {"a": f"olis {noun}"}}, {"id": "a", "file_name": "a.png", "mask_path": "m.png", "text": noun}]
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    try:
+        assert next(iter(read_subjects(tmp_path))).name.endswith(noun)
+        assert encoding in ("utf-8", "utf-8-sig")
+    except BadDataset as error:
+        assert encoding not in ("utf-8", "utf-8-sig") and "UTF-8" in str(error)

@@ -96,7 +96,7 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
         raise BadTensorFile(f"There is no stopped run to go on with: {stopped} is missing. Leave out --resume.")
     start = None if args.start_from is None else lora.load_lora(args.start_from)[0]
     subjects = storage.read_subjects(args.dataset)
-    priors = None if args.priors is None else storage.read_subjects(args.priors)
+    priors = None if args.priors is None else storage.read_priors(args.priors, subjects)
     checkpoint = open_base(args, on, torch.device("cpu"))  # the U-Net waits until the encoders have left the card
     settings = train_config(args, checkpoint.side, precision(args, on))
     # Written so that it says the same of a step whatever the number of processes.
