@@ -170,11 +170,11 @@ def test_a_claim_keeps_others_out_and_ends_with_its_process(spec_file: Path, tmp
         assert ours and not theirs
     script = f"""
 import sys, time
-from filelock import FileLock
-lock = FileLock({str(tmp_path / "out" / ".cats.segmix.lock")!r})
-lock.acquire()
-print("claimed", flush=True)
-time.sleep(60)
+from pathlib import Path
+from mudi_core.lock import claimed
+with claimed(Path({str(tmp_path / "out" / ".cats.segmix.lock")!r})):
+    print("claimed", flush=True)
+    time.sleep(60)
 """
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "claimed\n"

@@ -48,16 +48,18 @@ def test_killed_anywhere_it_goes_on_to_the_same_file(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
     dead = os.fork()
     if dead == 0:
-        os._exit(0)
+        with claimed(tmp_path / "a.safetensors.01234567.part"):
+            os._exit(0)
     os.waitpid(dead, 0)
-    for name in (f"a.safetensors.{dead}.part", f"b.safetensors.{os.getppid()}.part", "c.safetensors.part"):
+    for name in (f"earlier.safetensors.{os.getpid()}.part", "c.safetensors.part"):
         (tmp_path / name).touch()
-    write_tensors(tmp_path / "d.safetensors", coloured_state(), {})
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"b.safetensors.{os.getppid()}.part",
-        "c.safetensors.part",
-        "d.safetensors",
-    }
+    with claimed(tmp_path / "b.safetensors.89abcdef.part"):
+        write_tensors(tmp_path / "d.safetensors", coloured_state(), {})
+        assert {path.name for path in tmp_path.iterdir()} == {
+            "b.safetensors.89abcdef.part",
+            "c.safetensors.part",
+            "d.safetensors",
+        }
 
 
 @posix

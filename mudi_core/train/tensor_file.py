@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..lock import claimed
 from ..types import MudiError
 
 LONGEST_HEADER = 16 * 2**20
@@ -42,20 +44,36 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     ``tensors`` are on the CPU; missing folders are made. Raises `BadTensorFile`; an older file is then still whole.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    data = save({key: value.contiguous() for key, value in tensors.items()}, {**metadata, _CHECKSUM: _NONE})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _forget_halves(path.parent)
-        described = {**metadata, _CHECKSUM: _NONE}
-        _write(temporary, save({key: value.contiguous() for key, value in tensors.items()}, described))
-        if not _holds(temporary, tensors, metadata):
-            raise BadTensorFile(f"{path.name} was read back with other values than were written. Check the disk.")
-        os.replace(temporary, path)
+        for again in (True, False):
+            temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+            try:
+                _write_whole(temporary, data, path, tensors, metadata)
+                return
+            except FileNotFoundError:
+                # Another machine took it for a half, where the folder's file system knows no locks.
+                if not again:
+                    raise
     except (OSError, SafetensorError) as error:
         raise BadTensorFile(f"Cannot write {path}: {error}. Choose a folder that is writable and has space.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+
+
+def _write_whole(
+    temporary: Path, data: bytes, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    # Claimed until it has its name, which shows that its writer lives; Windows renames no file that is open.
+    with claimed(temporary) if os.name != "nt" else nullcontext():
+        try:
+            _write(temporary, data)
+            if not _holds(temporary, tensors, metadata):
+                raise BadTensorFile(f"{path.name} was read back with other values than were written. Check the disk.")
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def read_tensors(
@@ -119,24 +137,10 @@ def _holds(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
 
 
 def _forget_halves(folder: Path) -> None:
-    """Removes what killed processes left of files that they wrote here."""
+    """Removes what killed processes left of files that they wrote here: nobody claims those any more."""
     for half in folder.glob("*.safetensors.*.part"):
-        writer = half.suffixes[-2].removeprefix(".")
-        if writer.isdecimal() and int(writer) != os.getpid() and not _runs(int(writer)):
-            with suppress(OSError):
-                half.unlink()
-
-
-def _runs(process: int) -> bool:
-    if os.name == "nt":  # where a signal ends it, and where a file that is open cannot be removed anyway
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # somebody else's
-        return True
-    return True
+        with suppress(OSError), claimed(half):
+            pass
 
 
 def _write(path: Path, data: bytes) -> None:
