@@ -277,14 +277,15 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         )
         about["mudi_start"] = lora_fingerprint(start)
         run = Run(model, vae, plan, config, name, start, about, preview)
-        path = run.path
 
         def save(step: int, state: LoraState) -> None:
             save_lora(path.with_stem(f"{path.stem}-{step:06d}"), state, {**about, "ss_steps": str(step)})
 
-        result = run.train(schedule, save)
-        save_lora(path, result.state, about)
-        run.finish()
+        with run.claimed():
+            path = run.path
+            result = run.train(schedule, save)
+            save_lora(path, result.state, about)
+            run.finish()
         values = (name, method, preset, steps, rank, learning_rate, batch_size, seed)
         written.remember("MudiTrainLora", dict(zip(_WIDGETS, values, strict=True)), path)
         drawn = drawing.loss_curve(result.losses, config.steps)

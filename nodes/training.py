@@ -6,8 +6,8 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,10 @@ _STOPPED = re.compile(r"stopped_((?P<number>\d{5,9})_)?(?P<key>[0-9a-f]{12})\.sa
 
 class LoraNotApplied(MudiError):
     """ComfyUI's LoRA loader did not find a place for every layer of a LoRA that was just trained."""
+
+
+class AlreadyTrained(MudiError):
+    """A training that another ComfyUI on the same folders is doing just now."""
 
 
 class Run:
@@ -85,6 +89,28 @@ class Run:
         self.sheets: list[Tensor] = []
         """The previews so far."""
         self.best = BestLora(loras / f"{name}-best-{self.key}.safetensors", about, self.goes_on)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Within the block nobody else, on this machine or another, writes this LoRA or goes on with this run."""
+        from ..mudi_core.lock import claimed
+
+        loras = self.path.parent
+        with claimed(loras / f".mudi-{self.key}.lock") as ours, ExitStack() as stack:
+            if not ours:
+                raise AlreadyTrained(
+                    "Another ComfyUI is doing this very training in the same folders. Wait until it is done, or change "
+                    "the seed or a setting."
+                )
+            # Two that begin at once see the same free number: the second takes the next.
+            while not stack.enter_context(claimed(loras / f".{self.path.stem}.lock")):
+                name, _, number = self.path.stem.rpartition("_")
+                self.path = self.path.with_stem(f"{name}_{int(number) + 1:05d}")
+            if not self.goes_on:
+                self.stopped = self.stopped.with_name(
+                    f"stopped_{self.path.stem.rpartition('_')[2]}_{self.key}.safetensors"
+                )
+            yield
 
     def train(self, schedule: NoiseSchedule, on_save: OnSave) -> TrainResult:
         from ..mudi_core.train import loop

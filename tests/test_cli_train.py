@@ -16,6 +16,7 @@ import torch
 from mudi_core import storage
 from mudi_core.cli import main, parser
 from mudi_core.cli.settings import CHOICES, SETTINGS, SWITCHES, train_config
+from mudi_core.lock import claimed
 from mudi_core.storage import write_subjects
 from mudi_core.train.config import PRESETS, TrainConfig
 from mudi_core.train.lora import load_lora
@@ -211,3 +212,10 @@ def test_two_processes_make_the_lora_of_one_with_twice_the_accumulation(
     for key, value in alone.items():
         torch.testing.assert_close(together[key], value, rtol=0, atol=1e-5)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["one.safetensors", "two.safetensors"]
+
+
+def test_a_second_training_of_one_file_is_told(drawn_dataset: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "cats.safetensors"
+    with claimed(tmp_path / ".cats.safetensors.lock"):
+        assert main(command(drawn_dataset, out)) == 1
+    assert "Another training writes" in capsys.readouterr().err and not list(tmp_path.glob("*.safetensors"))

@@ -18,6 +18,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from mudi_core import sdxl
 from mudi_core.checkpoint import open_checkpoint
+from mudi_core.lock import claimed
 from mudi_core.mini import family
 from mudi_core.train.lora import Adapter, BadLora, apply_lora, load_lora, save_lora
 from mudi_core.train.loss import NoiseSchedule
@@ -466,6 +467,25 @@ def test_a_number_that_somebody_took_is_not_overwritten(comfy: Comfy, mini: tupl
     taken.write_bytes(b"somebody's")
     assert train(comfy, mini, dataset, "taken", steps=3).result[1] == "taken_00002.safetensors"
     assert taken.read_bytes() == b"somebody's"
+
+
+def test_two_that_train_at_once_into_one_folder_take_two_numbers(
+    comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any
+) -> None:
+    folder = comfy.base / "models" / "loras"
+    with claimed(folder / ".both_00001.lock"):
+        assert train(comfy, mini, dataset, "both", steps=1).result[1] == "both_00002.safetensors"
+    key = cancelled_key(comfy, mini, dataset)
+    with claimed(folder / f".mudi-{key}.lock"), pytest.raises(comfy.module("training").AlreadyTrained):
+        train(comfy, mini, dataset, "both", steps=3)
+    assert not list(folder.glob(".*"))
+
+
+def cancelled_key(comfy: Comfy, mini: Any, dataset: Any) -> str:
+    """What tells a training of three steps from others: its stopped file is called so."""
+    cancelled(comfy, mini, dataset, "both", 1, steps=3)
+    (kept,) = (comfy.base / "output" / "mudi" / "both").iterdir()
+    return kept.stem.rpartition("_")[2]
 
 
 def test_what_an_earlier_version_stopped_goes_on(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 class OutputExists(MudiError):
     """A LoRA would replace a file that something else made."""
+
+
+class OutputBusy(MudiError):
+    """A LoRA that another process is training."""
 
 
 def add(commands: Any) -> None:
@@ -74,8 +79,22 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer | None:
     if on.type == "cuda" and team_size() > 1:
         on = torch.device("cuda", local_rank())
         torch.cuda.set_device(on)
-    with joined(on) as team:
+    with joined(on) as team, _alone(args.out) if team.leads else nullcontext():
         return _train(args, talk if team.leads else Talk(silent=True), on, team)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Nobody else trains into this file while the block lasts. Raises `OutputBusy`."""
+    from ..lock import claimed
+
+    _check_writable(out)
+    with claimed(out.with_name(f".{out.name}.lock")) as ours:
+        if not ours:
+            raise OutputBusy(
+                f"Another training writes {out} just now. Wait until it is done, or choose another name with --out."
+            )
+        yield
 
 
 def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -> Answer | None:
@@ -89,7 +108,6 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     from ..train.tensor_file import BadTensorFile
     from .journal import Journal
 
-    _check_writable(args.out)
     journal = Journal(talk, args.log_every, args.tensorboard if team.leads else None)
     stopped = args.out.with_suffix(".stopped.safetensors")
     if args.resume and not stopped.is_file():
