@@ -33,12 +33,19 @@ class BadImages(MudiError):
     """Pictures that cannot be one batch, or that are no pictures."""
 
 
+class BadBoxes(MudiError):
+    """Boxes that are none."""
+
+
 class BadModel(MudiError):
     """A MODEL, CLIP or VAE that this pack cannot use; the sentence says which it can."""
 
 
 def pictures(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Every picture of an IMAGE batch or of a list of batches, as float ``[h, w, 3]`` on the CPU; alpha is dropped."""
+    """Every picture of an IMAGE batch or of a list of batches, as float ``[h, w, 3]`` on the CPU; alpha is dropped.
+
+    Raises `BadImages` where there is none, or one without pixels or with values that are no numbers.
+    """
     batches = [images] if isinstance(images, Tensor) else list(images)
     found: list[Tensor] = []
     for batch in batches:
@@ -50,6 +57,8 @@ def pictures(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
         for image in (batch[place] for place in range(len(batch))):
             rgb = image[..., :3] if image.shape[-1] >= 3 else image.expand(-1, -1, 3)
             found.append(_values(rgb, f"Picture {len(found) + 1}"))
+    if not found:
+        raise BadImages("There is no picture: the batch is empty. Look at the node that the pictures come from.")
     return found
 
 
@@ -58,12 +67,12 @@ def _kind(value: object) -> str:
 
 
 def _values(values: Tensor, which: str) -> Tensor:
-    """Values in 0..1 as float32 on the CPU, copied only where they are not. Raises `BadImages` for NaN."""
+    """Values in 0..1 as float32 on the CPU, copied only where they are not. Raises `BadImages` for NaN and for none."""
     if isinstance(values, Levels) and values.bytes is not None:
         return values
+    if not values.numel():
+        raise BadImages(f"{which} has no pixels ({values.shape[1]}x{values.shape[0]} px). Leave it out.")
     plain = values.detach().to("cpu", torch.float32)
-    if not plain.numel():
-        return plain
     lowest, highest = float(plain.amin()), float(plain.amax())
     if math.isnan(lowest):
         raise BadImages(f"{which} holds values that are no numbers (NaN). Make it again; a VAE in fp16 may be why.")
@@ -80,7 +89,7 @@ def image_batch(pictures: Sequence[Tensor]) -> Tensor:
 
 
 def masks(masks: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Every mask of a MASK batch or of a list of batches, as float ``[h, w]`` on the CPU."""
+    """Every mask of a MASK batch or of a list of batches, as float ``[h, w]`` on the CPU. Raises `BadImages`."""
     batches = [masks] if isinstance(masks, Tensor) else list(masks)
     found: list[Tensor] = []
     for batch in batches:
@@ -88,8 +97,10 @@ def masks(masks: Tensor | Sequence[Tensor]) -> list[Tensor]:
             raise BadImages(f"Expected masks, got {_kind(batch)}. Look at the node before: it gives none.")
         if batch.ndim < 2:
             raise BadImages(f"Expected masks [batch, height, width], got a tensor {list(batch.shape)}.")
-        batch = batch if batch.ndim == 3 else batch.reshape(-1, *batch.shape[-2:])
+        batch = batch.flatten(0, -3) if batch.ndim > 2 else batch[None]
         found += [_values(batch[place], f"Mask {len(found) + place + 1}") for place in range(len(batch))]
+    if not found:
+        raise BadImages("There is no mask: the batch is empty. Look at the node that the masks come from.")
     return found
 
 
@@ -108,11 +119,19 @@ def xyxy(boxes: Sequence[BoundingBox]) -> Tensor:
 
 
 def boxes_per_image(boxes: Any) -> list[list[BoundingBox]]:
-    """The boxes of each image, from one box, the boxes of one image, or a list of either, as nodes send them."""
+    """The boxes of each image, from one box, the boxes of one image, or a list of either, as nodes send them.
+
+    Raises `BadBoxes` for anything else.
+    """
     if isinstance(boxes, dict):
+        sides = [boxes.get(side) for side in ("x", "y", "width", "height")]
+        if not all(isinstance(side, int | float) and math.isfinite(side) for side in sides):
+            raise BadBoxes(f"A box needs the numbers x, y, width and height; one has {', '.join(map(str, sides))}.")
         return [[cast(BoundingBox, boxes)]]
+    if not isinstance(boxes, list | tuple):
+        raise BadBoxes(f"Expected boxes, got something else ({type(boxes).__name__}). Connect a detector's boxes.")
     if all(isinstance(box, dict) for box in boxes):
-        return [list(boxes)]
+        return [[one for box in boxes for one in boxes_per_image(box)[0]]]
     return [one for some in boxes for one in boxes_per_image(some)]
 
 

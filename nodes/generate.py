@@ -279,7 +279,7 @@ def _given(boxes: Any, subjects: SubjectSet, size: tuple[int, int]) -> dict[str,
     from ..mudi_core.boxes import area, clip
     from ..mudi_core.layout_text import Place
 
-    found = [box for one in convert.boxes_per_image(boxes or []) for box in one]
+    found = [box for one in convert.boxes_per_image([] if boxes is None else boxes) for box in one]
     if len(found) != len(subjects):
         raise BadLayout(
             f"There are {len(subjects)} subjects but {len(found)} boxes. Connect one box for each subject, in the "

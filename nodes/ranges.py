@@ -1,31 +1,96 @@
-"""Numbers that come by a link: ComfyUI holds a widget to its range only where the number was typed into it."""
+"""What comes by a link: ComfyUI holds a widget to its range only where the value was typed into it, and a node of
+another pack may hand on anything under a socket's name."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
-from ..mudi_core.types import MudiError
+from ..mudi_core.types import MudiError, SubjectSet
+from .sockets import PlacedSubjects, TrainingSet, TrainPreview, TrainSettings
 
 
 class OutOfRange(MudiError):
     """A number that a widget would not take."""
 
 
+class BadLink(MudiError):
+    """A value that is not what its socket promises, or none at all."""
+
+
+def _is_latent(value: Any) -> bool:
+    samples = value.get("samples") if isinstance(value, dict) else None
+    return isinstance(samples, torch.Tensor) and samples.ndim >= 4 and samples.numel() > 0 and bool(_finite(samples))
+
+
+def _is_conditioning(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(_is_condition, value))
+
+
+def _is_condition(value: Any) -> bool:
+    pair = isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[1], dict)
+    return pair and isinstance(value[0], torch.Tensor) and value[0].ndim == 3 and value[0].numel() > 0
+
+
+def _finite(values: torch.Tensor) -> torch.Tensor:
+    return values.isfinite().all()
+
+
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "STRING": ("a text", lambda value: isinstance(value, str)),
+    "COMBO": ("one of its choices", lambda value: isinstance(value, str)),
+    "BOOLEAN": ("true or false", lambda value: isinstance(value, bool | int)),
+    "INT": ("a number", lambda value: isinstance(value, int | float)),
+    "FLOAT": ("a number", lambda value: isinstance(value, int | float)),
+    "IMAGE": ("pictures", lambda value: isinstance(value, torch.Tensor)),
+    "MASK": ("masks", lambda value: isinstance(value, torch.Tensor)),
+    "LATENT": ("a latent of numbers", _is_latent),
+    "CONDITIONING": ("a conditioning", _is_conditioning),
+    "SIGMAS": (
+        "noise levels",
+        lambda value: isinstance(value, torch.Tensor) and value.ndim == 1 and bool(_finite(value)),
+    ),
+    "MODEL": ("a model", lambda value: hasattr(value, "get_model_object")),
+    "CLIP": ("a CLIP", lambda value: hasattr(value, "cond_stage_model")),
+    "VAE": ("a VAE", lambda value: hasattr(value, "encode")),
+    "MUDI_SUBJECTS": ("subjects", lambda value: isinstance(value, SubjectSet)),
+    "MUDI_LAYOUT": ("a layout", lambda value: isinstance(value, PlacedSubjects)),
+    "MUDI_DATASET": ("a dataset", lambda value: isinstance(value, TrainingSet)),
+    "MUDI_TRAIN_SETTINGS": ("training settings", lambda value: isinstance(value, TrainSettings)),
+    "MUDI_TRAIN_PREVIEW": ("a training preview", lambda value: isinstance(value, TrainPreview)),
+}
+"""By the type of a socket or widget: what has to come, in words, and whether a value is that."""
+
+
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The same node, which raises `OutOfRange` before it begins."""
+    """The same node, which raises `BadLink` or `OutOfRange` before it begins."""
     begin = node.execute.__func__
 
     def execute(cls: type[io.ComfyNode], /, **inputs: Any) -> Any:
         schema = cls.define_schema()
         for widget in schema.inputs:
-            if isinstance(widget, (io.Int.Input, io.Float.Input)) and widget.id in inputs:
-                given = inputs[widget.id]
-                for number in given if schema.is_input_list else [given]:
-                    if not widget.min <= number <= widget.max:
-                        raise OutOfRange(f"{widget.id} is {number}; it must be {widget.min} to {widget.max}.")
+            if widget.optional and inputs.get(widget.id) is None:
+                inputs.pop(widget.id, None)  # as if nothing were connected
+            if widget.id not in inputs:
+                continue
+            given = inputs[widget.id]
+            if schema.is_input_list and not given:
+                raise BadLink(f"Nothing comes by the link of {widget.id}. Look at the node before this one.")
+            for value in given if schema.is_input_list else [given]:
+                _check(widget, value)
         return begin(cls, **inputs)
 
     node.execute = classmethod(execute)
     return node
+
+
+def _check(widget: Any, value: Any) -> None:
+    wanted, is_right = KINDS.get(widget.get_io_type(), ("something", lambda value: value is not None))
+    if not is_right(value):
+        got = "nothing" if value is None else f"something else ({type(value).__name__})"
+        raise BadLink(f"{widget.id} must be {wanted}; by its link comes {got}. Look at the node before this one.")
+    if isinstance(widget, (io.Int.Input, io.Float.Input)) and not widget.min <= value <= widget.max:
+        raise OutOfRange(f"{widget.id} is {value}; it must be {widget.min} to {widget.max}.")

@@ -202,8 +202,7 @@ class SamMask(io.ComfyNode):  # type: ignore[misc]
                 "found in."
             )
         for photo, one in zip(pictures, lists, strict=True):
-            if not one:
-                raise BoxesDoNotFit(f"{photo.name} has no box. Leave the photo out, or find its subject first.")
+            _check_boxes(photo, one)
         segment = host.segmenter(segmenter[0], download[0])
         found, previews = [], []
         with host.progress()("segmenting") as update:
@@ -401,6 +400,22 @@ def _photos(images: list[Tensor]) -> list[Photo]:
     if not photos:
         raise BadSubject("There are no photos: the batch that comes in is empty. Look at the node before.")
     return photos
+
+
+def _check_boxes(photo: Photo, boxes: list[Any]) -> None:
+    """Raises `BoxesDoNotFit` when there is none, or one of which less than half lies inside the photo."""
+    from ..mudi_core.boxes import area, clip
+
+    if not boxes:
+        raise BoxesDoNotFit(f"{photo.name} has no box. Leave the photo out, or find its subject first.")
+    whole = convert.xyxy(boxes)
+    for box, seen, all_of_it in zip(boxes, area(clip(whole, photo.size)).tolist(), area(whole).tolist(), strict=True):
+        if not seen > all_of_it / 2:
+            raise BoxesDoNotFit(
+                f"{photo.name} is {photo.size[0]}x{photo.size[1]} px, and a box of {box['width']:g}x{box['height']:g} "
+                f"px at {box['x']:g}, {box['y']:g} does not lie in it. Was it found in a picture of another size? "
+                "Connect the photos that the boxes were found in."
+            )
 
 
 def _captions(texts: list[str], count: int) -> list[str]:
