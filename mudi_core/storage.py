@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -22,11 +23,21 @@ from torch import Tensor
 
 from .levels import to_bytes
 from .photos import MASK_PREFIX, SUFFIXES, check_sum, read_mask, read_masks, read_photo, read_photos
+from .saving import METADATA, CannotWrite, held, is_ours, stage, unchanged
 from .types import MAX_SUBJECTS, MudiError, Photo, Subject, SubjectSet
 
-__all__ = ["read_masks", "read_photo", "read_photos", "read_priors", "read_subjects", "write_subjects"]
+__all__ = [
+    "METADATA",
+    "CannotWrite",
+    "change_subjects",
+    "read_masks",
+    "read_photo",
+    "read_photos",
+    "read_priors",
+    "read_subjects",
+    "write_subjects",
+]
 
-METADATA = "metadata.jsonl"
 CLASS_METADATA = "class_metadata.jsonl"
 """The official code's for priors: the names in it are classes, without tokens."""
 IDS = "abcdefghijk"
@@ -40,10 +51,6 @@ OnPhoto = Callable[[int, int], None]
 
 class BadDataset(MudiError):
     """A folder that is no dataset, or a line of its metadata that cannot be used; the sentence has its number."""
-
-
-class CannotWrite(MudiError):
-    """A dataset folder that cannot be written; what was there is unchanged."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def read_subjects(folder: Path, on_step: OnPhoto | None = None, written: Subject
     Pixels that are those of the set that was just ``written`` there share its memory.
     Raises `BadDataset` with the number of the line, `BadPhoto` with the name of the file, `BadSubject`.
     """
-    return _read(folder, on_step, written, classes=False)
+    return unchanged(folder, lambda: _read(folder, on_step, written))
 
 
 def read_priors(folder: Path, subjects: SubjectSet, on_step: OnPhoto | None = None) -> SubjectSet:
@@ -72,11 +79,18 @@ def read_priors(folder: Path, subjects: SubjectSet, on_step: OnPhoto | None = No
     Names that do not begin with the subjects' tokens are classes; theirs become tokens that nobody reads. Raises as
     `read_subjects` does.
     """
-    names, _ = _read_metadata(folder, classes=True)
-    return _read(folder, on_step, None, classes=any(name.split()[1] not in subjects.tokens for name in names.values()))
+
+    def read() -> SubjectSet:
+        names, _ = _read_metadata(folder, classes=True)
+        is_theirs = any(name.split()[1] not in subjects.tokens for name in names.values())
+        return _read(folder, on_step, classes=is_theirs)
+
+    return unchanged(folder, read)
 
 
-def _read(folder: Path, on_step: OnPhoto | None, written: SubjectSet | None, classes: bool) -> SubjectSet:
+def _read(
+    folder: Path, on_step: OnPhoto | None = None, written: SubjectSet | None = None, classes: bool = False
+) -> SubjectSet:
     names, records = _read_metadata(folder, classes)
     check_sum(folder / record.photo for record in records)
     one_more = _counted(on_step, len(records))
@@ -224,28 +238,50 @@ def write_subjects(subjects: SubjectSet, folder: Path, on_step: OnPhoto | None =
     """Write the set to `folder`, which is new, empty, or a dataset that it replaces; return its full path.
 
     A photo whose file still has the same pixels is copied byte for byte, any other becomes an 8-bit PNG; masks become
-    8-bit PNGs. A name that two photos share gets the subject's letter in front. The whole folder is made beside the old
-    one and then takes its place; files there that are not overwritten stay. Raises `CannotWrite`.
+    8-bit PNGs. A name that two photos share gets the subject's letter in front. The new set is made beside the old one
+    and then takes its place; files there that are not overwritten stay. Other writers wait. Raises `CannotWrite`.
     """
-    folder = folder.resolve()
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    with _writable(folder) as folder:
+        _write(subjects, folder, on_step)
+    return folder
+
+
+def change_subjects(folder: Path, change: Callable[[SubjectSet | None], SubjectSet]) -> tuple[SubjectSet, Path]:
+    """Write what ``change`` makes of the set in `folder`, or of None where none is; give both as they are then.
+
+    Nobody else writes in between, so that two who add a subject at once do not lose one. Raises as `read_subjects` and
+    `write_subjects` do, and what ``change`` raises.
+    """
+    with _writable(folder) as folder:
+        together = change(_read(folder) if (folder / METADATA).exists() else None)
+        _write(together, folder)
+    return together, folder
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[Path]:
+    """The folder's full path, for one writer at a time. Raises `CannotWrite`."""
+    folder = Path(os.path.realpath(folder))
     try:
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / METADATA).exists())):
+        if folder.exists() and not (folder.is_dir() and (_is_empty(folder) or (folder / METADATA).exists())):
             raise CannotWrite(f"{folder} is there and is no dataset. Choose a new folder; nothing was changed.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh.mkdir()
-        try:
-            _write_files(subjects, fresh, _counted(on_step, sum(len(subject.photos) for subject in subjects)))
-            _read_metadata(fresh)  # what cannot be read back must not replace anything
-            _swap(fresh, folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+        with held(folder):
+            yield folder
     except OSError as error:
         raise CannotWrite(
             f"{folder} cannot be written: {error.strerror or error}. What was there is unchanged. "
             "Choose another folder, or make room."
         ) from error
-    return folder
+
+
+def _is_empty(folder: Path) -> bool:
+    return all(is_ours(path) for path in folder.iterdir())
+
+
+def _write(subjects: SubjectSet, folder: Path, on_step: OnPhoto | None = None) -> None:
+    with stage(folder) as fresh:
+        _write_files(subjects, fresh, _counted(on_step, sum(len(subject.photos) for subject in subjects)))
+        _read_metadata(fresh)  # what cannot be read back must not replace anything
 
 
 def _write_files(subjects: SubjectSet, folder: Path, one_more: Callable[[], None]) -> None:
@@ -300,22 +336,3 @@ def _free_name(name: str, prefix: str, taken: set[str]) -> str:
 
 def _write_png(values: Tensor, path: Path) -> None:
     Image.fromarray(to_bytes(values)).save(path, format="PNG")
-
-
-def _swap(fresh: Path, folder: Path) -> None:
-    if not folder.exists():
-        fresh.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    folder.rename(old)
-    try:
-        fresh.rename(folder)
-    except BaseException:  # also Ctrl-C: the old dataset goes back to its place
-        old.rename(folder)
-        raise
-    for path in [path for path in old.rglob("*") if path.is_symlink() or path.is_file()]:
-        target = folder / path.relative_to(old)
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(target)
-    shutil.rmtree(old)

@@ -82,7 +82,9 @@ def die_before_a_file(number: int, folder: Path) -> None:
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event in ("open", "os.rename", "os.remove", "os.scandir") and str(folder) in str(arguments):
+        if event in ("open", "os.rename", "os.remove", "os.scandir", "os.mkdir", "os.rmdir") and str(folder) in str(
+            arguments
+        ):
             seen += 1
             if seen == number:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -103,6 +105,7 @@ def in_a_process(work: Callable[[], None]) -> int:
     if process:
         return process
     try:
+        torch.set_num_threads(1)  # threads do not outlive a fork
         work()
         os._exit(0)
     except BaseException:
@@ -147,7 +150,6 @@ def broken(folder: Path) -> int:
 def run(kills: int, seed: int, folder: Path) -> Report:
     """So many kills at least."""
     unet, rng, began = tiny_unet(), random.Random(seed), time.monotonic()
-    torch.set_num_threads(1)  # threads do not outlive a fork
     undisturbed = folder / "undisturbed"
     process = in_a_process(lambda: train(undisturbed, unet))
     _, status, used = os.wait4(process, 0)

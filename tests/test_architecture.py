@@ -16,7 +16,7 @@ MODULES = sorted(path for path in CORE.rglob("*.py"))
 
 FLOORS = (
     ("types", "progress", "levels"),
-    ("boxes", "masks", "weights", "photos", "watermark", "lock"),
+    ("boxes", "masks", "weights", "photos", "watermark", "lock", "saving"),
     ("mini",),
     ("sdxl",),
     ("sd",),

@@ -21,11 +21,14 @@ from test_train_loop import CONFIG, SCHEDULE, plan_for
 from tiny_sdxl import tiny_unet
 
 from mudi_core.lock import claimed
-from mudi_core.storage import CannotWrite, read_subjects, write_subjects
+from mudi_core.saving import Unfinished, take_up
+from mudi_core.storage import CannotWrite, change_subjects, read_subjects, write_subjects
+from mudi_core.subjects import add_subject
 from mudi_core.train import loop
 from mudi_core.train.lora import save_lora
 from mudi_core.train.resume import losses_so_far
 from mudi_core.train.tensor_file import BadTensorFile, read_tensors, write_tensors
+from mudi_core.types import SubjectSet
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no limits of files")
 
@@ -35,11 +38,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_file(tmp_path: Path) -> None:
     """`python tests/kills.py` does a hundred of these."""
     import kills
 
-    threads = torch.get_num_threads()
-    try:
-        report = kills.run(5, 1, tmp_path)
-    finally:
-        torch.set_num_threads(threads)
+    report = kills.run(5, 1, tmp_path)
     assert report.kills >= 5 and len(report.by_kind) == 3
     assert (report.lost, report.halves) == (0, 0)
 
@@ -101,6 +100,104 @@ def test_of_many_who_wait_one_works_at_a_time(tmp_path: Path) -> None:
         workers.append(process)
     assert {os.waitpid(process, 0)[1] for process in workers} == {0}
     assert (tmp_path / "count").read_text() == "60" and [path.name for path in tmp_path.iterdir()] == ["count"]
+
+
+NEW, OLD = ("black", "orange"), ("red", "blue")
+
+
+@posix
+@pytest.mark.parametrize("there", ["nothing", "a set"])
+def test_killed_before_any_dealing_with_a_file_a_set_is_the_old_or_the_new_and_nothing_is_left(
+    tmp_path: Path, there: str
+) -> None:
+    import kills
+
+    for number in range(1, 100):
+        place = tmp_path / str(number)
+        folder = place / "set"
+        place.mkdir()
+        if there == "a set":
+            write_subjects(coloured(*OLD, photos=1), folder)
+            (folder / "empty").mkdir()
+            (folder / "notes.txt").write_text("mine")
+
+        def save(number: int = number, folder: Path = folder) -> None:
+            kills.die_before_a_file(number, folder)
+            write_subjects(coloured(*NEW, photos=1), folder)
+
+        _, status = os.waitpid(kills.in_a_process(save), 0)
+        assert os.WIFSIGNALED(status) or status == 0
+        take_up(folder)
+        # An empty folder may be the user's own, so it stays.
+        if folder.exists() and any(folder.iterdir()):
+            assert read_subjects(folder).tokens in ((OLD, NEW) if there == "a set" else (NEW,))
+        assert (there == "nothing") or ((folder / "empty").is_dir() and (folder / "notes.txt").read_text() == "mine")
+        assert [path.name for path in place.iterdir()] in ([], ["set"])
+        assert not [path for path in place.rglob("*") if path.name.startswith(".")]
+        assert read_subjects(write_subjects(coloured(*NEW, photos=1), folder)).tokens == NEW
+        if status == 0:
+            break
+    assert 20 < number < 99
+
+
+@posix
+def test_two_who_add_a_subject_at_once_lose_none(tmp_path: Path) -> None:
+    import kills
+
+    tokens = ("red", "blue", "black", "orange")
+
+    def add(token: str) -> None:
+        (subject,) = coloured(token, photos=1)
+        change_subjects(tmp_path / "set", lambda there: add_subject(there, subject))
+
+    processes = [kills.in_a_process(lambda token=token: add(token)) for token in tokens]  # type: ignore[misc]
+    assert {os.waitpid(process, 0)[1] for process in processes} == {0}
+    assert sorted(read_subjects(tmp_path / "set").tokens) == sorted(tokens)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@posix
+def test_who_reads_while_others_save_reads_one_of_their_sets_whole(tmp_path: Path) -> None:
+    import kills
+
+    folder = write_subjects(coloured("red", photos=1), tmp_path / "set")
+
+    def save() -> None:
+        for _ in range(10):
+            for token in ("blue", "red"):
+                (subject,) = coloured(token, photos=1)
+                named = replace(subject, photos=(replace(subject.photos[0], name="same.png"),))
+                write_subjects(SubjectSet((named,)), folder)
+
+    process = kills.in_a_process(save)
+    seen = set()
+    while os.waitpid(process, os.WNOHANG)[0] == 0:
+        (subject,) = read_subjects(folder)
+        assert torch.equal(subject.photos[0].image, coloured(subject.token, photos=1).subjects[0].photos[0].image)
+        seen.add(subject.token)
+    assert seen == {"red", "blue"}
+
+
+def test_what_cannot_move_to_its_place_is_told_and_waits_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows where a picture is open in another program."""
+    folder = write_subjects(coloured("red", photos=1), tmp_path / "set")
+    move = os.replace
+
+    def refused(source: Any, target: Any) -> None:
+        if str(target).endswith("red_0.png"):
+            raise PermissionError(13, "Permission denied", str(target))
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    (subject,) = coloured("red", photos=2)
+    with pytest.raises(Unfinished, match="red_0.png.*Close the programs"):
+        write_subjects(SubjectSet((replace(subject, token="blue"),)), folder)
+    with pytest.raises(Unfinished, match="red_0.png.*Close the programs"):
+        read_subjects(folder)
+    monkeypatch.setattr(os, "replace", move)
+    (subject,) = read_subjects(folder)
+    assert (subject.token, len(subject.photos)) == ("blue", 2)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
 def coloured_state() -> dict[str, Any]:

@@ -155,7 +155,7 @@ def test_a_failed_write_changes_nothing(tmp_path, monkeypatch, step, error):
         raise error
 
     def fail_into_place(path, target):
-        return fail() if path.suffix == ".new" else rename(path, target)
+        return fail() if path.name.startswith(".mudi-stage-") else rename(path, target)
 
     if step == "rename":
         monkeypatch.setattr(Path, "rename", fail_into_place)

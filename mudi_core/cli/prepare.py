@@ -77,9 +77,9 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
                 progress,
             )
     # Last, so that its photos are not in memory while the models work.
-    there = storage.read_subjects(args.out) if (args.out / storage.METADATA).exists() else None
-    together = subjects.add_subject(there, subject, args.replace)
-    folder = storage.write_subjects(together, args.out)
+    together, folder = storage.change_subjects(
+        args.out, lambda there: subjects.add_subject(there, subject, args.replace)
+    )
     names = ", ".join(one.name for one in together)
     return Answer(
         f"{args.out}: {len(photos)} photos of {subject.name} added. Subjects in it now: {names}.",
