@@ -33,6 +33,9 @@ CARD_LETTERS = 96
 """Longest line of what a card says."""
 GRID_GAP = 4
 CURVE_SIZE, CURVE_MARGINS, CURVE_POINTS = (640, 320), (64, 16, 24, 40), 60
+CURVE_DOTS = 400
+"""Single losses that are drawn, at most."""
+PALE = "#c9d6ea"
 
 
 def small(image: Tensor) -> Tensor:
@@ -105,33 +108,39 @@ def grid(images: Sequence[Tensor], columns: int) -> Tensor:
 
 
 def loss_curve(losses: Sequence[float], steps: int) -> Tensor:
-    """Means of equal stretches of the losses so far, over all ``steps`` of the run: one loss alone says little."""
+    """Draw the losses so far over all ``steps`` of the run: pale dots for single steps, and a line for the means of
+    equal stretches, since one loss alone says little. The axis begins at 0, or lower where DCO with priors
+    goes below it."""
     picture = Image.new("RGB", CURVE_SIZE, "white")
     (width, height), (left, top, right, bottom) = CURVE_SIZE, CURVE_MARGINS
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
-    curve = smoothed(losses, CURVE_POINTS)
-    low, high = min(curve), max(curve)
-    room = (high - low) * 0.1 or abs(high) * 0.1 or 1.0
-    low, high = low - room, high + room
+    curve = smoothed(losses, min(CURVE_POINTS, max(1, len(losses) // 4)))
+    # A few steps far above all others shall not press the rest flat.
+    usual = sorted(losses)[int(0.97 * (len(losses) - 1))]
+    low, high = min(0.0, 1.1 * min(curve)), 1.1 * max(*curve, usual, 0.0) or 1.0
 
     def x(step: float) -> float:
         return left + step / steps * (width - left - right)
 
     def y(loss: float) -> float:
-        return top + (high - loss) / (high - low) * (height - top - bottom)
+        return top + (high - min(max(loss, low), high)) / (high - low) * (height - top - bottom)
 
     for share in (0.0, 0.5, 1.0):
         level = low + share * (high - low)
         pen.line((left, y(level), width - right, y(level)), "#dddddd")
         pen.text((left - 8, y(level)), f"{level:.3g}", "#444444", font, anchor="rm")
         pen.text((x(share * steps), height - bottom + 8), f"{round(share * steps)}", "#444444", font, anchor="mt")
-    pen.text((width - right, top), "loss over steps", "#444444", font, anchor="rt")
+    for i in range(0, len(losses), max(1, len(losses) // CURVE_DOTS)):
+        at = x(i + 0.5), y(losses[i])
+        pen.ellipse((at[0] - 1.5, at[1] - 1.5, at[0] + 1.5, at[1] + 1.5), PALE)
     stretch = len(losses) / len(curve)
     points = [(x((i + 0.5) * stretch), y(loss)) for i, loss in enumerate(curve)]
     if len(points) > 1:
         pen.line(points, COLOURS[0], width=3, joint="curve")
     last = points[-1]
     pen.ellipse((last[0] - 4, last[1] - 4, last[0] + 4, last[1] + 4), COLOURS[0])
+    each = "each step" if stretch < 1.5 else f"mean of {round(stretch)} steps"
+    pen.text((width - right, top), f"loss over steps ({each}), last {curve[-1]:.3g}", "#444444", font, anchor="rt")
     return _tensor(picture)
 
 

@@ -37,7 +37,7 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                     options=list(LEARNING),
                     tooltip="Takes the place of steps, rank, learning_rate, schedule and warm_up, for SD and SDXL. "
                     "quick look: 300 steps, rank 8. standard: 1200 steps, rank 32, the rate falls to 0. paper: the "
-                    "same at a constant rate.",
+                    "same at a constant rate, with the paper's loss (give priors). official code: with DCO.",
                 ),
                 io.Combo.Input(
                     "memory",
@@ -129,6 +129,25 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                     options=host.loras(),
                     tooltip="A LoRA of Train LoRA to begin with, of the same kind of model and of no higher rank.",
                 ),
+                io.Float.Input(
+                    "dco_beta",
+                    default=1000.0,
+                    min=1.0,
+                    max=100_000.0,
+                    step=10.0,
+                    optional=True,
+                    tooltip="Strength of the loss DCO: more stays closer to what the model knew. The official code has "
+                    "1000. The paper's loss has none.",
+                ),
+                io.Float.Input(
+                    "prior_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="How much the priors count beside the subjects' own images. 0 leaves them out.",
+                ),
             ],
             outputs=[Settings.Output(display_name="settings", tooltip="For Train LoRA.")],
         )
@@ -154,6 +173,8 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
         save_every: int,
         resolution: int,
         start_from: str,
+        dco_beta: float = 1000.0,
+        prior_weight: float = 1.0,
     ) -> io.NodeOutput:
         host.check_choice("learning", learning, LEARNING)
         host.check_choice("memory", memory, list(MEMORIES))
@@ -170,6 +191,7 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
             "kl_weight": kl_weight,
             "buckets": buckets,
             "save_every": save_every,
+            "prior_loss_weight": prior_weight,
         }
         if resolution:
             values["resolution"] = resolution
@@ -177,4 +199,4 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
             values |= {name: getattr(TrainConfig, name) for name in _DECIDED} | PRESETS[learning]
             if optimizer == "prodigy":  # the presets' rates are AdamW's
                 values["learning_rate"] = 1.0
-        return io.NodeOutput(TrainSettings(values, MEMORIES[memory], host.lora(start_from)))
+        return io.NodeOutput(TrainSettings(values, MEMORIES[memory], host.lora(start_from), dco_beta))

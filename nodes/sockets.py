@@ -55,6 +55,8 @@ class TrainSettings:
     """Of the card that it has to fit into: a preset of `memory.MEMORY`."""
     start: Path | None = None
     """A LoRA to begin with."""
+    dco_beta: float = 1000.0
+    """Strength of DCO, where that is the loss."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,7 +38,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 MINI_PRESET = "mini, 192 px"
 METHODS: tuple[str, ...] = get_args(Method)
-_WIDGETS = ("name", "method", "preset", "steps", "rank", "learning_rate", "batch_size", "seed")
+LOSSES = ("as the preset", "paper", "DCO")
+_WIDGETS = ("name", "method", "preset", "steps", "rank", "learning_rate", "batch_size", "seed", "loss")
 
 
 class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
@@ -200,6 +201,15 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                     optional=True,
                     tooltip="From Train Preview: pictures on the way, and the best LoRA kept beside the last.",
                 ),
+                io.Combo.Input(
+                    "loss",
+                    options=list(LOSSES),
+                    default=LOSSES[0],
+                    optional=True,
+                    tooltip="What training makes small. paper: the mean squared error, which wants priors. DCO: the "
+                    "authors' later loss, which stays close to the model without any. The SDXL and SD presets have "
+                    "DCO, the mini one the paper's.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the new LoRA on it, at strength 1."),
@@ -237,6 +247,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         seed: int,
         settings: TrainSettings | None = None,
         preview: TrainPreview | None = None,
+        loss: str = LOSSES[0],
     ) -> io.NodeOutput:
         from ..mudi_core.train.lora import load_lora, lora_metadata, save_lora
         from ..mudi_core.train.resume import lora_fingerprint
@@ -244,6 +255,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         host.plain_name(name, "LoRA")
         host.check_choice("method", method, METHODS)
         host.check_choice("preset", preset, list(PRESETS))
+        host.check_choice("loss", loss, LOSSES)
         host.loras_folder()  # before hours of training: it may be read-only
         settings = settings or TrainSettings()
         config = _config(
@@ -262,6 +274,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                 **PRESETS[preset],
             },
             settings,
+            loss,
         )
         start = None if settings.start is None else load_lora(settings.start)[0]
         family, schedule = convert.family(model), convert.noise_schedule(model)
@@ -286,12 +299,16 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             result = run.train(schedule, save)
             save_lora(path, result.state, about)
             run.finish()
-        values = (name, method, preset, steps, rank, learning_rate, batch_size, seed)
+        values = (name, method, preset, steps, rank, learning_rate, batch_size, seed, loss)
         written.remember("MudiTrainLora", dict(zip(_WIDGETS, values, strict=True)), path)
         drawn = drawing.loss_curve(result.losses, config.steps)
         named = " and ".join(f"'{subject.name}'" for subject in dataset.subjects)
         megabytes = path.stat().st_size / 1e6
         text = f"{path.name}: {config.steps} steps of {method}, {megabytes:.1f} MB. Prompt it with {named}."
+        if plan.composed:
+            text += f" {plan.composed}."
+        if config.dco_beta == 0 and "dco_beta" not in PRESETS[preset] and dataset.priors is None:
+            text += " The paper's loss wants priors: connect Make Priors to Seg-Mix Dataset, or choose DCO."
         if run.best.step:
             text += f" The pictures were best after {run.best.step} steps, {run.best.score:.2f}: {run.best.path.name}."
         if run.begins:
@@ -321,12 +338,16 @@ def _examples(subjects: SubjectSet, layout: LayoutConfig) -> list[Tensor]:
     return examples
 
 
-def _config(values: dict[str, Any], settings: TrainSettings) -> TrainConfig:
+def _config(values: dict[str, Any], settings: TrainSettings, loss: str) -> TrainConfig:
     """The node's own values, those of its settings, and what the card needs.
 
     A card too small for a batch takes its images one by one, and the steps stay as they are.
     """
     values = {**values, **settings.values}
+    if loss == "paper":
+        values["dco_beta"] = 0.0
+    elif loss == "DCO" or values.get("dco_beta", 1.0) > 0:
+        values["dco_beta"] = settings.dco_beta
     if settings.gigabytes is not None:
         needed = memory_settings(settings.gigabytes)
         if values.get("optimizer", "adamw") != "adamw":

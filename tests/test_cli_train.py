@@ -35,7 +35,8 @@ def settings(*options: str, base: str = "x.safetensors") -> TrainConfig:
 
 
 def test_presets_stand_below_what_is_said() -> None:
-    assert settings() == settings("--preset", "paper") == TrainConfig()
+    assert settings() == settings("--preset", "official code") == TrainConfig()
+    assert settings("--preset", "paper") == TrainConfig(dco_beta=0.0)
     for name, values in PRESETS.items():
         assert settings("--preset", name) == replace(TrainConfig(), **values)
     quick = settings("--preset", "quick look", "--rank", "64", "--memory", "12")

@@ -538,6 +538,28 @@ def test_a_way_of_learning_takes_the_place_of_the_widgets(comfy: Comfy) -> None:
     assert learning(learning="paper", optimizer="prodigy")["learning_rate"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("preset", "loss", "learning", "beta"),
+    [
+        ("SDXL, 1024 px", "as the preset", "as in Train LoRA", 500.0),
+        ("mini, 192 px", "as the preset", "as in Train LoRA", 0.0),
+        ("SDXL, 1024 px", "paper", "as in Train LoRA", 0.0),
+        ("mini, 192 px", "DCO", "as in Train LoRA", 500.0),
+        ("SDXL, 1024 px", "as the preset", "paper", 0.0),
+        ("SDXL, 1024 px", "DCO", "paper", 500.0),
+        ("SDXL, 1024 px", "paper", "official code", 0.0),
+        ("SDXL, 1024 px", "as the preset", "official code", 500.0),
+    ],
+)
+def test_the_loss_is_the_presets_unless_one_is_chosen(
+    comfy: Comfy, preset: str, loss: str, learning: str, beta: float
+) -> None:
+    node = comfy.module("train")
+    settings = train_settings(comfy, learning=learning, dco_beta=500.0, prior_weight=0.5)
+    config = node._config({"steps": 3, "batch_size": 1, **node.PRESETS[preset]}, settings, loss)
+    assert config.dco_beta == beta and config.prior_loss_weight == 0.5
+
+
 def test_a_small_card_keeps_the_steps_and_leaves_the_model_alone(
     comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any
 ) -> None:
@@ -549,7 +571,7 @@ def test_a_small_card_keeps_the_steps_and_leaves_the_model_alone(
     assert config["precision"] == "bf16" and config["gradient_checkpointing"] == "full"
     assert all(map(torch.equal, weights(*mini), before)) and len(model.patches) == MODULES
     prodigy = replace(settings, values={"optimizer": "prodigy", "learning_rate": 1.0})
-    made = comfy.module("train")._config({"batch_size": 2}, prodigy)
+    made = comfy.module("train")._config({"batch_size": 2}, prodigy, "as the preset")
     assert (made.optimizer, made.base_weights, made.samples_per_step) == ("prodigy", "nf4", 2)
 
 

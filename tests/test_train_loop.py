@@ -6,6 +6,7 @@ import copy
 import os
 import signal
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,17 @@ from mudi_core.train.loss import NoiseSchedule, noisy, squared_errors, target
 from mudi_core.train.pace import Pace
 from mudi_core.train.plan import Plan
 from mudi_core.train.resume import BadCheckpoint
-from mudi_core.train.step import draw_noise
+from mudi_core.train.step import draw_noise, places_of
+from mudi_core.train.tensor_file import read_tensors, write_tensors
 
 ABAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 SCHEDULE = NoiseSchedule(ABAR, "epsilon", 0.13025)
 CONFIG = TrainConfig(steps=5, batch_size=2, resolution=64, rank=4, learning_rate=1e-3, dco_beta=0.0)
+
+
+def places(step: int, count: int) -> list[str]:
+    """Of the own samples of a step of one batch."""
+    return [f"{step}/own/{place}" for place in range(count)]
 
 
 def plan_for(config: TrainConfig, priors: bool = False, seed: int = 0) -> Plan:
@@ -108,7 +115,7 @@ def test_it_learns_what_it_is_shown(unet: Any, prediction_type: str, beta: float
         total = 0.0
         for step in range(0, 30, 2):
             z0 = torch.stack([plan.latents[0]] * 2) * schedule.latent_scale
-            drawn, t = draw_noise(config, [latent.shape for latent in z0], 1000, step)
+            drawn, t = draw_noise(config, [latent.shape for latent in z0], 1000, places(step, 2))
             eps = torch.stack(drawn)
             abar = ABAR[t].reshape(-1, 1, 1, 1)
             with torch.no_grad():
@@ -322,7 +329,7 @@ def test_accumulation_averages_the_gradients_of_its_batches(unet: Any) -> None:
             losses = []
             for part in range(3):
                 i = int(plan.steps[step, part])
-                (eps,), t = draw_noise(config, [plan.latents[i].shape], 1000, 3 * step + part)
+                (eps,), t = draw_noise(config, [plan.latents[i].shape], 1000, [f"{step}/own/{part}"])
                 z0, share = plan.latents[i][None] * SCHEDULE.latent_scale, ABAR[t].reshape(-1, 1, 1, 1)
                 text = plan.caption_of[[i]]
                 added = {"text_embeds": plan.pooled[text], "time_ids": plan.time_ids[[i]]}
@@ -366,7 +373,7 @@ def test_samples_of_different_sizes_share_a_batch(unet: Any) -> None:
         masks=(torch.ones(1, 12, 4), *plan.masks[1:]),
         steps=torch.tensor([[1, 0, 2]]),
     )
-    drawn, t = draw_noise(config, [tall.latents[i].shape for i in (1, 0, 2)], 1000, 0)
+    drawn, t = draw_noise(config, [tall.latents[i].shape for i in (1, 0, 2)], 1000, places(0, 3))
     expected = []
     for place, i in enumerate((1, 0, 2)):
         share = ABAR[t[place]].reshape(1, 1, 1, 1)
@@ -584,9 +591,32 @@ def test_it_trains_inside_inference_mode(unet: Any) -> None:
         assert same(train(unet, plan, CONFIG, SCHEDULE), expected)
 
 
+def test_a_run_of_an_earlier_version_is_not_gone_on_with(unet: Any, tmp_path: Path) -> None:
+    """Its noise was drawn in another way, so it would not end where it was going."""
+    file = tmp_path / "stopped.safetensors"
+    stopped(unet, CONFIG, file)
+    tensors, metadata = read_tensors(file)
+    write_tensors(file, tensors, {**metadata, "format": "mudi checkpoint 2"})
+    with pytest.raises(BadCheckpoint, match="earlier version.*start anew"):
+        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=file)
+
+
+@pytest.mark.parametrize("beta", [0.0, 20.0])
+@pytest.mark.parametrize("with_priors", [False, True])
+def test_two_batches_of_one_train_what_one_batch_of_two_trains(unet: Any, beta: float, with_priors: bool) -> None:
+    """DCO has a gate for each sample, and noise hangs on a sample's place in its step."""
+    two = replace(CONFIG, dco_beta=beta, batch_size=2, accumulation=1, max_grad_norm=0.0)
+    one = replace(two, batch_size=1, accumulation=2)
+    plan = plan_for(two, priors=with_priors)
+    first, second = train(unet, plan, two, SCHEDULE), train(unet, plan, one, SCHEDULE)
+    assert first.losses == pytest.approx(second.losses, rel=1e-5)
+    for name, value in first.state.items():
+        torch.testing.assert_close(second.state[name], value, rtol=1e-3, atol=1e-6)
+
+
 def test_noise_hangs_on_seed_and_step_alone() -> None:
     def draw(config: TrainConfig, number: int) -> tuple[Tensor, Tensor]:
-        eps, t = draw_noise(config, [torch.Size((4, 8, 8))] * 2, 1000, number)
+        eps, t = draw_noise(config, [torch.Size((4, 8, 8))] * 2, 1000, places(number, 2))
         return torch.stack(eps), t
 
     torch.manual_seed(1)
@@ -598,13 +628,19 @@ def test_noise_hangs_on_seed_and_step_alone() -> None:
     assert not torch.equal(first[0], draw(replace(CONFIG, seed=1), 5)[0])
 
 
+def test_own_samples_and_priors_of_a_step_have_noise_of_their_own() -> None:
+    shapes = [torch.Size((4, 8, 8))] * 4
+    eps, _ = draw_noise(CONFIG, shapes, 1000, places_of(plan_for(CONFIG, priors=True), CONFIG, 3))
+    assert all(not torch.equal(a, b) for a, b in combinations(eps, 2))
+
+
 def test_timesteps_are_uniform_and_noise_is_normal() -> None:
-    drawn = [draw_noise(CONFIG, [torch.Size((4, 8, 8))] * 4, 1000, step) for step in range(500)]
+    drawn = [draw_noise(CONFIG, [torch.Size((4, 8, 8))] * 4, 1000, places(step, 4)) for step in range(500)]
     eps, t = torch.cat([torch.stack(eps) for eps, _ in drawn]), torch.cat([t for _, t in drawn])
     assert 0 <= t.min() < 20 and 980 < t.max() <= 999 and t.float().mean().item() == pytest.approx(499.5, abs=25)
     assert eps.mean().abs() < 0.01 and eps.std().item() == pytest.approx(1, abs=0.01)
 
 
 def test_noise_offset_moves_whole_channels() -> None:
-    eps, _ = draw_noise(replace(CONFIG, noise_offset=0.5), [torch.Size((4, 8, 8))] * 200, 1000, 0)
+    eps, _ = draw_noise(replace(CONFIG, noise_offset=0.5), [torch.Size((4, 8, 8))] * 200, 1000, places(0, 200))
     assert torch.stack(eps).mean(dim=(2, 3)).std().item() == pytest.approx((0.25 + 1 / 64) ** 0.5, rel=0.1)

@@ -91,17 +91,41 @@ def test_priors_add_their_own_mean(priors: int, prior_weight: float) -> None:
 
 @pytest.mark.parametrize("beta", [0.5, 3.0])
 @pytest.mark.parametrize("priors", [0, 2])
-def test_dco_is_the_logistic_loss_of_the_improvement(beta: float, priors: int) -> None:
+def test_dco_is_the_logistic_loss_of_each_samples_improvement(beta: float, priors: int) -> None:
+    """As the official code has it, whose batch is one image. Priors stand outside of the gate."""
     prediction, wanted, reference, mask = batch()
-    loss = loss_of(prediction, wanted, mask, priors=priors, reference=reference, dco_beta=beta)
-    ours, theirs = (
-        squares(prediction, wanted, mask, range(4 - priors)),
-        squares(reference, wanted, mask, range(4 - priors)),
-    )
+    weights = {"priors": priors, "prior_weight": 0.7}
+    loss = loss_of(prediction, wanted, mask, reference=reference, dco_beta=beta, **weights)
+    own = range(4 - priors)
+    gated = [
+        dco(squares(prediction, wanted, mask, range(b, b + 1)), squares(reference, wanted, mask, range(b, b + 1)), beta)
+        for b in own
+    ]
+    expected = sum(gated) / len(gated)
     if priors:
-        ours += squares(prediction, wanted, mask, range(2, 4))
-        theirs += squares(reference, wanted, mask, range(2, 4))
-    assert loss.item() == pytest.approx(dco(ours, theirs, beta), rel=1e-5)
+        worse = squares(prediction, wanted, mask, range(2, 4)) - squares(reference, wanted, mask, range(2, 4))
+        expected += 0.7 * beta / 2 * worse
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_sample_that_is_learned_does_not_shut_the_gate_for_another() -> None:
+    _, wanted, reference, mask = batch()
+    prediction = reference.clone()
+    prediction[0] = wanted[0]  # far better than its reference
+    prediction.requires_grad_()
+    loss = loss_of(prediction, wanted, mask, reference=reference, dco_beta=1000.0)
+    pulled = torch.autograd.grad(loss, prediction)[0].flatten(1).norm(dim=1)
+    assert pulled[0] < 1e-6 and (pulled[1:] > 1).all()
+
+
+def test_priors_pull_whatever_the_gate() -> None:
+    _, wanted, reference, mask = batch()
+    prediction = wanted.clone()
+    prediction[2:] = reference[2:]
+    prediction.requires_grad_()
+    more: dict[str, Any] = {"priors": 2, "reference": reference, "dco_beta": 1000.0}
+    pulled = torch.autograd.grad(loss_of(prediction, wanted, mask, **more), prediction)[0].flatten(1).norm(dim=1)
+    assert (pulled[:2] < 1e-6).all() and (pulled[2:] > 1).all()
 
 
 def test_dco_starts_at_log_2_where_the_lora_does_nothing() -> None:

@@ -171,6 +171,18 @@ def test_composites_have_white_outside_their_masks_and_full_time_ids(subjects: S
     assert empty.any() and latents[empty].min() > 0.99 and masks.max() > 0.9
 
 
+def test_every_composition_is_new_and_the_plan_says_so(subjects: SubjectSet) -> None:
+    """As in the official code, whatever the number of steps, up to a limit that hangs on their size alone."""
+    config = replace(CONFIG, steps=20, segmix_prob=1.0, max_composites=None)
+    plan, _ = plan_of(subjects, config)
+    assert len({latent.numpy().tobytes() for latent in plan.latents}) == 40
+    assert plan.composed == "40 compositions, all different"
+    few, _ = plan_of(subjects, replace(config, max_composites=7))
+    assert few.composed == "40 compositions, 7 of them different"
+    assert plan_of(subjects, replace(config, method="dreambooth"))[0].composed == ""
+    assert replace(config, resolution=1024).composites == 8192 and replace(config, resolution=2048).composites == 2048
+
+
 def test_captions_name_the_subject_unless_the_photo_says_more(subjects: SubjectSet, priors: SubjectSet) -> None:
     one = subjects.subjects[0]
     said = tuple(Photo(p.name, p.image, caption="my olis") for p in one.photos)

@@ -28,7 +28,12 @@ SETTINGS: dict[str, tuple[str, type, str, str]] = {
     "--segmix-prob": ("segmix_prob", float, "X", "share of compositions, 0..1 (default: 0.3)"),
     "--segmix-start-step": ("segmix_start_step", int, "N", "first step with a composition (default: 0)"),
     "--background-weight": ("background_weight", float, "X", "loss outside the subjects, 0..1 (default: 1)"),
-    "--dco-beta": ("dco_beta", float, "X", "stay close to the base model (default: 1000; 0: off)"),
+    "--dco-beta": (
+        "dco_beta",
+        float,
+        "X",
+        "strength of DCO, the default loss (default: 1000; 0: the paper's)",
+    ),
     "--kl-weight": ("kl_weight", float, "X", "hold on to the base model's predictions (default: 0, off)"),
     "--prior-loss-weight": ("prior_loss_weight", float, "X", "weight of the --priors (default: 1)"),
     "--min-snr-gamma": ("min_snr_gamma", float, "X", "caps the weight of little noise; 5 is common (default: off)"),
@@ -58,8 +63,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Every setting of a training as an option, and the presets."""
     parser.add_argument(
         "--preset",
-        choices=("quick look", "standard", "paper"),
-        help="settings to learn with: few steps; a falling learning rate; the paper's (default)",
+        choices=("quick look", "standard", "paper", "official code"),
+        help="settings to learn with: few steps; a falling learning rate; the paper's loss, which wants --priors; the "
+        "official code's, DCO (default)",
     )
     parser.add_argument(
         "--memory",
@@ -110,7 +116,7 @@ def train_config(args: argparse.Namespace, side: int, compute: str) -> TrainConf
     from ..train.memory import memory_settings
 
     start = DemoSettings().train_config(args.method, args.seed) if args.base == MINI else TrainConfig(resolution=side)
-    preset = PRESETS[args.preset or "paper"] | (memory_settings(args.memory) if args.memory else {})
+    preset = (PRESETS[args.preset] if args.preset else {}) | (memory_settings(args.memory) if args.memory else {})
     names = [row[0] for table in (SETTINGS, CHOICES, SWITCHES) for row in table.values()]
     said: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if said.get("optimizer") == "prodigy":

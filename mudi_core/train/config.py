@@ -20,9 +20,14 @@ GradientCheckpointing = Literal["auto", "off", "selective", "full"]
 PRESETS: dict[str, dict[str, Any]] = {
     "quick look": {"steps": 300, "rank": 8, "learning_rate": 3e-4, "lr_schedule": "cosine", "lr_warmup": 20},
     "standard": {"lr_schedule": "cosine", "lr_warmup": 50},
-    "paper": {},
+    "paper": {"dco_beta": 0.0},
+    "official code": {"dco_beta": 1000.0},
 }
-"""How long and how carefully to learn: settings that stand in for `TrainConfig`'s own, which are the paper's."""
+"""How long and how carefully to learn: settings that stand in for `TrainConfig`'s own.
+
+"paper" is the paper's loss, the mean squared error, which wants prior images (its appendix B); "official code" is the
+authors' later substitute, Direct Consistency Optimization, which needs none. Both have the paper's steps and rate.
+"""
 
 _NOT_IN_THE_PLAN = (
     "learning_rate betas weight_decay max_grad_norm optimizer lr_schedule lr_warmup rank alpha target_modules "
@@ -35,13 +40,18 @@ _NOT_OF_THE_RUN = "gradient_checkpointing save_every preview_every batch_size ac
 """A stopped run may go on with others of these: they fit a step into memory, or look at it."""
 
 
+COMPOSED_PIXELS = 8192 * 1024 * 1024
+"""Of all different compositions of a run, and of its priors as many again: 8192 of 1024 px, whose latents and masks
+take 2.5 GB. A fixed number and not the memory of the machine, so that a run is the same everywhere."""
+
+
 class BadTrainConfig(MudiError):
     """A training setting out of its range."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of one LoRA. The defaults are those of the paper and of the official code, for SDXL.
+    """The settings of one LoRA. The defaults are those of the official code, for SDXL.
 
     Raises `BadTrainConfig` that names the setting, its value and its range.
     """
@@ -103,16 +113,19 @@ class TrainConfig:
     """Loss weight outside the subjects, in photos and compositions: 0 ignores the background, 1 is no mask."""
     crops_per_photo: int = 16
     """So many different random crops of a photo are drawn (and encoded) at most; steps then use them in turn."""
-    max_composites: int = 512
-    """So many different compositions are drawn (and encoded) at most; steps then use them in turn."""
+    max_composites: int | None = None
+    """So many different compositions are drawn (and encoded) at most; steps then use them in turn. None: every one is
+    new, as in the official code, up to `COMPOSED_PIXELS` in all."""
 
     dco_beta: float = 1000.0
-    """Strength of Direct Consistency Optimization: 0 is the plain mean squared error, the official code has 1000."""
+    """Strength of Direct Consistency Optimization: the official code has 1000; 0 is the mean squared error, the paper's
+    own loss, which it uses with prior images."""
     kl_weight: float = 0.0
     """Weight of the squared distance between what the model predicts with and without the LoRA (KL regularization): 0
-    is none; the official code has 1 when it trains on a model that already knows the subjects."""
+    is none; the paper has 1 where it trains on a model that already knows the subjects (sections 5.4 and 5.5). The
+    official code has no such loss."""
     prior_loss_weight: float = 1.0
-    """Weight of the prior images' loss, if prior images are given; 0 leaves them out."""
+    """Weight of the prior images' loss, if prior images are given, with DCO and without; 0 leaves them out."""
     min_snr_gamma: float | None = None
     """Caps the signal-to-noise weight of a timestep (5 is common); None weighs all timesteps the same."""
     noise_offset: float = 0.0
@@ -141,8 +154,11 @@ class TrainConfig:
         check(
             "gradient_checkpointing", self.gradient_checkpointing in checkpointing, f"one of {', '.join(checkpointing)}"
         )
-        for name in ("steps", "batch_size", "accumulation", "rank", "crops_per_photo", "max_composites"):
+        for name in ("steps", "batch_size", "accumulation", "rank", "crops_per_photo"):
             check(name, getattr(self, name) >= 1, "1 or more")
+        check(
+            "max_composites", self.max_composites is None or self.max_composites >= 1, "1 or more, or None for all new"
+        )
         for name in ("lr_warmup", "segmix_start_step", "save_every", "preview_every"):
             check(name, getattr(self, name) >= 0, "0 or more")
         sizes = (self.resolution,) if isinstance(self.resolution, int) else self.resolution
@@ -165,6 +181,11 @@ class TrainConfig:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+
+    @property
+    def composites(self) -> int:
+        """How many different compositions a run draws at most."""
+        return self.max_composites or max(1, COMPOSED_PIXELS // (self.size[0] * self.size[1]))
 
     @property
     def samples_per_step(self) -> int:

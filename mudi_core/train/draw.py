@@ -17,6 +17,9 @@ from ..segmix import SegMixConfig, cut_outs, cutmix, segmix
 from ..types import Mix, Photo, Subject, SubjectSet
 from .config import TrainConfig
 
+COMPOSITION = "composition "
+"""Begins what a composition is called, before its number."""
+
 
 class Draw(NamedTuple):
     """One choice of the seed: crop ``number`` of photo ``photo``, or composition ``number`` where ``photo`` is -1."""
@@ -78,7 +81,7 @@ def label(draw: Draw, subjects: SubjectSet, priors: SubjectSet | None) -> str:
     """What a draw is called in a message."""
     whose = "prior " if draw.prior else ""
     if draw.photo < 0:
-        return f"{whose}composition {draw.number}"
+        return f"{whose}{COMPOSITION}{draw.number}"
     own = priors if draw.prior and priors is not None else subjects
     return f"{whose}{all_photos(own)[draw.photo][1].name}"
 
@@ -99,7 +102,7 @@ def draw_steps(config: TrainConfig, pools: Sequence[int], can_mix: bool, *, prio
         for _ in range(config.samples_per_step):
             mixes = coins.random() < config.segmix_prob and step >= config.segmix_start_step
             if mixes and can_mix and config.method != "dreambooth":
-                row.append(Draw(prior, -1, composites % config.max_composites))
+                row.append(Draw(prior, -1, composites % config.composites))
                 composites += 1
                 continue
             if not waiting:

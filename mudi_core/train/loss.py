@@ -89,24 +89,31 @@ def training_loss(
     drift: Tensor | None = None,
     kl_weight: float = 0.0,
 ) -> Tensor:
-    """The loss of a batch from the `squared_errors` ``[b]`` of its samples.
+    """Return the loss of a batch, one number, from the `squared_errors` ``[b]`` of its samples.
 
     ``L = L_own + prior_weight * L_prior``, each a mean; the last ``priors`` samples are the prior images (DreamBooth,
-    equation 2). Two regularizers look at what the same U-Net predicts for the same batch and noise with the LoRA off:
+    equation 2; the paper's own loss, appendix B). Two regularizers look at what the same U-Net predicts for the same
+    samples and noise with the LoRA off:
 
-    - Direct Consistency Optimization, with its errors as ``reference``: ``-logsigmoid(-beta (L_theta - L_ref))`` takes
-      the place of ``L``. ``L`` includes the priors on both sides, so priors and DCO go together: for a small beta this
-      is ``beta / 2`` times the plain loss with priors, and the prior weight means the same in both.
-    - KL regularization, with the squared distance of both predictions as ``drift``: ``kl_weight * L(drift)`` is added.
-      The KL divergence of two denoising steps of one variance is that distance, times a factor of the timestep (DDPM,
-      equation 8) which is left out here as it is in the training loss.
+    - Direct Consistency Optimization (Lee et al. 2024; the official code's loss), with its errors as ``reference``
+      ``[b]``: the mean over own samples of ``-logsigmoid(-beta (e_i - r_i))`` takes the place of ``L_own``. Each sample
+      has a gate of its own, so two samples in one batch teach what they teach in two batches. Prior images are not
+      gated: how much worse they became, ``beta / 2 * (L_prior - R_prior)``, is added. ``beta / 2`` is what the gate
+      multiplies an own sample's gradient by where the LoRA does nothing yet, so a prior weight means the same with DCO
+      and without.
+    - KL regularization, with the squared distance of both predictions as ``drift`` ``[b]``: ``kl_weight * L(drift)`` is
+      added. The KL divergence of two denoising steps of one variance is that distance, times a factor of the timestep
+      (DDPM, equation 8) which is left out here as it is in the training loss.
     """
+    own = len(errors) - priors
 
     def mean(each: Tensor) -> Tensor:
-        own = each[: len(each) - priors].mean()
-        return own + prior_weight * each[len(each) - priors :].mean() if priors else own
+        return each[:own].mean() + (prior_weight * each[own:].mean() if priors else 0.0)
 
-    loss = mean(errors)
-    if reference is not None:
-        loss = -logsigmoid(-dco_beta * (loss - mean(reference)))
+    if reference is None:
+        loss = mean(errors)
+    else:
+        loss = -logsigmoid(-dco_beta * (errors[:own] - reference[:own])).mean()
+        if priors:
+            loss = loss + dco_beta / 2 * prior_weight * (errors[own:] - reference[own:]).mean()
     return loss if drift is None else loss + kl_weight * mean(drift)

@@ -21,7 +21,8 @@ from .tensor_file import BadTensorFile, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
-_FORMAT = "mudi checkpoint 2"
+_FORMAT = "mudi checkpoint 3"
+"""3: noise by a sample's place in its step, DCO by the sample. A run that began otherwise would not go on as it was."""
 _LOSSES = f"{RUN_PREFIX}losses"
 _OPTIMIZER = f"{RUN_PREFIX}optimizer."
 _VECTORS = f"{RUN_PREFIX}vectors."
@@ -121,6 +122,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"The stopped run cannot go on: {error} Where there is no whole copy, remove it and start anew."
         ) from error
     parts = ("optimizer", "plan", "unet", "start", "config")
+    if metadata.get("format") in ("mudi checkpoint 1", "mudi checkpoint 2"):
+        raise BadCheckpoint(
+            f"{path} was left by an earlier version, which drew the noise otherwise, so it cannot go on. Remove it and "
+            "start anew; as a LoRA to start from it still serves."
+        )
     if metadata.get("format") != _FORMAT or _LOSSES not in tensors or not all(part in metadata for part in parts):
         raise BadCheckpoint(f"{path} is not a checkpoint of this training. Give the file that a stopped run left.")
     return tensors, metadata

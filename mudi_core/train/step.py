@@ -23,13 +23,22 @@ def batch_of(plan: Plan, config: TrainConfig, number: int) -> list[int]:
     return [*plan.steps[step, own].tolist(), *plan.priors[step, own].tolist()]
 
 
+def places_of(plan: Plan, config: TrainConfig, number: int) -> list[str]:
+    """What the noise of each of these samples hangs on: its place among the step's samples, whatever the batches."""
+    step, part = divmod(number, config.accumulation)
+    places = range(part * config.batch_size, (part + 1) * config.batch_size)
+    kinds = ("own", "prior") if plan.priors.shape[1] else ("own",)
+    return [f"{step}/{kind}/{place}" for kind in kinds for place in places]
+
+
 def batch_loss(
     unet: Any, adapter: Adapter, plan: Plan, config: TrainConfig, schedule: NoiseSchedule, number: int
 ) -> tuple[Tensor, Tensor]:
     """The loss of batch ``number`` with its gradient, and the squared error ``[b]`` of each of its samples."""
     samples = batch_of(plan, config, number)
     device = device_of(unet)
-    noise, timesteps = draw_noise(config, [plan.latents[i].shape for i in samples], schedule.timesteps, number)
+    shapes = [plan.latents[i].shape for i in samples]
+    noise, timesteps = draw_noise(config, shapes, schedule.timesteps, places_of(plan, config, number))
     errors, references, drifts = (torch.empty(len(samples), device=device) for _ in range(3))
     compares = config.dco_beta > 0 or config.kl_weight > 0
     for places in _of_one_size([plan.latents[i] for i in samples]):
@@ -67,16 +76,22 @@ def batch_loss(
 
 
 def draw_noise(
-    config: TrainConfig, shapes: Sequence[torch.Size], timesteps: int, number: int
+    config: TrainConfig, shapes: Sequence[torch.Size], timesteps: int, places: Sequence[str]
 ) -> tuple[list[Tensor], Tensor]:
-    """Noise of each sample's shape ``[c,h,w]`` and timesteps ``[b]`` of a batch, from the seed and its number alone."""
-    digest = hashlib.sha256(f"{config.seed}/noise/{number}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    noise = [torch.randn(shape, generator=generator) for shape in shapes]
-    t = torch.randint(0, timesteps, (len(shapes),), generator=generator)
-    if config.noise_offset > 0:
-        noise = [eps + config.noise_offset * torch.randn(eps.shape[0], 1, 1, generator=generator) for eps in noise]
-    return noise, t
+    """Return noise of each sample's shape ``[c,h,w]`` and timesteps ``[b]``, from the seed and the places alone.
+
+    ``places``: of `places_of`. A step of two batches of one then sees what a step of one batch of two sees.
+    """
+    noise, times = [], []
+    for shape, place in zip(shapes, places, strict=True):
+        digest = hashlib.sha256(f"{config.seed}/noise/{place}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        eps = torch.randn(shape, generator=generator)
+        times.append(torch.randint(0, timesteps, (1,), generator=generator))
+        if config.noise_offset > 0:
+            eps = eps + config.noise_offset * torch.randn(shape[0], 1, 1, generator=generator)
+        noise.append(eps)
+    return noise, torch.cat(times)
 
 
 def device_of(unet: Any) -> torch.device:
