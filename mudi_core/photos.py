@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
 from .levels import Levels
+from .names import leads_out
 from .types import MudiError, Photo, readable
 
 log = logging.getLogger(__name__)
@@ -74,12 +75,12 @@ class MissingMask(MudiError):
     """A photo whose mask is not in the folder."""
 
 
-def read_photo(path: Path) -> Photo:
+def read_photo(path: Path, within: Path | None = None) -> Photo:
     """Read a picture file: rotated as its EXIF data say, transparency on white, 16 bits and CMYK as 8-bit RGB.
 
-    Raises `BadPhoto` with the file's name.
+    ``within``: the folder that no link may lead out of. Raises `BadPhoto` with the file's name.
     """
-    picture = _read_picture(path)
+    picture = _read_picture(path, within)
     if min(picture.size) < MIN_SIDE:
         raise BadPhoto(
             f"{path} is only {picture.size[0]}x{picture.size[1]} px: a photo needs at least {MIN_SIDE} px a side, "
@@ -95,13 +96,13 @@ def read_photo(path: Path) -> Photo:
     return Photo(name, image, source=path)
 
 
-def read_mask(path: Path, photo: Photo) -> Tensor:
+def read_mask(path: Path, photo: Photo, within: Path | None = None) -> Tensor:
     """Read the mask of `photo`: float ``[h, w]``, 0..1, white where the subject is, upright like the photo.
 
     A mask without EXIF data that has the size of the photo's unrotated pixels is turned with the photo. The size is not
     checked here: a `Subject` does that.
     """
-    picture = _read_picture(path)
+    picture = _read_picture(path, within)
     if picture.size != photo.size and picture.size == photo.size[::-1] and photo.source is not None:
         with Image.open(photo.source, formats=FORMATS) as taken:
             picture = _upright(picture, taken)
@@ -113,7 +114,9 @@ def read_mask(path: Path, photo: Photo) -> Tensor:
     return Levels(torch.from_numpy(levels))
 
 
-def read_photos(folder: Path, on_step: Callable[[int, int], None] | None = None) -> tuple[Photo, ...]:
+def read_photos(
+    folder: Path, on_step: Callable[[int, int], None] | None = None, within: Path | None = None
+) -> tuple[Photo, ...]:
     """All photos of a folder, in the order of `photo_paths`.
 
     `on_step` hears photos done and photos in all. Files that look like photos and are not read are named in a warning.
@@ -126,7 +129,7 @@ def read_photos(folder: Path, on_step: Callable[[int, int], None] | None = None)
     check_sum(paths)
     photos: list[Photo] = []
     for path in paths:
-        photos.append(read_photo(path))
+        photos.append(read_photo(path, within))
         if on_step is not None:
             on_step(len(photos), len(paths))
     return tuple(photos)
@@ -228,10 +231,12 @@ def _mask_path(folder: Path, photo: Photo) -> Path:
     raise MissingMask(f"{photo.name} has no mask in {folder}: draw one and save it there as {names[2]}.")
 
 
-def _read_picture(path: Path) -> Image.Image:
+def _read_picture(path: Path, within: Path | None) -> Image.Image:
     """A picture's pixels, upright, in a mode that becomes RGB or grey; from a file that is no trap."""
     try:
         with path.open("rb") as file:
+            if within is not None and leads_out(file, path, within):
+                raise BadPhoto(f"{path} is a link that leads out of {within}. Put there what it leads to.")
             _check_tags(file, path)
             with Image.open(file, formats=FORMATS) as picture:
                 _check_picture(picture, file, path)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -21,10 +22,11 @@ from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 
 from ..mudi_core import backends, weights
+from ..mudi_core.names import BadName, plain_name
 from ..mudi_core.photos import SUFFIXES
 from ..mudi_core.progress import Progress, Update
-from ..mudi_core.storage import METADATA
-from ..mudi_core.types import MudiError
+from ..mudi_core.saving import METADATA, take_up
+from ..mudi_core.types import MudiError, readable
 from . import drawing
 
 if TYPE_CHECKING:
@@ -41,10 +43,6 @@ PREVIEW_SIDE = 512
 """Pixels of the picture beside a progress bar."""
 PREVIEW_SECONDS = 1.0
 """So often that picture is drawn at most."""
-
-
-class BadName(MudiError):
-    """A name that could leave its folder, or that some operating system refuses."""
 
 
 class ReadOnly(MudiError):
@@ -257,42 +255,47 @@ def _find(kinds: tuple[str, ...], choice: str, download: bool) -> tuple[str, Pat
     raise MissingModel(f"There is no model '{choice}' in {known}. Choose another one in the node, or put it there.")
 
 
-_NOT_IN_A_NAME = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
-_URL_ENCODED = re.compile(r"%[0-9a-fA-F]{2}")
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-
-
-def plain_name(name: str, what: str) -> str:
-    """The name itself, if it can be a file's or folder's on every system and leads nowhere else. Raises `BadName`."""
-    if not name.strip():
-        raise BadName(f"The {what} needs a name.")
-    strange = _NOT_IN_A_NAME.search(name) or _URL_ENCODED.search(name) or not name.isprintable()
-    if strange or name != name.strip() or name.startswith(".") or name.endswith("."):
-        raise BadName(
-            f"{name!r} cannot be the name of a {what}: give a plain name such as 'two_dogs', without a path, "
-            "without dots or spaces at its ends."
-        )
-    if _RESERVED.fullmatch(name) or len(name.encode()) > 200:
-        raise BadName(f"{name!r} cannot be the name of a {what} on every system. Choose another, such as 'two_dogs'.")
-    return name
-
-
 def input_folder(name: str, what: str) -> Path:
     """Where the folder of this name lies, or will lie, in ComfyUI's input folder; no link in it leads out of there.
 
     Raises `BadName`.
     """
-    root = Path(folder_paths.get_input_directory())
-    folder = root / plain_name(name, what)
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-            raise BadName(f"{path} is a link that leads out of {root}. Put there what it leads to.")
+    folder = input_root() / plain_name(name, what)
+    _check_links(folder, input_root())
     return folder
+
+
+def input_root() -> Path:
+    """ComfyUI's input folder."""
+    return Path(folder_paths.get_input_directory())
+
+
+def _check_links(folder: Path, root: Path) -> None:
+    """Raises `BadName` for a link out of ``root``, also behind links that lead inside; each folder is seen once."""
+    inside = os.path.realpath(root)
+    if os.path.realpath(folder) == inside:
+        raise BadName(f"{folder} is a link to {root} itself. Remove it, and choose a folder of its own.")
+    seen: set[str] = set()
+
+    def check(path: str) -> None:
+        if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(inside):
+            raise BadName(f"{readable(path)} is a link that leads out of {root}. Put there what it leads to.")
+
+    check(str(folder))
+    for place, folders, files in os.walk(folder, followlinks=True):
+        for one in [*folders, *files]:
+            check(os.path.join(place, one))
+        seen.add(os.path.realpath(place))
+        folders[:] = [one for one in folders if os.path.realpath(os.path.join(place, one)) not in seen]
 
 
 def datasets() -> list[str]:
     """The names of the datasets in ComfyUI's input folder."""
-    return [folder.name for folder in _input_folders() if (folder / METADATA).is_file()]
+    folders = _input_folders()
+    for folder in folders:
+        with suppress(MudiError):  # said when it is read
+            take_up(folder, wait=False)
+    return [folder.name for folder in folders if (folder / METADATA).is_file()]
 
 
 def photo_folders() -> list[str]:
@@ -305,7 +308,7 @@ def photo_folders() -> list[str]:
 
 
 def _input_folders() -> list[Path]:
-    every = Path(folder_paths.get_input_directory()).iterdir()
+    every = input_root().iterdir()
     return sorted(path for path in every if path.is_dir() and not path.name.startswith("."))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..mudi_core.names import plain_name
 from ..mudi_core.storage import METADATA
 from ..mudi_core.types import BadSubject, MudiError, Photo
 from . import convert, drawing, host, widgets, written
@@ -74,7 +75,7 @@ class LoadPhotos(io.ComfyNode):  # type: ignore[misc]
 
         where = host.input_folder(folder, PHOTOS)
         with host.progress()("reading") as update:
-            photos = read_photos(where, update)
+            photos = read_photos(where, update, host.input_root())
         # Other nodes speak of them by number.
         names = [f"photo {number}: {photo.name}" for number, photo in enumerate(photos, start=1)]
         said = "\n".join(filter(None, [*names, passed_over(where)]))
@@ -337,7 +338,7 @@ class LoadSubjectSet(io.ComfyNode):  # type: ignore[misc]
         from ..mudi_core.subjects import doubts
 
         with host.progress()("reading") as update:
-            subjects = read_subjects(host.input_folder(name, DATASET), update)
+            subjects = read_subjects(host.input_folder(name, DATASET), update, within=host.input_root())
         said = "\n".join([_summary(subjects), *doubts(subjects)])
         return io.NodeOutput(subjects, ui=host.preview(_cut_outs(subjects), cls, said))
 
@@ -450,7 +451,7 @@ def _is_name(name: str | None, what: str) -> bool | str:
     """True, or what is wrong with a name; a name that another node gives is not known yet."""
     if name is not None:
         try:
-            host.plain_name(name, what)
+            plain_name(name, what)
         except MudiError as error:
             return str(error)
     return True

@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..mudi_core.layout import LayoutConfig, parse_relative_scale, random_layout
+from ..mudi_core.names import plain_name
 from ..mudi_core.segmix import SegMixConfig, compose, cut_outs, segmix
 from ..mudi_core.train.config import Method, TrainConfig
 from ..mudi_core.train.memory import memory_settings
@@ -221,7 +222,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
         try:
-            host.plain_name("linked" if name is None else name, "LoRA")
+            plain_name("linked" if name is None else name, "LoRA")
         except MudiError as error:
             return str(error)
         return True
@@ -252,7 +253,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         from ..mudi_core.train.lora import load_lora, lora_metadata, save_lora
         from ..mudi_core.train.resume import lora_fingerprint
 
-        host.plain_name(name, "LoRA")
+        plain_name(name, "LoRA")
         host.check_choice("method", method, METHODS)
         host.check_choice("preset", preset, list(PRESETS))
         host.check_choice("loss", loss, LOSSES)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from comfyui import Comfy
 from PIL import Image
 
 from mudi_core.benchmark.spec import Spec
+from mudi_core.names import BadName, plain_name, taken_everywhere
 from mudi_core.storage import BadDataset, read_subjects, write_subjects
 from mudi_core.types import MudiError, Photo, Subject, SubjectSet
 
@@ -48,6 +51,14 @@ NO_NAMES = {
     "nothing": "",
     "spaces": " secret ",
     "too long": "x" * 300,
+    "device with a space": "con .txt",
+    "device with a raised digit": "COM\u00b9",
+    "console": "conin$",
+    "invisible letter": "dogs\u3164",
+    "blank": "\u2800",
+    "joiner": "do\u034fgs",
+    "variation": "dogs\ufe0f",
+    "tag": "dogs\U000e0041",
 }
 """Names that no folder or file of ours has, where a plain name is wanted."""
 
@@ -183,6 +194,90 @@ def test_no_link_leads_out_of_the_input_folder(comfy: Comfy, tmp_path: Path, nod
     with pytest.raises(MudiError, match="is a link that leads out of"):
         comfy.run(node, **inputs)
     assert contents(outside) == before
+
+
+def linked_chain(comfy: Comfy, outside: Path) -> Path:
+    """A set with a link that leads inside, to a folder with a link out."""
+    folder, between = comfy.base / "input" / "chained", comfy.base / "input" / "between"
+    write_subjects(coloured("red"), folder)
+    between.mkdir()
+    (between / "more").symlink_to(outside, target_is_directory=True)
+    (folder / "sub").symlink_to(between, target_is_directory=True)
+    return folder
+
+
+@pytest.mark.parametrize("node", ["MudiLoadPhotos", "MudiLoadSubjectSet", "MudiSaveSubjectSet"])
+@pytest.mark.parametrize("kind", ["a chain out", "a loop", "the input folder itself", "a loop inside"])
+def test_links_of_every_kind_are_told(comfy: Comfy, tmp_path: Path, node: str, kind: str) -> None:
+    outside = write_subjects(coloured("red", "blue"), tmp_path / "outside")
+    root = comfy.base / "input"
+    before = contents(outside)
+    if kind == "a chain out":
+        folder = linked_chain(comfy, outside)
+    else:
+        folder = root / "linked"
+        folder.symlink_to(folder if kind == "a loop" else root)
+    if kind == "a loop inside":
+        folder.unlink()
+        write_subjects(coloured("red"), folder)
+        (folder / "again").symlink_to(folder)
+    inputs = {"folder": folder.name} if node == "MudiLoadPhotos" else {"name": folder.name}
+    if node == "MudiSaveSubjectSet":
+        inputs["subjects"] = coloured("black")
+    there = contents(root)
+    try:
+        if kind == "a loop inside":  # harmless
+            comfy.run(node, **inputs)
+        else:
+            with pytest.raises(MudiError) as told:
+                comfy.run(node, **inputs)
+            assert str(told.value).endswith(".") and contents(root) == there
+        assert contents(outside) == before
+    finally:
+        for path in (folder, root / "between"):
+            path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.mark.parametrize("file", ["red_0.png", "mask_red_0.png", "metadata.jsonl"])
+def test_a_link_that_is_put_there_after_the_look_is_not_followed(tmp_path: Path, file: str) -> None:
+    root = tmp_path / "input"
+    outside, folder = (
+        write_subjects(coloured("red"), tmp_path / "outside"),
+        write_subjects(coloured("red"), root / "set"),
+    )
+    assert read_subjects(folder, within=root).tokens == ("red",)
+    (folder / file).unlink()
+    (folder / file).symlink_to(outside / file)
+    with pytest.raises(MudiError, match=f"{file} is a link that leads out"):
+        read_subjects(folder, within=root)
+    (folder / file).unlink()
+    (root / file).write_bytes((outside / file).read_bytes())
+    (folder / file).symlink_to(root / file)
+    assert read_subjects(folder, within=root).tokens == ("red",)
+
+
+def test_every_letter_that_nobody_sees_is_refused() -> None:
+    """Formats, separators and controls by their Unicode kind; fillers and blanks that Unicode counts as letters."""
+    for number in range(0x110000):
+        if unicodedata.category(chr(number)) in ("Cc", "Cf", "Zs", "Zl", "Zp", "Cs") and number != 0x20:
+            with pytest.raises(BadName):
+                plain_name(f"a{chr(number)}b", "LoRA")
+    for letter in "\u034f\u115f\u1160\u17b4\u180b\u2800\u3164\ufe00\ufe0f\uffa0\U000e0100\U00013441":
+        with pytest.raises(BadName):
+            plain_name(f"a{letter}b", "LoRA")
+    for name in ("two_dogs", "Hündin 2", "犬と猫", "com10", "console", "a.b", "con_1.txt", "😀"):
+        assert plain_name(name, "LoRA") == name == taken_everywhere(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["con .png", "COM\u00b9.png", "what?: b.png", "x\u3164.png", " . ", "nul", "é" * 200 + ".png"]
+)
+def test_a_photo_with_a_name_that_some_system_refuses_gets_one_that_all_take(tmp_path: Path, name: str) -> None:
+    (subject,) = coloured("red", photos=1)
+    named = SubjectSet((Subject("red", "ball", (Photo(name, subject.photos[0].image),), subject.masks),))
+    (read,) = read_subjects(write_subjects(named, tmp_path / "set"))
+    assert plain_name(read.photos[0].name, "photo") == read.photos[0].name
+    assert {path.suffix for path in (tmp_path / "set").iterdir()} == {".png", ".jsonl"}
 
 
 @pytest.mark.parametrize("name", ["\\ud800.png", "x" * 5000])

@@ -145,7 +145,7 @@ def test_a_set_can_be_written_over_the_folder_it_was_read_from(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("step", ["copyfile", "_write_png", "_read_metadata", "rename"])
+@pytest.mark.parametrize("step", ["copyfile", "_write_png", "read_metadata", "rename"])
 def test_a_failed_write_changes_nothing(tmp_path, monkeypatch, step, error):
     folder = write_subjects(TWO, tmp_path / "set")
     read, before = read_subjects(folder), tree(tmp_path)
