@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .cutouts import CutOuts, Poses
+from .files import whole
 from .init_latent import init_latent, shifted_noise
 from .layout import Figure, LayoutConfig, given_layout, ordered_layout, random_layout
 from .layout_text import Place
@@ -258,9 +259,9 @@ class PictureFolder:
         return path
 
     def _write_sidecar(self) -> None:
-        part = self.folder / f".{SIDECAR}.part"
-        part.write_text(json.dumps({**self.settings, "pictures": self.written}, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.folder / SIDECAR)
+        text = json.dumps({**self.settings, "pictures": self.written}, indent=1) + "\n"
+        with whole(self.folder / SIDECAR) as part:
+            part.write_text(text, encoding="utf-8")
 
 
 def _plain(layout: Layout) -> list[dict[str, Any]]:

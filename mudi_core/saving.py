@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,8 @@ OURS = ".mudi-"
 """Begins the names of what lies in a folder only while it is saved."""
 _LOCK, _STAGE, _COMPLETE = f"{OURS}lock", f"{OURS}stage-", f"{OURS}complete"
 _ATTEMPTS = 5
+_PAUSE = 0.02
+"""Seconds between two looks at a writer whose files move to their places."""
 
 Found = TypeVar("Found")
 
@@ -75,18 +78,23 @@ def take_up(folder: Path, wait: bool = True) -> None:
 
     ``wait``: for a writer that is at it. Raises `Unfinished`.
     """
-    if not _left_in(folder):
-        return
-    complete = (folder / _COMPLETE).exists()
-    try:
-        with claimed(folder / _LOCK, wait=wait and complete) as ours:
-            if ours:
-                _settle(folder)
-    except OSError as error:
-        if complete:
-            raise _unfinished(folder, error) from error
-    with suppress(OSError):
-        folder.rmdir()
+    ours = False
+    while _left_in(folder) and not ours:
+        complete = (folder / _COMPLETE).exists()
+        try:
+            with claimed(folder / _LOCK) as ours:
+                if ours:
+                    _settle(folder)
+        except OSError as error:
+            if complete:
+                raise _unfinished(folder, error) from error
+            return
+        if not (ours or (complete and wait)):
+            return
+        time.sleep(0 if ours else _PAUSE)
+    if ours:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def unchanged(folder: Path, read: Callable[[], Found]) -> Found:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 import urllib.request
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from .files import forget_halves, whole
+from .lock import claimed
 from .types import MudiError
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,8 @@ FOLDER_VARIABLE = "MUDI_MODELS"
 BLOCK = 1 << 20
 TIMEOUT = 30.0
 """Seconds without a byte after which a download counts as broken."""
+PAUSE = 0.5
+"""Seconds between two looks at a download of another process."""
 
 
 Progress = Callable[[int, int], None]
@@ -154,6 +158,8 @@ def locate(name: str, folders: Sequence[Path] = (), download: bool = False, on_s
     Raises `MissingWeights` when they are in none of them and `download` is off.
     """
     wanted, folders = weights(name), list(folders) or [default_folder()]
+    for folder in folders:
+        forget_halves(folder / wanted.folder)
     found = find(wanted, folders)
     if found is not None:
         return found
@@ -187,10 +193,24 @@ def _by_hand(wanted: Weights, folder: Path) -> str:
 
 
 def _download(file: WeightFile, place: Path, by_hand: str, on_step: Progress | None) -> None:
-    part = place / f".{file.name}.{os.getpid()}.part"
-    digest, done = hashlib.sha256(), 0
+    """Fetch a file, or wait until whoever is fetching it is done."""
     try:
         place.mkdir(parents=True, exist_ok=True)
+        while not (place / file.name).is_file():
+            with claimed(place / f".{file.name}.lock") as ours:
+                if ours and not (place / file.name).is_file():
+                    _receive(file, place, on_step)
+            if not ours:
+                time.sleep(PAUSE)
+                if on_step is not None:
+                    on_step(0, file.size)
+    except (OSError, HTTPException) as error:  # urllib's URLError is an OSError, and so is a full disk
+        raise DownloadFailed(f"{file.name} could not be fetched into {place}: {error}. {by_hand}") from error
+
+
+def _receive(file: WeightFile, place: Path, on_step: Progress | None) -> None:
+    digest, done = hashlib.sha256(), 0
+    with whole(place / file.name) as part:
         with urllib.request.urlopen(file.url, timeout=TIMEOUT) as source, part.open("wb") as target:
             expected = int(source.headers.get("Content-Length") or file.size)
             while block := source.read(BLOCK):
@@ -209,9 +229,3 @@ def _download(file: WeightFile, place: Path, by_hand: str, on_step: Progress | N
                 f"{digest.hexdigest()}, expected are {file.size} bytes and {file.sha256}. Nothing was kept. Something "
                 "between here and there changes files, or the host did."
             )
-        part.replace(place / file.name)
-    except (OSError, HTTPException) as error:  # urllib's URLError is an OSError, and so is a full disk
-        raise DownloadFailed(f"{file.name} could not be fetched into {place}: {error}. {by_hand}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from browser import page
 from comfyui import comfy
 from comfyui_server import comfyui_server
 from hypothesis import settings
+from windows import windows_rule
 
 from mudi_core.mini import family
 from mudi_core.mini.world import PAIRS, photo
@@ -23,7 +24,7 @@ settings.register_profile("short", deadline=None)
 settings.register_profile("long", deadline=None, max_examples=5000)
 settings.load_profile("short")
 
-__all__ = ["comfy", "comfyui_server", "page"]
+__all__ = ["comfy", "comfyui_server", "page", "windows_rule"]
 
 PARTS = ("vae", "unet", "text_encoder", "text_encoder_2")
 

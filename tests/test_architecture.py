@@ -16,7 +16,7 @@ MODULES = sorted(path for path in CORE.rglob("*.py"))
 
 FLOORS = (
     ("types", "progress", "levels"),
-    ("boxes", "masks", "weights", "photos", "watermark", "lock", "saving", "names", "metadata"),
+    ("boxes", "masks", "weights", "photos", "watermark", "lock", "files", "saving", "names", "metadata"),
     ("mini",),
     ("sdxl",),
     ("sd",),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -93,6 +95,48 @@ def test_an_interrupted_download_leaves_nothing(server, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         weights.fetch(model(f"{server}/file"), tmp_path, interrupt)
     assert everything_in(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("number", range(1, 12))
+def test_what_a_killed_download_left_is_gone_after_the_next_look(server, tmp_path, monkeypatch, number):
+    import kills
+
+    monkeypatch.setitem(weights.TABLE, "tiny", model(f"{server}/file"))
+
+    def fetch():
+        kills.die_before_a_file(number, tmp_path)
+        weights.locate("tiny", [tmp_path], download=True)
+
+    os.waitpid(kills.in_a_process(fetch), 0)
+    found = weights.find(weights.TABLE["tiny"], [tmp_path])
+    assert found is None or found.read_bytes() == CONTENT
+    with contextlib.suppress(MissingWeights):
+        weights.locate("tiny", [tmp_path])
+    assert not [path for path in everything_in(tmp_path) if path.suffix == ".part"]
+    found = weights.locate("tiny", [tmp_path], download=True)
+    assert found.read_bytes() == CONTENT and [path for path in everything_in(tmp_path) if path.suffix == ".part"] == []
+
+
+def test_of_two_who_want_a_file_at_once_one_fetches_it_and_the_other_hears_cancel(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "PAUSE", 0.01)
+    begun, go_on = threading.Event(), threading.Event()
+    heard = []
+
+    def first(done, total):
+        begun.set()
+        go_on.wait(10)
+
+    def second(done, total):
+        heard.append(done)
+        go_on.set()
+
+    one = threading.Thread(target=weights.fetch, args=(model(f"{server}/file"), tmp_path, first))
+    one.start()
+    assert begun.wait(10)
+    path = weights.fetch(model("http://127.0.0.1:9/nowhere"), tmp_path, second)
+    one.join()
+    assert path.read_bytes() == CONTENT and set(heard) == {0} and everything_in(tmp_path) == [path]
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(server, tmp_path):

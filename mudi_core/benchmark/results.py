@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..files import whole
 from ..lock import claimed
 from ..photos import read_photo
 from ..types import Comparison, Detections, MudiError, Verdict
@@ -67,10 +67,8 @@ class Results:
     def add(self, result: Result, image: Tensor) -> None:
         """Keep a cell: first its picture, float ``[h, w, 3]``, then what makes it count."""
         path = self._path(result.cell, ".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        Image.fromarray((image * 255).round().to(torch.uint8).numpy()).save(part, "PNG")
-        part.replace(path)
+        with whole(path) as part:
+            Image.fromarray((image * 255).round().to(torch.uint8).numpy()).save(part, "PNG")
         about = {"text_fidelity": result.text_fidelity, "comparison": _plain(result.comparison)}
         write_whole(self._path(result.cell, ".json"), json.dumps(about) + "\n")
 
@@ -97,9 +95,8 @@ class Results:
 
 def write_whole(path: Path, text: str) -> None:
     """A file appears under its name only when all of it is there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _plain(comparison: Comparison) -> dict[str, Any]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import zlib
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -20,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..lock import claimed
+from ..files import whole
 from ..types import MudiError
 
 LONGEST_HEADER = 16 * 2**20
@@ -46,12 +44,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     path = Path(path)
     data = save({key: value.contiguous() for key, value in tensors.items()}, {**metadata, _CHECKSUM: _NONE})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _forget_halves(path.parent)
         for again in (True, False):
-            temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
             try:
-                _write_whole(temporary, data, path, tensors, metadata)
+                with whole(path) as temporary:
+                    _write(temporary, data)
+                    if not _holds(temporary, tensors, metadata):
+                        raise BadTensorFile(
+                            f"{path.name} was read back with other values than were written. Check the disk."
+                        )
                 return
             except FileNotFoundError:
                 # Another machine took it for a half, where the folder's file system knows no locks.
@@ -59,21 +59,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
                     raise
     except (OSError, SafetensorError) as error:
         raise BadTensorFile(f"Cannot write {path}: {error}. Choose a folder that is writable and has space.") from error
-
-
-def _write_whole(
-    temporary: Path, data: bytes, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> None:
-    # Claimed until it has its name, which shows that its writer lives; Windows renames no file that is open.
-    with claimed(temporary) if os.name != "nt" else nullcontext():
-        try:
-            _write(temporary, data)
-            if not _holds(temporary, tensors, metadata):
-                raise BadTensorFile(f"{path.name} was read back with other values than were written. Check the disk.")
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
 
 
 def read_tensors(
@@ -134,13 +119,6 @@ def _holds(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
             and set(file.keys()) == tensors.keys()
             and all(_same(file.get_tensor(key), tensors[key]) for key in tensors)
         )
-
-
-def _forget_halves(folder: Path) -> None:
-    """Removes what killed processes left of files that they wrote here: nobody claims those any more."""
-    for half in folder.glob("*.safetensors.*.part"):
-        with suppress(OSError), claimed(half):
-            pass
 
 
 def _write(path: Path, data: bytes) -> None:
