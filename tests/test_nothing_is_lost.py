@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import random
 import shutil
 import signal
 import sys
@@ -29,7 +30,7 @@ from mudi_core.train import loop
 from mudi_core.train.lora import save_lora
 from mudi_core.train.resume import losses_so_far
 from mudi_core.train.tensor_file import BadTensorFile, read_tensors, write_tensors
-from mudi_core.types import SubjectSet
+from mudi_core.types import MudiError, SubjectSet
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no limits of files")
 
@@ -358,3 +359,45 @@ def test_a_long_run_keeps_its_steps_without_being_asked(tmp_path: Path, monkeypa
         on_save=lambda *_: pytest.fail("nobody asked for a LoRA"),
     )
     assert seen == [0, 1, 2, 3, 4]
+
+
+@posix
+def test_saving_and_downloads_killed_anywhere_lose_and_leave_nothing(tmp_path: Path) -> None:
+    """`python tests/kills_saving.py` does a thousand of these."""
+    import kills_saving
+
+    for report in (
+        kills_saving.run_sets(6, 1, tmp_path / "sets"),
+        kills_saving.run_downloads(3, 1, tmp_path / "files"),
+    ):
+        assert report.kills >= 3 and (report.lost, report.left) == (0, 0)
+
+
+@pytest.mark.parametrize("what", ["bit", "cut", "more", "swapped", "zeros"])
+def test_a_damaged_set_is_read_or_refused_in_a_sentence(tmp_path: Path, what: str) -> None:
+    folder = write_subjects(coloured("red", "blue", photos=1), tmp_path / "set")
+    files = sorted(folder.iterdir())
+    original = {path: path.read_bytes() for path in files}
+    rng, refused = random.Random(what), 0
+    for number in range(60):
+        path, other = files[number % len(files)], files[(number + 1) % len(files)]
+        data = bytearray(original[path])
+        place = rng.randrange(len(data))
+        if what == "bit":
+            data[place] ^= 1 << rng.randrange(8)
+        elif what == "cut":
+            del data[place:]
+        elif what == "more":
+            data[place:place] = rng.randbytes(rng.randint(1, 50))
+        elif what == "swapped":
+            data = bytearray(original[other])
+        else:
+            data[place : place + 200] = bytes(len(data[place : place + 200]))
+        path.write_bytes(data)
+        try:
+            read_subjects(folder)
+        except MudiError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(error).endswith((".", "}}")), error
+        path.write_bytes(original[path])
+    assert refused > 5 and read_subjects(folder).tokens == ("red", "blue")
