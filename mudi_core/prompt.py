@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .types import MAX_SUBJECTS, MudiError
+from .weights import BadWeights, check_header
 
 SUBJECTS = "{subjects}"
 """Where a text has the subjects' names."""
@@ -99,9 +100,10 @@ def read_lora_subjects(path: Path) -> LoraSubjects:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             about = dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, BadWeights) as error:
         raise UnknownLora(f"{path} is not a safetensors file that can be read ({error}).") from None
     try:
         tokens, nouns = (json.loads(about[key]) for key in ("mudi_tokens", "mudi_class_nouns"))

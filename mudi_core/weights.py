@@ -41,6 +41,11 @@ class MissingWeights(MudiError):
     """Weights that lie in none of the folders looked at; the sentence names the folder and the link."""
 
 
+LONGEST_HEADER = 16 * 2**20
+"""Bytes of a safetensors file's list of tensors; SDXL's has 0.4 MB, one of 20,000 LoRA layers 5 MB. A longer one costs
+gigabytes to read."""
+
+
 class BadWeights(MudiError):
     """A file of weights that cannot be read, or that belongs to another model."""
 
@@ -229,3 +234,14 @@ def _receive(file: WeightFile, place: Path, on_step: Progress | None) -> None:
                 f"{digest.hexdigest()}, expected are {file.size} bytes and {file.sha256}. Nothing was kept. Something "
                 "between here and there changes files, or the host did."
             )
+
+
+def check_header(path: Path) -> None:
+    """Refuse a safetensors file whose list of tensors would take gigabytes to read. Raises `BadWeights`."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise BadWeights(f"{path} could not be read ({error.strerror or error}).") from error
+    if length > LONGEST_HEADER:
+        raise BadWeights(f"{path} is not a whole safetensors file (a header of {length} bytes). Download it again.")

@@ -28,6 +28,7 @@ from ..mudi_core.progress import Progress, Update
 from ..mudi_core.saving import METADATA, take_up
 from ..mudi_core.types import MudiError, readable
 from . import drawing
+from .listing import entries, is_file, is_folder
 
 if TYPE_CHECKING:
     import torch
@@ -171,11 +172,11 @@ def _local_models(kind: str) -> dict[str, Path]:
     known |= {file.name for name in _KINDS[kind].standard for file in weights.TABLE[name].files}
     found: dict[str, Path] = {}
     for folder in _model_folders(kind):
-        for path in sorted(folder.glob("*")):
+        for path in entries(folder):
             if kind == "sam":
                 is_model = path.suffix in (".pth", ".safetensors")
             else:
-                is_model = (path / "config.json").is_file() and (path / "model.safetensors").is_file()
+                is_model = is_file(path / "config.json") and is_file(path / "model.safetensors")
             if is_model and path.name not in known:
                 found.setdefault(path.name, path)
     return found
@@ -293,9 +294,9 @@ def datasets() -> list[str]:
     """The names of the datasets in ComfyUI's input folder."""
     folders = _input_folders()
     for folder in folders:
-        with suppress(MudiError):  # said when it is read
+        with suppress(MudiError, OSError):  # said when it is read
             take_up(folder, wait=False)
-    return [folder.name for folder in folders if (folder / METADATA).is_file()]
+    return [folder.name for folder in folders if is_file(folder / METADATA)]
 
 
 def photo_folders() -> list[str]:
@@ -303,13 +304,18 @@ def photo_folders() -> list[str]:
     return [
         folder.name
         for folder in _input_folders()
-        if not (folder / METADATA).is_file() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+        if not is_file(folder / METADATA) and any(_is_photo(path) for path in entries(folder))
     ]
 
 
+def _is_photo(path: Path) -> bool:
+    """Whether a file is a photo, or one of a kind that Load Photos names as not readable; masks are none."""
+    return path.suffix.lower() in (*SUFFIXES, ".heic", ".heif") and not path.name.lower().startswith("mask_")
+
+
 def _input_folders() -> list[Path]:
-    every = input_root().iterdir()
-    return sorted(path for path in every if path.is_dir() and not path.name.startswith("."))
+    every = entries(input_root())
+    return [path for path in every if not path.name.startswith(".") and is_folder(path)]
 
 
 def numbers(folder: Path, name: str, suffix: str) -> list[int]:
@@ -318,7 +324,7 @@ def numbers(folder: Path, name: str, suffix: str) -> list[int]:
     Those with a step behind the number, "<name>_00001-000200<suffix>", count too.
     """
     pattern = re.compile(re.escape(name) + r"_(\d{1,9})(-\d+)?" + re.escape(suffix), re.IGNORECASE)
-    return [int(match[1]) for path in folder.glob("*") if (match := pattern.fullmatch(path.name))]
+    return [int(match[1]) for path in entries(folder) if (match := pattern.fullmatch(path.name))]
 
 
 def numbered(folder: Path, name: str, suffix: str, reserved: Sequence[int] = ()) -> Path:
@@ -328,7 +334,12 @@ def numbered(folder: Path, name: str, suffix: str, reserved: Sequence[int] = ())
 
 def loras() -> list[str]:
     """The choices of a LoRA widget."""
-    return [NO_LORA, *folder_paths.get_filename_list("loras")]
+    try:
+        found = folder_paths.get_filename_list("loras")
+    except (OSError, ValueError) as error:  # ComfyUI walks every folder below it
+        log.warning("the LoRAs cannot be listed (%s)", error)
+        found = []
+    return [NO_LORA, *found]
 
 
 def find_lora(choice: str | None) -> Path | None:
@@ -344,7 +355,7 @@ def newer_lora(choice: str | None) -> str | None:
     if path is None or choice is None or not match:
         return None
     done = re.compile(re.escape(match[1]) + r"_(\d{5,9})\.safetensors", re.IGNORECASE)
-    numbered = {int(found[1]): other for other in path.parent.glob("*") if (found := done.fullmatch(other.name))}
+    numbered = {int(found[1]): other for other in entries(path.parent) if (found := done.fullmatch(other.name))}
     if max(numbered, default=0) <= int(match[2]):
         return None
     return str(PurePath(choice).with_name(numbered[max(numbered)].name))

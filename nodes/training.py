@@ -18,6 +18,7 @@ import torch
 
 from ..mudi_core.types import MudiError
 from . import convert, drawing, host
+from .listing import entries
 from .preview import sampled
 from .sockets import TrainPreview
 
@@ -72,7 +73,7 @@ class Run:
         self.folder = Path(folder_paths.get_output_directory()) / "mudi" / name
         """Where stopped trainings are kept until they are done, and previews for good."""
         loras = host.loras_folder()
-        left = {path: match for path in self.folder.glob("*") if (match := _STOPPED.fullmatch(path.name))}
+        left = {path: match for path in entries(self.folder) if (match := _STOPPED.fullmatch(path.name))}
         own = [path for path, match in left.items() if match["key"] == self.key]
         self.goes_on, self.others = bool(own), [path for path in left if path not in own]
         kept = [int(match["number"]) for match in left.values() if match["number"]]

@@ -218,3 +218,52 @@ def test_a_model_is_kept_for_the_next_node(host: Any, mini_weights: None) -> Non
     first = host.embedder(host.MINI)
     assert host.embedder(host.MINI) is first
     assert first([torch.rand(20, 30, 3)]).shape[0] == 1
+
+
+def refusing(real: Any, at: str) -> Any:
+    def asked(path: Any = ".", *more: Any, **named: Any) -> Any:
+        if at in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *more, **named)
+
+    return asked
+
+
+@pytest.mark.parametrize(
+    "where", ["input/lost+found", "input", "owlv2", "sams", "dinov2/lost+found", "dinov2", "loras"]
+)
+def test_no_listing_of_a_widget_raises(comfy: Comfy, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk of its own has a lost+found; one folder that cannot be read took all 22 nodes away."""
+    import os
+
+    for folder in ("input/lost+found", "models/dinov2/lost+found", "models/loras/lost+found"):
+        (comfy.base / folder).mkdir(parents=True, exist_ok=True)
+    for name in ("listdir", "scandir", "stat"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name), where))
+    for node in comfy.nodes.values():
+        assert node.define_schema().node_id == node.GET_SCHEMA().node_id
+
+
+def test_odd_entries_are_left_out_of_listings(comfy: Comfy, caplog: pytest.LogCaptureFixture) -> None:
+    import os
+
+    host, root = comfy.module("host"), comfy.base / "input"
+    (root / "circle").symlink_to(root / "circle")
+    (root / "nowhere").symlink_to(root / "gone")
+    (root / "good").mkdir()
+    (root / "good" / "one.heic").write_bytes(b"")
+    (root / "masks_alone").mkdir()
+    (root / "masks_alone" / "mask_one.png").write_bytes(b"")
+    odd = os.fsencode(root) + b"/caf\xe9"
+    os.mkdir(odd)
+    try:
+        found = host.photo_folders()
+        assert "good" in found and not {"circle", "nowhere", "masks_alone"} & set(found)
+        assert all(name.isprintable() and name.encode() for name in found)
+        host.datasets()
+        host.photo_folders()
+        assert caplog.text.count("caf\\udce9") == 1
+    finally:
+        os.rmdir(odd)
+        (root / "circle").unlink()
+        (root / "nowhere").unlink()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..weights import BadWeights
+from ..sdxl.parts import check_settings
+from ..weights import BadWeights, check_header
 
 
 def read_model(model_class: Any, path: Path, kind: str) -> Any:
@@ -15,6 +16,9 @@ def read_model(model_class: Any, path: Path, kind: str) -> Any:
     """
     if not (path / "config.json").is_file():
         raise BadWeights(f"{path} is not {kind}: it has no config.json. Name the folder of model.safetensors.")
+    check_settings(path / "config.json")
+    for file in path.glob("*.safetensors"):
+        check_header(file)
     try:
         model, report = model_class.from_pretrained(
             str(path), local_files_only=True, use_safetensors=True, output_loading_info=True

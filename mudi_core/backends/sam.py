@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..levels import to_bytes
-from ..weights import BadWeights
+from ..weights import BadWeights, check_header
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -65,13 +65,25 @@ def load(path: Path, device: torch.device) -> SamSegmenter:
     return SamSegmenter(sam, device)
 
 
+def _torch() -> tuple[int, int]:
+    """Major and minor version."""
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BadWeights(f"There is no file {path}: name the SAM checkpoint itself, such as sam_vit_b_01ec64.pth.")
+    if path.suffix != ".safetensors" and _torch() < (2, 6):
+        raise BadWeights(
+            f"{path} is a .pth file, and torch {torch.__version__} can be made to run code by such a file even when it "
+            "reads tensors alone (CVE-2025-32434). Update torch to 2.6 or newer, or use the same SAM as .safetensors."
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
+            check_header(path)
             return load_file(path)
         # Tensors only: a checkpoint from the net must not be able to run code.
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sdxl import BadCheckpointFile, check_channels, first_line, header, pipeline_kind
+from ..sdxl.parts import read_parts
 
 if TYPE_CHECKING:
     import torch
@@ -47,14 +48,9 @@ def read_folder(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     from diffusers import StableDiffusionPipeline
 
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            str(path),
-            torch_dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+        parts = read_parts(path, ("unet", "vae", "text_encoder", "tokenizer"), dtype)
+        pipeline = StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise BadCheckpointFile(

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..types import MudiError
+from ..weights import BadWeights, check_header
+from .parts import read_parts
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +38,8 @@ def read_folder(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
             "(StableDiffusionPipeline) can be used."
         )
     try:
-        return StableDiffusionXLPipeline.from_pretrained(
-            str(path), torch_dtype=dtype, local_files_only=True, use_safetensors=True, add_watermarker=False
-        )
+        names = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+        return StableDiffusionXLPipeline(**read_parts(path, names, dtype), add_watermarker=False)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise BadCheckpointFile(
             f"{path} could not be read ({first_line(error)}). Is a file missing or cut off?"
@@ -114,9 +115,10 @@ def header(path: Path) -> dict[str, list[int]]:
             f".safetensors, e.g. from {LINK}."
         )
     try:
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             return {key: file.get_slice(key).get_shape() for key in file.keys()}
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, BadWeights) as error:
         raise BadCheckpointFile(f"{path} is not a whole safetensors file ({error}). Download it again.") from error
 
 

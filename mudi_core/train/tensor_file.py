@@ -20,9 +20,8 @@ from torch import Tensor
 
 from ..files import whole
 from ..types import MudiError
+from ..weights import LONGEST_HEADER
 
-LONGEST_HEADER = 16 * 2**20
-"""Bytes of a header that are read; one of 20,000 layers has 5 million."""
 _AT_ONCE = 2**20
 _CHECKSUM, _KIND = "mudi_checksum", "crc32:"
 _NONE = f"{_KIND}{0:08x}"

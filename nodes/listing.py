@@ -1,0 +1,63 @@
+"""What lies in a folder, for a widget's choices: what cannot be read is left out and told once, and nothing is raised.
+
+A schema that raises takes every node of the pack away, and folders of a user hold anything: a disk's lost+found, links
+that lead nowhere or in a circle, names that are no UTF-8.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_told: set[str] = set()
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, by name; nothing where it is none or cannot be read."""
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:
+        _tell(folder, error)
+        return []
+    return [folder / name for name in names if _readable(name)]
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder, or leads to one."""
+    return _asked(path, os.path.isdir)
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file, or leads to one."""
+    return _asked(path, os.path.isfile)
+
+
+def _asked(path: Path, question: object) -> bool:
+    assert callable(question)
+    try:
+        return bool(question(path))
+    except (OSError, ValueError) as error:
+        _tell(path, error)
+        return False
+
+
+def _readable(name: str) -> bool:
+    """Whether a name can be sent to the page: those that are no UTF-8 have halves of letters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        _tell(Path(name), error)
+        return False
+    return True
+
+
+def _tell(path: Path, error: Exception) -> None:
+    shown = ascii(str(path))
+    if shown not in _told:
+        _told.add(shown)
+        log.warning("%s cannot be read and is left out (%s)", shown, error)
