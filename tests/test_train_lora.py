@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_sdxl import predict, tiny_unet
 
+from mudi_core import sdxl
 from mudi_core.train.config import BadTrainConfig, TrainConfig
 from mudi_core.train.lora import (
     Adapter,
@@ -218,6 +219,47 @@ def test_files_that_are_no_lora_are_told_apart(unet: Any, tmp_path: Path) -> Non
         save_file(tensors, tmp_path / f"{name}.safetensors")
         with pytest.raises(BadLora, match=message):
             load_lora(tmp_path / f"{name}.safetensors")
+
+
+KOHYA_SDXL = {
+    "input_blocks_4_1": "down_blocks_1_attentions_0",
+    "input_blocks_5_1": "down_blocks_1_attentions_1",
+    "input_blocks_7_1": "down_blocks_2_attentions_0",
+    "input_blocks_8_1": "down_blocks_2_attentions_1",
+    "middle_block_1": "mid_block_attentions_0",
+    "output_blocks_0_1": "up_blocks_0_attentions_0",
+    "output_blocks_1_1": "up_blocks_0_attentions_1",
+    "output_blocks_2_1": "up_blocks_0_attentions_2",
+    "output_blocks_3_1": "up_blocks_1_attentions_0",
+    "output_blocks_4_1": "up_blocks_1_attentions_1",
+    "output_blocks_5_1": "up_blocks_1_attentions_2",
+}
+"""Where kohya's SDXL tools put what diffusers calls so: every place of SDXL that has attention."""
+
+
+def test_kohyas_names_of_sdxls_blocks_find_all_its_attention(tmp_path: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    config = json.loads((Path(sdxl.__file__).parent / "unet" / "config.json").read_text())
+    with torch.device("meta"):
+        full = UNet2DConditionModel.from_config(config)
+    theirs: LoraState = {}
+    places = {ours: kohya for kohya, ours in KOHYA_SDXL.items()}
+    for module, layer in full.named_modules():
+        if any(module.endswith("." + name) for name in TARGETS):
+            ours, rest = kohya_name(module).removeprefix("lora_unet_").split("_transformer_blocks_")
+            name = f"lora_unet_{places[ours]}_transformer_blocks_{rest}"
+            theirs[name + ".lora_down.weight"] = torch.full((1, layer.in_features), float(len(theirs)))
+            theirs[name + ".lora_up.weight"] = torch.zeros(layer.out_features, 1)
+            theirs[name + ".alpha"] = torch.tensor(1.0)
+    save_file(theirs, tmp_path / "kohya.safetensors")
+    state, _ = load_lora(tmp_path / "kohya.safetensors")
+    with Adapter(full, 1, 1.0, TARGETS) as adapter:
+        assert len(adapter.layers) == 560
+        assert {kohya_name(name) for name in adapter.layers} == {key.rsplit(".", 1)[0] for key in state if "alpha" in key}
+    for kohya, ours in KOHYA_SDXL.items():
+        name = "_transformer_blocks_0_attn2_to_out_0.lora_down.weight"
+        assert torch.equal(state[f"lora_unet_{ours}{name}"], theirs[f"lora_unet_{kohya}{name}"])
 
 
 def test_values_that_half_precision_cannot_hold_are_not_written(unet: Any, tmp_path: Path) -> None:

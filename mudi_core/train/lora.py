@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ RUN_PREFIX = "run."
 _PREFIX = "lora_unet_"
 _PARTS = (".lora_down.weight", ".lora_up.weight", ".alpha")
 _ADAPTER = "mudi"
+_WAYS = {"input": "down", "output": "up"}
 
 
 class BadLora(MudiError):
@@ -99,8 +101,9 @@ class Adapter:
         if names != ours.keys():
             example = min(names ^ ours.keys())
             raise BadLora(
-                f"The LoRA to start from has other layers than this training, for example {example}. Use one of the "
-                "same base model and target modules."
+                f"The LoRA to start from has other layers than this training: {len(names & ours.keys())} of its "
+                f"{len(names)} are among the {len(ours)} here, and {example} is not in both. Use one of the same base "
+                "model and target modules."
             )
         for name, layer in ours.items():
             down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
@@ -170,6 +173,25 @@ class Adapter:
 def kohya_name(module: str) -> str:
     """``down_blocks.1.attentions.0...to_q`` -> ``lora_unet_down_blocks_1_attentions_0_..._to_q``."""
     return _PREFIX + module.replace(".", "_")
+
+
+_STABILITY_BLOCK = re.compile(r"lora_unet_(input|middle|output)_blocks?_(?:(\d+)_)?(\d)_")
+"""Begins a layer's name where kohya's SDXL tools write it: ``lora_unet_input_blocks_4_1_...``."""
+
+
+def _our_name(key: str) -> str:
+    """Stability's names of SDXL's blocks, as kohya's SDXL tools write them, in diffusers' words; others as they are.
+
+    SDXL (and SD) counts through two residual blocks and a downsampler (three residual blocks on the way up) per level,
+    in each the attention at place 1. The way down starts with a convolution that has no level.
+    """
+    match = _STABILITY_BLOCK.match(key)
+    if match is None or match[3] != "1":
+        return key
+    way, number = match[1], int(match[2] or 0)
+    level, place = divmod(number - 1 if way == "input" else number, 3)
+    block = "mid_block_attentions_0" if way == "middle" else f"{_WAYS[way]}_blocks_{level}_attentions_{place}"
+    return f"{_PREFIX}{block}_{key[match.end() :]}"
 
 
 def apply_lora(unet: Any, lora: Path | Mapping[str, Tensor], scale: float = 1.0) -> Adapter:
@@ -266,7 +288,7 @@ def load_lora(path: Path) -> tuple[LoraState, dict[str, str]]:
     Raises `BadLora`, `BadTensorFile`.
     """
     tensors, metadata = read_tensors(path)
-    state = {key: value.float() for key, value in tensors.items() if not key.startswith(RUN_PREFIX)}
+    state = {_our_name(key): value.float() for key, value in tensors.items() if not key.startswith(RUN_PREFIX)}
     names = {key[: -len(part)] for key in state for part in _PARTS if key.endswith(part)}
     strange = [key for key in state if not key.startswith(_PREFIX) or not key.endswith(_PARTS)]
     missing = [name + part for name in sorted(names) for part in _PARTS if name + part not in state]
