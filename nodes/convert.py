@@ -196,26 +196,70 @@ def encode_text(clip: Any) -> EncodeText:
 
 
 def noise_schedule(model: Any) -> NoiseSchedule:
-    """How a MODEL was taught to see noise. Raises `BadModel` when it is not by SD's discrete timesteps."""
-    from comfy import model_sampling
+    """How a MODEL was taught to see noise. Raises `BadModel` when it is not by SD's discrete timesteps.
 
+    A patch that only picks some of the checkpoint's timesteps for the sampler (ModelSamplingDiscrete "lcm") leaves the
+    checkpoint's own, all of which are trained.
+    """
     from ..mudi_core.train.loss import NoiseSchedule
 
     sampling = model.get_model_object("model_sampling")
-    kinds = {model_sampling.EPS: "epsilon", model_sampling.V_PREDICTION: "v_prediction"}
-    kind = next((kinds[base] for base in type(sampling).__mro__ if base in kinds), None)
-    if not isinstance(sampling, model_sampling.ModelSamplingDiscrete) or isinstance(
-        sampling, (model_sampling.X0, model_sampling.EDM)
-    ):
-        kind = None
+    kind = _prediction(sampling)
+    if kind is not None and not _is_whole(sampling):
+        own = _own_sampling(model)
+        kind, sampling = kind if _picks_from(sampling, own) else None, own
     if kind is None:
         raise BadModel(
             f"This MODEL ({_model_name(model)}) was not taught noise in SD's way (epsilon or v-prediction in discrete "
-            "timesteps), so it cannot be trained here. Use an SD or SDXL checkpoint of the usual kind."
+            "timesteps), or a node before says so (such as ModelSamplingDiscrete), and cannot be trained here. Use an "
+            "SD or SDXL checkpoint of the usual kind, and connect it without such a node."
         )
     with torch.inference_mode(False):
-        sigmas = sampling.sigmas.detach().to("cpu", torch.float32).clone()
-        return NoiseSchedule(1 / (1 + sigmas**2), kind, float(model.model.latent_format.scale_factor))
+        scale = float(model.get_model_object("latent_format").scale_factor)
+        return NoiseSchedule(1 / (1 + _sigmas(sampling) ** 2), kind, scale)
+
+
+def _prediction(sampling: Any) -> str | None:
+    """ "epsilon" or "v_prediction" of a model_sampling of discrete timesteps; None for any other."""
+    from comfy import model_sampling
+
+    others = (model_sampling.X0, model_sampling.EDM)
+    if not isinstance(sampling, model_sampling.ModelSamplingDiscrete) or isinstance(sampling, others):
+        return None
+    kinds = {model_sampling.EPS: "epsilon", model_sampling.V_PREDICTION: "v_prediction"}
+    return next((kinds[base] for base in type(sampling).__mro__ if base in kinds), None)
+
+
+def _sigmas(sampling: Any) -> Tensor:
+    sigmas: Tensor = sampling.sigmas.detach().to("cpu", torch.float32)
+    return sigmas.clone()
+
+
+def _timesteps(sampling: Any) -> Tensor:
+    """What the U-Net is told of each of a model_sampling's sigmas."""
+    told: Tensor = sampling.timestep(_sigmas(sampling))
+    return told.to("cpu", torch.long)
+
+
+def _is_whole(sampling: Any) -> bool:
+    """Whether its sigmas are those of timesteps 0, 1, 2, ...: of all that the U-Net knows."""
+    told = _timesteps(sampling)
+    return torch.equal(told, torch.arange(len(told)))
+
+
+def _picks_from(sampling: Any, own: Any) -> bool:
+    """Whether a model_sampling is some of the timesteps of another one, with the same noise and the same answer."""
+    told = _timesteps(sampling)
+    if _prediction(sampling) != _prediction(own) or not _is_whole(own) or int(told.max()) >= len(own.sigmas):
+        return False
+    return torch.allclose(_sigmas(own)[told], _sigmas(sampling), rtol=1e-3)
+
+
+def _own_sampling(model: Any) -> Any:
+    """The model_sampling of the checkpoint itself, beneath every patch on the MODEL."""
+    bare = model.clone()
+    bare.object_patches.pop("model_sampling", None)
+    return bare.get_model_object("model_sampling")
 
 
 def family(model: Any) -> str:
@@ -276,6 +320,11 @@ def _blank_unet(model: Any) -> tuple[Any, dict[str, str]]:
     import comfy.utils
     from diffusers import UNet2DConditionModel
 
+    if getattr(model, "injections", None):
+        raise BadModel(
+            f"This MODEL wears something that training cannot see ({', '.join(model.injections)}), such as a LoRA in "
+            "bypass mode. Load the LoRA without bypass, or take it off."
+        )
     network, config = model.model.diffusion_model, model.model.model_config.unet_config
     shapes = {_PREFIX + name: value.shape for name, value in network.state_dict().items()}
     groups = next((module.num_groups for module in network.modules() if isinstance(module, torch.nn.GroupNorm)), None)

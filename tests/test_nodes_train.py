@@ -20,6 +20,7 @@ from mudi_core import sdxl
 from mudi_core.checkpoint import open_checkpoint
 from mudi_core.lock import claimed
 from mudi_core.mini import family
+from mudi_core.train.config import TrainConfig
 from mudi_core.train.lora import Adapter, BadLora, apply_lora, load_lora, save_lora
 from mudi_core.train.loss import NoiseSchedule
 from mudi_core.train.plan import OneSubject
@@ -126,6 +127,11 @@ def taught(comfy: Comfy, model: Any, kind: str) -> Any:
     return changed
 
 
+def advanced(comfy: Comfy, node: str, model: Any, **settings: Any) -> Any:
+    """The MODEL after one of ComfyUI's own nodes that change how it is sampled."""
+    return getattr(comfy.core("comfy_extras.nodes_model_advanced"), node)().patch(model, **settings)[0]
+
+
 def other_model(comfy: Comfy, kind: str, unet_config: dict[str, Any]) -> Any:
     """A MODEL of another kind, as small as the mini model."""
     cpu = torch.device("cpu")
@@ -211,8 +217,80 @@ def test_the_noise_schedule_is_the_families(comfy: Comfy, mini: tuple[Any, Any, 
     assert (schedule.prediction_type, schedule.latent_scale) == ("epsilon", expected.latent_scale)
     assert convert.noise_schedule(taught(comfy, mini[0], "V_PREDICTION")).prediction_type == "v_prediction"
     for kind in ("EDM", "FLOW", "V_PREDICTION_CONTINUOUS"):
-        with pytest.raises(convert.BadModel, match="MiniSDXL.*SD or SDXL checkpoint"):
+        with pytest.raises(convert.BadModel, match="MiniSDXL.*SD or SDXL checkpoint|a node before"):
             convert.noise_schedule(taught(comfy, mini[0], kind))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "zsnr", "prediction"),
+    [
+        ("eps", False, "epsilon"),
+        ("eps", True, "epsilon"),
+        ("v_prediction", False, "v_prediction"),
+        ("v_prediction", True, "v_prediction"),
+        ("lcm", False, "epsilon"),
+    ],
+)
+def test_every_timestep_is_told_its_own_noise_under_each_patch(
+    comfy: Comfy, mini: tuple[Any, Any, Any], sampling: str, zsnr: bool, prediction: str
+) -> None:
+    patched = advanced(comfy, "ModelSamplingDiscrete", mini[0], sampling=sampling, zsnr=zsnr)
+    schedule = comfy.module("convert").noise_schedule(patched)
+    assert (schedule.timesteps, schedule.prediction_type) == (1000, prediction)
+    of_sampler = patched.get_model_object("model_sampling")
+    told = [int(one) for one in of_sampler.timestep(of_sampler.sigmas)]
+    expected = 1 / (1 + of_sampler.sigmas.float() ** 2)
+    assert torch.allclose(schedule.alphas_cumprod[told], expected, rtol=1e-3)
+    assert (float(schedule.alphas_cumprod[-1]) < 1e-6) == zsnr
+
+
+def test_lcm_on_a_model_that_is_loaded_leaves_the_checkpoints_own_noise(
+    comfy: Comfy, mini: tuple[Any, Any, Any]
+) -> None:
+    patched = advanced(comfy, "ModelSamplingDiscrete", mini[0], sampling="lcm", zsnr=False)
+    comfy.core("comfy.model_management").load_models_gpu([patched])  # the patch lies on the shared model now
+    schedule, plain = (comfy.module("convert").noise_schedule(model) for model in (patched, mini[0]))
+    assert torch.equal(schedule.alphas_cumprod, plain.alphas_cumprod)
+
+
+def test_a_patch_of_guidance_alone_leaves_the_noise(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
+    convert = comfy.module("convert")
+    rescaled = advanced(comfy, "RescaleCFG", mini[0], multiplier=0.7)
+    assert torch.equal(convert.noise_schedule(rescaled).alphas_cumprod, convert.noise_schedule(mini[0]).alphas_cumprod)
+
+
+@pytest.mark.parametrize(
+    ("node", "settings"),
+    [
+        ("ModelSamplingDiscrete", {"sampling": "x0", "zsnr": False}),
+        ("ModelSamplingDiscrete", {"sampling": "lcm", "zsnr": True}),
+        *(
+            ("ModelSamplingContinuousEDM", {"sampling": kind, "sigma_max": 120.0, "sigma_min": 0.002})
+            for kind in ("v_prediction", "edm", "edm_playground_v2.5", "eps")
+        ),
+        ("ModelSamplingContinuousV", {"sampling": "v_prediction", "sigma_max": 500.0, "sigma_min": 0.03}),
+        ("ModelSamplingSD3", {"shift": 3.0}),
+    ],
+)
+def test_noise_that_the_checkpoint_was_not_taught_is_refused(
+    comfy: Comfy, mini: tuple[Any, Any, Any], node: str, settings: dict[str, Any]
+) -> None:
+    convert, patched = comfy.module("convert"), advanced(comfy, node, mini[0], **settings)
+    with pytest.raises(convert.BadModel, match="a node before says so"):
+        convert.noise_schedule(patched)
+
+
+def test_a_lora_in_bypass_mode_is_refused_for_training_would_not_see_it(
+    comfy: Comfy, mini: tuple[Any, Any, Any]
+) -> None:
+    convert, sd = comfy.module("convert"), comfy.core("comfy.sd")
+    if not hasattr(sd, "load_bypass_lora_for_models"):
+        pytest.skip("this ComfyUI has no bypass mode")
+    with Adapter(family.load_unet(), 2, 2.0, TrainConfig().target_modules) as adapter:
+        worn = sd.load_bypass_lora_for_models(mini[0], None, adapter.state(), 1.0, 0.0)[0]
+    with pytest.raises(convert.BadModel, match="bypass_lora.*Load the LoRA without bypass"):
+        convert.family(worn)
+    assert convert.family(mini[0]) == "sdxl_base_v1-0"
 
 
 def test_clip_and_vae_encode_as_the_library_does(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:

@@ -256,7 +256,9 @@ def test_kohyas_names_of_sdxls_blocks_find_all_its_attention(tmp_path: Path) -> 
     state, _ = load_lora(tmp_path / "kohya.safetensors")
     with Adapter(full, 1, 1.0, TARGETS) as adapter:
         assert len(adapter.layers) == 560
-        assert {kohya_name(name) for name in adapter.layers} == {key.rsplit(".", 1)[0] for key in state if "alpha" in key}
+        assert {kohya_name(name) for name in adapter.layers} == {
+            key.rsplit(".", 1)[0] for key in state if "alpha" in key
+        }
     for kohya, ours in KOHYA_SDXL.items():
         name = "_transformer_blocks_0_attn2_to_out_0.lora_down.weight"
         assert torch.equal(state[f"lora_unet_{ours}{name}"], theirs[f"lora_unet_{kohya}{name}"])
