@@ -1,7 +1,8 @@
-"""A file appears under its name only when all of it is there, and what killed writers left of theirs goes."""
+"""Files: each appears under its name only when all of it is there; text is read as editors of any system save it."""
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import secrets
@@ -10,9 +11,45 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from .lock import claimed
+from .types import MudiError
 
 _HALF = re.compile(r"(\..+|.+\.safetensors)\.([0-9a-f]{8}|[0-9]+)\.part", re.DOTALL)
 """Temporary names of this version and of earlier ones, which had the number of their process."""
+
+LONGEST_TEXT = 16_000_000
+"""Bytes of a text file: far more than anybody writes."""
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+
+class NotText(MudiError):
+    """A file whose bytes are no text, or text in an encoding that it does not name."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a person has written, see `decoded`. Raises `NotText` and `OSError`."""
+    with path.open("rb") as file:
+        data = file.read(LONGEST_TEXT + 1)
+    if len(data) > LONGEST_TEXT:
+        raise NotText(f"{path} is longer than {LONGEST_TEXT // 1_000_000} MB, which no text for this is. Name another.")
+    return decoded(data, path)
+
+
+def decoded(data: bytes, path: Path) -> str:
+    """The text of a file's bytes: UTF-8, or what its byte order mark says, UTF-8 or UTF-16.
+
+    Latin-1 and its like are not guessed: a wrong guess would change a name in silence. Raises `NotText` with the line.
+    """
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+        stop = text.find("\0")
+        before = text[:stop] if stop >= 0 else None
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode(encoding, "replace")
+    if before is not None:
+        line = before.count("\n") + 1
+        raise NotText(f"{path}, line {line} is not UTF-8 text. Save the file as UTF-8.")
+    return text
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .files import NotText, decoded
 from .names import leads_out
 from .saving import METADATA
 from .types import MAX_SUBJECTS, MudiError
@@ -55,12 +56,19 @@ def read_metadata(
         with path.open("rb") as file:
             if within is not None and leads_out(file, path, within):
                 raise BadDataset(f"{path} is a link that leads out of {within}. Put there what it leads to.")
-            text = file.read(LONGEST + 1).removeprefix(b"\xef\xbb\xbf")
+            data = file.read(LONGEST + 1)
     except OSError as error:
         raise BadDataset(f"{path} cannot be read: {error.strerror or error}.") from error
+    too_long = f"{path} is too long: a dataset has up to {MOST_PHOTOS} photos. Make several of it."
+    if len(data) > LONGEST:
+        raise BadDataset(too_long)
+    try:
+        text = decoded(data, path).encode()  # bytes, whose lines end only where editors end them
+    except NotText as error:
+        raise BadDataset(str(error)) from None
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    if len(text) > LONGEST or len(lines) > MOST_PHOTOS + 1:
-        raise BadDataset(f"{path} is too long: a dataset has up to {MOST_PHOTOS} photos. Make several of it.")
+    if len(lines) > MOST_PHOTOS + 1:
+        raise BadDataset(too_long)
     if not lines:
         raise BadDataset(f"{path} is empty.")
     first, *others = ((number, _parse(line, f"{path}, line {number}")) for number, line in lines)
@@ -76,9 +84,7 @@ def read_metadata(
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
-        fields = json.loads(line.decode())
-    except UnicodeDecodeError:
-        raise BadDataset(f"{where} is not UTF-8 text. Save the file as UTF-8.") from None
+        fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise BadDataset(f"{where} is not valid JSON: {error.msg} at column {error.colno}. Repair the line.") from None
     except (ValueError, RecursionError):  # numbers of thousands of digits, brackets a thousand deep

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -549,3 +550,45 @@ def test_ctrl_c_from_outside_ends_the_program(drawn_dataset: Path, tmp_path: Pat
     said = program.communicate(timeout=30)[1]
     assert program.returncode == 130 and said.startswith("Stopped.") and "Traceback" not in said
     assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+@pytest.mark.usefixtures("simple_eyes")
+def test_no_command_ends_because_a_terminal_lacks_a_letter(
+    encoding: str, photos: Path, tmp_path: Path, drawn_subjects: SubjectSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, other = drawn_subjects.subjects[:2]
+    named = SubjectSet((replace(subject, token="オリス", class_noun="猫"), replace(other, token="hta")))
+    write_subjects(named, tmp_path / "set")
+    lora, pictures = str(tmp_path / "猫.safetensors"), str(tmp_path / "猫")
+    dataset = ("--dataset", str(tmp_path / "set"), "--base", "mini")
+    (photos / subject.photos[0].name).rename(photos / "猫.png")
+    written = {}
+    for command in (
+        [
+            "prepare",
+            str(photos),
+            "--token",
+            "ルン",
+            "--class-noun",
+            "猫",
+            "--base",
+            "mini",
+            "--out",
+            str(tmp_path / "o"),
+        ],
+        ["train", str(tmp_path / "set"), "--base", "mini", *FAST_TRAIN, "--out", lora],
+        ["prompt", "--lora", lora],
+        ["generate", *dataset, "--lora", lora, *FAST_PICTURES, "--prompt", "a 猫", "--out", pictures],
+        ["compare", pictures, *dataset],
+        ["train", str(tmp_path / "猫がいない"), "--base", "mini", "--out", lora],
+    ):
+        out, err = io.BytesIO(), io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding))
+        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(err, encoding=encoding))
+        assert main(command) == ("いない" in str(command)), command
+        sys.stdout.flush()
+        sys.stderr.flush()
+        written[" ".join(command[:2])] = (out.getvalue() + err.getvalue()).decode(encoding)
+    letter = "猫" if encoding == "utf-8" else r"\u732b"
+    assert all(letter in text for text in written.values()), written

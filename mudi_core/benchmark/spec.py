@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..backends import DETECTORS, EMBEDDERS, TEXT_SCORERS
 from ..checkpoint import MINI
 from ..demo.settings import DemoSettings
+from ..files import NotText, read_text
 from ..generate import GenerateConfig
 from ..init_latent import default_gamma
 from ..layout import LayoutConfig
@@ -199,7 +200,9 @@ def read_spec(path: Path) -> Spec:
     """Read a TOML file; folders are beside it unless their path is absolute. Raises `BadSpec`."""
     toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        given = toml.loads(path.read_text(encoding="utf-8"))
+        given = toml.loads(read_text(path))
+    except NotText as error:
+        raise BadSpec(str(error)) from error
     except OSError as error:
         raise BadSpec(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from ..types import MudiError
 from . import benchmark, compare, demo, generate, prepare, priors, prompt, train
-from .talk import Answer, Talk
+from .talk import Answer, Talk, speak_anywhere
 
 _EPILOG = """from photos to pictures of both, with the embedded model:
   python -m mudi_core prepare photos/rex  --query dog --token olis --class-noun dog --base mini --out dataset
@@ -32,6 +32,7 @@ Every command explains itself: python -m mudi_core train --help
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the answer is the exit code."""
+    speak_anywhere()
     args = parser().parse_args(argv)
     _be_quiet()
     talk = Talk()

@@ -141,6 +141,7 @@ def places(
 ) -> dict[str, Place] | None:
     """The places that were written, or that a language model finds for the prompt; None where none are given."""
     from ..ask import Endpoint, ask_layout
+    from ..files import read_text
     from ..layout_text import parse_places
 
     if args.layout in ("random", "row", "grid"):
@@ -149,7 +150,7 @@ def places(
         names = [subject.name for subject in subjects]
         return ask_layout(names, prompt, size, Endpoint(args.llm, args.llm_model), args.seed)
     is_file = not args.layout.lstrip().startswith("{")
-    return parse_places(Path(args.layout).read_text(encoding="utf-8") if is_file else args.layout)
+    return parse_places(read_text(Path(args.layout)) if is_file else args.layout)
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:

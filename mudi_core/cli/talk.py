@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,13 @@ from ..progress import Update
 
 SKIPPED = 3
 """The exit code of a command that is done but for files that it could not read, which it names."""
+
+
+def speak_anywhere() -> None:
+    """Write letters that the terminal's encoding lacks as ``\\u30aa``: a name must not end a training of hours."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @dataclass(frozen=True)
