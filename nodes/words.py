@@ -182,7 +182,8 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
         timeout: float,
         seed: int,
     ) -> io.NodeOutput:
-        from ..mudi_core.ask import Endpoint, ask_layout, question
+        from ..mudi_core.ask import ask_layout, question
+        from ..mudi_core.endpoint import Endpoint
         from ..mudi_core.layout_text import places_text
 
         names = [subject.name for subject in subjects]

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mudi_core.ask import LOCAL, BadEndpoint, BadReply, Endpoint, NoPrompt, ask_layout, question
+from mudi_core.ask import BadReply, NoPrompt, ask_layout, question
+from mudi_core.endpoint import LOCAL, BadEndpoint, BadKey, Endpoint
 from mudi_core.layout_text import Place
 
 NAMES = ("olis corgi", "hta chow chow")
@@ -29,7 +30,11 @@ class Stub(ThreadingHTTPServer):
         self.replies: list[Any] = []
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.seen: list[str] = []
+        """Of requests for tunnels: their line and headers."""
         self.delay = 0.0
+        self.drips = 0.0
+        self.hung_up = threading.Event()
 
     @property
     def url(self) -> str:
@@ -53,14 +58,30 @@ class Handler(BaseHTTPRequestHandler):
             reply = 200, {}, json.dumps({"choices": [{"message": {"role": "assistant", "content": reply}}]})
         self._send(*reply)
 
+    def do_CONNECT(self) -> None:
+        self.server.seen.append(f"{self.requestline}\n{self.headers}")
+        self._send(502, {}, "")
+
+    def _drip(self, seconds: float) -> None:
+        """A byte now and then, until nobody listens."""
+        ends = time.monotonic() + seconds
+        try:
+            while time.monotonic() < ends:
+                self.wfile.write(b" ")
+                time.sleep(0.05)
+        except OSError:
+            self.server.hung_up.set()
+
     def _send(self, status: int, headers: dict[str, str], body: str) -> None:
         try:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
+            if self.server.drips:
+                self._drip(self.server.drips)
             self.wfile.write(body.encode())
-        except BrokenPipeError:
+        except OSError:
             pass
 
     def log_message(self, *words: Any) -> None:
@@ -174,6 +195,96 @@ def test_waiting_can_be_ended(stub: Stub) -> None:
 def test_an_address_that_is_none_is_told(url: str) -> None:
     with pytest.raises(BadEndpoint, match="no address of a language model"):
         Endpoint(url)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["#", "?", "?x=", "/interrupt#", "/v1;x=1?", "/a b", "/v1\r\nX: y", "/..", "/%23", "/\\x", "/v1#/../.."]
+)
+def test_an_address_that_makes_the_path_free_is_told(stub: Stub, suffix: str) -> None:
+    with pytest.raises(BadEndpoint, match="no address of a language model"):
+        ask_layout(NAMES, "at sea", (64, 64), Endpoint(stub.url + suffix, "m"))
+    assert stub.asked == []
+
+
+def test_a_password_in_an_address_stands_in_no_sentence() -> None:
+    with pytest.raises(BadEndpoint) as told:
+        Endpoint("http://user:pa55@127.0.0.1:9/v1")
+    assert "pa55" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["sk-very\nsecret", "sk-very\r\nX-Evil: secret", "sk-very secret", "sk-verysécret", "sk-very\x7fsecret", "secret‮"],
+)
+def test_no_part_of_a_key_that_is_none_is_told(stub: Stub, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("MUDI_LLM_URL", stub.url)
+    monkeypatch.setenv("MUDI_LLM_KEY", key)
+    with pytest.raises(BadKey, match="MUDI_LLM_KEY has a space") as told:
+        ask(stub)
+    assert not any(part in repr(told.value) for part in ("sk-", "secret", "Evil")) and stub.asked == []
+
+
+def test_a_line_break_behind_a_key_is_none_of_it(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUDI_LLM_URL", stub.url + "\n")
+    monkeypatch.setenv("MUDI_LLM_KEY", "sk-very-secret\r\n")
+    stub.replies = [GOOD]
+    assert ask(stub) == PLACES and stub.keys == ["Bearer sk-very-secret"]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (401, {}, "Incorrect API key provided: sk-ve**cret"),
+        (500, {}, "Bearer sk-very-secret failed"),
+        "sk-very-secret",
+        (200, {}, '{"sk-very-secret'),
+    ],
+)
+def test_a_key_that_the_endpoint_quotes_is_not_told(stub: Stub, monkeypatch: pytest.MonkeyPatch, reply: Any) -> None:
+    monkeypatch.setenv("MUDI_LLM_URL", stub.url)
+    monkeypatch.setenv("MUDI_LLM_KEY", "sk-very-secret")
+    stub.replies = [reply, reply]
+    with pytest.raises((BadEndpoint, BadReply)) as told:
+        ask(stub)
+    assert stub.keys[0] == "Bearer sk-very-secret"
+    assert "sk-ve" not in str(told.value) and "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("cancels", [False, True])
+def test_an_answer_that_drips_is_hung_up_on(stub: Stub, status: int, cancels: bool) -> None:
+    stub.replies, stub.drips = [(status, {}, "")], 20.0
+    begun = time.monotonic()
+
+    def wait() -> None:
+        if cancels and time.monotonic() - begun > 0.3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError if cancels else BadEndpoint, match=None if cancels else "within 0.7 s"):
+        ask_layout(NAMES, "at sea", (64, 64), Endpoint(stub.url, "m", timeout=0.7), on_wait=wait)
+    assert time.monotonic() - begun < 5
+    assert stub.hung_up.wait(5)
+    assert not any(thread.name == "mudi language model" for thread in threading.enumerate())
+
+
+def test_an_answer_without_end_is_told(stub: Stub) -> None:
+    stub.replies = [(200, {}, " " * 3_000_000)]
+    with pytest.raises(BadEndpoint, match="more than 1,000,000 bytes"):
+        ask_layout(NAMES, "at sea", (64, 64), Endpoint(stub.url, "m"))
+
+
+def test_no_proxy_sees_the_key_of_an_http_address(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stub is the proxy: an http address is asked directly, an https one only through a tunnel."""
+    monkeypatch.setenv("MUDI_LLM_KEY", "sk-very-secret")
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, stub.url.removesuffix("/v1"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    for address in ("http://model.invalid/v1", "https://model.invalid/v1"):
+        monkeypatch.setenv("MUDI_LLM_URL", address)
+        with pytest.raises(BadEndpoint, match="can be reached"):
+            ask_layout(NAMES, "at sea", (64, 64), Endpoint("", "m", timeout=5.0))
+    (line,) = stub.seen
+    assert line.startswith("CONNECT model.invalid:443") and stub.asked == [] and "secret" not in line
 
 
 def test_an_empty_prompt_is_told(stub: Stub) -> None:
