@@ -20,7 +20,7 @@ FLOORS = (
     ("mini",),
     ("sdxl",),
     ("sd",),
-    ("backends", "layout", "layout_text", "ask", "prompt"),
+    ("backends", "layout", "layout_text", "endpoint", "ask", "prompt"),
     ("cutouts",),
     ("segmix",),
     ("subjects", "storage", "priors", "init_latent", "compare", "fidelity", "train"),
