@@ -89,9 +89,10 @@ def take_up(folder: Path, wait: bool = True) -> None:
             if complete:
                 raise _unfinished(folder, error) from error
             return
-        if not (ours or (complete and wait)):
-            return
-        time.sleep(0 if ours else _PAUSE)
+        if not ours:
+            if not (complete and wait):
+                return
+            time.sleep(_PAUSE)
     if ours:
         with suppress(OSError):
             folder.rmdir()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from coloured import coloured
 from comfyui import Comfy
 
+from mudi_core.storage import read_subjects, write_subjects
 from mudi_core.types import Detections
 from mudi_core.weights import MissingWeights
 
@@ -267,3 +270,19 @@ def test_odd_entries_are_left_out_of_listings(comfy: Comfy, caplog: pytest.LogCa
         os.rmdir(odd)
         (root / "circle").unlink()
         (root / "nowhere").unlink()
+
+
+def test_a_listing_takes_up_what_a_killed_writer_left(comfy: Comfy, tmp_path: Path) -> None:
+    root = comfy.base / "input"
+    complete, begun = root / "complete", root / "begun"
+    for folder in (complete, begun):
+        folder.mkdir()
+        (folder / ".mudi-lock").touch()
+    write_subjects(coloured("red"), tmp_path / "set").rename(complete / ".mudi-complete")
+    (begun / ".mudi-stage-01234567").mkdir()
+    (begun / ".mudi-stage-01234567" / "red_0.png").touch()
+    listed = comfy.module("host").datasets()
+    assert "complete" in listed and "begun" not in listed and not begun.exists()
+    assert read_subjects(complete).tokens == ("red",)
+    assert not [path for path in complete.iterdir() if path.name.startswith(".")]
+    shutil.rmtree(complete)
