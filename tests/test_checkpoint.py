@@ -177,6 +177,26 @@ def test_a_single_file_needs_no_network(single_file: Path, tiny_config: None, mo
 
 
 @pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (("edm_mean", "edm_std"), "Playground 2.5.*taught noise in another way"),
+        (("edm_vpred.sigma_max", "edm_vpred.sigma_min"), "CosXL.*taught noise in another way"),
+        (("model.diffusion_model.scaled_fp8",), "scaled fp8.*use the same checkpoint in fp16"),
+        (("model.diffusion_model.out.2.scale_weight",), "scaled fp8.*use the same checkpoint in fp16"),
+        (("model.diffusion_model.out.2.comfy_quant",), "scaled fp8.*use the same checkpoint in fp16"),
+    ],
+)
+def test_files_of_sdxls_shape_but_another_kind_are_refused_for_what_they_are(
+    keys: tuple[str, ...], told: str, single_file: Path, tiny_config: None, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    save_file({**load_file(single_file), **{key: torch.ones(1) for key in keys}}, tmp_path / "other.safetensors")
+    with pytest.raises(sdxl.BadCheckpointFile, match=f"other.safetensors is .*{told}"):
+        open_checkpoint(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
     "keys, kind, last",
     [((), "epsilon", 0.004), (("v_pred",), "v_prediction", 0.004), (("v_pred", "ztsnr"), "v_prediction", 0.0)],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..sdxl import BadCheckpointFile, check_channels, first_line, header, pipeline_kind
+from ..sdxl import BadCheckpointFile, check_channels, check_kind, first_line, header, pipeline_kind
 from ..sdxl.parts import read_parts
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     for key, what in ((first, "U-Net"), ("first_stage_model.decoder.conv_in.weight", "VAE")):
         if key not in shapes:
             raise BadCheckpointFile(f"{path} has no {what}: it is no whole checkpoint. Download it again.")
-    check_channels(path, shapes[first])
+    check_kind(path, shapes)
     try:
         pipeline = StableDiffusionPipeline.from_single_file(
             str(path),

@@ -129,6 +129,29 @@ def _check_file(path: Path, shapes: Mapping[str, list[int]]) -> None:
             f"{path} has no {lacking[0].removeprefix('a ')}: it is no whole SDXL checkpoint (perhaps a LoRA, a refiner "
             f"or another model). Use one, e.g. from {LINK}."
         )
+    check_kind(path, shapes)
+
+
+_OTHER_NOISE = {"edm_mean": "Playground 2.5", "edm_vpred.sigma_max": "CosXL"}
+"""A key that a file has beside SDXL's own -> whose kind it is: of SDXL's shape, taught noise without timesteps (EDM)."""
+_QUANTIZED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax", ".quant_map")
+"""Endings of keys beside weights that are stored in few bits, with a scale of their own."""
+
+
+def check_kind(path: Path, shapes: Mapping[str, list[int]]) -> None:
+    """What a file says of itself beside the weights. Raises `BadCheckpointFile` for a kind that cannot be used."""
+    for key, kind in _OTHER_NOISE.items():
+        if key in shapes:
+            raise BadCheckpointFile(
+                f"{path} is of {kind}'s kind: of SDXL's shape, but taught noise in another way (EDM), which cannot be "
+                f"trained or drawn with here. Use a plain SDXL checkpoint, e.g. from {LINK}."
+            )
+    scales = [key for key in shapes if key.endswith(_QUANTIZED)]
+    if scales:
+        raise BadCheckpointFile(
+            f"{path} is stored in few bits, with scales beside its weights (scaled fp8 or the like: {scales[0]}). Such "
+            "files are not read here: use the same checkpoint in fp16, bf16, fp32 or plain fp8."
+        )
     check_channels(path, shapes["model.diffusion_model.input_blocks.0.0.weight"])
 
 
