@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -86,6 +87,11 @@ def find_boxes(
     if not query.strip():
         raise BadSubject(f"{photo.name}: there is no text to look for. Write one, such as 'dog'.")
     found = detector(photo.image, [query], threshold)
+    with _limits_told(detector):
+        return _wanted(found, photo, query, threshold, which)
+
+
+def _wanted(found: Detections, photo: Photo, query: str, threshold: float, which: Which | Literal["all"]) -> Detections:
     if len(found) == 0:
         raise NotFound(
             f"{photo.name}: no '{query}' was found (best score {found.best_confidence:.2f}, threshold {threshold:g}). "
@@ -98,12 +104,23 @@ def find_boxes(
     return Detections(found.xyxy[one], found.confidence[one], found.labels[one], found.best_confidence)
 
 
+@contextmanager
+def _limits_told(model: Detector | Segmenter) -> Iterator[None]:
+    """Errors about what a model found say what it does not know, where it says so."""
+    try:
+        yield
+    except (NotFound, SeveralFound, CoversAll) as error:
+        limits = getattr(model, "limits", "")
+        raise type(error)(f"{error} {limits}".rstrip()) from error
+
+
 def segment_boxes(photo: Photo, xyxy: Tensor, segmenter: Segmenter, which: Which = "exactly one") -> Tensor:
     """Masks ``[n, h, w]``, 0 or 1, of what stands in the boxes ``[n, 4]`` of a photo, without specks.
 
     Raises `NotFound` when one is empty, and `CoversAll` unless `which` is "best".
     """
-    found = [_checked(_without_specks(mask), photo, which) for mask in segmenter(photo.image, xyxy)]
+    with _limits_told(segmenter):
+        found = [_checked(_without_specks(mask), photo, which) for mask in segmenter(photo.image, xyxy)]
     return stacked([Levels((mask > 0.5).to(torch.uint8) * 255) for mask in found])
 
 

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MINI = "mini (embedded)"
-"""The choice of every model widget that needs no download."""
+MINI = "embedded (drawn toys only)"
+"""The choice of every model widget that needs no download, and knows the drawings of Mini Photos only."""
+_OLD_MINI = "mini (embedded)"
+"""What older workflows have saved in its place."""
 NO_LORA = "none"
 """The choice of a LoRA widget that needs none."""
 PREVIEW_SIDE = 512
@@ -149,15 +151,22 @@ for _kind in _KINDS.values():
     folder_paths.add_model_folder_path(_kind.folder, str(Path(folder_paths.models_dir) / _kind.folder))
 
 
+class _Choices(list[str]):
+    """Choices among which ComfyUI, when it checks a prompt, also finds the embedded model's older name."""
+
+    def __contains__(self, choice: object) -> bool:
+        return super().__contains__(MINI if choice == _OLD_MINI else choice)
+
+
 def models(*kinds: str) -> list[str]:
-    """The choices of a model widget: the embedded model, those with a known link, and what else lies in the folders.
+    """The choices of a model widget: those with a known link, what else lies in the folders, the embedded model.
 
     ``kinds`` of "owlv2", "sam", "dinov2", "dreamsim".
     """
-    choices = [MINI]
+    choices = _Choices()
     for kind in kinds:
         choices += [*_KINDS[kind].standard, *_local_models(kind)]
-    return choices
+    return _Choices([*choices, MINI])
 
 
 def _model_folders(kind: str) -> list[Path]:
@@ -239,7 +248,7 @@ def _load(
 
 def _find(kinds: tuple[str, ...], choice: str, download: bool) -> tuple[str, Path | None]:
     """The library's name of the backend, and where its weights lie."""
-    if choice == MINI:
+    if choice in (MINI, _OLD_MINI):
         return "mini", None
     for kind in kinds:
         folders = _model_folders(kind)

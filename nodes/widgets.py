@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io
+
+from . import host
 
 
 def seed(tooltip: str) -> io.Int.Input:
@@ -18,6 +22,13 @@ def size(tooltip: str) -> list[io.Int.Input]:
 def threshold(tooltip: str) -> io.Float.Input:
     """The least confidence of a detection."""
     return io.Float.Input("threshold", default=0.25, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+
+
+def model(name: str, kinds: Sequence[str], tooltip: str) -> io.Combo.Input:
+    """A choice of models of `host.models`' kinds; one that knows photos stands first, and is the default."""
+    choices = host.models(*kinds)
+    said = f"{tooltip} The embedded one knows the drawings of Mini Photos only, nothing in photos."
+    return io.Combo.Input(name, options=choices, default=choices[0], tooltip=said)
 
 
 def download() -> io.Boolean.Input:

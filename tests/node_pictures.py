@@ -29,7 +29,7 @@ from mudi_core.types import Photo, Subject, SubjectSet
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-MINI = "mini (embedded)"
+MINI = "embedded (drawn toys only)"
 MARGIN = 80
 """Pixels beside the node."""
 

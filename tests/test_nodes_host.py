@@ -197,9 +197,23 @@ def test_the_choices_of_models(comfy: Comfy, host: Any) -> None:
         file.touch()
     for name in ("config.json", "model.safetensors"):
         (owls / name).touch()
-    assert host.models("sam") == [host.MINI, "sam-vit-b", "sam-vit-l", "sam-vit-h", "other.pth"]
-    assert host.models("owlv2") == [host.MINI, "owlv2-base", "my_owl"]
-    assert host.models("dinov2", "dreamsim") == [host.MINI, "dinov2-base", "dreamsim"]
+    assert host.models("sam") == ["sam-vit-b", "sam-vit-l", "sam-vit-h", "other.pth", host.MINI]
+    assert host.models("owlv2") == ["owlv2-base", "my_owl", host.MINI]
+    assert host.models("dinov2", "dreamsim") == ["dinov2-base", "dreamsim", host.MINI]
+
+
+def test_every_model_widget_starts_on_one_that_knows_photos(comfy: Comfy) -> None:
+    seen = []
+    for node in comfy.nodes.values():
+        for one in node.GET_SCHEMA().inputs:
+            if one.id in ("detector", "segmenter", "embedder"):
+                assert one.default == one.options[0] != one.options[-1] == "embedded (drawn toys only)"
+                assert "Mini Photos only" in one.tooltip
+                checked = node.INPUT_TYPES()["required"][one.id][1]["options"]
+                assert "mini (embedded)" in checked, "what older workflows have saved"
+                assert "mini (embedded)" not in list(checked) and "another" not in checked
+                seen.append(one.id)
+    assert sorted(seen) == ["detector"] * 5 + ["embedder"] * 3 + ["segmenter"] * 2
 
 
 def test_a_missing_model_names_the_folder_and_the_link(comfy: Comfy, host: Any) -> None:
@@ -220,6 +234,7 @@ def test_a_missing_model_names_the_folder_and_the_link(comfy: Comfy, host: Any) 
 def test_a_model_is_kept_for_the_next_node(host: Any, mini_weights: None) -> None:
     first = host.embedder(host.MINI)
     assert host.embedder(host.MINI) is first
+    assert type(host.embedder("mini (embedded)")) is type(first)  # as older workflows call it
     assert first([torch.rand(20, 30, 3)]).shape[0] == 1
 
 

@@ -192,3 +192,19 @@ def test_the_twelfth_subject_is_refused():
     full = SubjectSet(tuple(of(f"t{i}") for i in range(MAX_SUBJECTS)))
     with pytest.raises(BadSubject, match="1 to 11"):
         add_subject(full, of("olis"))
+
+
+def test_the_embedded_models_errors_say_that_they_know_drawn_toys_only():
+    from mudi_core.mini.eyes import mini_detector, mini_segmenter
+
+    def nothing(image, xyxy):
+        return torch.zeros(len(xyxy), *image.shape[:2])
+
+    photo = Photo("IMG_1.jpg", torch.full((64, 64, 3), 0.5))
+    with pytest.raises(
+        NotFound, match="IMG_1.jpg: no 'cat' was found.* by hand. The embedded .* drawn toys only.*OWLv2"
+    ):
+        find_boxes(photo, "cat", mini_detector(), threshold=0.999)
+    nothing.limits = mini_segmenter().limits
+    with pytest.raises(NotFound, match="the mask is empty.* The embedded segmenter knows drawn toys only.*SAM"):
+        segment_boxes(photo, torch.tensor([[0.0, 0, 30, 30]]), nothing)

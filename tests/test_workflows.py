@@ -20,7 +20,7 @@ from mudi_core.mini.world import PAIRS, photo
 FOLDER = ROOT / "workflows"
 NAMES = ("quickstart_mini", "1_prepare", "2_train", "3_generate", "4_compare", "5_best_seed")
 NOTES = ("Note", "MarkdownNote")
-MINI = "mini (embedded)"
+MINI = "embedded (drawn toys only)"
 
 Info = dict[str, Any]
 """ComfyUI's /object_info: what it knows of each node."""

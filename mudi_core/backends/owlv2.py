@@ -48,6 +48,8 @@ class Owlv2Detector:
         self.tokenizer = tokenizer
         self.device = device
         self.nms = nms
+        self.limits = ""
+        """A sentence on what it does not know, for errors about what it did not find."""
         self.side = int(self.model.config.vision_config.image_size)
         self.length = int(self.model.config.text_config.max_position_embeddings)
 

@@ -25,6 +25,8 @@ class SamSegmenter:
         from segment_anything import SamPredictor
 
         self.predictor = SamPredictor(sam.to(device).eval())
+        self.limits = ""
+        """A sentence on what it does not know, for errors about what it did not cut out."""
 
     @torch.no_grad()
     def __call__(self, image: Tensor, xyxy: Tensor) -> Tensor:

@@ -116,13 +116,17 @@ def mini_detector() -> Owlv2Detector:
     """The trained detector: it knows "character" (toy, animal, ...), the species, and species with a colour."""
     from ..backends.owlv2 import Owlv2Detector
 
-    return Owlv2Detector(load_owlv2(), family.tokenizer("!", QUERY_LENGTH), torch.device("cpu"), SAME_BOX)
+    detector = Owlv2Detector(load_owlv2(), family.tokenizer("!", QUERY_LENGTH), torch.device("cpu"), SAME_BOX)
+    detector.limits = "The embedded detector knows drawn toys only: for photos choose OWLv2."
+    return detector
 
 
 def mini_segmenter() -> SamSegmenter:
     from ..backends.sam import SamSegmenter
 
-    return SamSegmenter(load_sam(), torch.device("cpu"))
+    segmenter = SamSegmenter(load_sam(), torch.device("cpu"))
+    segmenter.limits = "The embedded segmenter knows drawn toys only: for photos choose a SAM."
+    return segmenter
 
 
 def mini_embedder() -> Dinov2Embedder:
