@@ -133,7 +133,7 @@ def _check_file(path: Path, shapes: Mapping[str, list[int]]) -> None:
 
 
 _OTHER_NOISE = {"edm_mean": "Playground 2.5", "edm_vpred.sigma_max": "CosXL"}
-"""A key that a file has beside SDXL's own -> whose kind it is: of SDXL's shape, taught noise without timesteps (EDM)."""
+"""A key beside SDXL's own -> whose kind such a file is: of SDXL's shape, but taught noise in another way (EDM)."""
 _QUANTIZED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax", ".quant_map")
 """Endings of keys beside weights that are stored in few bits, with a scale of their own."""
 
