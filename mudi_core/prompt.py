@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .types import MAX_SUBJECTS, MudiError
+from .types import LONGEST_NOUN, LONGEST_TOKEN, MAX_SUBJECTS, MudiError, misread_in_prompts
 from .weights import BadWeights, check_header
 
 SUBJECTS = "{subjects}"
@@ -23,8 +22,6 @@ TEXT = f"a photo of {SUBJECTS}"
 NEGATIVE = "sticker, collage"
 MOST_ORDERS = 120
 """Of five subjects."""
-_PLAIN = re.compile(r"[^\W_][\w .,'’&+-]{0,79}")
-"""A word or some, without what prompts have a meaning for: brackets, weights, ``embedding:`` and ``<lora:>``."""
 _LARGEST = 8192
 """Pixels of a side that a file can talk anybody into."""
 
@@ -109,13 +106,22 @@ def read_lora_subjects(path: Path) -> LoraSubjects:
         tokens, nouns = (json.loads(about[key]) for key in ("mudi_tokens", "mudi_class_nouns"))
         sides = json.loads(about["mudi_config"])["resolution"]
         width, height = sides if isinstance(sides, list) else (sides, sides)
-        if not (0 < len(tokens) == len(nouns) <= MAX_SUBJECTS and all(map(_PLAIN.fullmatch, [*tokens, *nouns]))):
+        if not 0 < len(tokens) == len(nouns) <= MAX_SUBJECTS:
             raise ValueError
-        if any(" " in token for token in tokens) or not (0 < width <= _LARGEST and 0 < height <= _LARGEST):
+        if not all(map(_is_name, tokens, [LONGEST_TOKEN] * len(tokens))):
+            raise ValueError
+        if not all(map(_is_name, nouns, [LONGEST_NOUN] * len(nouns))):
+            raise ValueError
+        if any(len(token.split()) != 1 for token in tokens) or not (0 < width <= _LARGEST and 0 < height <= _LARGEST):
             raise ValueError
         return LoraSubjects(tuple(tokens), tuple(nouns), about["mudi_base"], (int(width), int(height)))
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UnknownLora(
-            f"{path.name} does not say whom it knows: it was not trained here, or in other than plain words. Name the "
-            "subjects in another way."
+            f"{path.name} does not say whom it knows: it was not trained here, or its names are no plain words. "
+            "Connect the subjects that the prompt is to name, or write the prompt by hand."
         ) from None
+
+
+def _is_name(name: object, longest: int) -> bool:
+    """Whether a `Subject` may be called so: what trains is known again."""
+    return isinstance(name, str) and 0 < len(name.strip()) <= len(name) <= longest and not misread_in_prompts(name)

@@ -199,6 +199,35 @@ def token_warning(token: str) -> str | None:
     )
 
 
+def name_doubts(names: Sequence[tuple[str, str]]) -> list[str]:
+    """A sentence for each token that teaches or calls something else. ``names``: each subject's token and class noun.
+
+    A token is to be a rare word, of one piece, that stands in no name but its own.
+    """
+    found = []
+    for number, (token, noun) in enumerate(names):
+        word = token.lower()
+        if word in noun.lower().split():
+            found.append(
+                f"The token '{token}' is a word of its own class noun '{noun}', so the model cannot tell them apart. "
+                "Take a rare one, such as olis, hta, ult, amg or lun."
+            )
+        elif warning := token_warning(token):
+            found.append(warning)
+        elif word + "</w>" not in _vocabulary():
+            found.append(
+                f"The text encoder reads the token '{token}' in several pieces, each with a meaning of its own. A rare "
+                "one of a single piece works better, such as olis, hta, ult, amg or lun."
+            )
+        for other_token, other_noun in [*names[:number], *names[number + 1 :]]:
+            if word in other_token.lower() or word in other_noun.lower().split():
+                found.append(
+                    f"The token '{token}' is also in the name '{other_token} {other_noun}', so a prompt for one calls "
+                    "both. Give each subject a token of its own."
+                )
+    return found
+
+
 @cache
 def _vocabulary() -> dict[str, int]:
     vocabulary: dict[str, int] = json.loads(VOCABULARY.read_text(encoding="utf-8"))
@@ -206,11 +235,7 @@ def _vocabulary() -> dict[str, int]:
 
 
 def _subject(photos: Sequence[Photo], masks: Sequence[Tensor], token: str, class_noun: str) -> Subject:
-    subject = Subject(token, class_noun, tuple(photos), tuple(masks))
-    warning = token_warning(token)
-    if warning is not None:
-        log.warning(warning)
-    return subject
+    return Subject(token, class_noun, tuple(photos), tuple(masks))
 
 
 def _one_box(found: Detections, photo: Photo, query: str, threshold: float, which: Which) -> int:

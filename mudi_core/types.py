@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,20 @@ _HALF_LETTERS = re.compile("[\ud800-\udfff]")
 def readable(text: object) -> str:
     """A text that can be printed and stored anywhere: bytes of a file name that are no letters become U+FFFD."""
     return _HALF_LETTERS.sub("\ufffd", str(text))
+
+
+_PROMPT_SIGNS = "()[]{}<>|:\\"
+_JOINERS = "\u200c\u200d"
+"""They stand inside words of Persian and Hindi, and inside emoji."""
+
+
+def misread_in_prompts(name: str) -> str:
+    """The letters of a token or class noun that a prompt takes for something else, or that nobody sees; "" if none.
+
+    Brackets, bars, colons and backslashes are weights, choices, ``embedding:`` and ``<lora:>``.
+    """
+    odd = [x for x in name if x in _PROMPT_SIGNS or (unicodedata.category(x)[0] == "C" and x not in _JOINERS)]
+    return "".join(dict.fromkeys(odd)) + ("\n" if len(name.splitlines()) > 1 and "\n" not in odd else "")
 
 
 class MudiError(Exception):
@@ -121,6 +136,11 @@ class Subject:
                 raise BadSubject(
                     f"The {what} '{text[:20]}...' has {len(text)} letters, or one that cannot be written. "
                     f"Take one of up to {longest} letters, such as {'olis' if what == 'token' else 'corgi'}."
+                )
+            if odd := misread_in_prompts(text):
+                raise BadSubject(
+                    f"The {what} {text[:40]!r} has {odd!r} in it, which prompts read in another way. "
+                    "Write it in plain words."
                 )
         if not self.photos:
             raise BadSubject(f"Subject '{self.token}' has no photos.")

@@ -9,12 +9,16 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..mudi_core.types import MudiError, SubjectSet
+from ..mudi_core.types import MudiError, SubjectSet, readable
 from .sockets import PlacedSubjects, TrainingSet, TrainPreview, TrainSettings
 
 
 class OutOfRange(MudiError):
     """A number that a widget would not take."""
+
+
+class HalfLetter(MudiError):
+    """A text that cannot be stored, sent or printed."""
 
 
 class BadLink(MudiError):
@@ -92,5 +96,7 @@ def _check(widget: Any, value: Any) -> None:
     if not is_right(value):
         got = "nothing" if value is None else f"something else ({type(value).__name__})"
         raise BadLink(f"{widget.id} must be {wanted}; by its link comes {got}. Look at the node before this one.")
+    if isinstance(value, str) and value != readable(value):
+        raise HalfLetter(f"{widget.id} holds half of a letter, which no file and no model takes. Type the text again.")
     if isinstance(widget, (io.Int.Input, io.Float.Input)) and not widget.min <= value <= widget.max:
         raise OutOfRange(f"{widget.id} is {value}; it must be {widget.min} to {widget.max}.")

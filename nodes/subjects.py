@@ -280,7 +280,7 @@ class MakeSubject(io.ComfyNode):  # type: ignore[misc]
         captions: list[str] | None = None,
         subjects: list[SubjectSet] | None = None,
     ) -> io.NodeOutput:
-        from ..mudi_core.subjects import INVERTED, add_subject, doubts, inverted, subject_from_masks
+        from ..mudi_core.subjects import INVERTED, add_subject, doubts, inverted, name_doubts, subject_from_masks
 
         name = token[0].strip()
         pictures, shapes = convert.pictures(photos), convert.masks(masks)
@@ -297,8 +297,12 @@ class MakeSubject(io.ComfyNode):  # type: ignore[misc]
         ]
         subject = subject_from_masks(named, shapes, name, class_noun[0].strip())
         said = [f"{photo.name}: {INVERTED}" for photo, mask in zip(named, shapes, strict=True) if inverted(mask)]
-        ui = host.preview([], cls, "\n".join(said + doubts([subject])))
-        return io.NodeOutput(add_subject(subjects[0] if subjects else None, subject), ui=ui)
+        together = add_subject(subjects[0] if subjects else None, subject)
+        named_badly = name_doubts([(one.token, one.class_noun) for one in together])
+        for doubt in named_badly:
+            host.log.warning(doubt)
+        ui = host.preview([], cls, "\n".join(said + doubts([subject]) + named_badly))
+        return io.NodeOutput(together, ui=ui)
 
 
 class LoadSubjectSet(io.ComfyNode):  # type: ignore[misc]

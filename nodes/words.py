@@ -103,14 +103,22 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
         negative: str,
         subjects: SubjectSet | None = None,
     ) -> io.NodeOutput:
-        from ..mudi_core.prompt import read_lora_subjects, write_prompts
+        from ..mudi_core.prompt import UnknownLora, read_lora_subjects, write_prompts
+        from ..mudi_core.subjects import name_doubts
 
-        path = host.lora(lora_name)
-        known = None if path is None else read_lora_subjects(path)
+        path, known, doubts = host.lora(lora_name), None, []
+        try:
+            known = None if path is None else read_lora_subjects(path)
+        except UnknownLora as error:
+            if subjects is None:
+                raise
+            doubts.append(f"{error} Here the connected subjects are named.")
         if subjects is not None:
             names = [subject.name for subject in subjects]
+            pairs = [(subject.token, subject.class_noun) for subject in subjects]
         elif known is not None:
             names = known.names
+            pairs = list(zip(known.tokens, known.class_nouns, strict=True))
         else:
             raise NobodyToName("There is nobody to name. Choose a LoRA that Train LoRA has made, or connect subjects.")
         prompts = write_prompts(names, text, kind, every_order)
@@ -118,10 +126,12 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
         width, height = 1024, 1024
         if known is not None:
             width, height = known.size
-            disagreements = known.disagreements(names)
-            for disagreement in disagreements:
-                host.log.warning(disagreement)
-            lines += [f"trained on {known.base} at {width}x{height} px", *disagreements]
+            lines.append(f"trained on {known.base} at {width}x{height} px")
+            doubts += known.disagreements(names)
+        doubts += name_doubts(pairs)
+        for doubt in doubts:
+            host.log.warning(doubt)
+        lines += doubts
         if newer := host.newer_lora(lora_name):
             lines.append(f"{newer} is newer than {lora_name}: choose it here and in the LoRA loader to use it.")
             host.log.warning(lines[-1])

@@ -295,7 +295,7 @@ def test_a_lora_of_other_subjects_is_warned_of(
         capsys.readouterr()
         assert main([*command, "--out", str(tmp_path / "out")]) == 0
         said.append(capsys.readouterr().err)
-    assert "Warning" not in said[0] and "was not trained on lun" in said[1]
+    assert "Warning" not in said[0] and "was not trained on 'lun cat'" in said[1]
 
 
 def test_masks_by_hand_need_no_detector(
@@ -592,3 +592,9 @@ def test_no_command_ends_because_a_terminal_lacks_a_letter(
         written[" ".join(command[:2])] = (out.getvalue() + err.getvalue()).decode(encoding)
     letter = "猫" if encoding == "utf-8" else r"\u732b"
     assert all(letter in text for text in written.values()), written
+
+
+def test_half_a_letter_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prompt", "a \ud800", "--dataset", str(tmp_path)]) == 1
+    assert prepare(tmp_path, tmp_path / "out", token="ol\udcffis") == 1
+    assert capsys.readouterr().err.count("holds half of a letter") == 2

@@ -17,7 +17,7 @@ from mudi_core import ask
 from mudi_core.layout_text import Place, parse_places
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.lora import lora_metadata
-from mudi_core.types import SubjectSet
+from mudi_core.types import MudiError, SubjectSet
 
 PLACES = {"olis": Place((0.0, 0.2, 0.45, 1.0)), "hta": Place((0.5, 0.2, 1.0, 1.0), mirror=True, depth=1.0)}
 WHERE = {"endpoint": "http://127.0.0.1:1/v1", "model": "small", "timeout": 3.0, "seed": 4}
@@ -66,6 +66,33 @@ def test_a_changed_lora_is_read_anew(comfy: Comfy, lora: str) -> None:
     os.utime(comfy.base / "models" / "loras" / lora, (1, 1))
     assert node.fingerprint_inputs(lora_name=lora, text="", kind="") != before
     assert node.fingerprint_inputs(lora_name="none", text="", kind="") == ([()], None)
+
+
+def test_a_foreign_lora_leaves_the_connected_subjects_their_names(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    path = comfy.base / "models" / "loras" / "theirs.safetensors"
+    save_file({"x": torch.zeros(1)}, path, {"mudi_tokens": "[" * 9})
+    try:
+        output = written(comfy, lora_name=path.name, subjects=drawn_subjects)
+        assert output.result[0] == ["olis cat and hta cat at sea"] and output.result[3:] == (1024, 1024)
+        assert "theirs.safetensors does not say whom it knows" in output.ui["text"][0]
+        assert "connected subjects are named" in output.ui["text"][0]
+        with pytest.raises(MudiError, match="does not say whom it knows.*Connect the subjects"):
+            written(comfy, lora_name=path.name)
+    finally:
+        path.unlink()
+
+
+def test_tokens_that_call_something_else_are_told(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    olis, hta = drawn_subjects.subjects
+    output = written(comfy, subjects=SubjectSet((replace(olis, token="cat"), hta)))
+    assert "'cat' is a word of its own class noun 'cat'" in output.ui["text"][0]
+    assert "'cat' is also in the name 'hta cat'" in output.ui["text"][0]
+
+
+@pytest.mark.parametrize("widget", ["text", "kind"])
+def test_half_a_letter_is_told(comfy: Comfy, drawn_subjects: SubjectSet, widget: str) -> None:
+    with pytest.raises(comfy.module("ranges").HalfLetter, match=f"{widget} holds half of a letter"):
+        written(comfy, subjects=drawn_subjects, **{widget: "a \ud800"})
 
 
 def test_nobody_to_name_is_told(comfy: Comfy) -> None:

@@ -20,6 +20,7 @@ from mudi_core.prompt import (
 )
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.lora import lora_metadata, save_lora
+from mudi_core.types import BadSubject, Photo, Subject, SubjectSet, misread_in_prompts
 
 NAMES = ["olis corgi", "hta chow chow"]
 
@@ -117,3 +118,24 @@ def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
     for name in ("torn", "gone"):
         with pytest.raises(UnknownLora, match=f"{name}.safetensors is not a safetensors file"):
             read_lora_subjects(tmp_path / f"{name}.safetensors")
+
+
+ODD_NAMES = [
+    ("olis", "cat"), ("<olis>", "cat"), ("[V]", "cat"), ("🐶", "dog"), ("olis", "plush toy (red)"), ("_olis", "cat"),
+    ("olis", 'so-called "best" cat'), ("olis", "cat/dog mix"), ("olis", "x" * 81), ("olis", "x" * 200),
+    ("olis", "red\ncat"), ("olis", "cat\u2028dog"), ("olis", "a {cat|dog}"), ("embedding:x", "cat"), ("オ", "猫"),
+    ("o\u200blis", "cat"), ("👩\u200d🚀", "astronaut"), ("olis", "\u202etac"), ("a\\b", "cat"), ("olis", "cat\x7f"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("token", "noun"), ODD_NAMES)
+def test_names_that_train_are_known_again_others_never_train(tmp_path: Path, token: str, noun: str) -> None:
+    photo = Photo("a.png", torch.zeros(16, 16, 3))
+    try:
+        subject = Subject(token, noun, (photo,), (torch.ones(16, 16),))
+    except BadSubject as error:
+        assert misread_in_prompts(token + noun) and "Write it in plain words." in str(error)
+        return
+    about = lora_metadata(TrainConfig(resolution=64), SubjectSet((subject,)), base="mini", plan_hash="")
+    save_file({"x": torch.zeros(1)}, tmp_path / "l.safetensors", about)
+    assert read_lora_subjects(tmp_path / "l.safetensors").names == [f"{token} {noun}"]

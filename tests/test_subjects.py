@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 
@@ -13,6 +11,7 @@ from mudi_core.subjects import (
     SeveralFound,
     add_subject,
     find_boxes,
+    name_doubts,
     segment_boxes,
     segment_subject,
     subject_from_masks,
@@ -163,11 +162,29 @@ def test_rare_tokens_pass(token):
 
 
 @pytest.mark.parametrize("token", ["dog", "Corgi", "teddy", "monster", "red", "max", "bobby", "the", "a"])
-def test_plain_words_are_warned_of_and_taken(token, caplog):
+def test_plain_words_are_warned_of_and_taken(token):
     assert f"'{token}'" in str(token_warning(token))
-    with caplog.at_level(logging.WARNING):
-        assert subject_from_masks(PHOTOS, [torch.eye(60, 80)] * 3, token, "corgi").token == token
-    assert f"'{token}'" in caplog.text
+    assert subject_from_masks(PHOTOS, [torch.eye(60, 80)] * 3, token, "corgi").token == token
+    assert f"'{token}'" in name_doubts([(token, "corgi")])[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([("olis", "cat"), ("hta", "cat")], []),
+        ([("olis", "olive tree"), ("hta", "cat")], []),
+        ([("cat", "cat")], ["of its own class noun 'cat'"]),
+        ([("Plush", "red plush toy")], ["of its own class noun 'red plush toy'"]),
+        ([("ohwxqz", "cat")], ["in several pieces"]),
+        ([("オリス", "猫")], ["in several pieces"]),
+        ([("hta", "cat"), ("ahta", "dog")], ["'hta' is also in the name 'ahta dog'", "in several pieces"]),
+        ([("olis", "cat"), ("lun", "olis")], ["'olis' is also in the name 'lun olis'"]),
+    ],
+)
+def test_names_that_call_something_else_are_told(names, words):
+    doubts = name_doubts(names)
+    assert len(doubts) == len(words)
+    assert all(word in doubt for word, doubt in zip(words, doubts, strict=True)), doubts
 
 
 def of(token):

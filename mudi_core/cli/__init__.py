@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from ..types import MudiError
+from ..types import MudiError, readable
 from . import benchmark, compare, demo, generate, prepare, priors, prompt, train
 from .talk import Answer, Talk, speak_anywhere
 
@@ -30,6 +30,14 @@ Every command explains itself: python -m mudi_core train --help
 """
 
 
+_PATHS = ("base", "layout")
+"""Texts that may be paths, whose bytes need be no letters."""
+
+
+class HalfLetter(MudiError):
+    """A text that cannot be stored, sent or printed."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the answer is the exit code."""
     speak_anywhere()
@@ -37,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _be_quiet()
     talk = Talk()
     try:
+        _refuse_half_letters(args)
         answer: Answer | None = args.run(args, talk)
     except KeyboardInterrupt:
         print(f"Stopped. {talk.kept}", file=sys.stderr)
@@ -72,6 +81,14 @@ def parser() -> argparse.ArgumentParser:
     for command in (prepare, priors, train, prompt, generate, compare, demo, benchmark):
         command.add(commands)
     return top
+
+
+def _refuse_half_letters(args: argparse.Namespace) -> None:
+    """Names and prompts are letters; only the names of files may be any bytes. Raises `HalfLetter`."""
+    for option, value in vars(args).items():
+        for text in value if isinstance(value, list) else [value]:
+            if option not in _PATHS and isinstance(text, str) and text != readable(text):
+                raise HalfLetter(f"'{text}' ({option}) holds half of a letter or odd bytes. Type it again, as UTF-8.")
 
 
 def _be_quiet() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,6 +158,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..generate import PictureFolder, draw_layout, first_sigma, generate
     from ..init_latent import weak_start
     from ..layout import remarks
+    from ..prompt import UnknownLora, read_lora_subjects
     from ..train.lora import apply_lora, load_lora
 
     subjects = storage.read_subjects(args.dataset)
@@ -168,10 +168,13 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
         if subject.token not in settings.prompt:
             talk.say(f"Warning: the prompt does not name '{subject.name}', so it may not appear.")
     if args.lora is not None:
-        state, about = load_lora(args.lora)
-        strangers = set(subjects.tokens) - set(json.loads(about.get("mudi_tokens", "null")) or subjects.tokens)
-        if strangers:
-            talk.say(f"Warning: {args.lora} was not trained on {', '.join(sorted(strangers))}.")
+        state, _ = load_lora(args.lora)
+        try:
+            known = read_lora_subjects(args.lora)
+            for doubt in known.disagreements([subject.name for subject in subjects]):
+                talk.say(f"Warning: {doubt}")
+        except UnknownLora as error:
+            talk.say(f"Warning: {error}")
         apply_lora(checkpoint.unet, state, args.lora_scale)
     size = settings.size or (checkpoint.side, checkpoint.side)
     cutouts = cut_outs(subjects, max_side=max(size))

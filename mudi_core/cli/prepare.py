@@ -80,6 +80,8 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     together, folder = storage.change_subjects(
         args.out, lambda there: subjects.add_subject(there, subject, args.replace)
     )
+    for doubt in subjects.name_doubts([(one.token, one.class_noun) for one in together]):
+        talk.say(f"Warning: {doubt}")
     names = ", ".join(one.name for one in together)
     return Answer(
         f"{args.out}: {len(photos)} photos of {subject.name} added. Subjects in it now: {names}.",
