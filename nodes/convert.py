@@ -97,7 +97,8 @@ def masks(masks: Tensor | Sequence[Tensor]) -> list[Tensor]:
             raise BadImages(f"Expected masks, got {_kind(batch)}. Look at the node before: it gives none.")
         if batch.ndim < 2:
             raise BadImages(f"Expected masks [batch, height, width], got a tensor {list(batch.shape)}.")
-        batch = batch.flatten(0, -3) if batch.ndim > 2 else batch[None]
+        if batch.ndim != 3:
+            batch = batch[None] if batch.ndim == 2 else batch.flatten(0, -3)
         found += [_values(batch[place], f"Mask {len(found) + place + 1}") for place in range(len(batch))]
     if not found:
         raise BadImages("There is no mask: the batch is empty. Look at the node that the masks come from.")
