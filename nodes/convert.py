@@ -321,6 +321,8 @@ def _blank_unet(model: Any) -> tuple[Any, dict[str, str]]:
     import comfy.utils
     from diffusers import UNet2DConditionModel
 
+    from ..mudi_core.sdxl import QUANTIZED
+
     if getattr(model, "injections", None):
         raise BadModel(
             f"This MODEL wears something that training cannot see ({', '.join(model.injections)}), such as a LoRA in "
@@ -328,6 +330,12 @@ def _blank_unet(model: Any) -> tuple[Any, dict[str, str]]:
         )
     network, config = model.model.diffusion_model, model.model.model_config.unet_config
     shapes = {_PREFIX + name: value.shape for name, value in network.state_dict().items()}
+    scales = [name for name in shapes if name.endswith(QUANTIZED)]
+    if scales:
+        raise BadModel(
+            f"This MODEL ({_model_name(model)}) is stored in few bits, with scales beside its weights (scaled fp8 or "
+            f"the like: {scales[0]}), and cannot be trained upon. Load the same checkpoint in fp16, bf16 or plain fp8."
+        )
     groups = next((module.num_groups for module in network.modules() if isinstance(module, torch.nn.GroupNorm)), None)
     of_images = getattr(model.model.model_config, "noise_aug_config", None)  # unCLIP: it reads pictures, not captions
     settings = _diffusers_config(config, groups) if groups and not of_images else None

@@ -293,6 +293,17 @@ def test_a_lora_in_bypass_mode_is_refused_for_training_would_not_see_it(
     assert convert.family(mini[0]) == "sdxl_base_v1-0"
 
 
+def test_a_model_in_scaled_fp8_is_refused_for_what_it_is(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
+    convert, scaled = comfy.module("convert"), copy.copy(mini[0])
+    scaled.model = copy.copy(mini[0].model)
+    network = copy.deepcopy(mini[0].model.diffusion_model)
+    network.out[2].register_buffer("scale_weight", torch.ones(()))  # as ComfyUI's layers of scaled fp8 have it
+    scaled.model._modules = {**mini[0].model._modules, "diffusion_model": network}
+    with pytest.raises(convert.BadModel, match="stored in few bits.*scale_weight.*fp16"):
+        convert.family(scaled)
+    assert convert.family(mini[0]) == "sdxl_base_v1-0"
+
+
 def test_clip_and_vae_encode_as_the_library_does(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
     convert, checkpoint = comfy.module("convert"), open_checkpoint("mini")
     captions = ["a photo of olis cat", "2 toys: a (red) cat and hta dog"]

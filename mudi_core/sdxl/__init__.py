@@ -134,7 +134,7 @@ def _check_file(path: Path, shapes: Mapping[str, list[int]]) -> None:
 
 _OTHER_NOISE = {"edm_mean": "Playground 2.5", "edm_vpred.sigma_max": "CosXL"}
 """A key beside SDXL's own -> whose kind such a file is: of SDXL's shape, but taught noise in another way (EDM)."""
-_QUANTIZED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax", ".quant_map")
+QUANTIZED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax", ".quant_map")
 """Endings of keys beside weights that are stored in few bits, with a scale of their own."""
 
 
@@ -146,7 +146,7 @@ def check_kind(path: Path, shapes: Mapping[str, list[int]]) -> None:
                 f"{path} is of {kind}'s kind: of SDXL's shape, but taught noise in another way (EDM), which cannot be "
                 f"trained or drawn with here. Use a plain SDXL checkpoint, e.g. from {LINK}."
             )
-    scales = [key for key in shapes if key.endswith(_QUANTIZED)]
+    scales = [key for key in shapes if key.endswith(QUANTIZED)]
     if scales:
         raise BadCheckpointFile(
             f"{path} is stored in few bits, with scales beside its weights (scaled fp8 or the like: {scales[0]}). Such "
