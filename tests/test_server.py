@@ -140,7 +140,7 @@ def test_help_pages_are_where_the_frontend_looks_for_them(server: Server) -> Non
 def test_models_are_found_by_extra_model_paths_too(server: Server) -> None:
     info = server.get("/object_info/MudiDetectSubjects")["MudiDetectSubjects"]
     choices = info["input"]["required"]["detector"][1]["options"]
-    assert choices[0] == "mini (embedded)" and "my-owl" in choices
+    assert choices[-1] == "embedded (drawn toys only)" and "my-owl" in choices
 
 
 def test_the_stock_graph_runs_with_our_start_in_the_place_of_the_empty_latent(server: Server) -> None:
