@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ TEXT = f"a photo of {SUBJECTS}"
 NEGATIVE = "sticker, collage"
 MOST_ORDERS = 120
 """Of five subjects."""
+_BASE = re.compile(r"[^\x00-\x1f\x7f-\x9f<>]{0,255}")
+"""A file's name, or a folder's."""
 _LARGEST = 8192
 """Pixels of a side that a file can talk anybody into."""
 
@@ -106,6 +109,9 @@ def read_lora_subjects(path: Path) -> LoraSubjects:
         tokens, nouns = (json.loads(about[key]) for key in ("mudi_tokens", "mudi_class_nouns"))
         sides = json.loads(about["mudi_config"])["resolution"]
         width, height = sides if isinstance(sides, list) else (sides, sides)
+        base = about["mudi_base"]
+        if not (isinstance(tokens, list) and isinstance(nouns, list) and _BASE.fullmatch(base)):
+            raise ValueError
         if not 0 < len(tokens) == len(nouns) <= MAX_SUBJECTS:
             raise ValueError
         if not all(map(_is_name, tokens, [LONGEST_TOKEN] * len(tokens))):
@@ -114,7 +120,7 @@ def read_lora_subjects(path: Path) -> LoraSubjects:
             raise ValueError
         if any(len(token.split()) != 1 for token in tokens) or not (0 < width <= _LARGEST and 0 < height <= _LARGEST):
             raise ValueError
-        return LoraSubjects(tuple(tokens), tuple(nouns), about["mudi_base"], (int(width), int(height)))
+        return LoraSubjects(tuple(tokens), tuple(nouns), base, (int(width), int(height)))
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UnknownLora(
             f"{path.name} does not say whom it knows: it was not trained here, or its names are no plain words. "

@@ -46,6 +46,12 @@ PREVIEW_SIDE = 512
 """Pixels of the picture beside a progress bar."""
 PREVIEW_SECONDS = 1.0
 """So often that picture is drawn at most."""
+_ALIKE = str.maketrans("<>&", "‹›＆")
+_LINKS = re.compile(r"://|www\.|\[\[|__LNK", re.IGNORECASE)
+"""What frontends make links of: addresses, [[label|address]], and the place they keep for one."""
+_LINK_ALIKE = str.maketrans({"/": "∕", ".": "․", "[": "⟦", "_": "＿"})
+_UNSHOWN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but line breaks, and those that turn the direction of what follows."""
 
 
 class ReadOnly(MudiError):
@@ -113,12 +119,23 @@ def progress(preview: Callable[[], Tensor] | None = None) -> Progress:
     return begin
 
 
+def plain(words: str, links: bool = False) -> str:
+    """A text that no page takes for markup, with look-alikes of what begins tags, entities and, unless kept, links.
+
+    ComfyUI's frontends set what a node says as HTML, some without sanitizing it, and names come from files and from
+    others. Every text of ours goes to the page through here: `say`, `preview` and the errors of `ranges.checked`, in
+    which no frontend makes links.
+    """
+    words = _UNSHOWN.sub("\ufffd", words).translate(_ALIKE)
+    return words if links else _LINKS.sub(lambda match: match[0].translate(_LINK_ALIKE), words)
+
+
 def say(words: str) -> None:
     """A line of text on the node that runs, where there is a server to show it."""
     context, server = get_executing_context(), sys.modules.get("server")
     instance = getattr(server.PromptServer, "instance", None) if server is not None else None
     if context is not None and instance is not None:
-        instance.send_progress_text(words, context.node_id)
+        instance.send_progress_text(plain(words), context.node_id)
 
 
 def preview(images: Tensor | Sequence[Tensor], cls: type[io.ComfyNode], text: str = "") -> dict[str, Any]:
@@ -126,7 +143,7 @@ def preview(images: Tensor | Sequence[Tensor], cls: type[io.ComfyNode], text: st
     if text:
         say(text)
     shown: dict[str, Any] = ui.PreviewImage(images, cls=cls).as_dict() if len(images) else {}
-    return {**shown, **(ui.PreviewText(text).as_dict() if text else {})}
+    return {**shown, **(ui.PreviewText(plain(text)).as_dict() if text else {})}
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class MiniCheckpoint(io.ComfyNode):  # type: ignore[misc]
             for load in (load_model, load_clip, load_vae):
                 parts.append(load())
                 update(len(parts), 3)
-        return io.NodeOutput(*parts)
+        return io.NodeOutput(*parts, ui=host.preview([], cls, f"for pictures of {family.SIZE}x{family.SIZE} px"))
 
 
 class MiniPhotos(io.ComfyNode):  # type: ignore[misc]
@@ -111,7 +111,9 @@ class MiniPhotos(io.ComfyNode):  # type: ignore[misc]
                     drawn.append(torch.from_numpy(pixels.copy())[None].float() / 255)
                     update(len(photos) * count + number + 1, 2 * count)
                 photos.append(drawn)
-        return io.NodeOutput(*photos, first.token, first.class_noun, second.token, second.class_noun)
+        said = f"{count} photos each of {first.token} {first.class_noun} and {second.token} {second.class_noun}"
+        names = (first.token, first.class_noun, second.token, second.class_noun)
+        return io.NodeOutput(*photos, *names, ui=host.preview([], cls, said))
 
 
 def load_model() -> Any:

@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..mudi_core.types import MudiError, SubjectSet, readable
+from . import host
 from .sockets import PlacedSubjects, TrainingSet, TrainPreview, TrainSettings
 
 
@@ -70,10 +71,17 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The same node, which raises `BadLink` or `OutOfRange` before it begins."""
+    """The same node, which raises `BadLink` or `OutOfRange` before it begins, and all errors in plain words."""
     begin = node.execute.__func__
 
     def execute(cls: type[io.ComfyNode], /, **inputs: Any) -> Any:
+        try:
+            return run(cls, inputs)
+        except MudiError as error:
+            error.args = (host.plain(str(error), links=True),)
+            raise
+
+    def run(cls: type[io.ComfyNode], inputs: dict[str, Any]) -> Any:
         schema = cls.define_schema()
         for widget in schema.inputs:
             if widget.optional and inputs.get(widget.id) is None:

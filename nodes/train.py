@@ -110,7 +110,7 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
         try:
             _relative_scale(relative_sizes or "")
         except MudiError as error:
-            return str(error)
+            return host.plain(str(error), links=True)
         return True
 
     @classmethod
@@ -126,7 +126,8 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
         layout = LayoutConfig(relative_scale=_relative_scale(relative_sizes), max_overlap=overlap)
         dataset = TrainingSet(subjects, priors, probability, layout, background_weight)
         sheet = drawing.grid(_examples(subjects, layout), COLUMNS)
-        return io.NodeOutput(dataset, sheet[None], ui=host.preview([sheet], cls))
+        said = f"{EXAMPLES} examples of what training will see"
+        return io.NodeOutput(dataset, sheet[None], ui=host.preview([sheet], cls, said))
 
 
 class TrainLora(io.ComfyNode):  # type: ignore[misc]
@@ -224,7 +225,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         try:
             plain_name("linked" if name is None else name, "LoRA")
         except MudiError as error:
-            return str(error)
+            return host.plain(str(error), links=True)
         return True
 
     @classmethod

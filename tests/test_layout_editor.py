@@ -374,3 +374,55 @@ def test_the_files_of_the_editor_are_served(server: Server) -> None:
     assert served == {
         f"/extensions/mudi/{path.relative_to(ROOT / 'web').as_posix()}" for path in (ROOT / "web").rglob("*.js")
     }
+
+
+@pytest.mark.parametrize("editor", ["classic"], indirect=True)
+def test_a_layout_that_names_what_every_object_has_opens(editor: Editor) -> None:
+    text = '{"constructor": [0, 0, 0.5, 1], "__proto__": [0.5, 0, 1, 1], "toString": [0, 0, 1, 1]}'
+    errors: list[str] = []
+    editor.page.on("pageerror", lambda error: errors.append(str(error)))
+    editor.page.evaluate(
+        f"""text => {{
+            const set = (name, value) => {{
+                const widget = {NODE}.widgets.find(widget => widget.name === name)
+                widget.value = value
+                widget.callback?.(value)
+            }}
+            set('mode', 'from text')
+            set('text', text)
+        }}""",
+        text,
+    )
+    tokens = "() => [...document.querySelectorAll('.mudi-figure')].map(one => one.dataset.token).sort()"
+    named = ["__proto__", "constructor", "toString"]
+    assert editor.page.evaluate(tokens) == named
+    workflow = editor.page.evaluate("() => JSON.stringify(app.graph.serialize())")
+    editor.page.evaluate("async text => await app.loadGraphData(JSON.parse(text))", workflow)
+    editor.page.wait_for_function(f"() => {NODE}")
+    assert editor.page.evaluate(tokens) == named and errors == []
+    for token in named:
+        editor.keys(token, "p", "m")
+    assert editor.places.keys() == set(named) and all(place.mirror for place in editor.places.values())
+
+
+@pytest.mark.parametrize("editor", ["classic"], indirect=True)
+def test_the_turn_handle_turns_from_where_the_figure_is(editor: Editor) -> None:
+    page = editor.page
+    editor.keys("olis", *["."] * 6)
+    assert editor.places["olis"].rotation == 30
+    handle = editor.figure("olis").locator(".mudi-turn").bounding_box()
+    assert handle is not None
+    x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 1, y)
+    page.mouse.move(x, y)
+    page.mouse.up()
+    assert editor.places["olis"].rotation == 30
+    page.keyboard.down("Alt")
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 20, y)
+    page.mouse.up()
+    page.keyboard.up("Alt")
+    assert 35 < (editor.places["olis"].rotation or 0) < 100

@@ -4,7 +4,7 @@
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 import { Board } from "./layout/board.js"
-import { figuresOf, readPlaces, writePlaces } from "./layout/figures.js"
+import { figuresOf, readPlaces, subjectsOf, writePlaces } from "./layout/figures.js"
 
 const NODE = "MudiLayout"
 const OUTPUT = "mudi_layout"
@@ -61,9 +61,9 @@ class LayoutEditor {
     return app.nodeOutputs?.[this.key]?.[OUTPUT]?.[0]
   }
 
-  /** By token a name and photos; kept in the workflow, so that they are there after a reload. */
+  /** By token a name and photos, a Map; kept in the workflow, so that they are there after a reload. */
   get subjects() {
-    return this.told?.subjects ?? this.node.properties[OUTPUT] ?? {}
+    return subjectsOf(this.told?.subjects ?? this.node.properties[OUTPUT])
   }
 
   get ratio() {

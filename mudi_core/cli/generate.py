@@ -139,7 +139,8 @@ def places(
     args: argparse.Namespace, subjects: SubjectSet, prompt: str, size: tuple[int, int]
 ) -> dict[str, Place] | None:
     """The places that were written, or that a language model finds for the prompt; None where none are given."""
-    from ..ask import Endpoint, ask_layout
+    from ..ask import ask_layout
+    from ..endpoint import Endpoint
     from ..files import read_text
     from ..layout_text import parse_places
 

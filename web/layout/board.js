@@ -1,6 +1,6 @@
 // The layout editor's element: figures on a canvas that are dragged, pulled at their corners, turned, and moved by keys.
 
-import { linesOf, moved, photoOf, posed, pulled, scaled, snapped, upright } from "./figures.js"
+import { linesOf, moved, photoOf, posed, pulled, scaled, snapped, turnedBy, upright } from "./figures.js"
 
 const STEP = 0.01
 const LEAP = 0.05
@@ -36,7 +36,7 @@ export class Board {
    */
   constructor(on) {
     this.on = on
-    this.state = { figures: [], subjects: {}, ratio: 1, words: "", locked: true }
+    this.state = { figures: [], subjects: new Map(), ratio: 1, words: "", locked: true }
     this.selected = null
     this.snaps = true
     this.elements = new Map()
@@ -109,7 +109,7 @@ export class Board {
     figures.forEach((figure, i) => this.drawFigure(figure, i))
     this.empty.textContent = figures.length ? "" : words
     const chosen = this.figure
-    const photos = chosen ? (subjects[chosen.token]?.photos.length ?? 0) : 0
+    const photos = chosen ? (subjects.get(chosen.token)?.photos.length ?? 0) : 0
     for (const [name, button] of Object.entries(this.buttons)) {
       const one = ["mirror", "photo", "back", "front"].includes(name)
       button.disabled = locked || (one && !chosen) || (name === "photo" && photos < 2)
@@ -136,7 +136,7 @@ export class Board {
     made.classList.toggle("mudi-selected", isSelected)
     made.setAttribute("aria-selected", isSelected)
     made.setAttribute("aria-label", this.described(figure))
-    made.querySelector(".mudi-name").textContent = subjects[token]?.name ?? token
+    made.querySelector(".mudi-name").textContent = subjects.get(token)?.name ?? token
     const picture = made.querySelector("img")
     const url = photo ? this.on.url(photo.file) : ""
     if (picture.getAttribute("src") !== url) {
@@ -170,7 +170,7 @@ export class Board {
 
   described({ token, box, photo, mirror, rotation }) {
     const percent = x => Math.round(x * 100)
-    const subject = this.state.subjects[token]
+    const subject = this.state.subjects.get(token)
     const facts = [
       subject?.name ?? token,
       `${percent(box[2] - box[0])} × ${percent(box[3] - box[1])} % at ${percent(box[0])}, ${percent(box[1])} %`,
@@ -204,7 +204,7 @@ export class Board {
   }
 
   nextPhoto() {
-    this.pose(one => ({ photo: (one.photo + 1) % Math.max(this.state.subjects[one.token]?.photos.length ?? 1, 1) }))
+    this.pose(one => ({ photo: (one.photo + 1) % Math.max(this.state.subjects.get(one.token)?.photos.length ?? 1, 1) }))
   }
 
   reorder(by) {
@@ -243,7 +243,8 @@ export class Board {
         const { box, guides } = pulled(before.box, CORNERS[corner], [x, y], lines, reach)
         this.preview({ ...before, box }, guides)
       } else if (turn !== undefined) {
-        const rotation = this.angle(before.box, [x, y], area, most > 0)
+        const by = this.angle(before.box, [x, y], area) - this.angle(before.box, start, area)
+        const rotation = turnedBy(before.rotation, by, most > 0)
         this.preview(posed(before, { rotation }, this.state.subjects, this.state.ratio))
       } else {
         const { box, guides } = snapped(moved(before.box, x - start[0], y - start[1]), lines, reach)
@@ -269,12 +270,10 @@ export class Board {
     made.setPointerCapture(event.pointerId)
   }
 
-  /** Degrees clockwise from upright of the line from a box's middle to a point; by 15 where it snaps. */
-  angle([x0, y0, x1, y1], [x, y], area, isSnapped) {
+  /** Degrees clockwise from upright of the line from a box's middle to a point. */
+  angle([x0, y0, x1, y1], [x, y], area) {
     const [right, down] = [(x - (x0 + x1) / 2) * area.width, (y - (y0 + y1) / 2) * area.height]
-    const degrees = (Math.atan2(right, -down) * 180) / Math.PI
-    const near = Math.round(degrees / 15) * 15
-    return Math.round(isSnapped && Math.abs(degrees - near) < 4 ? near : degrees)
+    return (Math.atan2(right, -down) * 180) / Math.PI
   }
 
   key(event) {
@@ -288,7 +287,7 @@ export class Board {
     const by = event.shiftKey ? LEAP : STEP
     const move = (dx, dy) => () => this.change({ ...figure, box: moved(figure.box, dx, dy) })
     const size = factor => () => this.change({ ...figure, box: scaled(figure.box, factor) })
-    const turn = degrees => () => this.pose(one => ({ rotation: ((one.rotation + degrees + 540) % 360) - 180 }))
+    const turn = degrees => () => this.pose(one => ({ rotation: turnedBy(one.rotation, degrees) }))
     const act = {
       ArrowLeft: move(-by, 0),
       ArrowRight: move(by, 0),

@@ -30,15 +30,36 @@ export function readPlaces(text) {
     return null
   }
   if (typeof read !== "object" || read === null || Array.isArray(read)) return null
-  const places = Object.entries(read).map(([name, said]) => ({ name, ...(Array.isArray(said) ? { box: said } : said) }))
+  const places = Object.entries(read).map(([name, said]) => placeOf(name, Array.isArray(said) ? { box: said } : said))
   const isBox = box => Array.isArray(box) && box.length === 4 && box.every(x => typeof x === "number" && x >= 0)
-  if (!places.length || !places.every(place => isBox(place.box))) return null
+  if (!places.length || !places.every(place => isBox(place.box) && isPose(place))) return null
   const whole = places.some(place => place.box.some(x => x > 1)) ? 1000 : 1
   for (const place of places) {
     const [x0, y0, x1, y1] = (place.box = place.box.map(x => x / whole))
     if (!(x0 < x1 && x1 <= 1 && y0 < y1 && y1 <= 1)) return null
   }
   return places
+}
+
+/** What a text says of a place; nothing else of it is taken over. */
+function placeOf(name, said) {
+  const { box, photo, mirror, rotation, depth } = said ?? {}
+  return { name, box, photo, mirror, rotation, depth }
+}
+
+function isPose({ photo, mirror, rotation, depth }) {
+  const isNumber = value => Number.isFinite(value ?? 0)
+  const isFlag = typeof (mirror ?? false) === "boolean"
+  return Number.isInteger(photo ?? 0) && isFlag && [rotation, depth].every(isNumber)
+}
+
+/**
+ * The subjects that the node told, by token: a Map, since any word may be a token, such as those that every object has
+ * ("constructor", "__proto__").
+ */
+export function subjectsOf(told) {
+  const isSubject = ([, one]) => typeof one?.name === "string" && Array.isArray(one.photos)
+  return new Map(Object.entries(told ?? {}).filter(isSubject))
 }
 
 /** What the node reads as these figures, a line for each. */
@@ -55,7 +76,7 @@ function rounded(x, digits) {
 }
 
 /**
- * Figures of places. `subjects`: by token its name and photos {file, aspect}, as far as the node has told them;
+ * Figures of places. `subjects`: a Map by token of its name and photos {file, aspect}, as far as the node has told them;
  * `drawn`: placements of its last run, which say how a figure is posed where its place does not.
  */
 export function figuresOf(places, subjects, drawn, ratio) {
@@ -72,15 +93,15 @@ export function figuresOf(places, subjects, drawn, ratio) {
 }
 
 function tokenOf(name, subjects) {
-  const tokens = Object.keys(subjects)
+  const tokens = [...subjects.keys()]
   if (tokens.includes(name)) return name
-  const named = tokens.filter(token => subjects[token].name === name)
-  const alike = named.length ? named : tokens.filter(token => subjects[token].name === `${token} ${name}`)
+  const named = tokens.filter(token => subjects.get(token).name === name)
+  const alike = named.length ? named : tokens.filter(token => subjects.get(token).name === `${token} ${name}`)
   return alike.length === 1 ? alike[0] : name
 }
 
 export function photoOf(figure, subjects) {
-  return subjects[figure.token]?.photos[figure.photo]
+  return subjects.get(figure.token)?.photos[figure.photo]
 }
 
 /** Width over height of the figure's photo; null where it is not known. */
@@ -111,6 +132,14 @@ function inside([x0, y0, x1, y1]) {
 
 export function moved(box, dx, dy) {
   return inside([box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy])
+}
+
+/** A rotation after a turn from where it is, -180 to 180; drawn to the nearest 15 degrees where it snaps. */
+export function turnedBy(rotation, by, isSnapped = false) {
+  const whole = ((((rotation + by + 180) % 360) + 360) % 360) - 180
+  if (!by) return whole
+  const near = Math.round(whole / 15) * 15
+  return isSnapped && Math.abs(whole - near) < 4 ? near : Math.round(whole)
 }
 
 /** A box scaled about its middle, not below the smallest size. */
