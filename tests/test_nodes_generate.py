@@ -352,6 +352,9 @@ def test_a_vae_of_another_kind_is_refused(comfy: Comfy, drawn_subjects: SubjectS
         def spacial_compression_encode(self) -> int:
             return 8
 
+        def encode(self, pixels: Any) -> Any:
+            raise AssertionError("it was asked")
+
     (placed,) = place(comfy, drawn_subjects).result
     with pytest.raises(comfy.module("convert").BadModel, match="16 channels.*Connect the VAE"):
         start(comfy, placed, Video())

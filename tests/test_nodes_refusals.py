@@ -191,6 +191,7 @@ CHOICES = [
     ("load", "name", "no-such is not a dataset"),
     ("train", "method", "no method 'no-such'. Choose one of: segmix, "),
     ("train", "preset", "no preset 'no-such'. Choose one of: .*mini, 192 px"),
+    ("train", "loss", "no loss 'no-such'. Choose one of: as the preset, paper, DCO"),
     ("settings", "learning", "no learning 'no-such'. Choose one of: .*quick look, standard, paper"),
     ("settings", "memory", "no memory 'no-such'. Choose one of: .*12 GB, 8 GB, 6 GB"),
     ("settings", "optimizer", "no optimizer 'no-such'. Choose one of: adamw, "),

@@ -20,10 +20,8 @@ COMPONENTS: dict[str, tuple[str, str]] = {
     "vae": ("diffusers", "AutoencoderKL"),
     "text_encoder": ("transformers", "CLIPTextModel"),
     "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
-    "tokenizer_2": ("transformers", "CLIPTokenizer"),
 }
-"""Folder -> library and class."""
+"""Folder -> library and class. What begins with "tokenizer" is a CLIPTokenizer."""
 SCHEDULERS = (
     "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
@@ -96,14 +94,16 @@ def read_parts(folder: Path, names: tuple[str, ...], dtype: torch.dtype) -> dict
 def _component(folder: Path, name: str, dtype: torch.dtype) -> Any:
     import importlib
 
+    from transformers import CLIPTokenizer
+
     if not folder.is_dir():
         raise BadModelFolder(f"{folder.parent} has no folder '{name}'. Download the whole model again.")
-    library, kind = COMPONENTS[name]
-    built = getattr(importlib.import_module(library), kind)
     if name.startswith("tokenizer"):
         for path in sorted(folder.glob("*config*.json")):
             check_settings(path)
-        return built.from_pretrained(str(folder), local_files_only=True)
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    library, kind = COMPONENTS[name]
+    built = getattr(importlib.import_module(library), kind)
     check_settings(folder / "config.json")
     files = sorted(folder.glob("*.safetensors"))
     for file in files:
