@@ -230,7 +230,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> int:
-        return written.times_gone("MudiTrainLora", {name: widgets.get(name) for name in _WIDGETS})
+        given = {"loss": LOSSES[0], **widgets}  # older graphs do not name the loss
+        return written.times_gone("MudiTrainLora", {name: given.get(name) for name in _WIDGETS})
 
     @classmethod
     def execute(
