@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -37,10 +38,9 @@ def is_file(path: Path) -> bool:
     return _asked(path, os.path.isfile)
 
 
-def _asked(path: Path, question: object) -> bool:
-    assert callable(question)
+def _asked(path: Path, question: Callable[[Path], bool]) -> bool:
     try:
-        return bool(question(path))
+        return question(path)
     except (OSError, ValueError) as error:
         _tell(path, error)
         return False
