@@ -27,9 +27,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mudi_core.compare import References, compare  # noqa: E402
-from mudi_core.mini import eyes, family, world  # noqa: E402
-from mudi_core.mini.world import DEV_PAIRS, PAIRS, Actor, Character, Rendered, Scene, SubjectSpec  # noqa: E402
+from mudi_core.bases import embedded as family
+from mudi_core.eyes import embedded as eyes
+from mudi_core.score.compare import References, compare  # noqa: E402
+from mudi_core.toy import world  # noqa: E402
+from mudi_core.toy.world import DEV_PAIRS, PAIRS, Actor, Character, Rendered, Scene, SubjectSpec  # noqa: E402
 from mudi_core.types import Photo, Subject, SubjectSet  # noqa: E402
 
 Pair = tuple[SubjectSpec, SubjectSpec]

@@ -28,11 +28,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mudi_core.backends import Detector, Embedder  # noqa: E402
-from mudi_core.compare import References, compare, compare_all  # noqa: E402
-from mudi_core.mini import eyes, family, world  # noqa: E402
-from mudi_core.mini.world import PAIRS, photo  # noqa: E402
+from mudi_core.eyes import Detector, Embedder  # noqa: E402
+from mudi_core.eyes import embedded as eyes
+from mudi_core.score.compare import References, compare, compare_all  # noqa: E402
+from mudi_core.toy import world  # noqa: E402
+from mudi_core.toy.world import PAIRS, photo  # noqa: E402
 from mudi_core.types import Photo, Subject, SubjectSet  # noqa: E402
+from mudi_core.vocabulary import tokenizer
 
 Eyes = tuple[Detector, Embedder]
 Scores = list[float]
@@ -99,14 +101,14 @@ def full_size() -> Eyes:
     """OWLv2-base and DINOv2-base with random weights: as slow as the real ones."""
     from transformers import Dinov2Config, Dinov2Model, Owlv2Config, Owlv2ForObjectDetection
 
-    from mudi_core.backends.dinov2 import Dinov2Embedder
-    from mudi_core.backends.owlv2 import Owlv2Detector
+    from mudi_core.eyes.dinov2 import Dinov2Embedder
+    from mudi_core.eyes.owlv2 import Owlv2Detector
 
     vision = {"hidden_size": 768, "image_size": 960, "patch_size": 16}
     cpu = torch.device("cpu")
     owlv2 = Owlv2ForObjectDetection(Owlv2Config(vision_config=vision))
     dinov2 = Dinov2Model(Dinov2Config(image_size=518, patch_size=14))
-    return Owlv2Detector(owlv2, family.tokenizer("!", 16), cpu), Dinov2Embedder(dinov2, cpu)
+    return Owlv2Detector(owlv2, tokenizer("!", 16), cpu), Dinov2Embedder(dinov2, cpu)
 
 
 def _pixels(drawn: np.ndarray) -> Tensor:

@@ -47,7 +47,7 @@ def subjects(load: Callable[[str], Any], side: int) -> Any:
     """The first of the reported pairs, five photos each with their true masks."""
     import torch
 
-    world, types = load("mudi_core.mini.world"), load("mudi_core.types")
+    world, types = load("mudi_core.toy.world"), load("mudi_core.types")
     found = []
     for spec in world.PAIRS[0]:
         shots = [world.photo(spec.character, random.Random(f"{spec.token}/{i}"), side) for i in range(5)]

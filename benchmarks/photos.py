@@ -19,7 +19,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mudi_core.mini.world import PAIRS, photo  # noqa: E402
+from mudi_core.toy.world import PAIRS, photo  # noqa: E402
 
 
 def prepared(folder: Path, token: str) -> float:

@@ -26,20 +26,22 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mudi_core import storage  # noqa: E402
-from mudi_core.backends import load_detector, load_embedder  # noqa: E402
-from mudi_core.checkpoint import MINI, Checkpoint, open_checkpoint  # noqa: E402
-from mudi_core.compare import References, compare_all  # noqa: E402
-from mudi_core.cutouts import cut_outs  # noqa: E402
+from mudi_core.bases.checkpoint import MINI, Checkpoint, open_checkpoint  # noqa: E402
 from mudi_core.demo.job import draw_photos, prepare_photos  # noqa: E402
 from mudi_core.demo.settings import DemoSettings  # noqa: E402
-from mudi_core.generate import GenerateConfig, Picture, default_prompt, generate  # noqa: E402
-from mudi_core.init_latent import default_gamma  # noqa: E402
-from mudi_core.layout_text import Place  # noqa: E402
-from mudi_core.mini.world import PAIRS  # noqa: E402
-from mudi_core.prompt import write_prompt  # noqa: E402
+from mudi_core.eyes import load_detector, load_embedder  # noqa: E402
+from mudi_core.jobs.generate import GenerateConfig, Picture, default_prompt, generate  # noqa: E402
+from mudi_core.lora.adapter import apply_lora
+from mudi_core.lora.file import load_lora, save_lora
+from mudi_core.lora.metadata import lora_metadata  # noqa: E402
+from mudi_core.score.compare import References, compare_all  # noqa: E402
+from mudi_core.stage.cutouts import cut_outs  # noqa: E402
+from mudi_core.stage.layout_text import Place  # noqa: E402
+from mudi_core.start.init_latent import default_gamma  # noqa: E402
+from mudi_core.subjects import storage  # noqa: E402
+from mudi_core.subjects.prompt import write_prompt  # noqa: E402
+from mudi_core.toy.world import PAIRS  # noqa: E402
 from mudi_core.train.loop import train  # noqa: E402
-from mudi_core.train.lora import apply_lora, load_lora, lora_metadata, save_lora  # noqa: E402
 from mudi_core.train.loss import NoiseSchedule  # noqa: E402
 from mudi_core.train.plan import make_plan  # noqa: E402
 from mudi_core.types import Comparison, SubjectSet  # noqa: E402
@@ -118,7 +120,7 @@ def five(folder: Path, checkpoint: Checkpoint) -> SubjectSet:
         plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.encode_text)
         schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
         result = train(checkpoint.unet, plan, config, schedule)
-        about = lora_metadata(config, subjects, base=checkpoint.name, plan_hash=plan.plan_hash)
+        about = lora_metadata(config.described(), subjects, base=checkpoint.name, plan_hash=plan.plan_hash)
         save_lora(lora, result.state, about)
     return storage.read_subjects(dataset)
 

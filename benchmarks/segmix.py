@@ -33,9 +33,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mudi_core.mini.world import PAIRS, photo  # noqa: E402
-from mudi_core.segmix import cut_outs, segmix  # noqa: E402
-from mudi_core.storage import read_subjects  # noqa: E402
+from mudi_core.stage.segmix import cut_outs, segmix  # noqa: E402
+from mudi_core.subjects.storage import read_subjects  # noqa: E402
+from mudi_core.toy.world import PAIRS, photo  # noqa: E402
 
 SIDE = 1024
 Sample = Callable[[], object]

@@ -37,16 +37,16 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.train_step import filled  # noqa: E402
-from mudi_core import sdxl  # noqa: E402
+from mudi_core.bases import sdxl  # noqa: E402
+from mudi_core.bases.quantize import quantize  # noqa: E402
+from mudi_core.lora.adapter import Adapter  # noqa: E402
 from mudi_core.train import step  # noqa: E402
 from mudi_core.train.config import TrainConfig  # noqa: E402
 from mudi_core.train.loop import train  # noqa: E402
-from mudi_core.train.lora import Adapter  # noqa: E402
 from mudi_core.train.loss import NoiseSchedule  # noqa: E402
 from mudi_core.train.memory import MEMORY, estimate, memory_settings  # noqa: E402
 from mudi_core.train.optimizer import make_optimizer  # noqa: E402
 from mudi_core.train.plan import Plan  # noqa: E402
-from mudi_core.train.quantize import quantize  # noqa: E402
 from mudi_core.train.recompute import checkpointing  # noqa: E402
 
 SCHEDULE = NoiseSchedule(torch.linspace(0.999, 0.005, 1000), "epsilon", 0.13025)

@@ -32,17 +32,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mudi_core.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
-from mudi_core.mini.world import PAIRS, photo  # noqa: E402
-from mudi_core.storage import write_subjects  # noqa: E402
+from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from mudi_core.bases.quantize import quantize  # noqa: E402
+from mudi_core.lora.adapter import Adapter  # noqa: E402
+from mudi_core.subjects.storage import write_subjects  # noqa: E402
+from mudi_core.toy.world import PAIRS, photo  # noqa: E402
 from mudi_core.train.config import TrainConfig  # noqa: E402
 from mudi_core.train.loop import train  # noqa: E402
-from mudi_core.train.lora import Adapter  # noqa: E402
 from mudi_core.train.loss import NoiseSchedule, noisy  # noqa: E402
 from mudi_core.train.memory import MEMORY, memory_settings  # noqa: E402
 from mudi_core.train.optimizer import make_optimizer  # noqa: E402
 from mudi_core.train.plan import Plan, make_plan  # noqa: E402
-from mudi_core.train.quantize import quantize  # noqa: E402
 from mudi_core.train.recompute import checkpointing  # noqa: E402
 from mudi_core.types import Photo, Subject, SubjectSet  # noqa: E402
 
@@ -278,8 +278,8 @@ def full_size(device: torch.device) -> tuple[Checkpoint, tuple[Any, ...]]:
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from mudi_core import sdxl
-    from mudi_core.mini.family import tokenizer
+    from mudi_core.bases import sdxl
+    from mudi_core.vocabulary import tokenizer
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(sdxl.CONFIGS / "unet"))

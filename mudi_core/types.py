@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 MAX_SUBJECTS = 11
@@ -323,3 +325,8 @@ class Comparison:
                 "threshold, or look for a more general word."
             )
         return f"{self.figures}, {len(self.tokens)} expected, so the score is 0."
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "olis corgi, hta cat and lun toy"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -13,7 +13,7 @@ from .sockets import Subjects
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..mudi_core.backends import Detector, Embedder
+    from ..mudi_core.eyes import Detector, Embedder
     from ..mudi_core.types import Comparison, SubjectSet
 
 
@@ -118,7 +118,7 @@ def compared(
     cut_out: bool,
 ) -> list[Comparison]:
     """Detect-and-Compare of each picture, as the widgets say it."""
-    from ..mudi_core.compare import References, compare
+    from ..mudi_core.score.compare import References, compare
 
     words = [word.strip() for word in query.split(",") if word.strip()] or None
     results: list[Comparison] = []
@@ -139,7 +139,7 @@ def ranking(
     pictures: Sequence[Tensor], results: Sequence[Comparison], subjects: SubjectSet, titles: Sequence[str]
 ) -> tuple[list[int], list[Tensor], str]:
     """Best first: the pictures' indices, a card for each, and in words what is said of each."""
-    from ..mudi_core.compare import best_first, look_alike
+    from ..mudi_core.score.compare import best_first, look_alike
 
     order = best_first(results)
     headings = {i: f"{titles[i]}: {results[i].score:.2f}" for i in order}

@@ -18,8 +18,8 @@ from ..mudi_core.types import Detections, MudiError
 from .sockets import BoundingBox
 
 if TYPE_CHECKING:
-    from ..mudi_core.train.config import BaseWeights
-    from ..mudi_core.train.encode import EncodeImage, EncodeText
+    from ..mudi_core.bases.promise import EncodeImage, EncodeText
+    from ..mudi_core.bases.quantize import BaseWeights
     from ..mudi_core.train.loss import NoiseSchedule
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def encode_image(vae: Any) -> EncodeImage:
 
     Raises `BadModel` for a VAE of another kind than SD's, and on encoding `checkpoint.NoNumbers` where it overflows.
     """
-    from ..mudi_core.checkpoint import check_encoded
+    from ..mudi_core.bases.checkpoint import check_encoded
 
     channels, shrinks = vae.latent_channels, vae.spacial_compression_encode()
     if (channels, shrinks) != (4, 8):
@@ -161,7 +161,7 @@ def encode_image(vae: Any) -> EncodeImage:
 
 def decoded(vae: Any, samples: Tensor) -> list[Tensor]:
     """The pictures ``[h, w, 3]`` of a sampler's latents. Raises `checkpoint.NoNumbers` where the VAE overflows."""
-    from ..mudi_core.checkpoint import check_decoded
+    from ..mudi_core.bases.checkpoint import check_decoded
 
     return pictures(check_decoded(vae.decode(samples), samples))
 
@@ -265,7 +265,7 @@ def _own_sampling(model: Any) -> Any:
 
 def family(model: Any) -> str:
     """Kohya's name for a MODEL's kind. Raises `BadModel` when it cannot be trained, as `unet` would, at no cost."""
-    from ..mudi_core import sd
+    from ..mudi_core.bases import sd
 
     blank, _ = _blank_unet(model)
     if blank.config.addition_embed_type == "text_time":
@@ -294,7 +294,7 @@ def unet(model: Any, device: torch.device, dtype: torch.dtype, base_weights: Bas
     """
     import comfy.lora
 
-    from ..mudi_core.train.quantize import quantize
+    from ..mudi_core.bases.quantize import quantize
 
     place = device if base_weights == "full" else torch.device("cpu")
     blank, keys = _blank_unet(model)
@@ -321,7 +321,7 @@ def _blank_unet(model: Any) -> tuple[Any, dict[str, str]]:
     import comfy.utils
     from diffusers import UNet2DConditionModel
 
-    from ..mudi_core.sdxl import QUANTIZED
+    from ..mudi_core.bases.sdxl import QUANTIZED
 
     if getattr(model, "injections", None):
         raise BadModel(

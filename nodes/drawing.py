@@ -11,14 +11,14 @@ import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 from torch.nn import functional
 
-from ..mudi_core.demo.statistics import smoothed
 from ..mudi_core.levels import to_bytes
 from ..mudi_core.masks import resize
+from ..mudi_core.report.statistics import smoothed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..mudi_core.previews import Preview
+    from ..mudi_core.jobs.previews import Preview
     from ..mudi_core.types import Comparison
 
     Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import folder_paths
 from PIL import Image
 
-from ..mudi_core.generate import draw_layout
+from ..mudi_core.jobs.generate import draw_layout
 from .sockets import PlacedSubjects
 
 if TYPE_CHECKING:
-    from ..mudi_core.cutouts import CutOut
+    from ..mudi_core.stage.cutouts import CutOut
     from ..mudi_core.types import Layout
 
 KEY = "mudi_layout"

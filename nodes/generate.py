@@ -12,8 +12,8 @@ from . import convert, drawing, editor, host, samplers, widgets
 from .sockets import LayoutSocket, PlacedSubjects, Subjects, boxes_input
 
 if TYPE_CHECKING:
-    from ..mudi_core.generate import Arrangement
-    from ..mudi_core.layout_text import Place
+    from ..mudi_core.jobs.generate import Arrangement
+    from ..mudi_core.stage.layout_text import Place
     from ..mudi_core.types import SubjectSet
 
 CATEGORY = "MuDI/3 generate"
@@ -118,11 +118,11 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
         mirror: bool = False,
         rotation: float = 0.0,
     ) -> io.NodeOutput:
-        from ..mudi_core.cutouts import Poses, cut_outs, parse_photos
-        from ..mudi_core.generate import GenerateConfig, default_prompt
-        from ..mudi_core.layout import LayoutConfig, parse_relative_scale, remarks
-        from ..mudi_core.layout_text import parse_places
-        from ..mudi_core.segmix import compose
+        from ..mudi_core.jobs.generate import GenerateConfig, default_prompt
+        from ..mudi_core.stage.cutouts import Poses, cut_outs, parse_photos
+        from ..mudi_core.stage.layout import LayoutConfig, parse_relative_scale, remarks
+        from ..mudi_core.stage.layout_text import parse_places
+        from ..mudi_core.stage.segmix import compose
 
         host.check_choice("mode", mode, MODES)
         places = None
@@ -225,8 +225,8 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
     ) -> io.NodeOutput:
         import torch
 
-        from ..mudi_core.init_latent import default_gamma, init_latent
-        from ..mudi_core.segmix import compose
+        from ..mudi_core.stage.segmix import compose
+        from ..mudi_core.start.init_latent import default_gamma, init_latent
 
         encode = convert.encode_image(vae)
         if gamma < 0:
@@ -267,7 +267,7 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
 
 def drawn_layout(placed: PlacedSubjects, seed: int, number: int) -> Layout:
     """Of the picture of this number, as the library's own `generate` draws it from this seed."""
-    from ..mudi_core.generate import draw_layout
+    from ..mudi_core.jobs.generate import draw_layout
 
     config = placed.config
     assert config.size is not None
@@ -277,7 +277,7 @@ def drawn_layout(placed: PlacedSubjects, seed: int, number: int) -> Layout:
 def _given(boxes: Any, subjects: SubjectSet, size: tuple[int, int]) -> dict[str, Place]:
     """One box for each token, as fractions of the canvas, cut at its borders."""
     from ..mudi_core.boxes import area, clip
-    from ..mudi_core.layout_text import Place
+    from ..mudi_core.stage.layout_text import Place
 
     found = [box for one in convert.boxes_per_image([] if boxes is None else boxes) for box in one]
     if len(found) != len(subjects):

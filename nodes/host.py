@@ -21,11 +21,12 @@ import folder_paths
 from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 
-from ..mudi_core import backends, weights
+from ..mudi_core import eyes as backends
+from ..mudi_core.eyes import weights
 from ..mudi_core.names import BadName, plain_name
-from ..mudi_core.photos import SUFFIXES
 from ..mudi_core.progress import Progress, Update
-from ..mudi_core.saving import METADATA, take_up
+from ..mudi_core.subjects.photos import SUFFIXES
+from ..mudi_core.subjects.saving import METADATA, take_up
 from ..mudi_core.types import MudiError, readable
 from . import drawing
 from .listing import entries, is_file, is_folder

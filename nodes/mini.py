@@ -16,8 +16,8 @@ import torch
 from comfy import sdxl_clip
 from comfy_api.latest import io
 
-from ..mudi_core.mini import family
-from ..mudi_core.mini.world import PAIRS, photo
+from ..mudi_core.bases import embedded as family
+from ..mudi_core.toy.world import PAIRS, photo
 from . import host, widgets
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from .sockets import LayoutSocket, PlacedSubjects, PreviewSocket, TrainPreview
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..mudi_core.previews import Preview
+    from ..mudi_core.jobs.previews import Preview
 
 
 class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
@@ -104,9 +104,9 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
 
 def sampled(wanted: TrainPreview, model: Any, vae: Any) -> Preview:
     """The pictures of a MODEL that wears the LoRA so far. ComfyUI lets go of all models afterwards."""
-    from ..mudi_core.init_latent import default_gamma, init_latent
-    from ..mudi_core.previews import MUDI, PLAIN, Preview
-    from ..mudi_core.segmix import compose
+    from ..mudi_core.jobs.previews import MUDI, PLAIN, Preview
+    from ..mudi_core.stage.segmix import compose
+    from ..mudi_core.start.init_latent import default_gamma, init_latent
 
     subjects = wanted.layout.cutouts.subjects
     encode = convert.encode_image(vae)

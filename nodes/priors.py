@@ -8,7 +8,7 @@ import comfy.sample
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..mudi_core.priors import NEGATIVE_PROMPT, PROMPT, THRESHOLD
+from ..mudi_core.subjects.priors import NEGATIVE_PROMPT, PROMPT, THRESHOLD
 from . import convert, drawing, host, widgets
 from .sockets import Subjects
 
@@ -99,7 +99,7 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
     ) -> io.NodeOutput:
         import torch
 
-        from ..mudi_core.priors import make_priors
+        from ..mudi_core.subjects.priors import make_priors
 
         host.check_choice("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
         host.check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)

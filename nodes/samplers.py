@@ -55,7 +55,7 @@ class _Noise:
     def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
         import torch
 
-        from ..mudi_core.generate import draw_noise
+        from ..mudi_core.jobs.generate import draw_noise
 
         samples = input_latent["samples"]
         numbers = input_latent.get("batch_index") or range(len(samples))
@@ -70,7 +70,7 @@ def weak_start(model: Any, gamma: float, first: float | None = None) -> str:
     """
     from comfy.model_sampling import CONST
 
-    from ..mudi_core import init_latent
+    from ..mudi_core.start import init_latent
 
     sampling = model.get_model_object("model_sampling")
     last = float(sampling.sigma_max)

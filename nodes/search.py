@@ -117,8 +117,8 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
     ) -> io.NodeOutput:
         import torch
 
-        from ..mudi_core.init_latent import default_gamma, init_latent
-        from ..mudi_core.segmix import compose
+        from ..mudi_core.stage.segmix import compose
+        from ..mudi_core.start.init_latent import default_gamma, init_latent
 
         host.check_choice("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
         host.check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..mudi_core.names import plain_name
-from ..mudi_core.storage import METADATA
+from ..mudi_core.subjects.storage import METADATA
 from ..mudi_core.types import BadSubject, MudiError, Photo
 from . import convert, drawing, host, widgets, written
 from .sockets import BoundingBoxes, Subjects, boxes_input
@@ -71,7 +71,7 @@ class LoadPhotos(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        from ..mudi_core.photos import passed_over, read_photos
+        from ..mudi_core.subjects.photos import passed_over, read_photos
 
         where = host.input_folder(folder, PHOTOS)
         with host.progress()("reading") as update:
@@ -143,7 +143,7 @@ class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
         which: list[Any],
         download: list[bool],
     ) -> io.NodeOutput:
-        from ..mudi_core.subjects import find_boxes
+        from ..mudi_core.subjects.find import find_boxes
 
         host.check_choice("way to choose", which[0], WHICH)
         pictures = _photos(photos)
@@ -193,7 +193,7 @@ class SamMask(io.ComfyNode):  # type: ignore[misc]
     def execute(
         cls, photos: list[Tensor], boxes: list[Any], segmenter: list[str], download: list[bool]
     ) -> io.NodeOutput:
-        from ..mudi_core.subjects import segment_boxes
+        from ..mudi_core.subjects.find import segment_boxes
 
         pictures = _photos(photos)
         lists = [one for some in boxes for one in convert.boxes_per_image(some)]
@@ -280,7 +280,7 @@ class MakeSubject(io.ComfyNode):  # type: ignore[misc]
         captions: list[str] | None = None,
         subjects: list[SubjectSet] | None = None,
     ) -> io.NodeOutput:
-        from ..mudi_core.subjects import INVERTED, add_subject, doubts, inverted, name_doubts, subject_from_masks
+        from ..mudi_core.subjects.find import INVERTED, add_subject, doubts, inverted, name_doubts, subject_from_masks
 
         name = token[0].strip()
         pictures, shapes = convert.pictures(photos), convert.masks(masks)
@@ -338,8 +338,8 @@ class LoadSubjectSet(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        from ..mudi_core.storage import read_subjects
-        from ..mudi_core.subjects import doubts
+        from ..mudi_core.subjects.find import doubts
+        from ..mudi_core.subjects.storage import read_subjects
 
         with host.progress()("reading") as update:
             subjects = read_subjects(host.input_folder(name, DATASET), update, within=host.input_root())
@@ -383,7 +383,7 @@ class SaveSubjectSet(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, subjects: SubjectSet, name: str) -> io.NodeOutput:
-        from ..mudi_core.storage import read_subjects, write_subjects
+        from ..mudi_core.subjects.storage import read_subjects, write_subjects
 
         with host.progress()("writing") as update:
             folder = write_subjects(subjects, host.input_folder(name, DATASET), update)

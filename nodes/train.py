@@ -9,9 +9,9 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..mudi_core.layout import LayoutConfig, parse_relative_scale, random_layout
 from ..mudi_core.names import plain_name
-from ..mudi_core.segmix import SegMixConfig, compose, cut_outs, segmix
+from ..mudi_core.stage.layout import LayoutConfig, parse_relative_scale, random_layout
+from ..mudi_core.stage.segmix import SegMixConfig, compose, cut_outs, segmix
 from ..mudi_core.train.config import Method, TrainConfig
 from ..mudi_core.train.memory import memory_settings
 from ..mudi_core.types import MudiError, SubjectSet
@@ -22,7 +22,7 @@ from .training import Run, read_lora, with_lora
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..mudi_core.train.lora import LoraState
+    from ..mudi_core.lora.file import LoraState
     from ..mudi_core.train.plan import Plan
 
 CATEGORY = "MuDI/2 train"
@@ -252,7 +252,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         preview: TrainPreview | None = None,
         loss: str = LOSSES[0],
     ) -> io.NodeOutput:
-        from ..mudi_core.train.lora import load_lora, lora_metadata, save_lora
+        from ..mudi_core.lora.file import load_lora, save_lora
+        from ..mudi_core.lora.metadata import lora_metadata
         from ..mudi_core.train.resume import lora_fingerprint
 
         plain_name(name, "LoRA")
@@ -285,7 +286,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
         about = lora_metadata(
-            config,
+            config.described(),
             dataset.subjects,
             base=type(model.model.model_config).__name__,
             plan_hash=plan.plan_hash,

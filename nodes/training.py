@@ -25,9 +25,9 @@ from .sockets import TrainPreview
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..mudi_core.lora.file import LoraState
     from ..mudi_core.train.config import TrainConfig
     from ..mudi_core.train.loop import OnSave, TrainResult
-    from ..mudi_core.train.lora import LoraState
     from ..mudi_core.train.loss import NoiseSchedule
     from ..mudi_core.train.plan import Plan
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
+from ..mudi_core.subjects.watermark import KEY, SURE
 from ..mudi_core.types import MudiError
-from ..mudi_core.watermark import KEY, SURE
 from . import convert, host
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class AddWatermark(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, images: Tensor, key: str, strength: float) -> io.NodeOutput:
-        from ..mudi_core.watermark import add_mark
+        from ..mudi_core.subjects.watermark import add_mark
 
         if not key.strip():
             raise NoKey(str(_check_key(key)))
@@ -102,7 +102,7 @@ class FindWatermark(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, images: Tensor, key: str) -> io.NodeOutput:
-        from ..mudi_core.watermark import find_mark
+        from ..mudi_core.subjects.watermark import find_mark
 
         if not key.strip():
             raise NoKey(str(_check_key(key)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 from comfy_api.latest import io
 
-from ..mudi_core.prompt import NEGATIVE
+from ..mudi_core.subjects.prompt import NEGATIVE
 from ..mudi_core.types import MudiError
 from . import host, widgets, written
 from .sockets import Subjects
@@ -103,8 +103,9 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
         negative: str,
         subjects: SubjectSet | None = None,
     ) -> io.NodeOutput:
-        from ..mudi_core.prompt import UnknownLora, read_lora_subjects, write_prompts
-        from ..mudi_core.subjects import name_doubts
+        from ..mudi_core.lora.metadata import UnknownLora, read_lora_subjects
+        from ..mudi_core.subjects.find import name_doubts
+        from ..mudi_core.subjects.prompt import write_prompts
 
         path, known, doubts = host.lora(lora_name), None, []
         try:
@@ -192,9 +193,9 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
         timeout: float,
         seed: int,
     ) -> io.NodeOutput:
-        from ..mudi_core.ask import ask_layout, question
-        from ..mudi_core.endpoint import Endpoint
-        from ..mudi_core.layout_text import places_text
+        from ..mudi_core.stage.ask import ask_layout, question
+        from ..mudi_core.stage.endpoint import Endpoint
+        from ..mudi_core.stage.layout_text import places_text
 
         names = [subject.name for subject in subjects]
         text = ""

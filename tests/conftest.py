@@ -14,9 +14,9 @@ from comfyui_server import comfyui_server
 from hypothesis import settings
 from windows import windows_rule
 
-from mudi_core.mini import family
-from mudi_core.mini.world import PAIRS, photo
-from mudi_core.storage import write_subjects
+from mudi_core.bases import embedded as family
+from mudi_core.subjects.storage import write_subjects
+from mudi_core.toy.world import PAIRS, photo
 from mudi_core.types import Photo, Subject, SubjectSet
 
 # A busy machine is no reason to fail; --hypothesis-profile=long tries thousands of cases.
@@ -37,7 +37,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def random_mini(monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded SDXL with fresh weights from a fixed seed: its pictures are noise, the rest is real."""
 
-    def untrained(model: torch.nn.Module, name: str) -> torch.nn.Module:
+    def untrained(model: torch.nn.Module, name: str, folder: object = None) -> torch.nn.Module:
         generator = torch.Generator().manual_seed(0)
         for key, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.ndim > 1:
@@ -47,7 +47,7 @@ def random_mini(monkeypatch: pytest.MonkeyPatch) -> None:
                 parameter.data.fill_(float(key.endswith("weight")))
         return model.eval().requires_grad_(False)
 
-    monkeypatch.setattr(family, "_load", untrained)
+    monkeypatch.setattr(family, "load", untrained)
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,8 @@ from test_train_plan import CONFIG as SHORT
 from test_train_plan import plan_of, same, subject
 from tiny_sdxl import tiny_unet
 
+from mudi_core.lora.file import load_lora, save_lora
 from mudi_core.train.loop import train
-from mudi_core.train.lora import load_lora, save_lora
 from mudi_core.train.resume import losses_so_far
 from mudi_core.types import MudiError, SubjectSet
 

@@ -30,9 +30,9 @@ import torch
 from test_train_loop import CONFIG, SCHEDULE, plan_for
 from tiny_sdxl import tiny_unet
 
+from mudi_core.lora.file import save_lora
+from mudi_core.tensor_file import read_tensors
 from mudi_core.train import loop
-from mudi_core.train.lora import save_lora
-from mudi_core.train.tensor_file import read_tensors
 
 SETTINGS = replace(CONFIG, steps=9, save_every=2, rank=2)
 KINDS = ("in a step", "before a file is dealt with", "at a byte of a file")

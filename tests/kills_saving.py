@@ -28,11 +28,11 @@ if __name__ == "__main__":
 import kills
 from coloured import coloured
 
-from mudi_core import weights
-from mudi_core.saving import take_up
-from mudi_core.storage import read_subjects, write_subjects
+from mudi_core.eyes import weights
+from mudi_core.eyes.weights import MissingWeights, WeightFile, Weights
+from mudi_core.subjects.saving import take_up
+from mudi_core.subjects.storage import read_subjects, write_subjects
 from mudi_core.types import MudiError
-from mudi_core.weights import MissingWeights, WeightFile, Weights
 
 OLD, NEW = ("red", "blue"), (("black", "orange"), ("orange",))
 SECONDS = 0.03

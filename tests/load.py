@@ -136,8 +136,8 @@ def drawn_set(folder: Path) -> None:
     """Two characters of the toy world as a dataset."""
     import torch
 
-    from mudi_core.mini.world import PAIRS, photo
-    from mudi_core.storage import write_subjects
+    from mudi_core.subjects.storage import write_subjects
+    from mudi_core.toy.world import PAIRS, photo
     from mudi_core.types import Photo, Subject, SubjectSet
 
     subjects: list[Any] = []

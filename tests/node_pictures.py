@@ -22,8 +22,8 @@ from browser import CHROMIUM, QUIET, READY
 from comfyui_server import ROOT, serve
 from PIL import Image
 
-from mudi_core.mini.world import PAIRS, Actor, Scene, aspect, photo, random_pose, render
-from mudi_core.storage import write_subjects
+from mudi_core.subjects.storage import write_subjects
+from mudi_core.toy.world import PAIRS, Actor, Scene, aspect, photo, random_pose, render
 from mudi_core.types import Photo, Subject, SubjectSet
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from sdxl_file import PARTS, random_values
 from torch import Tensor
 
-from mudi_core import sd
-from mudi_core.mini.family import scheduler, tokenizer
+from mudi_core.bases import sd
+from mudi_core.bases.embedded import scheduler
+from mudi_core.vocabulary import tokenizer
 
 PREFIXES = {"v1": "cond_stage_model.", "v2": "cond_stage_model.model."}
 

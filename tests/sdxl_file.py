@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mudi_core import sdxl
-from mudi_core.mini.family import scheduler, tokenizer
+from mudi_core.bases import sdxl
+from mudi_core.bases.embedded import scheduler
+from mudi_core.vocabulary import tokenizer
 
 
 def tiny_sdxl(folder: Path) -> None:

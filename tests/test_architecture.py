@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,56 +17,65 @@ MODULES = sorted(path for path in CORE.rglob("*.py"))
 
 FLOORS = (
     ("types", "progress", "levels"),
-    ("boxes", "masks", "weights", "photos", "watermark", "lock", "files", "saving", "names", "metadata"),
-    ("mini",),
-    ("sdxl",),
-    ("sd",),
-    ("backends", "layout", "layout_text", "endpoint", "ask", "prompt"),
-    ("cutouts",),
-    ("segmix",),
-    ("subjects", "storage", "priors", "init_latent", "compare", "fidelity", "train"),
-    ("checkpoint",),
-    ("generate",),
-    ("previews",),
-    ("demo",),
-    ("benchmark",),
-    ("cli",),
+    ("boxes", "masks", "lock", "files", "names", "tensor_file", "vocabulary"),
+    ("bases", "eyes", "toy", "report"),
+    ("stage", "start", "lora"),
+    ("subjects", "train", "attention"),
+    ("score", "methods"),
+    ("jobs",),
+    ("demo", "benchmark", "cli"),
     ("__main__",),
 )
 """The house from the ground up. A room knows those below it and those beside it, never those above."""
 
-ALLOWED_UP = {
-    # The embedded family is made of what the backends are made for; it hands out finished ones.
-    ("mini", "backends"),
-    ("mini", "compare"),
-    ("mini", "segmix"),
-    ("mini", "checkpoint"),
-    ("mini", "generate"),
-    ("mini", "demo"),
-    ("mini", "train"),
-}
+TRAIN = (
+    ("config",),
+    ("cache", "ctrl_c", "loss", "optimizer", "pace", "recompute", "team"),
+    ("draw", "encode"),
+    ("plan",),
+    ("step", "resume"),
+    ("memory", "best"),
+    ("loop",),
+)
+"""The floors inside the training: settings, what a step is made of, samples, steps, runs."""
+
+NODES = (
+    ("sockets", "listing", "written", "drawing"),
+    ("host",),
+    ("widgets", "convert", "editor", "ranges"),
+    ("samplers", "compare", "generate", "preview", "training"),
+    ("mini", "priors", "search", "settings", "subjects", "train", "watermark", "words"),
+)
+"""The floors inside ComfyUI's face: values and files, the host, what nodes share, the nodes."""
 
 
 def room(path: Path) -> str:
     return path.relative_to(CORE).parts[0].removesuffix(".py")
 
 
-def floor(name: str) -> int:
-    levels = [i for i, rooms in enumerate(FLOORS) if name in rooms]
-    assert levels, f"{name} is a new room: say in FLOORS where it stands"
+def floor(floors: tuple[tuple[str, ...], ...], name: str) -> int:
+    levels = [i for i, rooms in enumerate(floors) if name in rooms]
+    assert levels, f"{name} is new: say on which floor it stands"
     return levels[0]
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """The rooms that a module's relative imports lead to, lazy ones included."""
-    package = path.relative_to(CORE).parts[:-1]
+def targets(path: Path, root: Path) -> set[tuple[str, ...]]:
+    """The modules below ``root``, part by part, that a module's relative imports lead to, lazy ones included."""
+    package = path.relative_to(root).parts[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level:
+        if isinstance(node, ast.ImportFrom) and 0 < node.level <= len(package) + 1:
             above = package[: len(package) - node.level + 1]
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            found |= {(*above, *name.split("."))[0] for name in names}
-    return found - {room(path), "__version__"}
+            base = (*above, *(node.module.split(".") if node.module else ()))
+            for alias in node.names:
+                full = (*base, alias.name)
+                is_module = (root.joinpath(*full).with_suffix(".py")).is_file() or root.joinpath(*full).is_dir()
+                found.add(full if is_module else base)
+    return {target for target in found if target and target != ("__version__",)}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    return {target[0] for target in targets(path, CORE)} - {room(path), "__version__"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(CORE)))
@@ -73,8 +83,30 @@ def test_imports_only_go_down(path: Path) -> None:
     if path == CORE / "__init__.py":
         return
     for name in imported_rooms(path):
-        if (room(path), name) not in ALLOWED_UP:
-            assert floor(name) <= floor(room(path)), f"{path.relative_to(ROOT)} reaches up to {name}"
+        assert floor(FLOORS, name) <= floor(FLOORS, room(path)), f"{path.relative_to(ROOT)} reaches up to {name}"
+
+
+@pytest.mark.parametrize(("package", "floors"), [(CORE / "train", TRAIN), (ROOT / "nodes", NODES)])
+def test_imports_only_go_down_inside_a_room(package: Path, floors: tuple[tuple[str, ...], ...]) -> None:
+    for path in package.glob("[!_]*.py"):
+        for target in targets(path, package):
+            up = floor(floors, target[0]) > floor(floors, path.stem)
+            assert not up, f"{path.relative_to(ROOT)} reaches up to {target[0]}"
+
+
+def test_nothing_is_imported_in_a_circle() -> None:
+    """Neither rooms nor modules hold each other."""
+    rooms: dict[str, set[str]] = {}
+    for path in MODULES:
+        if path != CORE / "__init__.py":
+            rooms.setdefault(room(path), set()).update(imported_rooms(path))
+    TopologicalSorter(rooms).prepare()
+    for root in (CORE, ROOT / "nodes"):
+        modules = {}
+        for path in root.rglob("*.py"):
+            name = path.relative_to(root).with_suffix("").parts
+            modules[name[:-1] if name[-1] == "__init__" else name] = targets(path, root)
+        TopologicalSorter(modules).prepare()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(CORE)))
@@ -128,15 +160,15 @@ print(len(sys.argv) - 1)
         ("mudi_core", "torch transformers diffusers peft cv2 segment_anything PIL"),
         ("mudi_core.cli", "torch transformers diffusers peft cv2 segment_anything PIL"),
         ("mudi_core.types", "torch transformers diffusers peft cv2 segment_anything PIL"),
-        ("mudi_core.backends", "transformers diffusers peft cv2 segment_anything"),
-        ("mudi_core.subjects", "transformers diffusers peft cv2 segment_anything"),
-        ("mudi_core.segmix", "transformers diffusers peft cv2 segment_anything"),
-        ("mudi_core.compare", "transformers diffusers peft cv2 segment_anything"),
-        ("mudi_core.checkpoint", "transformers diffusers peft cv2 segment_anything"),
-        ("mudi_core.generate", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.eyes", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.subjects.find", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.stage.segmix", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.score.compare", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.bases.checkpoint", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.jobs.generate", "transformers diffusers peft cv2 segment_anything"),
         ("mudi_core.train.loop", "transformers diffusers peft cv2 segment_anything"),
-        ("mudi_core.mini.family", "transformers diffusers peft cv2 segment_anything"),
-        ("mudi_core.mini.world", "torch transformers diffusers peft cv2 segment_anything PIL"),
+        ("mudi_core.bases.embedded", "transformers diffusers peft cv2 segment_anything"),
+        ("mudi_core.toy.world", "torch transformers diffusers peft cv2 segment_anything PIL"),
     ],
 )
 def test_loading_is_light(module: str, heavy: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from mudi_core.ask import BadReply, NoPrompt, ask_layout, question
-from mudi_core.endpoint import LOCAL, BadEndpoint, BadKey, Endpoint
-from mudi_core.layout_text import Place
+from mudi_core.stage.ask import BadReply, NoPrompt, ask_layout, question
+from mudi_core.stage.endpoint import LOCAL, BadEndpoint, BadKey, Endpoint
+from mudi_core.stage.layout_text import Place
 
 NAMES = ("olis corgi", "hta chow chow")
 GOOD = '{"olis": [0, 200, 450, 1000], "hta": {"box": [500, 200, 1000, 1000], "depth": 1}}'

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mudi_core import backends
-from mudi_core.backends import dinov2, dreamsim, owlv2, sam
-from mudi_core.mini.family import tokenizer
+from mudi_core import eyes as backends
+from mudi_core.eyes import dinov2, dreamsim, owlv2, sam
+from mudi_core.eyes.weights import MissingWeights
+from mudi_core.tensor_file import BadWeights
 from mudi_core.types import MudiError
-from mudi_core.weights import BadWeights, MissingWeights
+from mudi_core.vocabulary import tokenizer
 
 CPU = torch.device("cpu")
 QUERIES = ("dog", "red robot")
@@ -397,7 +398,7 @@ def test_a_backend_is_loaded_by_name_from_the_default_folder(tmp_path, monkeypat
 
 def test_the_table_imports_no_model_library():
     code = (
-        "import sys, mudi_core.backends, mudi_core.subjects, mudi_core.storage;"
+        "import sys, mudi_core.eyes, mudi_core.subjects.find, mudi_core.subjects.storage;"
         "print([m for m in ('transformers', 'segment_anything', 'dreamsim', 'cv2', 'comfy') if m in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

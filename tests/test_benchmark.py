@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mudi_core.cli import main
-from mudi_core.cutouts import cut_outs
-from mudi_core.segmix import SegMixConfig, segmix
-from mudi_core.storage import read_subjects
+from mudi_core.stage.cutouts import cut_outs
+from mudi_core.stage.segmix import SegMixConfig, segmix
+from mudi_core.subjects.storage import read_subjects
 
 PHOTOS = Path(os.environ.get("MUDI_BENCHMARK") or Path(__file__).parent.parent.parent / "shared" / "benchmark")
 SETS = ("bear_plushie_and_robot_toy", "can_and_monster_toy", "monster_toy_and_robot_toy")

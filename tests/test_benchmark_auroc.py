@@ -7,7 +7,7 @@ import random
 import pytest
 
 from benchmarks.auroc import KINDS, auroc, aurocs, cast, draw, interval, judged
-from mudi_core.mini.world import DEV_PAIRS, PAIRS
+from mudi_core.toy.world import DEV_PAIRS, PAIRS
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.compare import drawn_pictures, drawn_subjects, measure, ours
-from mudi_core.mini import eyes
+from mudi_core.eyes import embedded as eyes
 
 
 def test_references_are_embedded_once_and_scores_stay_the_same(mini_weights: None) -> None:

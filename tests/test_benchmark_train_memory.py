@@ -13,10 +13,10 @@ from tiny_sdxl import tiny_unet
 
 from benchmarks import train_memory
 from benchmarks.train_memory import Ledger, reckon
+from mudi_core.bases.quantize import quantize
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.memory import MARGIN, MEMORY
 from mudi_core.train.plan import Plan
-from mudi_core.train.quantize import quantize
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 from sdxl_file import tiny_sdxl, write_single_file
 
-from mudi_core import checkpoint as module
-from mudi_core import sdxl
-from mudi_core.checkpoint import EncodersReleased, MissingCheckpoint, open_checkpoint
-from mudi_core.mini.family import MissingMiniWeights
-from mudi_core.mini.world import PAIRS, photo
-from mudi_core.sdxl import BadCheckpointFile
+from mudi_core.bases import checkpoint as module
+from mudi_core.bases import sdxl
+from mudi_core.bases.checkpoint import EncodersReleased, MissingCheckpoint, open_checkpoint
+from mudi_core.bases.embedded import MissingMiniWeights
+from mudi_core.bases.sdxl import BadCheckpointFile
+from mudi_core.toy.world import PAIRS, photo
 from mudi_core.train.loss import NoiseSchedule
 
 
@@ -141,7 +141,7 @@ def test_the_pipelines_scheduler_is_its_own(random_mini: None) -> None:
 
 
 def test_missing_embedded_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("mudi_core.mini.family.WEIGHTS", tmp_path)
+    monkeypatch.setattr("mudi_core.bases.embedded.WEIGHTS", tmp_path)
     with pytest.raises(MissingMiniWeights, match="unet.safetensors"):
         open_checkpoint("mini")
 

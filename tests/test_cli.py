@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mudi_core import ask
 from mudi_core.cli import main, parser
 from mudi_core.cli.talk import Talk
 from mudi_core.demo.page import OWN_PHOTOS
-from mudi_core.layout_text import Place
-from mudi_core.mini import eyes
-from mudi_core.storage import read_subjects, write_subjects
-from mudi_core.train.lora import load_lora
+from mudi_core.eyes import embedded as eyes
+from mudi_core.lora.file import load_lora
+from mudi_core.stage import ask
+from mudi_core.stage.layout_text import Place
+from mudi_core.subjects.storage import read_subjects, write_subjects
 from mudi_core.types import Detections, SubjectSet
 
 COMMANDS = ("prepare", "priors", "train", "prompt", "generate", "compare", "demo", "benchmark")

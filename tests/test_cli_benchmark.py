@@ -19,16 +19,16 @@ from typing import Any
 import pytest
 import torch
 
+from mudi_core.bases.tokens import load_token, save_token
 from mudi_core.benchmark import run as work
 from mudi_core.benchmark.results import OtherSpec, Result, Results
 from mudi_core.benchmark.run import Worker
 from mudi_core.benchmark.spec import METHODS, BadSpec, Cell, Judges, Spec, read_spec
 from mudi_core.benchmark.table import COLUMNS, clustered_interval, paired, summary, table
 from mudi_core.cli import main
-from mudi_core.demo.chart import Bar, bar_chart
-from mudi_core.mini import eyes
+from mudi_core.eyes import embedded as eyes
+from mudi_core.report.chart import Bar, bar_chart
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.tokens import load_token, save_token
 from mudi_core.types import Comparison, Detections, SubjectSet, Verdict
 
 SPECS = Path(__file__).parent.parent / "benchmarks"

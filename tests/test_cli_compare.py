@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mudi_core import backends
+from mudi_core import eyes as backends
 from mudi_core.cli import main
 from mudi_core.types import Detections
 

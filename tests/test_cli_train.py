@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from mudi_core import storage
 from mudi_core.cli import main, parser
 from mudi_core.cli.settings import CHOICES, SETTINGS, SWITCHES, train_config
 from mudi_core.lock import claimed
-from mudi_core.storage import write_subjects
+from mudi_core.lora.file import load_lora
+from mudi_core.subjects import storage
+from mudi_core.subjects.storage import write_subjects
 from mudi_core.train.config import PRESETS, TrainConfig
-from mudi_core.train.lora import load_lora
 from mudi_core.train.memory import MEMORY, UnknownMemory, memory_settings
 from mudi_core.types import SubjectSet
 

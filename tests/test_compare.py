@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mudi_core.compare import (
+from mudi_core.score.compare import (
     NoNumbers,
     References,
     best_first,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from coloured import COLOURS, coloured, ellipse, paint
 
-from mudi_core.cutouts import BadPoses, CutOuts, Poses, cut_outs, parse_photos, turned_aspect
 from mudi_core.masks import mask_box
-from mudi_core.segmix import compose
+from mudi_core.stage.cutouts import BadPoses, CutOuts, Poses, cut_outs, parse_photos, turned_aspect
+from mudi_core.stage.segmix import compose
 from mudi_core.types import BadLayout, Layout, Photo, Placement, Subject, SubjectSet
 
 

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from mudi_core.compare import judge, score_matrices
-from mudi_core.cutouts import cut_outs
-from mudi_core.demo.job import BadDemo, DemoResult, as_json, draw_photos, measure, run_demo
+from mudi_core.demo.job import BadDemo, as_json, draw_photos, measure, run_demo
 from mudi_core.demo.page import page
+from mudi_core.demo.result import DemoResult
 from mudi_core.demo.settings import ARMS, DemoSettings
-from mudi_core.demo.statistics import interval, smoothed
-from mudi_core.generate import GenerateConfig, Picture, draw_layout
-from mudi_core.mini.world import PAIRS, Actor, Scene, random_pose, render
-from mudi_core.photos import read_photos
-from mudi_core.segmix import SegMixConfig, segmix
-from mudi_core.train.lora import load_lora
+from mudi_core.jobs.generate import GenerateConfig, Picture, draw_layout
+from mudi_core.lora.file import load_lora
+from mudi_core.report.statistics import interval, smoothed
+from mudi_core.score.compare import judge, score_matrices
+from mudi_core.stage.cutouts import cut_outs
+from mudi_core.stage.segmix import SegMixConfig, segmix
+from mudi_core.subjects.photos import read_photos
+from mudi_core.toy.world import PAIRS, Actor, Scene, random_pose, render
 from mudi_core.types import Comparison, Detections, SubjectSet
 
 SMALL = DemoSettings(photos=2, train_steps=4, batch_size=2, pictures=2, sampler_steps=2, photo_side=128)

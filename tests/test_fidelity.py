@@ -16,15 +16,15 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from mudi_core import backends
-from mudi_core.backends import clip, image_reward
-from mudi_core.backends.dreamsim import MissingPackage
+from mudi_core import eyes as backends
 from mudi_core.cli import main
-from mudi_core.compare import References
-from mudi_core.fidelity import every_order, mean_similarity, product_similarity, similarities, text_fidelity
-from mudi_core.prompt import TooManyOrders
+from mudi_core.eyes import clip, image_reward
+from mudi_core.eyes.dreamsim import MissingPackage
+from mudi_core.eyes.weights import MissingWeights
+from mudi_core.score.compare import References
+from mudi_core.score.fidelity import every_order, mean_similarity, product_similarity, similarities, text_fidelity
+from mudi_core.subjects.prompt import TooManyOrders
 from mudi_core.types import Subject, SubjectSet
-from mudi_core.weights import MissingWeights
 
 CPU = torch.device("cpu")
 
@@ -168,7 +168,7 @@ def test_compare_says_them_where_asked(
         return torch.full((len(images), len(texts)), 0.25)
 
     monkeypatch.setattr(backends, "load_text_scorer", lambda *about: scorer)
-    monkeypatch.setattr("mudi_core.weights.locate", lambda *about, **more: tmp_path)
+    monkeypatch.setattr("mudi_core.eyes.weights.locate", lambda *about, **more: tmp_path)
     folder = tmp_path / "pictures"
     folder.mkdir()
     Image.open(drawn_dataset / "olis_0.png").save(folder / "a.png")

@@ -13,7 +13,7 @@ import pytest
 from mudi_core.benchmark.spec import read_spec
 from mudi_core.cli.generate import places
 from mudi_core.files import LONGEST_TEXT, NotText, read_text
-from mudi_core.storage import read_subjects, write_subjects
+from mudi_core.subjects.storage import read_subjects, write_subjects
 from mudi_core.types import MudiError, Photo, Subject, SubjectSet
 
 TEXT = 'olis, "オリス" and café\r\n'

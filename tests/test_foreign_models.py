@@ -13,15 +13,15 @@ import torch
 from sd_file import tiny_sd
 from sdxl_file import tiny_sdxl
 
-from mudi_core import sdxl
-from mudi_core.backends import sam
-from mudi_core.backends.pretrained import read_model
-from mudi_core.checkpoint import open_checkpoint
-from mudi_core.prompt import UnknownLora, read_lora_subjects
-from mudi_core.sdxl.parts import BadModelFolder, check_settings
-from mudi_core.train.lora import load_lora
+from mudi_core.bases import sdxl
+from mudi_core.bases.checkpoint import open_checkpoint
+from mudi_core.bases.sdxl.parts import BadModelFolder, check_settings
+from mudi_core.eyes import sam
+from mudi_core.eyes.pretrained import read_model
+from mudi_core.lora.file import load_lora
+from mudi_core.lora.metadata import UnknownLora, read_lora_subjects
+from mudi_core.tensor_file import LONGEST_HEADER, BadWeights
 from mudi_core.types import MudiError
-from mudi_core.weights import LONGEST_HEADER, BadWeights
 
 EVIL = "from pathlib import Path\nPath(__file__).with_suffix('.ran').write_text('it ran')\nclass Evil: pass\n"
 

@@ -18,10 +18,10 @@ from sd_file import full_size_sd15
 from sdxl_file import full_size_sdxl
 
 from benchmarks.train_memory import reckon
-from mudi_core.checkpoint import open_checkpoint
+from mudi_core.bases.checkpoint import open_checkpoint
+from mudi_core.lora.file import load_lora
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.loop import train
-from mudi_core.train.lora import load_lora
 from mudi_core.train.loss import NoiseSchedule
 from mudi_core.train.memory import MARGIN, memory_settings
 from mudi_core.train.plan import make_plan

@@ -10,9 +10,8 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
-from mudi_core.checkpoint import Checkpoint, NoNumbers, check_decoded, open_checkpoint
-from mudi_core.cutouts import CutOuts, Poses, cut_outs, turned_aspect
-from mudi_core.generate import (
+from mudi_core.bases.checkpoint import Checkpoint, NoNumbers, check_decoded, open_checkpoint
+from mudi_core.jobs.generate import (
     BadGenerateConfig,
     BadScheduler,
     CannotWritePictures,
@@ -23,10 +22,11 @@ from mudi_core.generate import (
     draw_layout,
     generate,
 )
-from mudi_core.init_latent import init_latent
-from mudi_core.layout import LayoutConfig
-from mudi_core.layout_text import Place
-from mudi_core.segmix import compose
+from mudi_core.stage.cutouts import CutOuts, Poses, cut_outs, turned_aspect
+from mudi_core.stage.layout import LayoutConfig
+from mudi_core.stage.layout_text import Place
+from mudi_core.stage.segmix import compose
+from mudi_core.start.init_latent import init_latent
 from mudi_core.types import BadLayout, SubjectSet
 
 CONFIG = GenerateConfig("a photo of olis cat and hta cat", steps=2, count=3, batch_size=2, guidance=3.0, size=(64, 64))

@@ -7,8 +7,16 @@ import torch
 from coloured import coloured
 from torch import Tensor
 
-from mudi_core.init_latent import BadCanvas, BadGamma, BadLatent, default_gamma, init_latent, shifted_noise, weak_start
-from mudi_core.segmix import compose, cut_outs
+from mudi_core.stage.segmix import compose, cut_outs
+from mudi_core.start.init_latent import (
+    BadCanvas,
+    BadGamma,
+    BadLatent,
+    default_gamma,
+    init_latent,
+    shifted_noise,
+    weak_start,
+)
 from mudi_core.types import Layout, Mix, Placement
 
 SDXL_SCALE = 0.13025

@@ -20,7 +20,7 @@ from PIL import Image
 
 from mudi_core.benchmark.spec import Spec
 from mudi_core.names import BadName, plain_name, taken_everywhere
-from mudi_core.storage import BadDataset, read_subjects, write_subjects
+from mudi_core.subjects.storage import BadDataset, read_subjects, write_subjects
 from mudi_core.types import MudiError, Photo, Subject, SubjectSet
 
 ROOT = Path(__file__).parent.parent
@@ -297,11 +297,11 @@ import torch
 from PIL import Image
 
 from mudi_core import photos, prompt, sd, sdxl, storage
-from mudi_core.backends import sam
+from mudi_core.eyes import sam
 from mudi_core.benchmark.spec import read_spec
-from mudi_core.layout_text import parse_places
+from mudi_core.stage.layout_text import parse_places
 from mudi_core.train import lora, resume
-from mudi_core.train.tensor_file import read_tensors
+from mudi_core.tensor_file import read_tensors
 from mudi_core.types import MudiError
 
 folder = Path(sys.argv[1])

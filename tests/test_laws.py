@@ -24,16 +24,24 @@ from torch import Tensor
 
 from mudi_core import boxes, masks
 from mudi_core.benchmark.spec import read_spec
-from mudi_core.compare import score_matrices
-from mudi_core.cutouts import cut_outs, parse_photos
-from mudi_core.layout import Figure, LayoutConfig, given_layout, ordered_layout, parse_relative_scale, random_layout
-from mudi_core.layout_text import Place, parse_places, places_text
-from mudi_core.photos import read_photo
-from mudi_core.prompt import read_lora_subjects, write_prompts
-from mudi_core.segmix import SegMixConfig, compose, segmix
-from mudi_core.storage import read_subjects
+from mudi_core.lora.file import load_lora
+from mudi_core.lora.metadata import read_lora_subjects
+from mudi_core.score.compare import score_matrices
+from mudi_core.stage.cutouts import cut_outs, parse_photos
+from mudi_core.stage.layout import (
+    Figure,
+    LayoutConfig,
+    given_layout,
+    ordered_layout,
+    parse_relative_scale,
+    random_layout,
+)
+from mudi_core.stage.layout_text import Place, parse_places, places_text
+from mudi_core.stage.segmix import SegMixConfig, compose, segmix
+from mudi_core.subjects.photos import read_photo
+from mudi_core.subjects.prompt import write_prompts
+from mudi_core.subjects.storage import read_subjects
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.lora import load_lora
 from mudi_core.train.optimizer import learning_rate
 from mudi_core.train.resume import losses_so_far
 from mudi_core.types import Layout, MudiError, Placement

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mudi_core.boxes import overlap, to_pixels, visible_fraction
-from mudi_core.layout import (
+from mudi_core.stage.layout import (
     BadLayoutConfig,
     BadRelativeScale,
     Figure,

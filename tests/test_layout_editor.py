@@ -18,7 +18,7 @@ from browser import READY, command
 from comfyui_server import ROOT, Server
 from PIL import Image
 
-from mudi_core.layout_text import Place, parse_places
+from mudi_core.stage.layout_text import Place, parse_places
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mudi_core.layout_text import EXAMPLE, BadPlaces, Place, parse_places, places_text
+from mudi_core.stage.layout_text import EXAMPLE, BadPlaces, Place, parse_places, places_text
 
 
 @pytest.mark.parametrize(

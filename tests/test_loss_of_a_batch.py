@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mudi_core.checkpoint import open_checkpoint
-from mudi_core.mini.world import PAIRS, photo
+from mudi_core.bases.checkpoint import open_checkpoint
+from mudi_core.lora.adapter import Adapter
+from mudi_core.toy.world import PAIRS, photo
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.lora import Adapter
 from mudi_core.train.loss import NoiseSchedule
 from mudi_core.train.plan import make_plan
 from mudi_core.train.step import batch_loss

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from mudi_core import boxes
-from mudi_core.mini import eyes, family, figures, judge, pictures, report, world
-from mudi_core.mini.train import dinov2, loop, owlv2, sam, text, unet, views
-from mudi_core.mini.train.data import HELD_OUT, VALUES, looks, scene
+from mudi_core.bases import embedded as family
+from mudi_core.eyes import embedded as eyes
+from mudi_core.toy import world
+from workshop import figures, judge, pictures, report
+from workshop.train import dinov2, loop, owlv2, sam, text, unet, views
+from workshop.train.data import HELD_OUT, VALUES, looks, scene
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def test_queries_are_answered_by_whom_they_name():
 
 
 def test_a_query_fits_the_detector():
-    from mudi_core.mini.family import tokenizer
+    from mudi_core.vocabulary import tokenizer
 
     longest = [f"a photo of an orange {noun}" for noun in (*owlv2.ANY, *world.SPECIES)]
     assert max(len(tokenizer("!")(text).input_ids) for text in longest) <= eyes.QUERY_LENGTH
@@ -300,7 +303,7 @@ def test_a_sheet_holds_every_tile():
 
 
 def test_a_report_without_weights_is_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("mudi_core.mini.family.WEIGHTS", tmp_path)
+    monkeypatch.setattr("mudi_core.bases.embedded.WEIGHTS", tmp_path)
     figures.checkpoint.cache_clear()
     assert report.main(["--out", str(tmp_path / "report")]) == 2
     assert "is missing" in capsys.readouterr().err

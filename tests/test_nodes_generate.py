@@ -14,14 +14,14 @@ import torch
 from comfyui import Comfy
 from PIL import Image
 
+from mudi_core.bases.checkpoint import NoNumbers
 from mudi_core.boxes import visible_fraction
-from mudi_core.checkpoint import NoNumbers
-from mudi_core.cutouts import BadPoses, cut_outs
-from mudi_core.generate import BadGenerateConfig, GenerateConfig, draw_layout
-from mudi_core.init_latent import BadLatent, init_latent, shifted_noise
-from mudi_core.layout import BadRelativeScale
-from mudi_core.layout_text import BadPlaces
-from mudi_core.segmix import compose
+from mudi_core.jobs.generate import BadGenerateConfig, GenerateConfig, draw_layout
+from mudi_core.stage.cutouts import BadPoses, cut_outs
+from mudi_core.stage.layout import BadRelativeScale
+from mudi_core.stage.layout_text import BadPlaces
+from mudi_core.stage.segmix import compose
+from mudi_core.start.init_latent import BadLatent, init_latent, shifted_noise
 from mudi_core.types import BadLayout, Layout, SubjectSet
 
 SIDE = 192

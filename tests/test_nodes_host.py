@@ -11,9 +11,9 @@ import torch
 from coloured import coloured
 from comfyui import Comfy
 
-from mudi_core.storage import read_subjects, write_subjects
+from mudi_core.eyes.weights import MissingWeights
+from mudi_core.subjects.storage import read_subjects, write_subjects
 from mudi_core.types import Detections
-from mudi_core.weights import MissingWeights
 
 NODES = {
     "MudiLoadPhotos": ("Load Photos (MuDI)", "MuDI/1 subjects"),

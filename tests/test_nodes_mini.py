@@ -8,10 +8,11 @@ import pytest
 import torch
 from comfyui import Comfy
 
-from mudi_core.checkpoint import open_checkpoint
-from mudi_core.mini import family
-from mudi_core.mini.world import PAIRS
-from mudi_core.train.lora import Adapter, kohya_name, save_lora
+from mudi_core.bases import embedded as family
+from mudi_core.bases.checkpoint import open_checkpoint
+from mudi_core.lora.adapter import Adapter
+from mudi_core.lora.file import kohya_name, save_lora
+from mudi_core.toy.world import PAIRS
 
 PROMPT = "a photo of olis cat and hta cat, on the beach"
 

@@ -15,8 +15,8 @@ import torch
 from comfyui import Comfy
 from safetensors.torch import save_file
 
+from mudi_core.lora.metadata import lora_metadata
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.lora import lora_metadata
 from mudi_core.types import MudiError, SubjectSet
 
 MARKUP = "<img/src=x/onerror=alert(1)>"
@@ -119,7 +119,7 @@ def test_names_of_files_and_folders_are_refused_plainly(comfy: Comfy, shown: lis
 def test_a_lora_whose_base_is_no_name_is_refused(
     comfy: Comfy, shown: list[str], drawn_subjects: SubjectSet, base: str
 ) -> None:
-    about = lora_metadata(TrainConfig(resolution=192), drawn_subjects, base=base, plan_hash="")
+    about = lora_metadata(TrainConfig(resolution=192).described(), drawn_subjects, base=base, plan_hash="")
     path = comfy.base / "models" / "loras" / "hostile.safetensors"
     save_file({"x": torch.zeros(1)}, path, about)
     prompt = {"text": "", "kind": "", "every_order": False, "negative": ""}

@@ -11,7 +11,7 @@ import torch
 from comfyui import Comfy
 from torch import Tensor
 
-from mudi_core.train.lora import load_lora
+from mudi_core.lora.file import load_lora
 from mudi_core.types import Comparison, Detections, SubjectSet
 
 SIDE, STEPS = 64, 2
@@ -163,7 +163,7 @@ def test_cancel_in_a_preview_goes_on_to_the_same_file_and_remembers_the_best(
 def test_its_models_are_looked_for_before_hours_of_training(
     comfy: Comfy, parts: tuple[Any, Any, Any], drawn_subjects: SubjectSet
 ) -> None:
-    from mudi_core.weights import MissingWeights
+    from mudi_core.eyes.weights import MissingWeights
 
     with pytest.raises(MissingWeights, match="owlv2"):
         preview(comfy, parts[1], drawn_subjects, detector="owlv2-base")

@@ -11,11 +11,12 @@ import pytest
 import torch
 from comfyui import Comfy
 
-from mudi_core.checkpoint import Checkpoint, open_checkpoint
-from mudi_core.cutouts import cut_outs
-from mudi_core.generate import GenerateConfig, draw_noise, generate
-from mudi_core.layout import LayoutConfig
-from mudi_core.train.lora import Adapter, save_lora
+from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
+from mudi_core.jobs.generate import GenerateConfig, draw_noise, generate
+from mudi_core.lora.adapter import Adapter
+from mudi_core.lora.file import save_lora
+from mudi_core.stage.cutouts import cut_outs
+from mudi_core.stage.layout import LayoutConfig
 from mudi_core.types import SubjectSet
 
 Companion = Callable[[Comfy, Any, Any], tuple[Any, Any]]

@@ -11,10 +11,12 @@ import pytest
 from comfyui import Comfy
 from test_train_lora import TARGETS
 
-from mudi_core.mini import family
-from mudi_core.storage import write_subjects
+from mudi_core.bases import embedded as family
+from mudi_core.lora.adapter import Adapter
+from mudi_core.lora.file import save_lora
+from mudi_core.lora.metadata import lora_metadata
+from mudi_core.subjects.storage import write_subjects
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.lora import Adapter, lora_metadata, save_lora
 from mudi_core.types import SubjectSet
 
 
@@ -46,7 +48,7 @@ def training(name: str, start: str) -> dict[str, Any]:
 def a_lora(path: Path, seed: int, subjects: SubjectSet) -> None:
     with Adapter(family.load_unet(), 2, 2.0, TARGETS) as adapter:
         adapter.start(seed)
-        about = lora_metadata(TrainConfig(resolution=192), subjects, base=f"base {seed}", plan_hash="")
+        about = lora_metadata(TrainConfig(resolution=192).described(), subjects, base=f"base {seed}", plan_hash="")
         save_lora(path, adapter.state(), about)
 
 

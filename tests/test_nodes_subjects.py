@@ -15,8 +15,8 @@ from comfyui import Comfy
 from PIL import Image
 from torch import Tensor
 
-from mudi_core.photos import BadPhoto, NoPhotos
-from mudi_core.subjects import CoversAll, NotFound, SeveralFound
+from mudi_core.subjects.find import CoversAll, NotFound, SeveralFound
+from mudi_core.subjects.photos import BadPhoto, NoPhotos
 from mudi_core.types import BadSubject, Detections, MudiError, SubjectSet
 
 SIZES = ((120, 200), (160, 96), (128, 128))

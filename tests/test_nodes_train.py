@@ -16,15 +16,16 @@ from comfyui import Comfy
 from sd_file import tiny_sd
 from torchvision.transforms.functional import pil_to_tensor
 
-from mudi_core import sdxl
-from mudi_core.checkpoint import open_checkpoint
+from mudi_core.bases import embedded as family
+from mudi_core.bases import sdxl
+from mudi_core.bases.checkpoint import open_checkpoint
+from mudi_core.bases.quantize import FrozenLinear
 from mudi_core.lock import claimed
-from mudi_core.mini import family
+from mudi_core.lora.adapter import Adapter, apply_lora
+from mudi_core.lora.file import BadLora, load_lora, save_lora
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.lora import Adapter, BadLora, apply_lora, load_lora, save_lora
 from mudi_core.train.loss import NoiseSchedule
 from mudi_core.train.plan import OneSubject
-from mudi_core.train.quantize import FrozenLinear
 from mudi_core.types import BadLayout, SubjectSet
 
 MODULES = 56

@@ -13,10 +13,10 @@ import torch
 from comfyui import Comfy
 from safetensors.torch import save_file
 
-from mudi_core import ask
-from mudi_core.layout_text import Place, parse_places
+from mudi_core.lora.metadata import lora_metadata
+from mudi_core.stage import ask
+from mudi_core.stage.layout_text import Place, parse_places
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.lora import lora_metadata
 from mudi_core.types import MudiError, SubjectSet
 
 PLACES = {"olis": Place((0.0, 0.2, 0.45, 1.0)), "hta": Place((0.5, 0.2, 1.0, 1.0), mirror=True, depth=1.0)}
@@ -31,7 +31,7 @@ def written(comfy: Comfy, **more: Any) -> Any:
 @pytest.fixture
 def lora(comfy: Comfy, drawn_subjects: SubjectSet) -> Iterator[str]:
     """A LoRA of the drawn subjects, by its name in models/loras."""
-    about = lora_metadata(TrainConfig(resolution=192), drawn_subjects, base="SDXL", plan_hash="")
+    about = lora_metadata(TrainConfig(resolution=192).described(), drawn_subjects, base="SDXL", plan_hash="")
     path = comfy.base / "models" / "loras" / "cats.safetensors"
     save_file({"x": torch.zeros(1)}, path, about)
     yield path.name

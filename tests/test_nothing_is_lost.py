@@ -23,13 +23,13 @@ from test_train_loop import CONFIG, SCHEDULE, plan_for
 from tiny_sdxl import tiny_unet
 
 from mudi_core.lock import claimed
-from mudi_core.saving import Unfinished, take_up
-from mudi_core.storage import CannotWrite, change_subjects, read_subjects, write_subjects
-from mudi_core.subjects import add_subject
+from mudi_core.lora.file import save_lora
+from mudi_core.subjects.find import add_subject
+from mudi_core.subjects.saving import Unfinished, take_up
+from mudi_core.subjects.storage import CannotWrite, change_subjects, read_subjects, write_subjects
+from mudi_core.tensor_file import BadTensorFile, read_tensors, write_tensors
 from mudi_core.train import loop
-from mudi_core.train.lora import save_lora
 from mudi_core.train.resume import losses_so_far
-from mudi_core.train.tensor_file import BadTensorFile, read_tensors, write_tensors
 from mudi_core.types import MudiError, SubjectSet
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no limits of files")

@@ -51,7 +51,7 @@ def test_a_release_has_all_that_runs_and_nothing_else(shipped: set[str]) -> None
         *("__init__.py", "nodes", "mudi_core", "web", "workflows", "locales"),
         *("pyproject.toml", "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md"),
     }
-    for folder in ("nodes", "web", "workflows", "mudi_core/mini/weights", "mudi_core/mini/tokenizer"):
+    for folder in ("nodes", "web", "workflows", "mudi_core/bases/embedded/weights", "mudi_core/vocabulary/tokenizer"):
         files = {str(path.relative_to(ROOT).as_posix()) for path in (ROOT / folder).rglob("*") if path.suffix != ".pyc"}
         assert {name for name in files if (ROOT / name).is_file()} <= shipped, folder
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mudi_core import photos
-from mudi_core.photos import (
+from mudi_core.subjects import photos
+from mudi_core.subjects.photos import (
     BadPhoto,
     MissingMask,
     NoPhotos,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mudi_core import storage
 from mudi_core.cli import main
-from mudi_core.priors import TRIES, NoPriors, make_priors
+from mudi_core.subjects import storage
+from mudi_core.subjects.priors import TRIES, NoPriors, make_priors
 from mudi_core.types import Detections, SubjectSet
 
 

@@ -8,18 +8,11 @@ import torch
 from coloured import coloured
 from safetensors.torch import save_file
 
-from mudi_core.checkpoint import NEGATIVE_PROMPT
-from mudi_core.prompt import (
-    NEGATIVE,
-    LoraSubjects,
-    TooManyOrders,
-    UnknownLora,
-    read_lora_subjects,
-    write_prompt,
-    write_prompts,
-)
+from mudi_core.bases.checkpoint import NEGATIVE_PROMPT
+from mudi_core.lora.file import save_lora
+from mudi_core.lora.metadata import LoraSubjects, UnknownLora, lora_metadata, read_lora_subjects
+from mudi_core.subjects.prompt import NEGATIVE, TooManyOrders, write_prompt, write_prompts
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.lora import lora_metadata, save_lora
 from mudi_core.types import BadSubject, Photo, Subject, SubjectSet, misread_in_prompts
 
 NAMES = ["olis corgi", "hta chow chow"]
@@ -55,7 +48,9 @@ def test_the_negative_prompt_is_that_of_the_pictures() -> None:
 
 @pytest.mark.parametrize(("resolution", "size"), [(768, (768, 768)), ((832, 1216), (832, 1216))])
 def test_a_lora_says_whom_it_knows(tmp_path: Path, resolution: int | tuple[int, int], size: tuple[int, int]) -> None:
-    about = lora_metadata(TrainConfig(resolution=resolution), coloured("red", "blue"), base="sdxl.x", plan_hash="")
+    about = lora_metadata(
+        TrainConfig(resolution=resolution).described(), coloured("red", "blue"), base="sdxl.x", plan_hash=""
+    )
     part = torch.zeros(1, 1)
     state = {"lora_unet_q.lora_down.weight": part, "lora_unet_q.lora_up.weight": part, "lora_unet_q.alpha": part[0, 0]}
     save_lora(tmp_path / "l.safetensors", state, about)
@@ -136,6 +131,6 @@ def test_names_that_train_are_known_again_others_never_train(tmp_path: Path, tok
     except BadSubject as error:
         assert misread_in_prompts(token + noun) and "Write it in plain words." in str(error)
         return
-    about = lora_metadata(TrainConfig(resolution=64), SubjectSet((subject,)), base="mini", plan_hash="")
+    about = lora_metadata(TrainConfig(resolution=64).described(), SubjectSet((subject,)), base="mini", plan_hash="")
     save_file({"x": torch.zeros(1)}, tmp_path / "l.safetensors", about)
     assert read_lora_subjects(tmp_path / "l.safetensors").names == [f"{token} {noun}"]

@@ -10,14 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from sd_file import tiny_sd, write_single_sd
 
-from mudi_core import sd
-from mudi_core.checkpoint import Checkpoint, NoPictures, open_checkpoint
-from mudi_core.generate import GenerateConfig
-from mudi_core.previews import Previews
-from mudi_core.sdxl import BadCheckpointFile
+from mudi_core.bases import sd
+from mudi_core.bases.checkpoint import Checkpoint, NoPictures, open_checkpoint
+from mudi_core.bases.sdxl import BadCheckpointFile
+from mudi_core.jobs.generate import GenerateConfig
+from mudi_core.jobs.previews import Previews
+from mudi_core.lora.adapter import Adapter
+from mudi_core.lora.file import load_lora, save_lora
+from mudi_core.lora.metadata import lora_metadata
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.loop import train
-from mudi_core.train.lora import Adapter, load_lora, lora_metadata, save_lora
 from mudi_core.train.loss import NoiseSchedule
 from mudi_core.train.plan import make_plan
 from mudi_core.types import Photo, Subject, SubjectSet
@@ -94,7 +96,9 @@ def lora_of(checkpoint: Checkpoint, path: Path) -> TrainConfig:
     plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.encode_text)
     schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
     state = train(checkpoint.unet, plan, config, schedule).state
-    about = lora_metadata(config, subjects, base=checkpoint.name, plan_hash=plan.plan_hash, family=checkpoint.family)
+    about = lora_metadata(
+        config.described(), subjects, base=checkpoint.name, plan_hash=plan.plan_hash, family=checkpoint.family
+    )
     save_lora(path, state, about, torch.float32)
     return config
 

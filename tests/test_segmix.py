@@ -8,9 +8,9 @@ import torch
 from coloured import COLOURS, coloured, ellipse, paint
 
 from mudi_core.boxes import to_pixels
-from mudi_core.layout import LayoutConfig, random_layout
 from mudi_core.masks import mask_box
-from mudi_core.segmix import (
+from mudi_core.stage.layout import LayoutConfig, random_layout
+from mudi_core.stage.segmix import (
     BadSegMixConfig,
     EmptyMask,
     SegMixConfig,

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mudi_core import storage
-from mudi_core.storage import BadDataset, CannotWrite, read_priors, read_subjects, write_subjects
+from mudi_core.subjects import storage
+from mudi_core.subjects.storage import BadDataset, CannotWrite, read_priors, read_subjects, write_subjects
 from mudi_core.types import MAX_SUBJECTS, BadSubject, Photo, Subject, SubjectSet
 
 BENCHMARK = Path(__file__).parents[2] / "shared" / "benchmark"

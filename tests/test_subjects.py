@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mudi_core.subjects import (
+from mudi_core.subjects.find import (
     CoversAll,
     NotFound,
     SeveralFound,
@@ -212,7 +212,7 @@ def test_the_twelfth_subject_is_refused():
 
 
 def test_the_embedded_models_errors_say_that_they_know_drawn_toys_only():
-    from mudi_core.mini.eyes import mini_detector, mini_segmenter
+    from mudi_core.eyes.embedded import mini_detector, mini_segmenter
 
     def nothing(image, xyxy):
         return torch.zeros(len(xyxy), *image.shape[:2])

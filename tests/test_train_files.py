@@ -20,9 +20,9 @@ from test_train_loop import CONFIG, SCHEDULE, plan_for, stopped
 from test_train_plan import plan_of, same, subject
 from tiny_sdxl import tiny_unet
 
+from mudi_core.tensor_file import BadTensorFile, read_tensors, write_tensors
 from mudi_core.train.loop import train
 from mudi_core.train.resume import BadCheckpoint, losses_so_far
-from mudi_core.train.tensor_file import BadTensorFile, read_tensors, write_tensors
 from mudi_core.types import SubjectSet
 
 TENSORS = {"a": torch.arange(10.0), "b": torch.tensor([1, 2]), "c": torch.tensor(float("nan"))}

@@ -15,16 +15,17 @@ import torch
 from tiny_sdxl import CONTEXT, POOLED, predict, tiny_unet
 from torch import Tensor
 
+from mudi_core.lora.adapter import Adapter, apply_lora
+from mudi_core.lora.file import BadLora, LoraState, load_lora, save_lora
+from mudi_core.tensor_file import read_tensors, write_tensors
 from mudi_core.train.best import BestLora
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.loop import BadRun, Interrupted, NonFiniteLoss, OutOfMemory, TrainResult, train
-from mudi_core.train.lora import Adapter, BadLora, LoraState, apply_lora, load_lora, save_lora
 from mudi_core.train.loss import NoiseSchedule, noisy, squared_errors, target
 from mudi_core.train.pace import Pace
 from mudi_core.train.plan import Plan
 from mudi_core.train.resume import BadCheckpoint
 from mudi_core.train.step import draw_noise, places_of
-from mudi_core.train.tensor_file import read_tensors, write_tensors
 
 ABAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 SCHEDULE = NoiseSchedule(ABAR, "epsilon", 0.13025)

@@ -12,19 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_sdxl import predict, tiny_unet
 
-from mudi_core import sdxl
+from mudi_core.bases import sdxl
+from mudi_core.lora.adapter import Adapter, apply_lora
+from mudi_core.lora.file import BadLora, LoraState, kohya_name, load_lora, save_lora
+from mudi_core.lora.metadata import lora_metadata
+from mudi_core.tensor_file import BadTensorFile
 from mudi_core.train.config import BadTrainConfig, TrainConfig
-from mudi_core.train.lora import (
-    Adapter,
-    BadLora,
-    LoraState,
-    apply_lora,
-    kohya_name,
-    load_lora,
-    lora_metadata,
-    save_lora,
-)
-from mudi_core.train.tensor_file import BadTensorFile
 from mudi_core.types import Photo, Subject, SubjectSet
 
 TARGETS = TrainConfig().target_modules
@@ -287,7 +280,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_whole(unet: Any, tmp_p
 
 def test_the_metadata_tells_what_was_trained(unet: Any, subjects: SubjectSet, tmp_path: Path) -> None:
     config = TrainConfig(rank=4, alpha=2.0, steps=7, seed=9, learning_rate=3e-4)
-    metadata = lora_metadata(config, subjects, base="mini", plan_hash="abc")
+    metadata = lora_metadata(config.described(), subjects, base="mini", plan_hash="abc")
     save_lora(tmp_path / "lora.safetensors", trained(unet)[0], metadata)
     with safe_open(tmp_path / "lora.safetensors", "pt") as file:
         read = file.metadata()

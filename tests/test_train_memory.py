@@ -13,8 +13,8 @@ import torch
 from test_train_loop import CONFIG, SCHEDULE, plan_for
 from tiny_sdxl import tiny_unet
 
+from mudi_core.lora.adapter import Adapter
 from mudi_core.train.config import PRESETS, TrainConfig
-from mudi_core.train.lora import Adapter
 from mudi_core.train.memory import MEMORY, OutOfMemory, advice, estimate, memory_settings, preflight
 from mudi_core.train.plan import Plan
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mudi_core.layout import LayoutConfig
+from mudi_core.stage.layout import LayoutConfig
 from mudi_core.train.cache import Cache
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.draw import cover, crops, draw_steps, training_size

@@ -10,9 +10,8 @@ import torch
 from test_train_loop import CONFIG, SCHEDULE, plan_for
 from tiny_sdxl import predict, tiny_unet
 
-from mudi_core.train.config import BaseWeights
+from mudi_core.bases.quantize import BaseWeights, Fp8Linear, Int8Linear, Nf4Linear, quantize, stored_as
 from mudi_core.train.loop import BadRun, train
-from mudi_core.train.quantize import Fp8Linear, Int8Linear, Nf4Linear, quantize, stored_as
 
 BITS: dict[str, float] = {"fp8": 8, "int8": 8, "nf4": 4}
 

@@ -11,11 +11,11 @@ from test_train_loop import CONFIG, SCHEDULE, plan_for
 from tiny_sdxl import tiny_unet
 
 from benchmarks.train_memory import Ledger
+from mudi_core.bases.quantize import BaseWeights, quantize
+from mudi_core.lora.adapter import Adapter
 from mudi_core.train import recompute
-from mudi_core.train.config import BaseWeights, GradientCheckpointing, Precision
+from mudi_core.train.config import GradientCheckpointing, Precision
 from mudi_core.train.loop import train
-from mudi_core.train.lora import Adapter
-from mudi_core.train.quantize import quantize
 from mudi_core.train.recompute import checkpointing, multiplications
 from mudi_core.train.step import batch_loss
 

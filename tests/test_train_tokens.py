@@ -12,13 +12,14 @@ import torch
 from comfyui import Comfy
 from test_train_loop import Stop, stop_after
 
-from mudi_core.checkpoint import Checkpoint, open_checkpoint
+from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
+from mudi_core.bases.tokens import ENCODERS, BadTokens, load_token, save_token
+from mudi_core.lora.adapter import apply_lora
+from mudi_core.lora.file import save_lora
 from mudi_core.train.config import BadTrainConfig, TrainConfig
 from mudi_core.train.loop import BadRun, TrainResult, train
-from mudi_core.train.lora import apply_lora, save_lora
 from mudi_core.train.loss import NoiseSchedule
 from mudi_core.train.plan import Plan, make_plan
-from mudi_core.train.tokens import ENCODERS, BadTokens, load_token, save_token
 from mudi_core.types import SubjectSet
 
 TOKENS = ("olis", "hta")

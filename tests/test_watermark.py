@@ -12,8 +12,8 @@ from comfyui import Comfy
 from PIL import Image
 from torch import Tensor
 
-from mudi_core.mini.world import PAIRS, photo
-from mudi_core.watermark import SURE, add_mark, find_mark
+from mudi_core.subjects.watermark import SURE, add_mark, find_mark
+from mudi_core.toy.world import PAIRS, photo
 
 
 def natural(height: int, width: int, seed: int) -> Tensor:

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from mudi_core import weights
-from mudi_core.weights import DownloadFailed, MissingWeights, UnknownWeights, WeightFile, Weights, WrongHash
+from mudi_core.eyes import weights
+from mudi_core.eyes.weights import DownloadFailed, MissingWeights, UnknownWeights, WeightFile, Weights, WrongHash
 
 CONTENT = bytes(range(256)) * 5000  # more than one block
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

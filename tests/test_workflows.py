@@ -15,7 +15,7 @@ from comfyui_server import ROOT, Graph, Run, Server
 from PIL import Image
 
 from mudi_core.demo.settings import DemoSettings
-from mudi_core.mini.world import PAIRS, photo
+from mudi_core.toy.world import PAIRS, photo
 
 FOLDER = ROOT / "workflows"
 NAMES = ("quickstart_mini", "1_prepare", "2_train", "3_generate", "4_compare", "5_best_seed")

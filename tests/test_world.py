@@ -2,16 +2,13 @@
 
 import json
 import random
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-import mudi_core.mini
-from mudi_core.mini import world
-
-TOKENIZER = Path(mudi_core.mini.__file__).parent / "tokenizer"
+from mudi_core.toy import world
+from mudi_core.vocabulary import TOKENIZER
 
 
 def scenes(number, seed=0, **kwargs):

@@ -8,10 +8,10 @@ from html import escape
 import torch
 from torch import Tensor
 
-from ..compare import look_alike
-from ..demo.chart import Bar, bar_chart
-from ..demo.html import SIGNS, frame, scored
-from ..demo.statistics import interval
+from ..report.chart import Bar, bar_chart
+from ..report.html import SIGNS, frame, scored
+from ..report.statistics import interval
+from ..score.compare import look_alike
 from .results import Result, Results
 from .spec import METHODS, Cell, Spec
 from .table import Summary, paired, summaries

@@ -10,23 +10,25 @@ from pathlib import Path
 
 import torch
 
-from .. import storage
-from ..backends import Detector, Embedder, TextScorer
-from ..checkpoint import Checkpoint, open_checkpoint
-from ..compare import References, compare
-from ..cutouts import CutOuts, cut_outs
+from ..bases.checkpoint import Checkpoint, open_checkpoint
+from ..bases.tokens import TokenVectors, load_token, save_token
 from ..demo.job import draw_photos, prepare_photos
 from ..demo.settings import DemoSettings
-from ..fidelity import every_order, text_fidelity
-from ..generate import generate
-from ..mini.world import PAIRS
+from ..eyes import Detector, Embedder, TextScorer
+from ..jobs.generate import generate
+from ..lora.adapter import apply_lora
+from ..lora.file import save_lora
+from ..lora.metadata import lora_metadata
 from ..progress import Progress, silent
+from ..score.compare import References, compare
+from ..score.fidelity import every_order, text_fidelity
+from ..stage.cutouts import CutOuts, cut_outs
+from ..subjects import storage
+from ..toy.world import PAIRS
 from ..train.config import TrainConfig
 from ..train.loop import train
-from ..train.lora import apply_lora, lora_metadata, save_lora
 from ..train.loss import NoiseSchedule
 from ..train.plan import make_plan
-from ..train.tokens import TokenVectors, load_token, save_token
 from ..types import SubjectSet
 from .results import Result, Results
 from .spec import METHODS, BadSpec, Cell
@@ -137,7 +139,9 @@ class Worker:
                 checkpoint=stopped,
                 vectors=vectors,
             )
-        about = lora_metadata(config, subjects, base=base.name, plan_hash=plan.plan_hash, family=base.family)
+        about = lora_metadata(
+            config.described(), subjects, base=base.name, plan_hash=plan.plan_hash, family=base.family
+        )
         for i, path in enumerate(embeddings):
             save_token(path, {encoder: rows[i : i + 1] for encoder, rows in trained.vectors.items()}, about)
         if config.target_modules:

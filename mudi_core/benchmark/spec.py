@@ -9,14 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..backends import DETECTORS, EMBEDDERS, TEXT_SCORERS
-from ..checkpoint import MINI
+from ..bases.checkpoint import MINI
 from ..demo.settings import DemoSettings
+from ..eyes import DETECTORS, EMBEDDERS, TEXT_SCORERS
 from ..files import NotText, read_text
-from ..generate import GenerateConfig
-from ..init_latent import default_gamma
-from ..layout import LayoutConfig
-from ..prompt import SUBJECTS, write_prompt
+from ..jobs.generate import GenerateConfig
+from ..stage.layout import LayoutConfig
+from ..start.init_latent import default_gamma
+from ..subjects.prompt import SUBJECTS, write_prompt
 from ..train.config import TrainConfig
 from ..types import MudiError, SubjectSet
 from .kinds import BadKind, of_their_kinds

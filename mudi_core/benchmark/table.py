@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..demo.statistics import interval
+from ..report.statistics import interval
 from .results import Result
 
 STATUSES = ("found", "mixed", "missing", "duplicated")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..backends import Embedder
+    from ..eyes import Embedder
     from ..types import Comparison, SubjectSet
 
 
@@ -70,9 +70,9 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
-    from .. import storage
-    from ..compare import References, best_first, compare_all
-    from ..photos import BadPhoto, photo_paths
+    from ..score.compare import References, best_first, compare_all
+    from ..subjects import storage
+    from ..subjects.photos import BadPhoto, photo_paths
 
     talk.kept = "Comparing writes no files."
     subjects = storage.read_subjects(args.dataset)
@@ -133,8 +133,8 @@ def _measures(
     args: argparse.Namespace, on: torch.device, talk: Talk, subjects: SubjectSet, embedder: Embedder
 ) -> Callable[[Tensor], dict[str, float]]:
     """What else is asked of each picture, by its name in the answer."""
-    from .. import fidelity
-    from ..compare import References
+    from ..score import fidelity
+    from ..score.compare import References
 
     whole = References(subjects, embedder) if args.whole_pictures else None
     texts = fidelity.every_order(subjects, args.text) if args.text else []

@@ -11,9 +11,9 @@ from .options import MINI, add_base, add_command, add_device, add_precision, add
 from .talk import Answer, Talk
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
-    from ..generate import GenerateConfig
-    from ..layout_text import Place
+    from ..bases.checkpoint import Checkpoint
+    from ..jobs.generate import GenerateConfig
+    from ..stage.layout_text import Place
     from ..types import SubjectSet
 
 
@@ -100,11 +100,11 @@ def size(text: str) -> tuple[int, int]:
 
 def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoint) -> GenerateConfig:
     """The paper's settings, or the demo's for the embedded model, and what the user said otherwise."""
-    from ..cutouts import Poses, parse_photos
     from ..demo.settings import DemoSettings
-    from ..generate import GenerateConfig, default_prompt
-    from ..init_latent import default_gamma
-    from ..prompt import SUBJECTS, write_prompt
+    from ..jobs.generate import GenerateConfig, default_prompt
+    from ..stage.cutouts import Poses, parse_photos
+    from ..start.init_latent import default_gamma
+    from ..subjects.prompt import SUBJECTS, write_prompt
 
     prompt = (args.prompt or "").strip() or default_prompt(subjects)
     if SUBJECTS in prompt:
@@ -139,10 +139,10 @@ def places(
     args: argparse.Namespace, subjects: SubjectSet, prompt: str, size: tuple[int, int]
 ) -> dict[str, Place] | None:
     """The places that were written, or that a language model finds for the prompt; None where none are given."""
-    from ..ask import ask_layout
-    from ..endpoint import Endpoint
     from ..files import read_text
-    from ..layout_text import parse_places
+    from ..stage.ask import ask_layout
+    from ..stage.endpoint import Endpoint
+    from ..stage.layout_text import parse_places
 
     if args.layout in ("random", "row", "grid"):
         return None
@@ -154,13 +154,14 @@ def places(
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
-    from .. import storage
-    from ..cutouts import cut_outs
-    from ..generate import PictureFolder, draw_layout, first_sigma, generate
-    from ..init_latent import weak_start
-    from ..layout import remarks
-    from ..prompt import UnknownLora, read_lora_subjects
-    from ..train.lora import apply_lora, load_lora
+    from ..jobs.generate import PictureFolder, draw_layout, first_sigma, generate
+    from ..lora.adapter import apply_lora
+    from ..lora.file import load_lora
+    from ..lora.metadata import UnknownLora, read_lora_subjects
+    from ..stage.cutouts import cut_outs
+    from ..stage.layout import remarks
+    from ..start.init_latent import weak_start
+    from ..subjects import storage
 
     subjects = storage.read_subjects(args.dataset)
     checkpoint = open_base(args, device(args))

@@ -11,7 +11,7 @@ from ..types import MudiError
 from .talk import Talk
 
 if TYPE_CHECKING:
-    from ..previews import Preview
+    from ..jobs.previews import Preview
 
 
 class MissingTensorBoard(MudiError):

@@ -13,8 +13,8 @@ from .talk import Talk
 if TYPE_CHECKING:
     import torch
 
-    from ..backends import Detector, Embedder, Segmenter, TextScorer
-    from ..checkpoint import Checkpoint
+    from ..bases.checkpoint import Checkpoint
+    from ..eyes import Detector, Embedder, Segmenter, TextScorer
 
 MINI = "mini"
 EMBEDDER_WEIGHTS = {"dinov2": "dinov2-base", "clip": "clip-vit-large"}
@@ -94,7 +94,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 def relative_scale(text: str) -> dict[str, float]:
     """ "olis:hta=1:2" as {"olis": 1, "hta": 2}."""
-    from ..layout import BadRelativeScale, parse_relative_scale
+    from ..stage.layout import BadRelativeScale, parse_relative_scale
 
     try:
         return parse_relative_scale(text)
@@ -126,35 +126,35 @@ def open_base(args: argparse.Namespace, on: torch.device, unet_on: torch.device 
     """The base model asked for, in the precision asked for; its U-Net elsewhere if ``unet_on`` says so."""
     import torch
 
-    from ..checkpoint import open_checkpoint
+    from ..bases.checkpoint import open_checkpoint
 
     _no_foreign_bars()
     return open_checkpoint(args.base, on, torch.bfloat16 if precision(args, on) == "bf16" else torch.float32, unet_on)
 
 
 def load_detector(args: argparse.Namespace, on: torch.device, talk: Talk) -> Detector:
-    from .. import backends
+    from .. import eyes as backends
 
     name = args.detector or (MINI if args.base == MINI else "owlv2")
     return backends.load_detector(name, _weights(args, {"owlv2": "owlv2-base"}.get(name), talk), on)
 
 
 def load_segmenter(args: argparse.Namespace, on: torch.device, talk: Talk) -> Segmenter:
-    from .. import backends
+    from .. import eyes as backends
 
     name = args.segmenter or (MINI if args.base == MINI else "sam-vit-b")
     return backends.load_segmenter(name, _weights(args, name if name.startswith("sam-vit-") else None, talk), on)
 
 
 def load_embedder(args: argparse.Namespace, on: torch.device, talk: Talk) -> Embedder:
-    from .. import backends
+    from .. import eyes as backends
 
     name = args.embedder or (MINI if args.base == MINI else "dinov2")
     return backends.load_embedder(name, _weights(args, EMBEDDER_WEIGHTS.get(name), talk), on)
 
 
 def load_text_scorer(args: argparse.Namespace, on: torch.device, talk: Talk) -> TextScorer:
-    from .. import backends
+    from .. import eyes as backends
 
     name = args.text_scorer
     return backends.load_text_scorer(name, _weights(args, EMBEDDER_WEIGHTS.get(name), talk), on)
@@ -172,7 +172,7 @@ def _no_foreign_bars() -> None:
 def _weights(args: argparse.Namespace, name: str | None, talk: Talk) -> Path | None:
     if name is None:
         return None
-    from .. import weights
+    from ..eyes import weights
 
     _no_foreign_bars()
 

@@ -52,7 +52,8 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
-    from .. import storage, subjects
+    from ..subjects import find as subjects
+    from ..subjects import storage
 
     photos = storage.read_photos(args.photos)
     if (args.out / storage.METADATA).exists():

@@ -11,8 +11,8 @@ from .options import MINI, add_models, load_detector, load_embedder
 from .talk import Talk
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
-    from ..previews import Preview, Previews
+    from ..bases.checkpoint import Checkpoint
+    from ..jobs.previews import Preview, Previews
     from ..train.config import TrainConfig
     from ..types import SubjectSet
 
@@ -39,10 +39,10 @@ def open_previews(
     import torch
 
     from ..demo.settings import DemoSettings
-    from ..generate import GenerateConfig, default_prompt
-    from ..init_latent import default_gamma
-    from ..previews import Previews, scorer
-    from ..prompt import SUBJECTS, write_prompt
+    from ..jobs.generate import GenerateConfig, default_prompt
+    from ..jobs.previews import Previews, scorer
+    from ..start.init_latent import default_gamma
+    from ..subjects.prompt import SUBJECTS, write_prompt
 
     if not settings.preview_every:
         return None

@@ -50,10 +50,10 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
-    from .. import priors, storage
-    from ..cutouts import cut_outs
     from ..demo.settings import DemoSettings
-    from ..generate import GenerateConfig, generate
+    from ..jobs.generate import GenerateConfig, generate
+    from ..stage.cutouts import cut_outs
+    from ..subjects import priors, storage
 
     subjects = storage.read_subjects(args.dataset)
     on = device(args)

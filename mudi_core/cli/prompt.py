@@ -39,8 +39,9 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
-    from .. import storage
-    from ..prompt import NEGATIVE, read_lora_subjects, write_prompts
+    from ..lora.metadata import read_lora_subjects
+    from ..subjects import storage
+    from ..subjects.prompt import NEGATIVE, write_prompts
 
     talk.kept = "Prompts are not written to files."
     known = None if args.lora is None else read_lora_subjects(args.lora)

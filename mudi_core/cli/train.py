@@ -20,7 +20,7 @@ from .talk import Answer, Talk
 if TYPE_CHECKING:
     import torch
 
-    from ..checkpoint import Checkpoint
+    from ..bases.checkpoint import Checkpoint
     from ..train.config import TrainConfig
     from ..train.plan import Plan
     from ..train.team import Team
@@ -100,19 +100,22 @@ def _alone(out: Path) -> Iterator[None]:
 def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -> Answer | None:
     import torch
 
-    from .. import storage
-    from ..train import loop, lora, quantize
+    from ..bases import quantize
+    from ..lora.file import LoraState, load_lora, save_lora
+    from ..lora.metadata import lora_metadata
+    from ..subjects import storage
+    from ..tensor_file import BadTensorFile
+    from ..train import loop
     from ..train.best import BestLora
     from ..train.loss import NoiseSchedule
     from ..train.resume import lora_fingerprint
-    from ..train.tensor_file import BadTensorFile
     from .journal import Journal
 
     journal = Journal(talk, args.log_every, args.tensorboard if team.leads else None)
     stopped = args.out.with_suffix(".stopped.safetensors")
     if args.resume and not stopped.is_file():
         raise BadTensorFile(f"There is no stopped run to go on with: {stopped} is missing. Leave out --resume.")
-    start = None if args.start_from is None else lora.load_lora(args.start_from)[0]
+    start = None if args.start_from is None else load_lora(args.start_from)[0]
     subjects = storage.read_subjects(args.dataset)
     priors = None if args.priors is None else storage.read_priors(args.priors, subjects)
     checkpoint = open_base(args, on, torch.device("cpu"))  # the U-Net waits until the encoders have left the card
@@ -140,18 +143,18 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
         torch.cuda.empty_cache()
     quantize.quantize(checkpoint.unet, settings.base_weights)
     checkpoint.unet.to(on)
-    about = lora.lora_metadata(
-        settings, subjects, base=checkpoint.name, plan_hash=drawn.plan_hash, family=checkpoint.family
+    about = lora_metadata(
+        settings.described(), subjects, base=checkpoint.name, plan_hash=drawn.plan_hash, family=checkpoint.family
     )
     about["mudi_start"] = lora_fingerprint(start)
 
-    def save(step: int, state: lora.LoraState) -> None:
+    def save(step: int, state: LoraState) -> None:
         if team.leads:
-            lora.save_lora(args.out.with_stem(f"{args.out.stem}-{step:06d}"), state, {**about, "ss_steps": str(step)})
+            save_lora(args.out.with_stem(f"{args.out.stem}-{step:06d}"), state, {**about, "ss_steps": str(step)})
 
     best = BestLora(args.out.with_stem(f"{args.out.stem}-best"), about, args.resume)
 
-    def look(step: int, state: lora.LoraState) -> None:
+    def look(step: int, state: LoraState) -> None:
         if previews is not None:
             preview = previews.draw()
             journal.preview(step, preview, best.offer(step, state, preview.score))
@@ -178,7 +181,7 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
         )
     if not team.leads:
         return None
-    lora.save_lora(args.out, trained.state, about)
+    save_lora(args.out, trained.state, about)
     stopped.unlink(missing_ok=True)
     last = trained.losses[-max(1, len(trained.losses) // 10) :]
     words = (
@@ -243,8 +246,8 @@ def _read_existing(out: Path, made_of: Mapping[str, tuple[str, str]]) -> str | N
 
     ``made_of``: what its metadata should say, and what it was made from if it does not. Raises `OutputExists`.
     """
-    from ..train.lora import BadLora, load_lora
-    from ..train.tensor_file import BadTensorFile
+    from ..lora.file import BadLora, load_lora
+    from ..tensor_file import BadTensorFile
 
     if not out.exists():
         return None
@@ -266,7 +269,7 @@ def _exists(out: Path, origin: str) -> OutputExists:
 
 def _check_writable(out: Path) -> None:
     """Find out before an hour of training, not after it."""
-    from ..train.tensor_file import BadTensorFile
+    from ..tensor_file import BadTensorFile
 
     if out.suffix != ".safetensors":
         raise BadTensorFile(f"A LoRA is a .safetensors file; call it {out.with_suffix('.safetensors')}.")

@@ -15,59 +15,37 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .. import storage
-from ..backends import load_detector, load_embedder, load_segmenter
-from ..checkpoint import MINI, Checkpoint, open_checkpoint
-from ..compare import References, compare
-from ..cutouts import CutOuts, cut_outs
-from ..generate import Picture, default_prompt, generate
-from ..mini.world import PAIRS, SubjectSpec, photo
+from ..bases.checkpoint import MINI, Checkpoint, open_checkpoint
+from ..eyes import load_detector, load_embedder, load_segmenter
+from ..jobs.generate import Picture, default_prompt, generate
+from ..lora.adapter import apply_lora
+from ..lora.file import save_lora
+from ..lora.metadata import lora_metadata
 from ..progress import Progress, Update, silent
-from ..segmix import SegMixConfig, segmix
-from ..subjects import segment_subject
+from ..report.statistics import interval
+from ..score.compare import References, compare
+from ..stage.cutouts import cut_outs
+from ..stage.segmix import SegMixConfig, segmix
+from ..subjects import storage
+from ..subjects.find import segment_subject
+from ..toy.world import PAIRS, SubjectSpec, photo
 from ..train.config import Method
 from ..train.loop import TrainResult, train
-from ..train.lora import apply_lora, lora_metadata, save_lora
 from ..train.loss import NoiseSchedule
 from ..train.plan import make_plan
-from ..types import Comparison, Mix, MudiError, Subject, SubjectSet
+from ..types import Comparison, MudiError, Subject, SubjectSet
+from .page import page
+from .result import DemoResult, Pair
 from .settings import ARMS, DemoSettings
-from .statistics import interval
 
 log = logging.getLogger(__name__)
 
-Pair = tuple[SubjectSpec, SubjectSpec]
 SHEET = 12
 """Compositions on the report's Seg-Mix sheet."""
 
 
 class BadDemo(MudiError):
     """A pair that does not exist, or a folder that cannot be written."""
-
-
-@dataclass(frozen=True, eq=False)
-class DemoResult:
-    """Everything the page shows."""
-
-    pair: Pair
-    seed: int
-    settings: DemoSettings
-    subjects: SubjectSet
-    cutouts: CutOuts
-    sheet: tuple[Mix, ...]
-    losses: dict[Method, tuple[float, ...]]
-    pictures: dict[str, tuple[Picture, ...]]
-    """By method, in the order of the seeds."""
-    comparisons: dict[str, tuple[Comparison, ...]]
-    prompt: str
-    seconds: dict[str, float]
-
-    def scores(self, method: str) -> list[float]:
-        return [comparison.score for comparison in self.comparisons[method]]
-
-    def both_found(self, method: str) -> int:
-        """Pictures in which every subject is there once, as itself."""
-        return sum(all(v.status == "found" for v in c.verdicts) and c.count_is_right for c in self.comparisons[method])
 
 
 @dataclass
@@ -87,8 +65,6 @@ class _Clock:
 
 def run_demo(out: Path, pair: int = 0, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
     """The demo with one of the reported pairs; gives what it wrote to report.json. Raises `BadDemo`."""
-    from .page import page
-
     if not 0 <= pair < len(PAIRS):
         raise BadDemo(f"There is no pair {pair}; there are 0 to {len(PAIRS) - 1}.")
     try:
@@ -205,7 +181,7 @@ def _train(
     result = train(
         checkpoint.unet, plan, config, schedule, lambda step, total, loss: update(step, total, f"loss {loss:.3f}")
     )
-    about = lora_metadata(config, subjects, base=checkpoint.name, plan_hash=plan.plan_hash)
+    about = lora_metadata(config.described(), subjects, base=checkpoint.name, plan_hash=plan.plan_hash)
     save_lora(out / f"{method}.safetensors", result.state, about)
     return result
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from ..segmix import compose
-from .chart import loss_chart, strip_chart
-from .html import SIGNS, frame, image, scored
+from ..report.chart import loss_chart, strip_chart
+from ..report.html import SIGNS, frame, image, scored
+from ..report.statistics import interval
+from ..stage.segmix import compose
 from .settings import ARMS
-from .statistics import interval
 
 if TYPE_CHECKING:
-    from .job import DemoResult
+    from .result import DemoResult
 
 STAGES = {
     "photos": "drawing the photos",

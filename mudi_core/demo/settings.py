@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..generate import GenerateConfig
-from ..layout import LayoutConfig
+from ..jobs.generate import GenerateConfig
+from ..stage.layout import LayoutConfig
 from ..train.config import Method, TrainConfig
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from .lora import LoraState, load_lora, save_lora
+from ..lora.file import LoraState, load_lora, save_lora
 
 _SCORE, _STEP = "mudi_score", "ss_steps"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .tensor_file import BadTensorFile, read_tensors, write_tensors
+from ..tensor_file import BadTensorFile, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args
 
-from ..layout import LayoutConfig
+from ..bases.quantize import BASE_WEIGHTS, BaseWeights
+from ..stage.layout import LayoutConfig
 from ..types import MudiError
 
 Method = Literal["segmix", "dreambooth", "cutmix"]
 Precision = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
-BaseWeights = Literal["full", "fp8", "int8", "nf4"]
 LrSchedule = Literal["constant", "linear", "cosine"]
 GradientCheckpointing = Literal["auto", "off", "selective", "full"]
 
@@ -149,7 +149,7 @@ class TrainConfig:
         check("precision", self.precision in get_args(Precision), f"one of {', '.join(get_args(Precision))}")
         check("optimizer", self.optimizer in get_args(OptimizerName), f"one of {', '.join(get_args(OptimizerName))}")
         check("lr_schedule", self.lr_schedule in get_args(LrSchedule), f"one of {', '.join(get_args(LrSchedule))}")
-        check("base_weights", self.base_weights in get_args(BaseWeights), f"one of {', '.join(get_args(BaseWeights))}")
+        check("base_weights", self.base_weights in BASE_WEIGHTS, f"one of {', '.join(BASE_WEIGHTS)}")
         checkpointing = get_args(GradientCheckpointing)
         check(
             "gradient_checkpointing", self.gradient_checkpointing in checkpointing, f"one of {', '.join(checkpointing)}"
@@ -195,6 +195,28 @@ class TrainConfig:
     @property
     def lora_alpha(self) -> float:
         return float(self.rank if self.alpha is None else self.alpha)
+
+    def described(self) -> dict[str, str]:
+        """These settings as a LoRA's file tells them: by kohya's ``ss_*`` names, and whole as ``mudi_config``."""
+        return {
+            "ss_network_dim": str(self.rank),
+            "ss_network_alpha": str(self.lora_alpha),
+            "ss_learning_rate": str(self.learning_rate),
+            "ss_unet_lr": str(self.learning_rate),
+            "ss_optimizer": self.optimizer,
+            "ss_lr_scheduler": self.lr_schedule,
+            "ss_lr_warmup_steps": str(self.lr_warmup),
+            "ss_steps": str(self.steps),
+            "ss_max_train_steps": str(self.steps),
+            "ss_total_batch_size": str(self.samples_per_step),
+            "ss_gradient_accumulation_steps": str(self.accumulation),
+            "ss_resolution": f"({self.size[0]}, {self.size[1]})",
+            "ss_min_snr_gamma": str(self.min_snr_gamma),
+            "ss_noise_offset": str(self.noise_offset),
+            "ss_mixed_precision": "bf16" if self.precision == "bf16" else "no",
+            "ss_seed": str(self.seed),
+            "mudi_config": self.to_json(),
+        }
 
     def to_json(self) -> str:
         """All settings, sorted by name: for a file's metadata and to tell two configurations apart."""

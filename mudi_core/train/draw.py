@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..layout import LayoutConfig
-from ..segmix import SegMixConfig, cut_outs, cutmix, segmix
+from ..stage.layout import LayoutConfig
+from ..stage.segmix import SegMixConfig, cut_outs, cutmix, segmix
 from ..types import Mix, Photo, Subject, SubjectSet
 from .config import TrainConfig
 

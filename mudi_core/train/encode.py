@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ..bases.promise import EncodeImage, EncodeText
 from ..types import MudiError
 from .cache import Cache, content_key
 
-EncodeImage = Callable[[Tensor], Tensor]
-"""Float ``[b,h,w,3]``, 0..1 -> the VAE's mode ``[b,c,h/8,w/8]``, unscaled."""
-EncodeText = Callable[[list[str]], tuple[Tensor, Tensor]]
-"""``n`` captions -> context ``[n,77,d]`` and pooled ``[n,p]``; ``p`` is 0 for SD 1.5 and 2, which have none."""
 OnEncoded = Callable[[str, int, int], None]
 """``(stage, done, total)``; the stages are "images" and "captions"."""
 

@@ -13,20 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bases.quantize import stored_as
+from ..bases.tokens import TokenVectors
+from ..lora.adapter import Adapter
+from ..lora.file import LoraState
 from ..types import MudiError
 from .config import TrainConfig
 from .ctrl_c import ctrl_c_answers, ctrl_c_waits
-from .lora import Adapter, LoraState
 from .loss import NoiseSchedule
 from .memory import OutOfMemory, advice, preflight
 from .optimizer import make_optimizer, set_learning_rate
 from .plan import Plan
-from .quantize import stored_as
 from .recompute import checkpointing
 from .resume import origin_of, restore_run, save_run
 from .step import batch_loss, batch_of
 from .team import Team
-from .tokens import TokenVectors
 
 __all__ = ["BadRun", "Interrupted", "NonFiniteLoss", "OutOfMemory", "TrainResult", "train"]
 

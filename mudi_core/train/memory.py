@@ -15,12 +15,12 @@ from typing import Any, Protocol, get_args
 
 import torch
 
+from ..bases.quantize import BASE_WEIGHTS
+from ..lora.adapter import Adapter
 from ..types import MudiError
 from .config import GradientCheckpointing, TrainConfig
-from .lora import Adapter
 from .loss import NoiseSchedule
 from .plan import Plan
-from .quantize import BASE_WEIGHTS
 from .recompute import checkpointing
 from .step import batch_loss, device_of
 

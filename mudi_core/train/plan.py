@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..subjects import doubts
+from ..bases.promise import EncodeImage, EncodeText
+from ..subjects.find import doubts
 from ..types import MudiError, SubjectSet
 from .cache import Cache, content_key
 from .config import TrainConfig
 from .draw import COMPOSITION, Draw, all_photos, crop_counts, draw_steps, label, render, sizes
-from .encode import EncodeImage, Encoder, EncodeText, OnEncoded
+from .encode import Encoder, OnEncoded
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..lora.adapter import Adapter
+from ..lora.file import RUN_PREFIX
+from ..tensor_file import BadTensorFile, read_tensors, write_tensors
 from ..types import MudiError
 from .config import TrainConfig
-from .lora import RUN_PREFIX, Adapter
 from .optimizer import pack_state, unpack_state
 from .plan import Plan
-from .tensor_file import BadTensorFile, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bases.tokens import TokenVectors
+from ..lora.adapter import Adapter
 from .config import TrainConfig
-from .lora import Adapter
 from .loss import NoiseSchedule, mask_weight, min_snr_weight, noisy, squared_errors, target, training_loss
 from .plan import Plan
-from .tokens import TokenVectors
 
 
 def batch_of(plan: Plan, config: TrainConfig, number: int) -> list[int]:

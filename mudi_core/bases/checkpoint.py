@@ -1,0 +1,309 @@
+"""A base model: the embedded one, a folder as diffusers writes it, or a single file, all behind one face.
+
+SDXL can do everything; SD 1.x and 2.x can be trained.
+
+Nothing is ever downloaded here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import vocabulary
+from ..types import MudiError
+from . import sd, sdxl
+from .tokens import TokenVectors
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+log = logging.getLogger(__name__)
+
+MINI = "mini"
+"""The name of the embedded model."""
+PIXELS_AT_ONCE = 1024 * 1024
+"""How much the VAE encodes or decodes at a time."""
+NEGATIVE_PROMPT = "sticker, collage"
+"""The paper's: Seg-Mix's training images are collages, pictures should not be."""
+
+
+class MissingCheckpoint(MudiError):
+    """No such base model file or folder; the sentence names where it was looked for and where one is to be had."""
+
+
+class NoPictures(MudiError):
+    """A base model that can be trained here, but not asked for pictures."""
+
+
+class NoNumbers(MudiError):
+    """A VAE or a sampler that gave NaN or infinity."""
+
+
+class EncodersReleased(MudiError):
+    """The VAE or the text encoders were asked after `Checkpoint.release_encoders`."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    tokenizers: tuple[Any, ...]
+    text_encoders: tuple[Any, ...]
+    vae: Any
+
+
+class Checkpoint:
+    """A base model of SDXL's shape, with two text encoders, or of SD's, with one.
+
+    The U-Net is its own public part; the rest is behind functions of plain tensors.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        unet: Any,
+        vae: Any,
+        tokenizers: tuple[Any, ...],
+        text_encoders: tuple[Any, ...],
+        scheduler: Any,
+    ) -> None:
+        self.name = name
+        """ "mini", or the file or folder's name."""
+        self.unet = unet.eval().requires_grad_(False)
+        self.scheduler = scheduler
+        self.latent_scale = float(vae.config.scaling_factor)
+        """A latent times this is what the U-Net sees (0.13025 for SDXL, 0.18215 for SD)."""
+        self.vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        """Pixels a latent stands for, along a side: 8."""
+        self.side = int(unet.config.sample_size) * self.vae_factor
+        """Pixels of the square pictures this model was made for."""
+        self.negative_prompt = NEGATIVE_PROMPT
+        """What a picture should not look like, unless the user says otherwise."""
+        self.family = "sdxl_base_v1-0" if len(text_encoders) == 2 else _sd_family(unet, scheduler)
+        """kohya's name for the architecture, as LoRA files say it."""
+        for model in (vae, *text_encoders):
+            model.eval().requires_grad_(False)
+        self._parts: _Parts | None = _Parts(tokenizers, text_encoders, vae)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.unet.device)
+
+    def encode_text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions to the U-Net's context ``[n, 77, d]`` and pooled vectors ``[n, p]``, as its family does.
+
+        SDXL's context is both encoders' last layer but one, side by side. SD's is its only encoder's answer, without
+        pooled vectors (``p`` is 0). What is beyond 77 tokens is cut off, with a warning. Gradients flow to the
+        `token_vectors` that are in use, and nowhere else.
+        """
+        parts = self._encoders()
+        alone = len(parts.text_encoders) == 1
+        contexts, pooled = [], torch.empty(0)
+        for tokenizer, encoder in zip(parts.tokenizers, parts.text_encoders, strict=True):
+            for caption in captions:
+                if len(tokenizer(caption).input_ids) > tokenizer.model_max_length:
+                    log.warning("only the first %d tokens are read of '%s'", tokenizer.model_max_length - 2, caption)
+            ids = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
+            answer = encoder(ids.to(encoder.device), output_hidden_states=True)
+            contexts.append(answer[0] if alone else answer.hidden_states[-2])
+            pooled = answer[0][:, 0, :0] if alone else answer[0]
+        return torch.cat(contexts, dim=-1), pooled
+
+    def token_vectors(self, tokens: Sequence[str]) -> TokenVectors:
+        """The text encoders' vectors of some tokens, to be learned or replaced. Raises `train.tokens.BadTokens`."""
+        parts = self._encoders()
+        return TokenVectors(tokens, parts.tokenizers, parts.text_encoders, self.encode_text)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images ``[b, h, w, 3]``, 0..1, to the mode of the VAE's latents ``[b, 4, h/8, w/8]``, unscaled."""
+        vae = self._encoders().vae
+        pixels = (images.movedim(-1, 1).contiguous() * 2 - 1).to(vae.device, vae.dtype)
+        at_once = _at_once(pixels.shape[0], pixels.shape[2] * pixels.shape[3])
+        return check_encoded(_in_parts(vae, lambda part: vae.encode(part).latent_dist.mode(), pixels, at_once))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents ``[b, 4, h/8, w/8]``, as a sampler leaves them, to images ``[b, h, w, 3]`` on the CPU."""
+        vae = self._encoders().vae
+        unscaled = latents.to(vae.device, vae.dtype) / self.latent_scale
+        at_once = _at_once(latents.shape[0], latents.shape[2] * latents.shape[3] * self.vae_factor**2)
+        pixels = _in_parts(vae, lambda part: vae.decode(part).sample, unscaled, at_once)
+        return check_decoded((pixels / 2 + 0.5).clamp(0, 1).movedim(1, -1).float().cpu().contiguous(), latents)
+
+    def pipeline(self, reads: bool = True) -> StableDiffusionXLPipeline:
+        """This model in diffusers' own pipeline. They share the weights; the scheduler is the pipeline's own.
+
+        ``reads``: with the text encoders; without them it wants vectors, and stays where the U-Net is. Raises
+        `NoPictures` for SD 1.x and 2.x.
+        """
+        from diffusers import StableDiffusionXLPipeline
+
+        parts = self._encoders()
+        if len(parts.text_encoders) == 1:
+            raise NoPictures(
+                f"{self.name} is SD 1.x or 2.x: LoRAs for it are trained here, but pictures only made with SDXL. Load "
+                "the LoRA in ComfyUI or diffusers."
+            )
+        return StableDiffusionXLPipeline(
+            vae=parts.vae,
+            text_encoder=parts.text_encoders[0] if reads else None,
+            text_encoder_2=parts.text_encoders[1] if reads else None,
+            tokenizer=parts.tokenizers[0],
+            tokenizer_2=parts.tokenizers[1],
+            unet=self.unet,
+            scheduler=type(self.scheduler).from_config(self.scheduler.config),
+            add_watermarker=False,
+        )
+
+    def move_encoders(self, device: torch.device) -> None:
+        """Take the VAE and the text encoders to a device: off the card, say, until pictures are wanted again."""
+        self.move_vae(device)
+        for encoder in self._encoders().text_encoders:
+            encoder.to(device)
+
+    def move_vae(self, device: torch.device) -> None:
+        """Take the VAE alone to a device."""
+        self._encoders().vae.to(device)
+
+    def release_encoders(self) -> None:
+        """Let the VAE and the text encoders go: training needs them no more once its plan is made."""
+        self._parts = None
+
+    def _encoders(self) -> _Parts:
+        if self._parts is None:
+            raise EncodersReleased(
+                f"{self.name}: the VAE and the text encoders were let go. Open the base model again."
+            )
+        return self._parts
+
+
+_OVERFLOWS = (
+    "SDXL's own VAE does so in float16: use the one that is mended for it (sdxl-vae-fp16-fix), or start ComfyUI with "
+    "--fp32-vae."
+)
+
+
+def check_encoded(latents: Tensor) -> Tensor:
+    """What a VAE made of images, as it is. Raises `NoNumbers`."""
+    if not latents.isfinite().all():
+        raise NoNumbers(f"The VAE made values that are no numbers (NaN) of a picture. {_OVERFLOWS}")
+    return latents
+
+
+def check_decoded(images: Tensor, latents: Tensor) -> Tensor:
+    """What a VAE made of a sampler's latents, as it is. Raises `NoNumbers`, which says whose fault it is."""
+    if not latents.isfinite().all():
+        raise NoNumbers(
+            "The sampler ended in values that are no numbers (NaN): the model overflowed. Load it in a higher "
+            "precision, lower cfg, or take the LoRA off to see whether it is the cause."
+        )
+    if not images.isfinite().all():
+        raise NoNumbers(f"The VAE made a picture of values that are no numbers (NaN). {_OVERFLOWS}")
+    return images
+
+
+def open_checkpoint(
+    base: str | Path,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    unet_device: torch.device | None = None,
+) -> Checkpoint:
+    """Read a base model: "mini", or a diffusers folder or a single ``.safetensors`` file of SDXL or SD 1.x or 2.x.
+
+    ``dtype`` is the U-Net's and the text encoders'; the VAE stays in float32, since SDXL's overflows in float16.
+    ``unet_device`` keeps the U-Net elsewhere than the rest until it is wanted. Raises `MissingCheckpoint`,
+    `sdxl.BadCheckpointFile`, `mini.family.MissingMiniWeights`.
+    """
+    device = device or torch.device("cpu")
+    path = Path(base)
+    if str(base) == MINI:
+        checkpoint = _open_mini()
+    elif path.is_dir():
+        reader = sd.read_folder if sd.is_folder(path) else sdxl.read_folder
+        checkpoint = _of_pipeline(path.name, reader(path, dtype))
+    elif path.is_file():
+        reader = sd.read_file if sd.is_file(path) else sdxl.read_file
+        checkpoint = _of_pipeline(path.name, reader(path, dtype))
+    else:
+        raise MissingCheckpoint(
+            f"There is no base model {path} (looked in {path.absolute().parent}). Use 'mini', a folder in diffusers' "
+            f"layout, or a single SDXL file, e.g. from {sdxl.LINK}."
+        )
+    parts = checkpoint._encoders()
+    _move(checkpoint.unet, unet_device or device, dtype)
+    for model in parts.text_encoders:
+        _move(model, device, dtype)
+    _move(parts.vae, device, torch.float32)
+    return checkpoint
+
+
+def _move(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    model.to(device)
+    if model.dtype != dtype:
+        model.to(dtype)
+
+
+def _open_mini() -> Checkpoint:
+    from . import embedded as family
+
+    checkpoint = Checkpoint(
+        MINI,
+        family.load_unet(),
+        family.load_vae(),
+        (vocabulary.tokenizer(), vocabulary.tokenizer("!")),
+        family.load_text_encoders(),
+        family.scheduler(),
+    )
+    # Words it never saw would only push its pictures somewhere; it learned the empty caption.
+    checkpoint.negative_prompt = ""
+    return checkpoint
+
+
+def _of_pipeline(name: str, pipeline: Any) -> Checkpoint:
+    names = ("", "_2") if hasattr(pipeline, "text_encoder_2") else ("",)
+    return Checkpoint(
+        name,
+        pipeline.unet,
+        pipeline.vae,
+        tuple(getattr(pipeline, f"tokenizer{number}") for number in names),
+        tuple(getattr(pipeline, f"text_encoder{number}") for number in names),
+        pipeline.scheduler,
+    )
+
+
+def _sd_family(unet: Any, scheduler: Any) -> str:
+    return f"sd_{sd.version(unet)}" + ("_v" if scheduler.config.prediction_type == "v_prediction" else "")
+
+
+def _in_parts(vae: Any, through: Callable[[Tensor], Tensor], batch: Tensor, at_once: int) -> Tensor:
+    """A batch ``through`` a VAE, so many pictures at once; where memory is too short for that, in tiles of each."""
+    with torch.no_grad():
+        try:
+            return torch.cat([through(part) for part in torch.split(batch, at_once)])
+        except torch.cuda.OutOfMemoryError:
+            log.warning("The VAE takes pictures in tiles: there is too little memory for whole ones.")
+        # Only here is let go what the first try had made.
+        with _tiled(vae):
+            return torch.cat([through(part) for part in torch.split(batch, 1)])
+
+
+@contextmanager
+def _tiled(vae: Any) -> Iterator[None]:
+    """Within the block a diffusers VAE works on overlapping tiles of half the model's side, and blends their seams."""
+    sides = vae.tile_sample_min_size, vae.tile_latent_min_size
+    vae.tile_sample_min_size, vae.tile_latent_min_size = (side // 2 for side in sides)
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
+        vae.tile_sample_min_size, vae.tile_latent_min_size = sides
+
+
+def _at_once(count: int, pixels: int) -> int:
+    return max(1, min(count, PIXELS_AT_ONCE // pixels))

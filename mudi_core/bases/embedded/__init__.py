@@ -1,0 +1,196 @@
+"""The embedded model family: small models of the real architectures, in the real libraries' own classes.
+
+Every `build_*` makes the model with fresh weights (training starts there), every `load_*` the trained one. Widths are
+chosen so that the whole family is a few tens of megabytes in fp16 and one picture takes seconds on two CPU cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...types import MudiError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+    from torch import Tensor, nn
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+WEIGHTS = Path(__file__).parent / "weights"
+SIZE = 192
+"""Side of the mini checkpoint's pictures in pixels."""
+LATENT_SCALE = 0.13025
+"""SDXL's: a VAE latent times this has a standard deviation of about 1."""
+
+
+class MissingMiniWeights(MudiError):
+    """The embedded weights are not where the package keeps them: a broken clone or archive."""
+
+
+def build_vae() -> AutoencoderKL:
+    """SDXL's VAE in small: 8x, 4 channels, groups of 8."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 32, 64, 128),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        scaling_factor=LATENT_SCALE,
+    )
+
+
+def build_unet() -> UNet2DConditionModel:
+    """SDXL's U-Net in small: attention below the first resolution, linear projections, size conditioning."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=SIZE // 8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 128, 192),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 1, 1),
+        attention_head_dim=(2, 4, 6),  # heads, in spite of diffusers' name: 32 channels each
+        cross_attention_dim=TEXT_WIDTH + TEXT_2_WIDTH,
+        norm_num_groups=8,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=6 * 256 + TEXT_2_WIDTH,
+    )
+
+
+TEXT_WIDTH = 96
+TEXT_2_WIDTH = 160
+WORD_STD = 0.3
+"""Standard deviation of the word vectors."""
+
+
+def _text_config(width: int, activation: str) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=3,
+        num_attention_heads=width // 32,
+        projection_dim=width,
+        hidden_act=activation,
+        pad_token_id=0 if activation == "gelu" else 49407,
+        bos_token_id=49406,
+        eos_token_id=49407,
+    )
+
+
+def build_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Two CLIP text encoders over CLIP's whole vocabulary, whose word vectors are fixed random ones.
+
+    They are never trained and so need not be stored; and a rare token that no picture ever had looks to the next layer
+    like any other word, so that it can be given a meaning by a LoRA.
+    """
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    encoders = (
+        CLIPTextModel(_text_config(TEXT_WIDTH, "quick_gelu")),
+        CLIPTextModelWithProjection(_text_config(TEXT_2_WIDTH, "gelu")),
+    )
+    for seed, encoder in enumerate(encoders):
+        set_word_vectors(encoder, seed)
+    return encoders
+
+
+def set_word_vectors(model: nn.Module, seed: int) -> None:
+    """Fill the token embedding with the family's fixed random vectors and freeze it."""
+    import numpy as np
+    import torch
+
+    (table,) = [m for name, m in model.named_modules() if name.endswith("token_embedding")]
+    weight = table.weight
+    assert isinstance(weight, torch.Tensor)
+    # numpy's legacy generator is frozen by its authors: the same numbers on every machine and version.
+    rows = np.random.RandomState(seed).standard_normal(tuple(weight.shape)).astype(np.float32) * WORD_STD
+    with torch.no_grad():
+        weight.copy_(torch.from_numpy(rows))
+    weight.requires_grad_(False)
+
+
+def scheduler() -> EulerDiscreteScheduler:
+    """The sampler and noise schedule of SDXL's own checkpoint."""
+    from diffusers import EulerDiscreteScheduler
+
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        prediction_type="epsilon",
+        timestep_spacing="leading",
+        steps_offset=1,
+        interpolation_type="linear",
+    )
+
+
+def without_word_vectors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a state dict that is stored: all but the fixed word vectors."""
+    return {name: value for name, value in state.items() if not name.endswith("token_embedding.weight")}
+
+
+_NAMES_BEFORE = {
+    "attention.q_proj.": "attention.attention.query.",
+    "attention.k_proj.": "attention.attention.key.",
+    "attention.v_proj.": "attention.attention.value.",
+    "attention.o_proj.": "attention.output.dense.",
+}
+"""DINOv2's tensors, as the files name them and as older releases of transformers do."""
+
+
+def _name_among(names: Collection[str], key: str) -> str:
+    """What the installed transformers calls a tensor of the files; older ones set ``text_model.`` before CLIP's."""
+    before = key
+    for new, old in _NAMES_BEFORE.items():
+        before = before.replace(new, old)
+    return next((name for name in (key, before, f"text_model.{key}") if name in names), key)
+
+
+def load(model: nn.Module, name: str, folder: Path = WEIGHTS) -> Any:
+    """Fill a model ``build_*`` from its file of the family and freeze it; the word vectors are there already.
+
+    Raises `MissingMiniWeights` where the file is not there or does not fit.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / f"{name}.safetensors"
+    if not path.is_file():
+        raise MissingMiniWeights(
+            f"The embedded model's file {path} is missing. Clone the repository again, or train it: "
+            "python -m workshop.train --help"
+        )
+    names = model.state_dict().keys()
+    state = {
+        _name_among(names, key): value.float() if value.is_floating_point() else value
+        for key, value in load_file(path).items()
+    }
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    wrong = [key for key in missing if not key.endswith(("token_embedding.weight", "position_ids"))] + list(unexpected)
+    if wrong:
+        raise MissingMiniWeights(f"The embedded model's file {path} does not fit this version: {wrong[0]}.")
+    return model.eval().requires_grad_(False)
+
+
+def load_vae() -> AutoencoderKL:
+    return load(build_vae(), "vae")
+
+
+def load_unet() -> UNet2DConditionModel:
+    return load(build_unet(), "unet")
+
+
+def load_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    first, second = build_text_encoders()
+    return load(first, "text_encoder"), load(second, "text_encoder_2")

@@ -1,0 +1,167 @@
+"""SDXL from disk: a folder as diffusers writes it, or a single file, without the network.
+
+The JSON files here are the configurations of SDXL's components, in the folders diffusers expects; with the embedded
+family's tokenizer, which is CLIP's, they stand in for what diffusers would fetch when it reads a single file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...tensor_file import BadWeights, check_header
+from ...types import MudiError
+from .parts import read_parts
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+
+CONFIGS = Path(__file__).parent
+LINK = "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0 (sd_xl_base_1.0.safetensors, 6.9 GB)"
+
+
+class BadCheckpointFile(MudiError):
+    """A base model that cannot be read, or that is not SDXL."""
+
+
+def read_folder(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    """SDXL in diffusers' layout. Raises `BadCheckpointFile`."""
+    from diffusers import StableDiffusionXLPipeline
+
+    kind = pipeline_kind(path)
+    if kind != "StableDiffusionXLPipeline":
+        raise BadCheckpointFile(
+            f"{path} holds a {kind}; only SDXL (StableDiffusionXLPipeline) and SD 1.x and 2.x "
+            "(StableDiffusionPipeline) can be used."
+        )
+    try:
+        names = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+        return StableDiffusionXLPipeline(**read_parts(path, names, dtype), add_watermarker=False)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise BadCheckpointFile(
+            f"{path} could not be read ({first_line(error)}). Is a file missing or cut off?"
+        ) from error
+
+
+def pipeline_kind(path: Path) -> str:
+    """The class that a folder in diffusers' layout names. Raises `BadCheckpointFile`."""
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise BadCheckpointFile(
+            f"{path} is not a model folder in diffusers' layout: it has no model_index.json. Name the folder that has "
+            f"it, or a single SDXL file, e.g. from {LINK}."
+        )
+    try:
+        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadCheckpointFile(
+            f"{index} could not be read ({first_line(error)}). Download the folder again."
+        ) from error
+
+
+def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    """SDXL as one ``.safetensors`` file with Stability's names. Raises `BadCheckpointFile`.
+
+    Finetunes that predict v, or whose noise schedule ends in pure noise, say so by a key "v_pred" or "ztsnr".
+    """
+    from diffusers import StableDiffusionXLPipeline
+
+    shapes = header(path)
+    _check_file(path, shapes)
+    from ...vocabulary import tokenizer
+
+    try:
+        pipeline = StableDiffusionXLPipeline.from_single_file(
+            str(path),
+            config=str(CONFIGS),
+            tokenizer=tokenizer(),
+            tokenizer_2=tokenizer("!"),
+            torch_dtype=dtype,
+            local_files_only=True,
+            add_watermarker=False,
+        )
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise BadCheckpointFile(
+            f"{path} could not be read as SDXL ({first_line(error)}). Download it again."
+        ) from error
+    if any(p.is_meta for model in (pipeline.unet, pipeline.text_encoder_2) for p in model.parameters()):
+        raise BadCheckpointFile(f"{path} lacks some of SDXL's weights. Use a whole SDXL checkpoint, e.g. from {LINK}.")
+    if "v_pred" in shapes:
+        pipeline.scheduler = type(pipeline.scheduler).from_config(
+            pipeline.scheduler.config, prediction_type="v_prediction", rescale_betas_zero_snr="ztsnr" in shapes
+        )
+    return pipeline
+
+
+_SDXL_KEYS: Mapping[str, str] = {
+    "model.diffusion_model.input_blocks.0.0.weight": "a U-Net",
+    "model.diffusion_model.label_emb.0.0.weight": "SDXL's U-Net",
+    "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight": "SDXL's first text encoder",
+    "conditioner.embedders.1.model.ln_final.weight": "SDXL's second text encoder",
+    "first_stage_model.decoder.conv_in.weight": "a VAE",
+}
+
+
+def header(path: Path) -> dict[str, list[int]]:
+    """The shapes of a ``.safetensors`` file by name, before gigabytes are read. Raises `BadCheckpointFile`."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        raise BadCheckpointFile(
+            f"{path} is not a .safetensors file. Other formats can run code when they are read; get the same model as "
+            f".safetensors, e.g. from {LINK}."
+        )
+    try:
+        check_header(path)
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_slice(key).get_shape() for key in file.keys()}
+    except (OSError, SafetensorError, BadWeights) as error:
+        raise BadCheckpointFile(f"{path} is not a whole safetensors file ({error}). Download it again.") from error
+
+
+def _check_file(path: Path, shapes: Mapping[str, list[int]]) -> None:
+    lacking = [what for key, what in _SDXL_KEYS.items() if key not in shapes]
+    if lacking:
+        raise BadCheckpointFile(
+            f"{path} has no {lacking[0].removeprefix('a ')}: it is no whole SDXL checkpoint (perhaps a LoRA, a refiner "
+            f"or another model). Use one, e.g. from {LINK}."
+        )
+    check_kind(path, shapes)
+
+
+_OTHER_NOISE = {"edm_mean": "Playground 2.5", "edm_vpred.sigma_max": "CosXL"}
+"""A key beside SDXL's own -> whose kind such a file is: of SDXL's shape, but taught noise in another way (EDM)."""
+QUANTIZED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax", ".quant_map")
+"""Endings of keys beside weights that are stored in few bits, with a scale of their own."""
+
+
+def check_kind(path: Path, shapes: Mapping[str, list[int]]) -> None:
+    """What a file says of itself beside the weights. Raises `BadCheckpointFile` for a kind that cannot be used."""
+    for key, kind in _OTHER_NOISE.items():
+        if key in shapes:
+            raise BadCheckpointFile(
+                f"{path} is of {kind}'s kind: of SDXL's shape, but taught noise in another way (EDM), which cannot be "
+                f"trained or drawn with here. Use a plain SDXL checkpoint, e.g. from {LINK}."
+            )
+    scales = [key for key in shapes if key.endswith(QUANTIZED)]
+    if scales:
+        raise BadCheckpointFile(
+            f"{path} is stored in few bits, with scales beside its weights (scaled fp8 or the like: {scales[0]}). Such "
+            "files are not read here: use the same checkpoint in fp16, bf16, fp32 or plain fp8."
+        )
+    check_channels(path, shapes["model.diffusion_model.input_blocks.0.0.weight"])
+
+
+def check_channels(path: Path, first_layer: Sequence[int]) -> None:
+    """The U-Net's first layer tells how many channels its pictures have. Raises `BadCheckpointFile`."""
+    if len(first_layer) != 4:
+        raise BadCheckpointFile(f"{path} has a U-Net of another kind. Use a plain checkpoint, e.g. from {LINK}.")
+    if first_layer[1] != 4:
+        raise BadCheckpointFile(f"{path} is made for inpainting ({first_layer[1]} channels). Use a plain checkpoint.")
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

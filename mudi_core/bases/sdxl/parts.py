@@ -1,0 +1,126 @@
+"""The components of a folder in diffusers' layout, each built by the class that it must be of.
+
+A folder names classes too, and diffusers before 0.38 imports what it names from the folder itself. Here a file names
+no class: the table below is all that is ever built, and settings that lead anywhere else are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...tensor_file import BadWeights, check_header
+
+if TYPE_CHECKING:
+    import torch
+
+COMPONENTS: dict[str, tuple[str, str]] = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+}
+"""Folder -> library and class. What begins with "tokenizer" is a CLIPTokenizer."""
+SCHEDULERS = (
+    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler",
+    "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+"""Samplers of discrete timesteps that a folder may ask for, all of them diffusers' own."""
+_LEADS_AWAY = (
+    "auto_map",
+    "attn_implementation",
+    "quantization_config",
+    "custom_pipelines",
+    "use_kernels",
+    "trust_remote",
+)
+"""Parts of the names of settings that make a library import, fetch or run something."""
+
+
+class BadModelFolder(BadWeights):
+    """A model folder that lacks a part, or that asks for more than to be read."""
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Return the settings in a JSON file of a model folder, at most 1 MB. Raises `BadModelFolder`."""
+    try:
+        if path.stat().st_size > 2**20:
+            raise BadModelFolder(f"{path} is no file of settings: it has over 1 MB. Download the folder again.")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadModelFolder(f"{path} could not be read ({reason}). Download the folder again.") from error
+    if not isinstance(found, dict):
+        raise BadModelFolder(f"{path} is no file of settings. Download the folder again.")
+    return found
+
+
+def check_settings(path: Path) -> None:
+    """Refuse a file of settings that would make a library import, fetch or run anything. Raises `BadModelFolder`."""
+
+    def look(value: Any) -> None:
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            # An attention that the library has itself is harmless; those of a hub have a path.
+            harmless = inner is None or inner in ("eager", "sdpa", "flash_attention_2", "flex_attention")
+            if any(part in key for part in _LEADS_AWAY) and not harmless:
+                raise BadModelFolder(
+                    f"{path} asks for more than to be read ('{key}': {str(inner)[:80]!r}), which this pack never does. "
+                    "Take the line out, or get the model from somewhere else."
+                )
+            look(inner)
+        for inner in value if isinstance(value, list) else ():
+            look(inner)
+
+    look(settings_of(path))
+    if (path.parent / "adapter_config.json").exists():
+        raise BadModelFolder(
+            f"{path.parent} holds an adapter (adapter_config.json), which names a model of its own to fetch. Take that "
+            "file out, or use a whole model."
+        )
+
+
+def read_parts(folder: Path, names: tuple[str, ...], dtype: torch.dtype) -> dict[str, Any]:
+    """Return the components of these names and the scheduler, built by the classes above, weights in ``dtype``.
+
+    Weights are safetensors; where a folder has the fp16 variant alone, that. Raises `BadModelFolder`, and what
+    diffusers and transformers raise for damaged files.
+    """
+    return {name: _component(folder / name, name, dtype) for name in names} | {"scheduler": _scheduler(folder)}
+
+
+def _component(folder: Path, name: str, dtype: torch.dtype) -> Any:
+    import importlib
+
+    from transformers import CLIPTokenizer
+
+    if not folder.is_dir():
+        raise BadModelFolder(f"{folder.parent} has no folder '{name}'. Download the whole model again.")
+    if name.startswith("tokenizer"):
+        for path in sorted(folder.glob("*config*.json")):
+            check_settings(path)
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    library, kind = COMPONENTS[name]
+    built = getattr(importlib.import_module(library), kind)
+    check_settings(folder / "config.json")
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        check_header(file)
+    variant = {"variant": "fp16"} if files and all(".fp16" in file.name for file in files) else {}
+    return built.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True, **variant)
+
+
+def _scheduler(folder: Path) -> Any:
+    import diffusers
+
+    path = folder / "scheduler" / "scheduler_config.json"
+    check_settings(path)
+    name = settings_of(path).get("_class_name")
+    if name not in SCHEDULERS:
+        raise BadModelFolder(
+            f"{path} asks for the sampler {str(name)[:80]!r}; known are {', '.join(SCHEDULERS)}. Use a model folder of "
+            "SD or SDXL."
+        )
+    return getattr(diffusers, name).from_config(settings_of(path))

@@ -1,0 +1,39 @@
+"""What the demo found: all that its page shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..jobs.generate import Picture
+from ..stage.cutouts import CutOuts
+from ..toy.world import SubjectSpec
+from ..train.config import Method
+from ..types import Comparison, Mix, SubjectSet
+from .settings import DemoSettings
+
+Pair = tuple[SubjectSpec, SubjectSpec]
+
+
+@dataclass(frozen=True, eq=False)
+class DemoResult:
+    """Everything the page shows."""
+
+    pair: Pair
+    seed: int
+    settings: DemoSettings
+    subjects: SubjectSet
+    cutouts: CutOuts
+    sheet: tuple[Mix, ...]
+    losses: dict[Method, tuple[float, ...]]
+    pictures: dict[str, tuple[Picture, ...]]
+    """By method, in the order of the seeds."""
+    comparisons: dict[str, tuple[Comparison, ...]]
+    prompt: str
+    seconds: dict[str, float]
+
+    def scores(self, method: str) -> list[float]:
+        return [comparison.score for comparison in self.comparisons[method]]
+
+    def both_found(self, method: str) -> int:
+        """Pictures in which every subject is there once, as itself."""
+        return sum(all(v.status == "found" for v in c.verdicts) and c.count_is_right for c in self.comparisons[method])

@@ -1,0 +1,68 @@
+"""CLIP (Radford et al., arXiv 2103.00020) sets pictures beside texts, through transformers' own model class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .dinov2 import BATCH, to_square
+from .owlv2 import CLIP_MEAN, CLIP_STD
+from .pretrained import read_model
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPTokenizer
+
+
+class ClipEmbedder:
+    """An `Embedder`, and with `texts` the other half of a CLIP score. A picture is padded to a square, not cropped."""
+
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, device: torch.device) -> None:
+        self.model = cast(Any, model)  # the library types neither its configs nor its decorated `to` usefully
+        self.model.to(device).eval()
+        self.tokenizer = tokenizer
+        self.device = device
+        self.side = int(self.model.config.vision_config.image_size)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Tensor]) -> Tensor:
+        vectors = [torch.empty(0, self.model.config.projection_dim)]
+        for start in range(0, len(images), BATCH):
+            batch = torch.cat([to_square(image.to(self.device), self.side) for image in images[start : start + BATCH]])
+            mean, std = (batch.new_tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+            seen = self.model.vision_model(pixel_values=(batch - mean) / std).pooler_output
+            vectors.append(functional.normalize(self.model.visual_projection(seen).float(), dim=1).cpu())
+        return torch.cat(vectors)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Vectors ``[m, d]`` of unit length, on the CPU. Words beyond CLIP's length are not read."""
+        tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+        read = self.model.text_model(
+            input_ids=tokens["input_ids"].to(self.device), attention_mask=tokens["attention_mask"].to(self.device)
+        ).pooler_output
+        return functional.normalize(self.model.text_projection(read).float(), dim=1).cpu()
+
+
+class ClipScorer:
+    """A `TextScorer`: the cosine of picture and text, -1..1 (the CLIP score, CLIP-T; 0.2 to 0.35 is usual)."""
+
+    def __init__(self, clip: ClipEmbedder) -> None:
+        self.clip = clip
+
+    def __call__(self, images: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
+        return self.clip(images) @ self.clip.texts(texts).T
+
+
+def load(path: Path, device: torch.device) -> ClipEmbedder:
+    """Read a CLIP from a folder with ``config.json`` and ``model.safetensors``; the tokenizer is ours. `BadWeights`."""
+    from transformers import CLIPModel
+
+    from ..vocabulary import tokenizer
+
+    model = read_model(CLIPModel, path, "a CLIP")
+    return ClipEmbedder(model, tokenizer(length=model.config.text_config.max_position_embeddings), device)

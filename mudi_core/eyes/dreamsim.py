@@ -1,0 +1,70 @@
+"""DreamSim (Fu et al., arXiv 2306.09344): an ensemble trained on people's judgements; an optional package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..types import MudiError
+from .dinov2 import to_square
+from .weights import MissingWeights, default_folder
+
+SIDE = 224
+BATCH = 16
+ARCHIVE = (
+    "https://github.com/ssundaram21/dreamsim/releases/download/v0.2.0-checkpoints/dreamsim_ensemble_checkpoint.zip"
+)
+CONTENT = (
+    "dino_vitb16_pretrain.pth",
+    "clip_vitb16_pretrain.pth.tar",
+    "open_clip_vitb16_pretrain.pth.tar",
+    "ensemble_lora",
+)
+
+
+class MissingPackage(MudiError):
+    """The optional package dreamsim is not installed, or cannot be imported."""
+
+
+class DreamsimEmbedder:
+    """An `Embedder` of 1792 numbers; DreamSim's distance is 1 - the cosine of two of them."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Tensor]) -> Tensor:
+        vectors = []
+        for start in range(0, len(images), BATCH):
+            batch = torch.cat([to_square(image.to(self.device), SIDE) for image in images[start : start + BATCH]])
+            vectors.append(functional.normalize(self.model.embed(batch).float(), dim=1).cpu())
+        return torch.cat(vectors) if vectors else torch.empty(0, 0)
+
+
+def load(path: Path | None, device: torch.device) -> DreamsimEmbedder:
+    """Load the DreamSim ensemble from a folder that holds the unpacked archive of its weights.
+
+    Raises `MissingPackage`, and `MissingWeights` when the folder (by default `default_folder()` / "dreamsim") is
+    incomplete: the package itself would start a download.
+    """
+    folder = path or default_folder() / "dreamsim"
+    missing = [name for name in CONTENT if not (folder / name).exists()]
+    if missing:
+        raise MissingWeights(
+            f"DreamSim's weights are not in {folder} ({missing[0]} is missing). Unpack {ARCHIVE} there."
+        )
+    try:
+        from dreamsim import dreamsim
+    except ImportError as error:
+        raise MissingPackage(
+            f"DreamSim is an optional package and is not installed here ({error}). Install it with "
+            "'pip install dreamsim', or choose the embedder 'dinov2'."
+        ) from error
+    model, _ = dreamsim(pretrained=True, device=str(device), cache_dir=str(folder), dreamsim_type="ensemble")
+    return DreamsimEmbedder(model, device)

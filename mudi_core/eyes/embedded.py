@@ -1,0 +1,137 @@
+"""The embedded family's detector, segmenter and embedder: OWLv2, SAM and DINOv2 in small, in the real classes.
+
+Every `build_*` makes the model with fresh weights (training starts there), every `load_*` the trained one; `mini_*` is
+what the rest of the library uses.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..bases import embedded as family
+from ..vocabulary import tokenizer
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+    from transformers import Dinov2Model, Owlv2ForObjectDetection
+
+    from .dinov2 import Dinov2Embedder
+    from .owlv2 import Owlv2Detector
+    from .sam import SamSegmenter
+
+DETECTOR_SIDE = 128
+SAME_BOX = 0.4
+"""Two boxes of a higher IoU show one character; those of the toy world's scenes overlap far less."""
+QUERY_LENGTH = 16
+"""Tokens of a detector's query, as in OWLv2."""
+SEGMENTER_SIDE = 128
+SEGMENTER_CHANNELS = 64
+EMBEDDER_SIDE = 112
+
+
+def build_owlv2() -> Owlv2ForObjectDetection:
+    """OWLv2 with 8 x 8 patches; its word vectors are fixed random ones and not stored."""
+    from transformers import Owlv2Config, Owlv2ForObjectDetection
+
+    text: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": QUERY_LENGTH,
+    }
+    vision: dict[str, Any] = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": DETECTOR_SIDE,
+        "patch_size": 16,
+    }
+    model = Owlv2ForObjectDetection(Owlv2Config(text_config=text, vision_config=vision, projection_dim=64))
+    family.set_word_vectors(model, seed=2)
+    return model
+
+
+def build_sam() -> Sam:
+    """SAM with 16 x 16 patches of 8 pixels; masks come out at half the side."""
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    patches = SEGMENTER_SIDE // 8
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=SEGMENTER_SIDE,
+            patch_size=8,
+            embed_dim=96,
+            depth=3,
+            num_heads=3,
+            out_chans=SEGMENTER_CHANNELS,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=8,
+            global_attn_indexes=(1,),
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=SEGMENTER_CHANNELS,
+            image_embedding_size=(patches, patches),
+            input_image_size=(SEGMENTER_SIDE, SEGMENTER_SIDE),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=SEGMENTER_CHANNELS, mlp_dim=128, num_heads=4),
+            transformer_dim=SEGMENTER_CHANNELS,
+            iou_head_depth=3,
+            iou_head_hidden_dim=64,
+        ),
+    )
+
+
+def build_dinov2() -> Dinov2Model:
+    """DINOv2 with 8 x 8 patches of 14 pixels."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    return Dinov2Model(
+        Dinov2Config(
+            hidden_size=128, num_hidden_layers=4, num_attention_heads=4, image_size=EMBEDDER_SIDE, patch_size=14
+        )
+    )
+
+
+def load_owlv2() -> Owlv2ForObjectDetection:
+    return family.load(build_owlv2(), "owlv2")
+
+
+def load_sam() -> Sam:
+    return family.load(build_sam(), "sam")
+
+
+def load_dinov2() -> Dinov2Model:
+    return family.load(build_dinov2(), "dinov2")
+
+
+def mini_detector() -> Owlv2Detector:
+    """The trained detector: it knows "character" (toy, animal, ...), the species, and species with a colour."""
+    from .owlv2 import Owlv2Detector
+
+    detector = Owlv2Detector(load_owlv2(), tokenizer("!", QUERY_LENGTH), torch.device("cpu"), SAME_BOX)
+    detector.limits = "The embedded detector knows drawn toys only: for photos choose OWLv2."
+    return detector
+
+
+def mini_segmenter() -> SamSegmenter:
+    from .sam import SamSegmenter
+
+    segmenter = SamSegmenter(load_sam(), torch.device("cpu"))
+    segmenter.limits = "The embedded segmenter knows drawn toys only: for photos choose a SAM."
+    return segmenter
+
+
+def mini_embedder() -> Dinov2Embedder:
+    """The trained embedder: it tells characters apart by their looks, whatever the pose and the place."""
+    from .dinov2 import Dinov2Embedder
+
+    return Dinov2Embedder(load_dinov2(), torch.device("cpu"), EMBEDDER_SIDE)

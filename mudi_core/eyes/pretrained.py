@@ -1,0 +1,35 @@
+"""Read a transformers model from a folder of safetensors, or say what is wrong with the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..bases.sdxl.parts import check_settings
+from ..tensor_file import BadWeights, check_header
+
+
+def read_model(model_class: Any, path: Path, kind: str) -> Any:
+    """An instance of `model_class` in float32, from ``config.json`` and ``model.safetensors`` in the folder `path`.
+
+    Raises `BadWeights`: no such folder, a damaged file, another architecture. Nothing is downloaded, nothing unpickled.
+    """
+    if not (path / "config.json").is_file():
+        raise BadWeights(f"{path} is not {kind}: it has no config.json. Name the folder of model.safetensors.")
+    check_settings(path / "config.json")
+    for file in path.glob("*.safetensors"):
+        check_header(file)
+    try:
+        model, report = model_class.from_pretrained(
+            str(path), local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # whatever the reader's parser meets in a damaged or foreign file
+        raise BadWeights(f"{path} could not be read as {kind} ({_first_line(error)}). Download it again.") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise BadWeights(f"{path} is not {kind}: {len(missing)} of its tensors are missing, such as '{missing[0]}'.")
+    return model.float()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

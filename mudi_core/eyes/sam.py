@@ -1,0 +1,96 @@
+"""Segment Anything (Kirillov et al., arXiv 2304.02643) turns a box into a mask, by segment-anything's predictor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..levels import to_bytes
+from ..tensor_file import BadWeights, check_header
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+SIZES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+"""Width of the image encoder -> segment-anything's name of the model."""
+
+
+class SamSegmenter:
+    """A `Segmenter`: one mask per box, the one that SAM gives for an unambiguous prompt."""
+
+    def __init__(self, sam: Sam, device: torch.device) -> None:
+        from segment_anything import SamPredictor
+
+        self.predictor = SamPredictor(sam.to(device).eval())
+        self.limits = ""
+        """A sentence on what it does not know, for errors about what it did not cut out."""
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, xyxy: Tensor) -> Tensor:
+        height, width = image.shape[:2]
+        if len(xyxy) == 0:
+            return torch.zeros(0, height, width)
+        self.predictor.set_image(to_bytes(image))
+        boxes = self.predictor.transform.apply_boxes_torch(xyxy.float().cpu(), (height, width))
+        masks, _, _ = self.predictor.predict_torch(
+            point_coords=None, point_labels=None, boxes=boxes.to(self.predictor.device), multimask_output=False
+        )
+        self.predictor.reset_image()  # the features of one picture: 4 MB that nobody asks for again
+        inside: Tensor = masks[:, 0]
+        return inside.float().cpu()
+
+
+def load(path: Path, device: torch.device) -> SamSegmenter:
+    """Read Meta's checkpoint (``.pth``) or the same tensors as ``.safetensors``; vit_b, vit_l or vit_h is seen from it.
+
+    Raises `BadWeights` when the file is damaged or not one of these.
+    """
+    from segment_anything import sam_model_registry
+
+    state = _read(path)
+    patches = state.get("image_encoder.patch_embed.proj.weight")
+    name = SIZES.get(len(patches)) if patches is not None else None
+    if name is None:
+        raise BadWeights(
+            f"{path} is not a Segment Anything checkpoint (vit_b, vit_l or vit_h). SAM 2 is another model."
+        )
+    sam = sam_model_registry[name]()
+    try:
+        sam.load_state_dict(state)
+    except RuntimeError as error:
+        raise BadWeights(
+            f"{path} begins like a SAM {name} but is not one: {str(error).splitlines()[-1].strip()}"
+        ) from None
+    return SamSegmenter(sam, device)
+
+
+def _torch() -> tuple[int, int]:
+    """Major and minor version."""
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise BadWeights(f"There is no file {path}: name the SAM checkpoint itself, such as sam_vit_b_01ec64.pth.")
+    if path.suffix != ".safetensors" and _torch() < (2, 6):
+        raise BadWeights(
+            f"{path} is a .pth file, and torch {torch.__version__} can be made to run code by such a file even when it "
+            "reads tensors alone (CVE-2025-32434). Update torch to 2.6 or newer, or use the same SAM as .safetensors."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            check_header(path)
+            return load_file(path)
+        # Tensors only: a checkpoint from the net must not be able to run code.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the reader meets in a damaged or foreign file
+        raise BadWeights(
+            f"{path} could not be read as a SAM checkpoint: damaged, or not tensors. Download it again."
+        ) from error
+    return state if isinstance(state, dict) else {}

@@ -1,0 +1,227 @@
+"""Where the weights of the open models lie: a name becomes a path, and nothing is downloaded unless asked.
+
+Every file is pinned: to a commit where its host has commits, and to its SHA-256, which is checked while it streams in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from ..files import forget_halves, whole
+from ..lock import claimed
+from ..types import MudiError
+
+log = logging.getLogger(__name__)
+
+FOLDER_VARIABLE = "MUDI_MODELS"
+BLOCK = 1 << 20
+TIMEOUT = 30.0
+"""Seconds without a byte after which a download counts as broken."""
+PAUSE = 0.5
+"""Seconds between two looks at a download of another process."""
+
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+class UnknownWeights(MudiError):
+    """A name that the table of weights does not have."""
+
+
+class MissingWeights(MudiError):
+    """Weights that lie in none of the folders looked at; the sentence names the folder and the link."""
+
+
+class DownloadFailed(MudiError):
+    """No connection, a refusal, a connection that broke off, a full disk."""
+
+
+class WrongHash(MudiError):
+    """A downloaded file that is not, byte for byte, the pinned one. It is never kept."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    name: str
+    url: str
+    sha256: str | None
+    """Of the whole file, hexadecimal; None: not known, so that the file is never downloaded by us."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One model's files."""
+
+    folder: str
+    """The subfolder that they share; "." for a single file that lies by itself."""
+    page: str
+    """Where a person reads about the model and its licence."""
+    files: tuple[WeightFile, ...]
+
+    @property
+    def megabytes(self) -> int:
+        return round(sum(file.size for file in self.files) / 1e6)
+
+
+def _hugging_face(repository: str, commit: str, files: dict[str, tuple[str, int]]) -> Weights:
+    base = f"https://huggingface.co/{repository}/resolve/{commit}"
+    return Weights(
+        folder=repository.split("/")[1],
+        page=f"https://huggingface.co/{repository}/tree/{commit}",
+        files=tuple(WeightFile(name, f"{base}/{name}", sha256, size) for name, (sha256, size) in files.items()),
+    )
+
+
+def _sam(name: str, sha256: str, size: int) -> Weights:
+    url = f"https://dl.fbaipublicfiles.com/segment_anything/{name}"
+    page = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
+    return Weights(".", page, (WeightFile(name, url, sha256, size),))
+
+
+# The tokenizer of OWLv2 and CLIP comes with this package: config and weights are all there is to fetch.
+TABLE: dict[str, Weights] = {
+    "owlv2-base": _hugging_face(
+        "google/owlv2-base-patch16-ensemble",
+        "cfd3195ba4ea9592eec887ded089f4c08eff231d",
+        {
+            "config.json": ("ba9df8c25a4b8461887dd0a93d9252c9cd84697fe8d49a9d8794ce409af9acb2", 414),
+            "model.safetensors": ("e1e130b9e404cf91a75ad45644c1da9d7fa5284085eecc864266a6923efb99e7", 619_918_824),
+        },
+    ),
+    "sam-vit-b": _sam(
+        "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375_042_383
+    ),
+    "sam-vit-l": _sam(
+        "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1_249_524_607
+    ),
+    "sam-vit-h": _sam(
+        "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2_564_550_879
+    ),
+    "dinov2-base": _hugging_face(
+        "facebook/dinov2-base",
+        "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
+        {
+            "config.json": ("f7ff4cfa73d2f70647dbf6950541ad25d73082d54c2e7e9bded160c7656b2a70", 548),
+            "model.safetensors": ("d73036b56966966d07975d696bde331762f37297e2f095de8cea0040c3aa0841", 346_345_912),
+        },
+    ),
+    "clip-vit-large": _hugging_face(
+        "openai/clip-vit-large-patch14",
+        "32bd64288804d66eefd0ccbe215aa642df71cc41",
+        {
+            "config.json": ("8a09b467700c58138c29d53c605b34ebc69beaadd13274a8a2af8ad2c2f4032a", 4519),
+            "model.safetensors": ("a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb", 1_710_540_580),
+        },
+    ),
+}
+
+
+def default_folder() -> Path:
+    """The folder named by the environment variable MUDI_MODELS, or ~/.cache/mudi."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "mudi")
+
+
+def weights(name: str) -> Weights:
+    """The table's entry. Raises `UnknownWeights` with the names there are."""
+    if name not in TABLE:
+        raise UnknownWeights(f"No weights are called '{name}'; there are: {', '.join(TABLE)}.")
+    return TABLE[name]
+
+
+def find(wanted: Weights, folders: Sequence[Path]) -> Path | None:
+    """The path that a backend's `load` takes (a file if there is one file, else their folder), or None."""
+    for folder in folders:
+        for place in (folder / wanted.folder, folder):
+            if all((place / file.name).is_file() for file in wanted.files):
+                return place / wanted.files[0].name if len(wanted.files) == 1 else place
+    return None
+
+
+def locate(name: str, folders: Sequence[Path] = (), download: bool = False, on_step: Progress | None = None) -> Path:
+    """Find the weights called `name` in `folders` (by default `default_folder()`), or fetch them into the first one.
+
+    Raises `MissingWeights` when they are in none of them and `download` is off.
+    """
+    wanted, folders = weights(name), list(folders) or [default_folder()]
+    for folder in folders:
+        forget_halves(folder / wanted.folder)
+    found = find(wanted, folders)
+    if found is not None:
+        return found
+    if download:
+        return fetch(wanted, folders[0], on_step)
+    raise MissingWeights(
+        f"The weights '{name}' are not in {' or '.join(map(str, folders))}. {_by_hand(wanted, folders[0])} "
+        "Or allow the download."
+    )
+
+
+def fetch(wanted: Weights, folder: Path, on_step: Progress | None = None) -> Path:
+    """Download what is missing of `wanted` into its subfolder of `folder`.
+
+    A file appears under its name only when it is whole and its SHA-256 is the pinned one. Raises `MissingWeights` for a
+    file without a pin, `DownloadFailed`, `WrongHash`.
+    """
+    place = folder / wanted.folder
+    for file in wanted.files:
+        if file.sha256 is None:
+            raise MissingWeights(f"{file.name} has no pinned hash, so it is not downloaded. {_by_hand(wanted, folder)}")
+        if not (place / file.name).is_file():
+            log.info("downloading %s (%.0f MB) from %s", file.name, file.size / 1e6, file.url)
+            _download(file, place, _by_hand(wanted, folder), on_step)
+    return place / wanted.files[0].name if len(wanted.files) == 1 else place
+
+
+def _by_hand(wanted: Weights, folder: Path) -> str:
+    links = " and ".join(file.url for file in wanted.files)
+    return f"Download {links} ({wanted.megabytes} MB; about them: {wanted.page}) into {folder / wanted.folder}."
+
+
+def _download(file: WeightFile, place: Path, by_hand: str, on_step: Progress | None) -> None:
+    """Fetch a file, or wait until whoever is fetching it is done."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        while not (place / file.name).is_file():
+            with claimed(place / f".{file.name}.lock") as ours:
+                if ours and not (place / file.name).is_file():
+                    _receive(file, place, on_step)
+            if not ours:
+                time.sleep(PAUSE)
+                if on_step is not None:
+                    on_step(0, file.size)
+    except (OSError, HTTPException) as error:  # urllib's URLError is an OSError, and so is a full disk
+        raise DownloadFailed(f"{file.name} could not be fetched into {place}: {error}. {by_hand}") from error
+
+
+def _receive(file: WeightFile, place: Path, on_step: Progress | None) -> None:
+    digest, done = hashlib.sha256(), 0
+    with whole(place / file.name) as part:
+        with urllib.request.urlopen(file.url, timeout=TIMEOUT) as source, part.open("wb") as target:
+            expected = int(source.headers.get("Content-Length") or file.size)
+            while block := source.read(BLOCK):
+                target.write(block)
+                digest.update(block)
+                done += len(block)
+                if done > file.size:
+                    break  # it is another file, however much of it there is
+                if on_step is not None:
+                    on_step(done, expected)
+        if done < expected:
+            raise DownloadFailed(f"The download of {file.name} broke off after {done} of {expected} bytes. Try again.")
+        if digest.hexdigest() != file.sha256:
+            raise WrongHash(
+                f"{file.url} is not the file this version knows: the SHA-256 of its first {done} bytes is "
+                f"{digest.hexdigest()}, expected are {file.size} bytes and {file.sha256}. Nothing was kept. Something "
+                "between here and there changes files, or the host did."
+            )

@@ -1,0 +1,281 @@
+"""Pictures of a subject set: the paper's Algorithm 2 in diffusers' SDXL pipeline.
+
+The layout's canvas is encoded and shifts the mean of the first noise (section 4.2); everything after that is the plain
+sampler. With gamma 0 it is the plain sampler from the start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..bases.checkpoint import Checkpoint
+from ..files import whole
+from ..stage.cutouts import CutOuts, Poses
+from ..stage.layout import Figure, LayoutConfig, given_layout, ordered_layout, random_layout
+from ..stage.layout_text import Place
+from ..stage.segmix import compose
+from ..start.init_latent import init_latent, shifted_noise
+from ..subjects.prompt import write_prompt
+from ..types import Layout, Mix, MudiError, SubjectSet
+
+log = logging.getLogger(__name__)
+
+OnStep = Callable[[int, int], None]
+"""Called with the sampler steps done and those in all; an exception from it ends the run between two steps."""
+SIDECAR = "generate.json"
+Arrangement = Literal["random", "row", "grid"]
+
+
+class BadGenerateConfig(MudiError):
+    """A setting of a picture out of its range."""
+
+
+class BadScheduler(MudiError):
+    """A base model whose scheduler cannot take its first step."""
+
+
+class CannotWritePictures(MudiError):
+    """A folder that pictures cannot be written to."""
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """What to sample. Raises `BadGenerateConfig` that names the setting and its range."""
+
+    prompt: str
+    """Names every subject as "<token> <class noun>". A start like "2 dogs:" helps with more subjects."""
+    negative_prompt: str | None = None
+    """None: the base model's own, "sticker, collage" for SDXL."""
+    size: tuple[int, int] | None = None
+    """Width and height in pixels, multiples of 8; None: the base model's own."""
+    steps: int = 50
+    guidance: float = 5.0
+    """Classifier-free guidance; 1 is none."""
+    gamma: float = 1.0
+    """Strength of the start from the layout: 0 is the plain sampler, 1 to 2 for two or three subjects (appendix B)."""
+    count: int = 4
+    seed: int = 0
+    """Picture i hangs on the seed and on i alone: not on the batch size, nor on how many there are."""
+    batch_size: int = 4
+    """So many pictures are sampled at once."""
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    """How large the subjects are and how far apart. It may call them by token, name or class noun."""
+    arrangement: Arrangement = "random"
+    """At random places, each picture at others; or in the set's order, side by side or in a grid."""
+    places: Mapping[str, Place] | None = None
+    """Given places by token, name or class noun, instead of any arrangement."""
+    poses: Poses = field(default_factory=Poses)
+
+    def __post_init__(self) -> None:
+        def check(name: str, ok: bool, wanted: str) -> None:
+            if not ok:
+                raise BadGenerateConfig(f"{name} is {getattr(self, name)!r}; it must be {wanted}.")
+
+        for name in ("steps", "count", "batch_size"):
+            check(name, getattr(self, name) >= 1, "1 or more")
+        check("guidance", self.guidance >= 1, "1 (none) or more")
+        check("gamma", 0 <= self.gamma <= 10, "0 (plain sampling) to 10; 1 to 3 is usual")
+        check("size", self.size is None or all(side >= 64 and side % 8 == 0 for side in self.size), "multiples of 8")
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One sampled picture and where it came from."""
+
+    image: Tensor
+    """Float ``[h, w, 3]``, 0..1."""
+    number: int
+    """Its place in the run, from 0."""
+    seed: int
+    """The run's."""
+    layout: Layout
+    """Where the subjects were put at the start (of no effect at gamma 0)."""
+
+
+def default_prompt(subjects: SubjectSet) -> str:
+    """ "a photo of olis corgi and hta cat": what the photos' own captions say, of all subjects."""
+    return write_prompt([subject.name for subject in subjects])
+
+
+def generate(
+    checkpoint: Checkpoint, cutouts: CutOuts, config: GenerateConfig, on_step: OnStep | None = None
+) -> Iterator[Picture]:
+    """Sample ``config.count`` pictures and give them one by one.
+
+    A LoRA is put on ``checkpoint.unet`` before, with `train.lora.apply_lora`. Runs of one seed start from the same
+    noise and layouts whatever else differs, so that two methods can be compared picture by picture.
+    """
+    size = config.size or (checkpoint.side, checkpoint.side)
+    first_sigma(checkpoint.scheduler, config.steps)  # refuses what would end in NaN
+    pipeline = checkpoint.pipeline(reads=False)
+    pipeline.set_progress_bar_config(disable=True)
+    negative = checkpoint.negative_prompt if config.negative_prompt is None else config.negative_prompt
+    read = checkpoint.encode_text([config.prompt, negative])  # where the text encoders are, maybe off the card
+    contexts, pooled = (vectors.to(checkpoint.device) for vectors in read)
+    in_all = config.steps * -(-config.count // config.batch_size)
+    for first in range(0, config.count, config.batch_size):
+        numbers = range(first, min(first + config.batch_size, config.count))
+        layouts = [draw_layout(cutouts, config, number, size) for number in numbers]
+        starts = [
+            _start(checkpoint, compose(layout, cutouts), config, number)
+            for layout, number in zip(layouts, numbers, strict=True)
+        ]
+        done = config.steps * (first // config.batch_size)
+
+        def stepped(pipe: Any, step: int, timestep: Any, values: dict[str, Any], done: int = done) -> dict[str, Any]:
+            if on_step is not None:
+                on_step(done + step + 1, in_all)
+            return values
+
+        latents = pipeline(
+            prompt_embeds=contexts[:1].repeat(len(numbers), 1, 1),
+            pooled_prompt_embeds=pooled[:1].repeat(len(numbers), 1),
+            negative_prompt_embeds=contexts[1:].repeat(len(numbers), 1, 1),
+            negative_pooled_prompt_embeds=pooled[1:].repeat(len(numbers), 1),
+            width=size[0],
+            height=size[1],
+            latents=torch.cat(starts).to(checkpoint.device, contexts.dtype),
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance,
+            output_type="latent",
+            callback_on_step_end=stepped,
+        ).images
+        for image, number, layout in zip(checkpoint.decode(latents), numbers, layouts, strict=True):
+            yield Picture(image, number, config.seed, layout)
+
+
+def draw_layout(cutouts: CutOuts, config: GenerateConfig, number: int, size: tuple[int, int]) -> Layout:
+    """Where the subjects of picture ``number`` stand at the start, and by which of their photos. Raises `BadLayout`."""
+    scale = config.layout.relative_scale
+    layout = replace(config.layout, relative_scale=scale and cutouts.resolve(scale, "relative_scale"))
+    rng, turns = (random.Random(f"{config.seed}/{number}/{what}") for what in ("layout", "poses"))
+    figures = cutouts.figures(rng, config.poses, turns)
+    if config.places is not None:
+        places = cutouts.resolve(config.places, "The layout")
+        figures = [_posed(figure, places[figure.token], cutouts) for figure in figures if figure.token in places]
+        boxes = {token: place.box for token, place in places.items()}
+        return given_layout(boxes, figures, size, {token: place.depth for token, place in places.items()})
+    if config.arrangement == "random":
+        return random_layout(figures, rng, size, layout)
+    return ordered_layout(figures, size, layout, rows=1 if config.arrangement == "row" else None)
+
+
+def _posed(figure: Figure, place: Place, cutouts: CutOuts) -> Figure:
+    """The figure as its place says; as it was drawn where the place says nothing."""
+    return cutouts.figure(
+        figure.token,
+        figure.photo if place.photo is None else place.photo,
+        figure.mirror if place.mirror is None else place.mirror,
+        figure.rotation if place.rotation is None else place.rotation,
+    )
+
+
+def draw_noise(seed: int, number: int, shape: Sequence[int]) -> Tensor:
+    """The standard normal noise of picture ``number``, float32 on the CPU."""
+    generator = torch.Generator().manual_seed(random.Random(f"{seed}/{number}/noise").getrandbits(63))
+    return torch.randn(*shape, generator=generator)
+
+
+def _start(checkpoint: Checkpoint, canvas: Mix, config: GenerateConfig, number: int) -> Tensor:
+    """The noise of picture ``number``, its mean shifted by the canvas: ``[1, 4, h/8, w/8]``, of the noise's scale."""
+    width, height = canvas.layout.size
+    eps = draw_noise(config.seed, number, (1, 4, height // checkpoint.vae_factor, width // checkpoint.vae_factor))
+    if config.gamma == 0:
+        return eps
+    latent = init_latent(canvas, checkpoint.encode_image, config.gamma).to("cpu", torch.float32)
+    return shifted_noise(latent, eps, first_sigma(checkpoint.scheduler, config.steps), checkpoint.latent_scale)
+
+
+def first_sigma(scheduler: Any, steps: int) -> float:
+    """The noise level that sampling begins at, infinite for zero-terminal-SNR models.
+
+    Raises `BadScheduler` for one of these that predicts the noise: its first step divides by zero.
+    """
+    scheduler = type(scheduler).from_config(scheduler.config)
+    scheduler.set_timesteps(steps)
+    if not hasattr(scheduler, "alphas_cumprod"):
+        return float(scheduler.sigmas[0])
+    # From the timestep and not from scheduler.sigmas, which not every sampler has.
+    abar = float(scheduler.alphas_cumprod[int(scheduler.timesteps[0])])
+    if abar > 0:
+        return float(((1 - abar) / abar) ** 0.5)
+    if scheduler.config.prediction_type == "epsilon":
+        raise BadScheduler(
+            "The base model's scheduler begins in noise alone (rescale_betas_zero_snr), but its U-Net predicts the "
+            "noise, so that the first step divides by zero. In scheduler_config.json set prediction_type to "
+            "v_prediction if the model was trained so, or else rescale_betas_zero_snr to false."
+        )
+    return float("inf")
+
+
+class PictureFolder:
+    """Writes pictures as they come: PNGs that know how they were made, and `generate.json` beside them."""
+
+    def __init__(self, folder: Path, config: GenerateConfig, origin: Mapping[str, str]) -> None:
+        """``origin``: what else the pictures hang on, e.g. the base model and the LoRA, by name."""
+        self.folder = folder
+        self.settings: dict[str, Any] = {
+            **origin,
+            "prompt": config.prompt,
+            "negative_prompt": config.negative_prompt,
+            "seed": config.seed,
+            "gamma": config.gamma,
+            "steps": config.steps,
+            "guidance": config.guidance,
+        }
+        self.written: list[dict[str, Any]] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write_sidecar()
+        except OSError as error:
+            raise CannotWritePictures(_cannot_write(folder, error)) from error
+
+    def add(self, picture: Picture) -> Path:
+        """Write one picture and the list of all so far. Raises `CannotWritePictures`."""
+        from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
+
+        height, width = picture.image.shape[:2]
+        path = self.folder / f"{picture.seed}-{picture.number:03d}.png"
+        about = {"file": path.name, "number": picture.number, "size": [width, height], "layout": _plain(picture.layout)}
+        info = PngInfo()
+        info.add_text("mudi", json.dumps({**self.settings, **about}))
+        levels = (picture.image * 255).round().to(torch.uint8).numpy()
+        try:
+            Image.fromarray(levels).save(path, pnginfo=info)
+            self.written.append(about)
+            self._write_sidecar()
+        except OSError as error:
+            raise CannotWritePictures(_cannot_write(self.folder, error)) from error
+        return path
+
+    def _write_sidecar(self) -> None:
+        text = json.dumps({**self.settings, "pictures": self.written}, indent=1) + "\n"
+        with whole(self.folder / SIDECAR) as part:
+            part.write_text(text, encoding="utf-8")
+
+
+def _plain(layout: Layout) -> list[dict[str, Any]]:
+    return [
+        {
+            "token": p.token,
+            "xyxy": [round(value, 4) for value in p.xyxy],
+            "photo": p.photo,
+            "mirror": p.mirror,
+            "rotation": round(p.rotation, 2),
+        }
+        for p in layout.placements
+    ]
+
+
+def _cannot_write(folder: Path, error: OSError) -> str:
+    return f"Pictures cannot be written to {folder}: {error.strerror or error}. Choose another folder with --out."

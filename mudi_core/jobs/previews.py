@@ -1,0 +1,82 @@
+"""How a LoRA looks while it is trained: the same few seeds every time, from both starts, each picture scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..bases.checkpoint import Checkpoint
+from ..eyes import Detector, Embedder
+from ..score.compare import References, compare_all
+from ..stage.cutouts import cut_outs
+from ..types import SubjectSet
+from .generate import GenerateConfig, generate
+
+PLAIN, MUDI = "plain", "mudi"
+STARTS = {PLAIN: "plain start", MUDI: "MuDI's start"}
+"""What a picture may start from, in words."""
+
+Score = Callable[[Iterable[Tensor]], list[float]]
+"""Detect-and-Compare of each picture ``[h, w, 3]``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """Pictures of one moment of a training."""
+
+    pictures: dict[str, tuple[Tensor, ...]]
+    """Float ``[h, w, 3]``, 0..1, by their start (`PLAIN`, `MUDI`), in the order of the seeds."""
+    scores: dict[str, tuple[float, ...]]
+    """Of the same pictures."""
+
+    @property
+    def score(self) -> float:
+        """The mean over all pictures."""
+        every = [score for scores in self.scores.values() for score in scores]
+        return sum(every) / len(every)
+
+    @property
+    def words(self) -> str:
+        """The mean of each start."""
+        return ", ".join(f"{STARTS[start]} {sum(each) / len(each):.2f}" for start, each in self.scores.items())
+
+
+class Previews:
+    """Samples a checkpoint, whatever LoRA its U-Net wears, with diffusers' sampler."""
+
+    def __init__(self, checkpoint: Checkpoint, subjects: SubjectSet, config: GenerateConfig, score: Score) -> None:
+        """``config``: ``count`` pictures are made from each start. Raises `checkpoint.NoPictures`."""
+        checkpoint.pipeline()
+        self.checkpoint, self.config, self.score = checkpoint, config, score
+        self.cutouts = cut_outs(subjects, max_side=max(config.size or (checkpoint.side, checkpoint.side)))
+
+    def draw(self) -> Preview:
+        """Pictures of now. The VAE comes to the U-Net's device for them, and waits on the CPU after.
+
+        Where the text encoders are, there they read: off a card that has no room for them beside a training.
+        """
+        self.checkpoint.move_vae(self.checkpoint.device)
+        try:
+            pictures = {
+                start: tuple(picture.image for picture in generate(self.checkpoint, self.cutouts, config))
+                for start, config in ((PLAIN, replace(self.config, gamma=0.0)), (MUDI, self.config))
+            }
+        finally:
+            self.checkpoint.move_vae(torch.device("cpu"))
+        return Preview(pictures, {start: tuple(self.score(images)) for start, images in pictures.items()})
+
+
+def scorer(
+    subjects: SubjectSet, detector: Detector, embedder: Embedder, threshold: float, cut_out: bool = False
+) -> Score:
+    """Detect-and-Compare with the subjects' photos, embedded once."""
+    references = References(subjects, embedder, cut_out)
+
+    def score(pictures: Iterable[Tensor]) -> list[float]:
+        found = compare_all(pictures, references, detector, embedder, threshold=threshold)
+        return [comparison.score for comparison in found]
+
+    return score

@@ -1,0 +1,1 @@
+"""The LoRA on a model's layers, and its file."""

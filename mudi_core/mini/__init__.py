@@ -1,1 +1,0 @@
-"""The embedded model family and its toy world."""

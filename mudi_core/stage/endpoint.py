@@ -1,0 +1,198 @@
+"""One request to a language model's endpoint: within a total time and size, by the address alone, ended when asked to.
+
+The key is read from the environment alone. It goes to no endpoint but the one that the environment names, over no proxy
+that could read it, and stands in no sentence.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import re
+import socket
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ..types import MudiError
+
+URL_VARIABLE, KEY_VARIABLE = "MUDI_LLM_URL", "MUDI_LLM_KEY"
+LOCAL = "http://127.0.0.1:11434/v1"
+"""Ollama's address."""
+LARGEST_ANSWER = 1_000_000
+"""Bytes."""
+LARGEST_REFUSAL = 500
+"""Bytes of an error's body."""
+_POLL = 0.1
+"""Seconds between two looks whether the user has lost patience."""
+_CONNECTING = 10.0
+"""Seconds at most until an endpoint takes up a connection."""
+_FAREWELL = 1.0
+"""Seconds that are waited for a stopped request's end."""
+_PATH = re.compile(r"(/[\w.~:@+-]+)*", re.ASCII)
+"""What may stand between the host and the path of a request: nothing that would cut that path off."""
+_KEY = re.compile(r"[!-~]+")
+
+
+class BadEndpoint(MudiError):
+    """An endpoint that is no plain http address, does not answer in time, or refuses."""
+
+
+class BadKey(MudiError):
+    """A key that no header can carry."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a language model is asked. Raises `BadEndpoint` for an address that is more or less than host and path."""
+
+    url: str = ""
+    """Up to "/v1"; empty: that of the environment variable MUDI_LLM_URL, or else Ollama's on this machine."""
+    model: str = ""
+    """Its name there; empty: the first that the endpoint lists."""
+    timeout: float = 60.0
+    """Seconds for each answer, from the first letter sent to the last one read."""
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urllib.parse.urlsplit(self.address)
+            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            parts, usable = urllib.parse.urlsplit(""), False
+        if "@" in parts.netloc:
+            raise BadEndpoint(f"The address of a language model has a password in it. Put it into {KEY_VARIABLE}.")
+        is_whole = "?" not in self.address and "#" not in self.address and _PATH.fullmatch(parts.path)
+        if not usable or not is_whole or re.search(r"[\s\x00-\x1f\\]", self.address) or "/.." in parts.path:
+            raise BadEndpoint(f"{self.address!r} is no address of a language model; it should look like {LOCAL}.")
+
+    @property
+    def address(self) -> str:
+        return (self.url.strip() or os.environ.get(URL_VARIABLE, "").strip() or LOCAL).rstrip("/")
+
+    @property
+    def key(self) -> str:
+        """MUDI_LLM_KEY, for the endpoint that MUDI_LLM_URL names; nothing for any other. Raises `BadKey`."""
+        own = os.environ.get(URL_VARIABLE, "").strip().rstrip("/")
+        key = os.environ.get(KEY_VARIABLE, "").strip() if own and own == self.address else ""
+        if key and not _KEY.fullmatch(key):
+            raise BadKey(f"{KEY_VARIABLE} has a space, a line break or a letter in it that no key has. Set it again.")
+        return key
+
+
+def call(endpoint: Endpoint, path: str, body: dict[str, Any] | None, on_wait: Callable[[], None] | None) -> Any:
+    """The JSON answer of the endpoint, to a POST of ``body`` or to a GET where that is None.
+
+    ``on_wait`` is called while it takes; an exception from it ends the request. Raises `BadEndpoint`, `BadKey`.
+    """
+    request = _Request(endpoint, path, None if body is None else json.dumps(body).encode())
+    ends = time.monotonic() + endpoint.timeout
+    request.start()
+    try:
+        while request.is_alive():
+            request.join(_POLL)
+            if on_wait is not None:
+                on_wait()
+            if request.is_alive() and time.monotonic() > ends:  # an answer that drips never times out by itself
+                raise _late(endpoint)
+    finally:
+        request.stop()
+    if request.error is not None:
+        raise request.sentence(request.error) from None
+    if request.status >= 300:  # a redirect, too: it would carry the key to another address
+        raise request.refusal()
+    if len(request.answer) > LARGEST_ANSWER:
+        raise BadEndpoint(f"{endpoint.address} answered with more than {LARGEST_ANSWER:,} bytes. Take another model.")
+    try:
+        return json.loads(request.hidden(request.answer.decode()))
+    except (ValueError, RecursionError):
+        raise BadEndpoint(f"{endpoint.address}{path} answered with something else than JSON.") from None
+
+
+def _late(endpoint: Endpoint) -> BadEndpoint:
+    return BadEndpoint(
+        f"{endpoint.address} gave no answer within {endpoint.timeout:g} s. Allow more, or take a smaller model."
+    )
+
+
+class _Request(threading.Thread):
+    """A request in a thread of its own, so that the waiting can be ended; `stop` closes its socket, which ends it."""
+
+    def __init__(self, endpoint: Endpoint, path: str, data: bytes | None) -> None:
+        super().__init__(name="mudi language model", daemon=True)
+        self.endpoint, self.key, self.data = endpoint, endpoint.key, data
+        self.path = urllib.parse.urlsplit(endpoint.address).path + path
+        self.connection = _connection(endpoint)
+        self.socket: socket.socket | None = None
+        self.status, self.reason, self.answer = 0, "", b""
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        try:
+            self.connection.connect()
+            self.socket = self.connection.sock  # the connection forgets it while an answer is read
+            self.socket.settimeout(self.endpoint.timeout)
+            self.connection.request("GET" if self.data is None else "POST", self.path, self.data, headers)
+            answer = self.connection.getresponse()
+            self.answer = answer.read(LARGEST_ANSWER + 1 if answer.status < 300 else LARGEST_REFUSAL)
+            self.status, self.reason = answer.status, answer.reason
+        except BaseException as error:  # told in the thread that waits
+            self.error = error
+        finally:
+            self.connection.close()
+
+    def stop(self) -> None:
+        """Closes the socket under the reader, until the thread has ended."""
+        ends = time.monotonic() + _FAREWELL
+        while self.is_alive() and time.monotonic() < ends:
+            with suppress(OSError, AttributeError):  # it may not be there yet, or not any more
+                (self.socket or self.connection.sock).shutdown(socket.SHUT_RDWR)
+            self.join(_POLL / 2)
+
+    def hidden(self, text: str) -> str:
+        """A text of the endpoint without the key, which it knows."""
+        return text.replace(self.key, "…") if self.key else text
+
+    def refusal(self) -> BadEndpoint:
+        # Refusals of a key quote it, whole or in part.
+        told = "" if self.key and self.status in (401, 403) else self.answer.decode(errors="replace")
+        said = self.hidden(f"{self.status} {self.reason}: {' '.join(told.split())}")
+        hint = f" The key is read from {KEY_VARIABLE}, for the {URL_VARIABLE} beside it." if self.status == 401 else ""
+        return BadEndpoint(f"{self.endpoint.address} refused with {said}{hint}")
+
+    def sentence(self, error: BaseException) -> BaseException:
+        """What went wrong on the way, as a user's sentence where it is one."""
+        if isinstance(error, TimeoutError):
+            return _late(self.endpoint)
+        if isinstance(error, OSError | ValueError | http.client.HTTPException):
+            return BadEndpoint(
+                f"No language model can be reached at {self.endpoint.address} ({self.hidden(str(error))}). Start one "
+                f"there, or set {URL_VARIABLE}."
+            )
+        return error
+
+
+def _connection(endpoint: Endpoint) -> http.client.HTTPConnection:
+    """Straight to the endpoint; only https goes by the environment's proxy, through a tunnel that it cannot read in."""
+    parts = urllib.parse.urlsplit(endpoint.address)
+    host, seconds = parts.hostname or "", min(endpoint.timeout, _CONNECTING)
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(host, parts.port, timeout=seconds)
+    named = urllib.request.getproxies().get("https", "")
+    if not named or urllib.request.proxy_bypass(host):
+        return http.client.HTTPSConnection(host, parts.port, timeout=seconds)
+    proxy = urllib.parse.urlsplit(named if "//" in named else f"//{named}")
+    headers = {}
+    if proxy.username:
+        login = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
+        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+    through = http.client.HTTPSConnection(proxy.hostname or "", proxy.port or 80, timeout=seconds)
+    through.set_tunnel(host, parts.port or 443, headers)
+    return through

@@ -1,0 +1,347 @@
+"""Who stands where: layouts drawn at random, or given as boxes. Geometry alone, no pixels.
+
+`pair_layout` is Seg-Mix's placement (paper section 4.1 and its official code), `random_layout` carries it on to 1 to 11
+subjects for the start of a picture (section 4.2), `ordered_layout` sets them in rows, `given_layout` takes the user's
+or a language model's boxes (`layout_text` reads them).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..boxes import Box, overlap, visible_fraction
+from ..types import MAX_SUBJECTS, BadLayout, Layout, MudiError, Placement
+
+_TRIES = 100
+HIDDEN = 0.25
+"""A figure of whose box less is left uncovered is hidden."""
+
+
+class BadLayoutConfig(MudiError):
+    """Settings of a layout that contradict each other or leave their range."""
+
+
+class NoRoom(MudiError):
+    """The figures cannot stand on the canvas as far apart as asked."""
+
+
+class BadRelativeScale(MudiError):
+    """Relative heights written as text that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a layout has to know of a cut-out subject."""
+
+    token: str
+    aspect: float
+    """Width over height, of the box around it once it is turned."""
+    photo: int = 0
+    """Index into the subject's photos."""
+    mirror: bool = False
+    rotation: float = 0.0
+    """Degrees clockwise."""
+
+    def __post_init__(self) -> None:
+        if not self.aspect > 0:
+            raise BadLayout(f"{self.token}: the aspect (width over height) must be above 0, got {self.aspect}.")
+
+
+@dataclass(frozen=True)
+class LayoutConfig:
+    """How large the figures are and how far apart. The defaults are the official code's at 1024 px."""
+
+    width_fraction: float = 480 / 1024
+    """Largest width of one of two figures, in canvas widths."""
+    height_fraction: float = 992 / 1024
+    """Largest height of a figure, in canvas heights."""
+    scale: tuple[float, float] = (0.75, 1.0)
+    """Each figure is drawn at this range of the largest size that fits."""
+    margin: tuple[float, float] = (1 / 1024, 256 / 1024)
+    """Range of a pair's distance from the left and right border, in canvas widths."""
+    relative_scale: Mapping[str, float] | None = None
+    """Relative heights by token, e.g. {"olis": 1, "hta": 2}: hta is twice as tall. Tokens not named count as 1.
+    It takes the place of `scale`: the figures are as large as the ratio lets them be."""
+    max_overlap: float = 1.0
+    """Largest allowed overlap of two boxes, as a share of the smaller one: 0 keeps the boxes apart, 1 allows all."""
+    min_visible: float = 0.6
+    """`random_layout` leaves at least this share of every box uncovered."""
+    shared_y: bool = False
+    """Both figures of a pair start at one height, as the official code does for prior images."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("width_fraction", self.width_fraction), ("height_fraction", self.height_fraction)):
+            if not 0 < value <= 1:
+                raise BadLayoutConfig(f"{name} must lie above 0 and at most at 1, got {value}.")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise BadLayoutConfig(f"scale must be a range inside 0..1, got {self.scale}.")
+        if not 0 <= self.margin[0] <= self.margin[1] <= 1:
+            raise BadLayoutConfig(f"margin must be a range inside 0..1, got {self.margin}.")
+        for name, value in (("max_overlap", self.max_overlap), ("min_visible", self.min_visible)):
+            if not 0 <= value <= 1:
+                raise BadLayoutConfig(f"{name} must lie in 0..1, got {value}.")
+        for token, factor in (self.relative_scale or {}).items():
+            if not 1e-3 <= factor <= 1e3:
+                raise BadLayoutConfig(f"relative_scale of '{token}' must lie in 0.001..1000, got {factor}.")
+
+
+def pair_layout(
+    a: Figure, b: Figure, rng: random.Random, size: tuple[int, int] = (1024, 1024), config: LayoutConfig | None = None
+) -> Layout:
+    """Seg-Mix's placement of two figures on a canvas (width, height in pixels).
+
+    One stands at a random margin from the left border, the other from the right, each at any height; a coin decides
+    who is left and another who is on top (the last placement). Raises `NoRoom` when `max_overlap` cannot be kept.
+    """
+    config = config or LayoutConfig()
+    width, height = size
+    figures = [a, b] if rng.random() < 0.5 else [b, a]
+    sides = _sizes(figures, (config.width_fraction * width, config.height_fraction * height), rng, config)
+    (left_w, left_h), (right_w, right_h) = sides
+
+    def draw(margin: Callable[[int], int]) -> list[Box]:
+        if config.shared_y:
+            left_y = right_y = rng.randint(0, height - max(left_h, right_h))
+        else:
+            left_y, right_y = rng.randint(0, height - left_h), rng.randint(0, height - right_h)
+        left_x, right_x = margin(width - left_w), width - right_w - margin(width - right_w)
+        return [
+            (left_x, left_y, left_x + left_w, left_y + left_h),
+            (right_x, right_y, right_x + right_w, right_y + right_h),
+        ]
+
+    low, high = (round(fraction * width) for fraction in config.margin)
+
+    def random_margin(free: int) -> int:
+        return rng.randint(min(low, free), min(high, free))
+
+    for _ in range(_TRIES):
+        boxes = draw(random_margin)
+        if overlap(*boxes) <= config.max_overlap:
+            break
+    else:
+        boxes = draw(lambda free: min(low, free))  # as far apart as the margins let them be
+        if overlap(*boxes) > config.max_overlap:
+            raise NoRoom(
+                f"{a.token} and {b.token} overlap by more than {config.max_overlap:.0%} wherever they stand. "
+                "Raise max_overlap, or lower width_fraction below 0.5."
+            )
+    order = [0, 1] if rng.random() < 0.5 else [1, 0]
+    return _layout(size, [figures[i] for i in order], [boxes[i] for i in order])
+
+
+def random_layout(
+    figures: Sequence[Figure],
+    rng: random.Random,
+    size: tuple[int, int] = (1024, 1024),
+    config: LayoutConfig | None = None,
+) -> Layout:
+    """1 to 11 figures on a canvas (width, height in pixels), wholly inside it, each at least `min_visible` uncovered.
+
+    Two stand as in `pair_layout`. Otherwise the canvas is cut into as many rows as leave the figures largest, and each
+    figure stands around the middle of a cell. Raises `BadLayout` for another number of figures.
+    """
+    config = config or LayoutConfig()
+    _check_number(figures)
+    if len(figures) == 2:
+        hidden = min(config.max_overlap, 1 - config.min_visible)
+        return pair_layout(figures[0], figures[1], rng, size, replace(config, max_overlap=hidden))
+    figures = rng.sample(figures, len(figures))
+    columns, limit = _cut(figures, size, config)
+    sides = _sizes(figures, limit, rng, config)
+    cells = _cells(len(figures), columns, size)
+    order = rng.sample(range(len(figures)), len(figures))
+
+    for _ in range(_TRIES):
+        boxes = [_around(cell, side, rng, size) for cell, side in zip(cells, sides, strict=True)]
+        stack = [boxes[i] for i in order]
+        if _is_open(stack, config):
+            break
+    else:
+        # Inside their own cells they cannot meet.
+        boxes = [_inside(cell, side, rng) for cell, side in zip(cells, sides, strict=True)]
+        stack = [boxes[i] for i in order]
+    return _layout(size, [figures[i] for i in order], stack)
+
+
+def ordered_layout(
+    figures: Sequence[Figure],
+    size: tuple[int, int] = (1024, 1024),
+    config: LayoutConfig | None = None,
+    rows: int | None = None,
+) -> Layout:
+    """1 to 11 figures in their order, from left to right and row by row, as large as their cells allow, not covered.
+
+    Those of a row stand on one ground. ``rows`` None: as many as leave the figures largest. Raises `BadLayout` for
+    another number of figures.
+    """
+    config = config or LayoutConfig()
+    _check_number(figures)
+    columns, limit = _cut(figures, size, config, rows)
+    largest = replace(config, scale=(config.scale[1], config.scale[1]))
+    sides = _sizes(figures, limit, random.Random(), largest)
+    tallest = max(height for _, height in sides)
+    boxes: list[Box] = []
+    for (x0, y0, x1, y1), (width, height) in zip(_cells(len(figures), columns, size), sides, strict=True):
+        left, top = int((x0 + x1 - width) / 2), int((y0 + y1 + tallest) / 2 - height)
+        boxes.append((left, top, left + width, top + height))
+    return _layout(size, figures, boxes)
+
+
+def given_layout(
+    boxes: Mapping[str, Box],
+    figures: Sequence[Figure],
+    size: tuple[int, int] = (1024, 1024),
+    depths: Mapping[str, float] | None = None,
+) -> Layout:
+    """Figures in the boxes given by token (fractions of the canvas): as large as fits, in the middle, never stretched.
+
+    Those of greater depth stand further back (default: 0); of equal depth the larger ones, so that a smaller one is
+    never hidden by them. Figures without a box are left out. Raises `BadLayout` for a token without a figure, no box
+    at all, or a box outside the canvas.
+    """
+    by_token = {figure.token: figure for figure in figures}
+    if not boxes:
+        raise BadLayout("No boxes were given. Give one for each subject.")
+    for token in boxes:
+        if token not in by_token:
+            raise BadLayout(f"A box is given for '{token}', but the subjects are: {', '.join(by_token)}.")
+    width, height = size
+    placements = []
+    for token, box in boxes.items():
+        x0, y0, x1, y1 = Placement(token, box).xyxy
+        figure = by_token[token]
+        fit_w = min((x1 - x0) * width, (y1 - y0) * height * figure.aspect) / width
+        fit_h = fit_w * width / figure.aspect / height
+        # The sums are cut at the box: rounding may not push a figure over the border.
+        left, top = x0 + (x1 - x0 - fit_w) / 2, y0 + (y1 - y0 - fit_h) / 2
+        fitted = (max(left, x0), max(top, y0), min(left + fit_w, x1), min(top + fit_h, y1))
+        placements.append(Placement(token, fitted, figure.photo, figure.mirror, figure.rotation))
+
+    def distance(placement: Placement) -> tuple[float, float]:
+        x0, y0, x1, y1 = placement.xyxy
+        return (depths or {}).get(placement.token, 0.0), (x1 - x0) * (y1 - y0)
+
+    return Layout(size, tuple(sorted(placements, key=distance, reverse=True)))
+
+
+def remarks(layout: Layout, tokens: Sequence[str]) -> list[str]:
+    """What a user should know of a layout of these subjects, in sentences: who is hidden, and who is left out."""
+    found = []
+    for i, placement in enumerate(layout.placements):
+        seen = visible_fraction(placement.xyxy, [above.xyxy for above in layout.placements[i + 1 :]])
+        if seen < HIDDEN:
+            found.append(f"Only {seen:.0%} of the box of '{placement.token}' is left uncovered.")
+    placed = [placement.token for placement in layout.placements]
+    found += [f"'{token}' has no box and is left out." for token in tokens if token not in placed]
+    return found
+
+
+def parse_relative_scale(text: str) -> dict[str, float]:
+    """Relative heights by token from ``olis:hta=1:2``: hta is twice as tall. Raises `BadRelativeScale`."""
+    tokens, _, numbers = text.partition("=")
+    names, parts = [name.strip() for name in tokens.split(":")], numbers.split(":")
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        values = []
+    if (
+        len(names) != len(values)
+        or not all(names)
+        or len(set(names)) != len(names)
+        or not all(0 < value < float("inf") for value in values)
+    ):
+        raise BadRelativeScale(f"{text!r} should look like olis:hta=1:2, a number above 0 for each token.")
+    return dict(zip(names, values, strict=True))
+
+
+def _check_number(figures: Sequence[Figure]) -> None:
+    if not 1 <= len(figures) <= MAX_SUBJECTS:
+        raise BadLayout(f"A picture holds 1 to {MAX_SUBJECTS} subjects, got {len(figures)}.")
+
+
+def _cut(
+    figures: Sequence[Figure], size: tuple[int, int], config: LayoutConfig, rows: int | None = None
+) -> tuple[int, tuple[float, float]]:
+    """Columns of a canvas cut into rows (None: those that leave the figures largest), and a figure's largest sides."""
+    if rows is None:
+        rows = max(range(1, len(figures) + 1), key=lambda rows: _smallest_figure(figures, rows, size, config))
+    columns = -(-len(figures) // rows)
+    width, height = size
+    return columns, (width / columns * min(1.0, 2 * config.width_fraction), height / rows * config.height_fraction)
+
+
+def _sizes(
+    figures: Sequence[Figure], limit: tuple[float, float], rng: random.Random, config: LayoutConfig
+) -> list[tuple[int, int]]:
+    """Width and height in pixels of each figure within a limit: random sizes, or those of `relative_scale`."""
+    tallest = [min(limit[1], limit[0] / figure.aspect) for figure in figures]
+    if config.relative_scale is None:
+        heights = [most * rng.uniform(*config.scale) for most in tallest]
+    else:
+        parts = [config.relative_scale.get(figure.token, 1.0) for figure in figures]
+        unit = min(most / part for most, part in zip(tallest, parts, strict=True))
+        heights = [unit * part for part in parts]
+    return [(max(int(f.aspect * h), 1), max(int(h), 1)) for f, h in zip(figures, heights, strict=True)]
+
+
+def _smallest_figure(figures: Sequence[Figure], rows: int, size: tuple[int, int], config: LayoutConfig) -> float:
+    """The area of the smallest figure when the canvas is cut into this many rows."""
+    columns = -(-len(figures) // rows)
+    width, height = size[0] / columns, size[1] / rows * config.height_fraction
+    return min(figure.aspect * min(height, width / figure.aspect) ** 2 for figure in figures)
+
+
+def _cells(count: int, columns: int, size: tuple[int, int]) -> list[Box]:
+    """Cells row by row; a last row of fewer cells has wider ones."""
+    rows = -(-count // columns)
+    cells: list[Box] = []
+    for row in range(rows):
+        in_row = min(columns, count - row * columns)
+        top, bottom = row * size[1] / rows, (row + 1) * size[1] / rows
+        cells += [(i * size[0] / in_row, top, (i + 1) * size[0] / in_row, bottom) for i in range(in_row)]
+    return cells
+
+
+def _around(cell: Box, side: tuple[int, int], rng: random.Random, size: tuple[int, int]) -> Box:
+    """A box whose middle is anywhere in the cell, moved inside the canvas."""
+    x0 = min(max(round(rng.uniform(cell[0], cell[2]) - side[0] / 2), 0), size[0] - side[0])
+    y0 = min(max(round(rng.uniform(cell[1], cell[3]) - side[1] / 2), 0), size[1] - side[1])
+    return x0, y0, x0 + side[0], y0 + side[1]
+
+
+def _inside(cell: Box, side: tuple[int, int], rng: random.Random) -> Box:
+    """A box anywhere inside the cell."""
+    x0 = cell[0] + rng.random() * (cell[2] - cell[0] - side[0])
+    y0 = cell[1] + rng.random() * (cell[3] - cell[1] - side[1])
+    return x0, y0, x0 + side[0], y0 + side[1]
+
+
+def _is_open(stack: Sequence[Box], config: LayoutConfig) -> bool:
+    """Whether boxes, back to front, keep to `max_overlap` and `min_visible`."""
+    for i, box in enumerate(stack):
+        above = stack[i + 1 :]
+        if any(overlap(box, other) > config.max_overlap for other in above):
+            return False
+        if visible_fraction(box, above) < config.min_visible:
+            return False
+    return True
+
+
+def _layout(size: tuple[int, int], figures: Sequence[Figure], boxes: Sequence[Box]) -> Layout:
+    width, height = size
+    return Layout(
+        size,
+        tuple(
+            Placement(
+                f.token,
+                (x0 / width, y0 / height, min(x1 / width, 1.0), min(y1 / height, 1.0)),
+                f.photo,
+                f.mirror,
+                f.rotation,
+            )
+            for f, (x0, y0, x1, y1) in zip(figures, boxes, strict=True)
+        ),
+    )

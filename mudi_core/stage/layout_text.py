@@ -1,0 +1,121 @@
+"""Layouts as people and language models write them: JSON with a place for each subject."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..boxes import Box
+from ..types import MudiError
+
+EXAMPLE = '{"olis": [0.05, 0.2, 0.45, 1.0], "hta": {"box": [0.5, 0.3, 0.95, 1.0], "mirror": true, "depth": 1}}'
+LONGEST = 100_000
+"""Letters of a layout: far more than anybody needs for eleven subjects."""
+
+
+class BadPlaces(MudiError):
+    """Places written as text that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one subject is to stand, and how, where that is said."""
+
+    box: Box
+    """Fractions of the canvas, 0..1."""
+    photo: int | None = None
+    """Index into the subject's photos."""
+    mirror: bool | None = None
+    rotation: float | None = None
+    """Degrees clockwise."""
+    depth: float = 0.0
+    """Greater is further back."""
+
+
+def parse_places(text: str) -> dict[str, Place]:
+    """Places by name from JSON: ``{"olis": [x0, y0, x1, y1], "hta": {"box": [...], "mirror": true}}``.
+
+    Boxes are in 0..1 or, as language models like it, in 0..1000. A fence of backquotes around the whole is allowed.
+    Beside its box a place may have photo, mirror, rotation and depth, as in `Place`. Raises `BadPlaces` saying what is
+    wrong and how it should look.
+    """
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        read: dict[str, object] = {}
+        for name, value in pairs:
+            if name in read:
+                raise BadPlaces(f"'{_short(name)}' is given twice. Give each subject one place.")
+            read[name] = value
+        return read
+
+    if len(text) > LONGEST:
+        raise BadPlaces(f"The layout is {len(text)} letters long, and {LONGEST} are read at most.")
+    try:
+        read = json.loads(_unfenced(text), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise BadPlaces(f"The layout is not valid JSON ({_short(str(error))}). Write it like {EXAMPLE}") from None
+    if not isinstance(read, dict) or not read:
+        raise BadPlaces(f"Expected one place for each subject. Write them like {EXAMPLE}")
+    places = {name: _place(name, written) for name, written in read.items()}
+    if any(number > 1000 for place in places.values() for number in place.box):
+        raise BadPlaces(
+            "These boxes look like pixels. Write them in 0..1, or in 0..1000 where 1000 is the whole width or height."
+        )
+    thousandths = any(number > 1 for place in places.values() for number in place.box)
+    for name, place in places.items():
+        x0, y0, x1, y1 = (number / 1000 if thousandths else number for number in place.box)
+        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+            raise BadPlaces(
+                f"The box of '{name}' should go from its top left to its bottom right corner, inside 0..1 or 0..1000; "
+                f"got {list(place.box)}."
+            )
+        places[name] = Place((x0, y0, x1, y1), place.photo, place.mirror, place.rotation, place.depth)
+    return places
+
+
+def places_text(places: Mapping[str, Place]) -> str:
+    """What `parse_places` reads as these places, a line for each."""
+    lines = []
+    for name, place in places.items():
+        said = {key: value for key, value in asdict(place).items() if value is not None and key != "box"}
+        lines.append(f"{json.dumps(name)}: {json.dumps({'box': [round(x, 4) for x in place.box], **said})}")
+    return "{" + ",\n ".join(lines) + "}"
+
+
+def _unfenced(text: str) -> str:
+    lines = text.strip().split("\n")
+    fenced = len(lines) > 2 and lines[0].rstrip() in ("```", "```json") and lines[-1].strip() == "```"
+    return "\n".join(lines[1:-1]) if fenced else text
+
+
+def _place(name: str, written: Any) -> Place:
+    """A place as written, its box not yet scaled."""
+    said = dict(written) if isinstance(written, dict) else {"box": written}
+    box = said.pop("box", None)
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(number) and number >= 0 for number in box):
+        raise BadPlaces(f"The box of '{name}' should be four numbers [x0, y0, x1, y1] in 0..1 or 0..1000.")
+    kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "photo": ("a whole number from 0", lambda value: type(value) is int and value >= 0),
+        "mirror": ("true or false", lambda value: isinstance(value, bool)),
+        "rotation": ("degrees, -360 to 360", lambda value: _is_number(value) and -360 <= value <= 360),
+        "depth": ("a number", _is_number),
+    }
+    for key, value in said.items():
+        if key not in kinds:
+            raise BadPlaces(f"'{name}' has '{_short(key)}'; a place has a box and may have {', '.join(kinds)}.")
+        wanted, is_right = kinds[key]
+        if not is_right(value):
+            raise BadPlaces(f"'{key}' of '{name}' should be {wanted}, not {_short(json.dumps(value))}.")
+    x0, y0, x1, y1 = map(float, box)
+    return Place((x0, y0, x1, y1), **said)
+
+
+def _is_number(value: object) -> bool:
+    # bool is an int to Python, but nobody means a number by it; the bound keeps infinities and huge integers out.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e6 <= value <= 1e6
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else text[:99] + "…"

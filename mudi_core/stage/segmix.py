@@ -1,0 +1,196 @@
+"""Seg-Mix: segmented subjects, composed side by side on a plain canvas (paper section 4.1); and its sibling Cut-Mix.
+
+Each subject is cut out once (`cut_outs`); every composite is then made from the small cut-outs in 8-bit arithmetic,
+only inside the boxes where something stands, with one conversion to floats at the end.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..boxes import to_pixels
+from ..levels import to_bytes
+from ..masks import mask_box
+from ..types import Layout, Mix, MudiError, Placement, Subject, SubjectSet, listed
+from .cutouts import SOFT, CutOut, CutOuts, EmptyMask, Pixels, cut_outs, drawn, turned_aspect
+from .layout import Figure, LayoutConfig, pair_layout
+
+__all__ = ["CutOut", "CutOuts", "EmptyMask", "SegMixConfig", "compose", "cut_outs", "cutmix", "segmix"]
+
+CUTMIX_CAPTION = "a photo of {subjects}."
+
+
+class TooFewSubjects(MudiError):
+    """A pair was asked of a set of one."""
+
+
+class BadSegMixConfig(MudiError):
+    """A canvas, colour, caption or probability that cannot be used."""
+
+
+@dataclass(frozen=True)
+class SegMixConfig:
+    """How training images are composed. The defaults are the official code's."""
+
+    size: tuple[int, int] = (1024, 1024)
+    """Width and height of the canvas in pixels."""
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """The canvas, RGB, 0..1."""
+    caption: str = "a photo of {subjects}, simple background."
+    """``{subjects}`` becomes "a olis corgi and a hta cat", ``{classes}`` the same without tokens (for prior images)."""
+    mirror_prob: float = 0.0
+    """Probability that a figure is drawn mirrored. Writing and lopsided marks do not survive it."""
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 8:
+            raise BadSegMixConfig(f"A canvas of {self.size[0]}x{self.size[1]} px is too small.")
+        if len(self.background) != 3 or not all(0 <= value <= 1 for value in self.background):
+            raise BadSegMixConfig(f"The background is a colour (r, g, b) in 0..1, got {self.background}.")
+        if not 0 <= self.mirror_prob <= 1:
+            raise BadSegMixConfig(f"mirror_prob must lie in 0..1, got {self.mirror_prob}.")
+        try:
+            self.caption.format(subjects="", classes="")
+        except (KeyError, IndexError, ValueError, AttributeError):
+            raise BadSegMixConfig(
+                f"The caption {self.caption!r} cannot be filled in: it may hold {{subjects}} and {{classes}} only."
+            ) from None
+
+
+def segmix(
+    cutouts: CutOuts, rng: random.Random, config: SegMixConfig | None = None, first: tuple[str, int] | None = None
+) -> Mix:
+    """A training image of two subjects, replayable from the state of `rng` (paper section 4.1).
+
+    The first subject is a photo drawn from all, or the given (token, photo); the second is another subject, by a photo
+    of its own. Raises `TooFewSubjects` for a set of one, `BadLayout` when `relative_scale` names an unknown token.
+    """
+    config = config or SegMixConfig()
+    cutouts.check(config.layout.relative_scale or {}, "relative_scale")
+    pair = [
+        cutouts.figure(token, photo, config.mirror_prob > 0 and rng.random() < config.mirror_prob)
+        for token, photo in _draw_pair(cutouts.subjects, rng, first)
+    ]
+    layout = pair_layout(pair[0], pair[1], rng, config.size, config.layout)
+    return compose(layout, cutouts, config.background, _caption(cutouts.subjects, pair, config.caption))
+
+
+def cutmix(
+    cutouts: CutOuts, rng: random.Random, config: SegMixConfig | None = None, first: tuple[str, int] | None = None
+) -> Mix:
+    """The Cut-Mix baseline: two photos of two subjects, one in each half, with their surroundings and a hard seam.
+
+    Of each photo the largest window of a half's shape is taken, with the subject as near to its middle as the photo
+    allows. The masks are the halves. Of the config, size and mirror_prob count; captions follow `CUTMIX_CAPTION`.
+    """
+    config = config or SegMixConfig()
+    width, height = config.size
+    pair = _draw_pair(cutouts.subjects, rng, first)
+    sides = pair if rng.random() < 0.5 else pair[::-1]
+    canvas = np.empty((height, width, 3), dtype=np.uint8)
+    masks = torch.zeros(2, height, width)
+    placements = []
+    for i, ((token, photo), (x0, x1)) in enumerate(zip(sides, ((0, width // 2), (width // 2, width)), strict=True)):
+        mirror = config.mirror_prob > 0 and rng.random() < config.mirror_prob
+        canvas[:, x0:x1] = _window(cutouts.subjects[token], photo, (x1 - x0, height), mirror)
+        masks[i, :, x0:x1] = 1
+        placements.append(Placement(token, (x0 / width, 0.0, x1 / width, 1.0), photo, mirror))
+    figures = [Figure(token, 1.0, photo) for token, photo in pair]
+    caption = _caption(cutouts.subjects, figures, CUTMIX_CAPTION)
+    return Mix(_floats(canvas), masks, Layout(config.size, tuple(placements)), caption)
+
+
+def compose(
+    layout: Layout,
+    cutouts: CutOuts,
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    caption: str | None = None,
+) -> Mix:
+    """Draw a layout: image, the visible mask of each placement, and a caption (default: Seg-Mix's, in layout order).
+
+    A cut-out fills its placement's box; where the box has another shape, it is drawn as large as fits, in the middle,
+    never stretched. Raises `BadLayout` when the layout names a subject or photo that the set does not have.
+    """
+    import cv2
+
+    width, height = layout.size
+    row = np.tile(np.array([round(255 * value) for value in background], dtype=np.uint8), width)
+    canvas = np.tile(row, height).reshape(height, width, 3)
+    placed: list[tuple[slice, slice, Pixels]] = []
+    for placement in layout.placements:
+        cut_out = cutouts.get(placement.token, placement.photo)
+        aspect = turned_aspect(cut_out.aspect, placement.rotation)
+        x0, y0, x1, y1 = _fit(to_pixels(placement.xyxy, layout.size), aspect)
+        rgba = drawn(cut_out, (x1 - x0, y1 - y0), placement.mirror, placement.rotation)
+        alpha = cv2.extractChannel(rgba, 3)
+        rows, columns = slice(y0, y1), slice(x0, x1)
+        above, opaque = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), cv2.cvtColor(alpha, cv2.COLOR_GRAY2RGB)
+        above = cv2.multiply(above, opaque, scale=1 / 255)
+        below = cv2.multiply(canvas[rows, columns], cv2.bitwise_not(opaque), scale=1 / 255)
+        canvas[rows, columns] = cv2.add(above, below)
+        placed.append((rows, columns, alpha))
+    # From the front: each takes its share of what those before it have left, so that the sum is at most 1.
+    masks = torch.zeros(len(placed), height, width)
+    left = np.full((height, width), 255, dtype=np.uint8)
+    for i, (rows, columns, alpha) in reversed(list(enumerate(placed))):
+        visible = cv2.multiply(alpha, left[rows, columns], scale=1 / 255)
+        left[rows, columns] -= visible.astype(np.uint8, copy=False)
+        masks[i, rows, columns] = _floats(visible)
+    if caption is None:
+        figures = [Figure(placement.token, 1.0) for placement in layout.placements]
+        caption = _caption(cutouts.subjects, figures, SegMixConfig.caption)
+    return Mix(_floats(canvas), masks, layout, caption)
+
+
+def _draw_pair(
+    subjects: SubjectSet, rng: random.Random, first: tuple[str, int] | None
+) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Token and photo of two different subjects; any photo of the set is equally likely to be the first."""
+    if len(subjects) < 2:
+        raise TooFewSubjects(f"Seg-Mix composes two subjects, but '{subjects.tokens[0]}' is the only one. Add another.")
+    if first is None:
+        first = rng.choice([(subject.token, i) for subject in subjects for i in range(len(subject.photos))])
+    token = rng.choice([other for other in subjects.tokens if other != first[0]])
+    return first, (token, rng.randrange(len(subjects[token].photos)))
+
+
+def _caption(subjects: SubjectSet, figures: Sequence[Figure], template: str) -> str:
+    chosen = [subjects[figure.token] for figure in figures]
+    return template.format(
+        subjects=listed([f"a {s.name}" for s in chosen]), classes=listed([f"a {s.class_noun}" for s in chosen])
+    )
+
+
+def _window(subject: Subject, index: int, size: tuple[int, int], mirror: bool) -> Pixels:
+    """The largest window of a size's shape in a photo, around the subject, at that size."""
+    import cv2
+
+    photo = subject.photos[index]
+    width, height = photo.size
+    scale = min(width / size[0], height / size[1])
+    w, h = max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
+    x0, y0, x1, y1 = mask_box(subject.masks[index], SOFT) or (0, 0, width, height)
+    left, top = min(max((x0 + x1 - w) // 2, 0), width - w), min(max((y0 + y1 - h) // 2, 0), height - h)
+    pixels: Pixels = to_bytes(photo.image[top : top + h, left : left + w])
+    pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC)
+    return np.ascontiguousarray(pixels[:, ::-1]) if mirror else pixels
+
+
+def _fit(box: tuple[int, int, int, int], aspect: float) -> tuple[int, int, int, int]:
+    """The largest box of this aspect in the middle of another; the other itself where they differ by rounding."""
+    x0, y0, x1, y1 = box
+    w, h = x1 - x0, y1 - y0
+    if min(abs(h * aspect - w), abs(w / aspect - h)) <= 1:
+        return box
+    w, h = max(min(w, round(h * aspect)), 1), max(min(h, round(w / aspect)), 1)
+    x0, y0 = x0 + (x1 - x0 - w) // 2, y0 + (y1 - y0 - h) // 2
+    return x0, y0, x0 + w, y0 + h
+
+
+def _floats(pixels: Pixels) -> torch.Tensor:
+    return torch.from_numpy(pixels).to(torch.float32).div_(255)

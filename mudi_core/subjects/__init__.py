@@ -1,0 +1,1 @@
+"""From photos to subjects: find, cut out, name, keep."""

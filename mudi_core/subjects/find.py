@@ -1,0 +1,292 @@
+"""Photos become a `Subject`: find it in each photo, cut it out, and check that it is there exactly once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .. import boxes
+from ..eyes import Detector, Segmenter
+from ..levels import Levels, stacked
+from ..masks import coverage, mask_box
+from ..types import BadSubject, Detections, MudiError, Photo, Subject, SubjectSet
+
+log = logging.getLogger(__name__)
+
+Which = Literal["exactly one", "best"]
+"""What to do with a photo in which the subject is not found exactly once: refuse it, or take the most confident box."""
+WHOLE = 0.95
+"""A box or a mask that covers more than this share of a photo says nothing about where the subject is."""
+SPECK = 0.01
+"""Pieces of a mask smaller than this share of its largest piece are dropped: they would stretch the cut-out's box."""
+CUT_OFF = 0.2
+"""A subject that runs along the photo's edge for more than this share of its own side goes on beyond it."""
+INVERTED = (
+    "the mask is white all around the photo's edge, as Load Image gives transparency; it was turned round, so that the "
+    "subject is white."
+)
+VOCABULARY = Path(__file__).parent / "mini" / "tokenizer" / "vocab.json"
+COMMON = 40_000
+"""CLIP's vocabulary is ordered by frequency: a whole word with a lower number has a meaning of its own."""
+RARE_IN_SPITE = frozenset({"ult", "amg"})
+"""The paper's tokens among the common ones: frequent as ends of words ("result"), meaningless alone."""
+
+
+class NotFound(MudiError):
+    """The detector or the segmenter found nothing in a photo."""
+
+
+class SeveralFound(MudiError):
+    """The detector found the subject more than once in a photo."""
+
+
+class CoversAll(MudiError):
+    """A box or a mask that covers the whole photo."""
+
+
+def segment_subject(
+    photos: Sequence[Photo],
+    query: str,
+    token: str,
+    class_noun: str,
+    detector: Detector,
+    segmenter: Segmenter,
+    threshold: float = 0.25,
+    which: Which = "exactly one",
+    on_step: Callable[[int, int], None] | None = None,
+) -> Subject:
+    """Find `query` in every photo and segment it.
+
+    `threshold` (0..1) is the least confidence of a box that counts. `on_step` hears photos done and photos in all.
+    Raises `NotFound`, `SeveralFound`, `CoversAll` with the photo's name and the best score, `BadSubject`.
+    """
+    masks = []
+    for done, photo in enumerate(photos, start=1):
+        found = find_boxes(photo, query, detector, threshold, which)
+        masks.append(segment_boxes(photo, found.xyxy, segmenter, which)[0])
+        if on_step is not None:
+            on_step(done, len(photos))
+    return _subject(photos, masks, token, class_noun)
+
+
+def find_boxes(
+    photo: Photo, query: str, detector: Detector, threshold: float = 0.25, which: Which | Literal["all"] = "exactly one"
+) -> Detections:
+    """Where `query` is in a photo: one box, or with "all" every box, never none.
+
+    Raises `NotFound`, `SeveralFound`, `CoversAll` with the photo's name and the best score, `BadSubject`.
+    """
+    if not query.strip():
+        raise BadSubject(f"{photo.name}: there is no text to look for. Write one, such as 'dog'.")
+    found = detector(photo.image, [query], threshold)
+    with _limits_told(detector):
+        return _wanted(found, photo, query, threshold, which)
+
+
+def _wanted(found: Detections, photo: Photo, query: str, threshold: float, which: Which | Literal["all"]) -> Detections:
+    if len(found) == 0:
+        raise NotFound(
+            f"{photo.name}: no '{query}' was found (best score {found.best_confidence:.2f}, threshold {threshold:g}). "
+            "Lower the threshold, use a more general word (e.g. 'dog' for 'corgi'), or draw the mask by hand."
+        )
+    if which == "all":
+        return found
+    row = _one_box(found, photo, query, threshold, which)
+    one = slice(row, row + 1)
+    return Detections(found.xyxy[one], found.confidence[one], found.labels[one], found.best_confidence)
+
+
+@contextmanager
+def _limits_told(model: Detector | Segmenter) -> Iterator[None]:
+    """Errors about what a model found say what it does not know, where it says so."""
+    try:
+        yield
+    except (NotFound, SeveralFound, CoversAll) as error:
+        limits = getattr(model, "limits", "")
+        raise type(error)(f"{error} {limits}".rstrip()) from error
+
+
+def segment_boxes(photo: Photo, xyxy: Tensor, segmenter: Segmenter, which: Which = "exactly one") -> Tensor:
+    """Masks ``[n, h, w]``, 0 or 1, of what stands in the boxes ``[n, 4]`` of a photo, without specks.
+
+    Raises `NotFound` when one is empty, and `CoversAll` unless `which` is "best".
+    """
+    with _limits_told(segmenter):
+        found = [_checked(_without_specks(mask), photo, which) for mask in segmenter(photo.image, xyxy)]
+    return stacked([Levels((mask > 0.5).to(torch.uint8) * 255) for mask in found])
+
+
+def subject_from_masks(
+    photos: Sequence[Photo], masks: Sequence[Tensor], token: str, class_noun: str, which: Which = "exactly one"
+) -> Subject:
+    """A subject from masks drawn by hand, float ``[h, w]``, 0..1. Raises `NotFound`, `CoversAll`, `BadSubject`.
+
+    One that is `inverted` is turned round, with a warning.
+    """
+    turned = [inverted(mask) for mask in masks]
+    masks = [1 - mask if wrong else mask for mask, wrong in zip(masks, turned, strict=True)]
+    subject = _subject(photos, masks, token, class_noun)
+    for photo in (photo for photo, wrong in zip(photos, turned, strict=True) if wrong):
+        log.warning("%s: %s", photo.name, INVERTED)
+    for photo, mask in zip(photos, masks, strict=True):
+        _checked(mask, photo, which)
+    return subject
+
+
+def inverted(mask: Tensor) -> bool:
+    """Whether a mask ``[h, w]`` is white all around the photo's edge and dark inside: the background, not the subject.
+
+    ComfyUI's Load Image gives a picture's transparency that way.
+    """
+    if min(mask.shape) < 3:
+        return False
+    edge = torch.cat([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return float((edge > 0.5).float().mean()) > 0.95 and coverage(mask <= 0.5) > 1 - WHOLE
+
+
+def doubts(subjects: Iterable[Subject]) -> list[str]:
+    """A sentence for each photo whose mask would teach something wrong: one in pieces far apart, or cut off."""
+    return [
+        f"{photo.name} of {subject.name}: {doubt}."
+        for subject in subjects
+        for photo, mask in zip(subject.photos, subject.masks, strict=True)
+        for doubt in _doubts(mask)
+    ]
+
+
+def _doubts(mask: Tensor) -> Iterator[str]:
+    whole, own = mask_box(mask), mask_box(_without_specks((mask > 0.5).to(torch.uint8)), 0)
+    if whole is None or own is None:
+        yield "its mask is empty. Draw it again, or leave the photo out"
+        return
+    if whole != own:
+        yield "its mask has specks beside the subject, which stretch the cut-out. Paint them black"
+    shown, across, down = mask > 0.5, own[2] - own[0], own[3] - own[1]
+    edges = {"left": (shown[:, 0], down), "right": (shown[:, -1], down)}
+    edges |= {"top": (shown[0], across), "bottom": (shown[-1], across)}
+    cut = [side for side, (edge, extent) in edges.items() if int(edge.sum()) > CUT_OFF * extent]
+    if cut:
+        yield f"the subject is cut off at the {' and '.join(cut)}, which is learnt too. Use a photo of the whole"
+
+
+def add_subject(subjects: SubjectSet | None, subject: Subject, replace: bool = False) -> SubjectSet:
+    """The set with one more subject, or a set of it alone. `replace`: it takes the place of one with the same token.
+
+    Raises `BadSubject` when the token is taken, and for a twelfth subject.
+    """
+    present = () if subjects is None else subjects.subjects
+    if replace and any(other.token == subject.token for other in present):
+        return SubjectSet(tuple(subject if other.token == subject.token else other for other in present))
+    return SubjectSet((*present, subject))
+
+
+def token_warning(token: str) -> str | None:
+    """A sentence when the token is a plain word, which the model has its own idea of; None when it will do."""
+    number = _vocabulary().get(token.lower() + "</w>")
+    if number is None or number >= COMMON or token.lower() in RARE_IN_SPITE:
+        return None
+    return (
+        f"The token '{token}' is a word that the model knows: its meaning will mix with your subject. "
+        "A rare one works better, such as olis, hta, ult, amg or lun."
+    )
+
+
+def name_doubts(names: Sequence[tuple[str, str]]) -> list[str]:
+    """A sentence for each token that teaches or calls something else. ``names``: each subject's token and class noun.
+
+    A token is to be a rare word, of one piece, that stands in no name but its own.
+    """
+    found = []
+    for number, (token, noun) in enumerate(names):
+        word = token.lower()
+        if word in noun.lower().split():
+            found.append(
+                f"The token '{token}' is a word of its own class noun '{noun}', so the model cannot tell them apart. "
+                "Take a rare one, such as olis, hta, ult, amg or lun."
+            )
+        elif warning := token_warning(token):
+            found.append(warning)
+        elif word + "</w>" not in _vocabulary():
+            found.append(
+                f"The text encoder reads the token '{token}' in several pieces, each with a meaning of its own. A rare "
+                "one of a single piece works better, such as olis, hta, ult, amg or lun."
+            )
+        for other_token, other_noun in [*names[:number], *names[number + 1 :]]:
+            if word in other_token.lower() or word in other_noun.lower().split():
+                found.append(
+                    f"The token '{token}' is also in the name '{other_token} {other_noun}', so a prompt for one calls "
+                    "both. Give each subject a token of its own."
+                )
+    return found
+
+
+@cache
+def _vocabulary() -> dict[str, int]:
+    vocabulary: dict[str, int] = json.loads(VOCABULARY.read_text(encoding="utf-8"))
+    return vocabulary
+
+
+def _subject(photos: Sequence[Photo], masks: Sequence[Tensor], token: str, class_noun: str) -> Subject:
+    return Subject(token, class_noun, tuple(photos), tuple(masks))
+
+
+def _one_box(found: Detections, photo: Photo, query: str, threshold: float, which: Which) -> int:
+    """The row of the box to take."""
+    scores = ", ".join(f"{score:.2f}" for score in found.confidence[:5].tolist())
+    if which == "exactly one" and len(found) > 1:
+        raise SeveralFound(
+            f"{photo.name}: '{query}' was found {len(found)} times (scores {scores}; threshold {threshold:g}), a "
+            "subject's photo must show it once. Crop the photo, raise the threshold, or choose to take the best one."
+        )
+    shares = boxes.area(found.xyxy) / (photo.size[0] * photo.size[1])
+    if which == "best":
+        partial = (shares <= WHOLE).nonzero()[:, 0]
+        if len(partial):
+            return int(partial[0])
+    if shares[0] > WHOLE:
+        message = (
+            f"{photo.name}: the box of '{query}' covers the whole photo ({shares[0]:.0%}, best score "
+            f"{float(found.confidence[0]):.2f})."
+        )
+        if which == "exactly one":
+            raise CoversAll(
+                f"{message} Use a more exact word or a photo with some background, draw the mask by hand, or choose "
+                "to take the best one."
+            )
+        log.warning(message)
+    return 0
+
+
+def _checked(mask: Tensor, photo: Photo, which: Which) -> Tensor:
+    share = coverage(mask > 0.5)
+    if share == 0:
+        raise NotFound(f"{photo.name}: the mask is empty. Draw the subject white on black, or use another photo.")
+    if share > WHOLE:
+        message = f"{photo.name}: the mask covers the whole photo ({share:.0%})."
+        if which == "exactly one":
+            raise CoversAll(
+                f"{message} Is it inverted? Draw the subject white on black, or use a photo with some background."
+            )
+        log.warning(message)
+    return mask
+
+
+def _without_specks(mask: Tensor) -> Tensor:
+    """Drop the small pieces of a mask ``[h, w]`` of 0 and 1; holes stay, they may be real."""
+    import cv2
+    import numpy as np
+
+    pieces, labels, stats, _ = cv2.connectedComponentsWithStats(mask.to(torch.uint8).numpy(), connectivity=8)
+    if pieces <= 2:
+        return mask
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0  # the background
+    return torch.from_numpy((areas >= SPECK * areas.max())[np.asarray(labels)]).to(mask.dtype)

@@ -1,0 +1,148 @@
+"""The ``metadata.jsonl`` of a dataset folder: who is in it, and what each photo's files are called.
+
+First ``{"id": {"a": "<token> <class noun>", ...}}``, then one line per photo with ``id``, ``file_name``, ``mask_path``
+and ``text``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..files import NotText, decoded
+from ..names import leads_out
+from ..types import MAX_SUBJECTS, MudiError
+from .saving import METADATA
+
+CLASS_METADATA = "class_metadata.jsonl"
+"""The official code's for priors: the names in it are classes, without tokens."""
+IDS = "abcdefghijk"
+MOST_PHOTOS = 10_000
+LONGEST = 16_000_000
+"""Bytes of a metadata.jsonl: far more than so many photos need."""
+
+
+class BadDataset(MudiError):
+    """A folder that is no dataset, or a line of its metadata that cannot be used; the sentence has its number."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One photo's line."""
+
+    line: int
+    id: str
+    photo: str
+    mask: str
+    text: str
+
+
+def read_metadata(
+    folder: Path, classes: bool = False, within: Path | None = None
+) -> tuple[dict[str, str], list[Record]]:
+    """The subjects' names by their letters, and the photos. Raises `BadDataset` with the number of the line.
+
+    ``classes``: what is named has no token; ``within``: the folder that no link may lead out of.
+    """
+    path = folder / METADATA
+    if not path.is_file() and (folder / CLASS_METADATA).is_file():
+        path, classes = folder / CLASS_METADATA, True
+    if not path.is_file():
+        raise BadDataset(f"{folder} is not a dataset: it has no {METADATA}. Make one with 'prepare', or name another.")
+    try:
+        with path.open("rb") as file:
+            if within is not None and leads_out(file, path, within):
+                raise BadDataset(f"{path} is a link that leads out of {within}. Put there what it leads to.")
+            data = file.read(LONGEST + 1)
+    except OSError as error:
+        raise BadDataset(f"{path} cannot be read: {error.strerror or error}.") from error
+    too_long = f"{path} is too long: a dataset has up to {MOST_PHOTOS} photos. Make several of it."
+    if len(data) > LONGEST:
+        raise BadDataset(too_long)
+    try:
+        text = decoded(data, path).encode()  # bytes, whose lines end only where editors end them
+    except NotText as error:
+        raise BadDataset(str(error)) from None
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if len(lines) > MOST_PHOTOS + 1:
+        raise BadDataset(too_long)
+    if not lines:
+        raise BadDataset(f"{path} is empty.")
+    first, *others = ((number, _parse(line, f"{path}, line {number}")) for number, line in lines)
+    names = _names(first[1], f"{path}, line {first[0]}", classes)
+    records: dict[tuple[str, str], Record] = {}
+    for number, fields in others:
+        record = _record(number, fields, names, path)
+        if (record.photo, record.id) in records:
+            raise BadDataset(f"{path}, line {number}: '{record.photo}' was named before. Remove one of the lines.")
+        records[record.photo, record.id] = record
+    return names, list(records.values())
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadDataset(f"{where} is not valid JSON: {error.msg} at column {error.colno}. Repair the line.") from None
+    except (ValueError, RecursionError):  # numbers of thousands of digits, brackets a thousand deep
+        raise BadDataset(
+            f"{where} is no JSON of a photo: it is nested too deeply, or its numbers are too long."
+        ) from None
+    if not isinstance(fields, dict):
+        raise BadDataset(f"{where} should be an object in braces, got {line.decode()[:40]}.")
+    return fields
+
+
+def _names(fields: dict[str, Any], where: str, classes: bool) -> dict[str, str]:
+    names = fields.get("id")
+    if not isinstance(names, dict) or not names:
+        raise BadDataset(f'{where} should name the subjects: {{"id": {{"a": "<token> <class noun>"}}}}.')
+    if len(names) > MAX_SUBJECTS:
+        raise BadDataset(f"{where} names {len(names)} subjects; a set holds up to {MAX_SUBJECTS}.")
+    for id, name in names.items():
+        if not isinstance(name, str) or len(name.split(maxsplit=1)) < 2 - classes:
+            raise BadDataset(
+                f"{where}: subject '{id}' should be '<token> <class noun>' such as 'olis corgi', got {name!r}."
+            )
+    if classes:
+        return {id: f"class_{IDS[place]} {name.strip()}" for place, (id, name) in enumerate(names.items())}
+    return {id: " ".join(name.split(maxsplit=1)) for id, name in names.items()}
+
+
+def _record(number: int, fields: dict[str, Any], names: dict[str, str], metadata: Path) -> Record:
+    where, folder = f"{metadata}, line {number}", metadata.parent
+    id, text = fields.get("id"), fields.get("text", "")
+    if not isinstance(id, str) or id not in names:
+        raise BadDataset(f"{where}: there is no subject {id!r}; line 1 names: {', '.join(names)}.")
+    if not isinstance(text, str):
+        raise BadDataset(f"{where}: 'text' should be a text, got {text!r}.")
+    paths = []
+    for key in ("file_name", "mask_path"):
+        if key not in fields:
+            raise BadDataset(f"{where} has no '{key}'.")
+        name = inside(fields[key])
+        if name is None:
+            raise BadDataset(f"{where}: the {key} {fields[key]!r} leaves the dataset folder. Put the file into it.")
+        if not _is_file(folder / name):
+            raise BadDataset(f"{where}: there is no file '{name}' in {folder}.")
+        paths.append(name)
+    return Record(number, id, paths[0], paths[1], text)
+
+
+def _is_file(path: Path) -> bool:
+    """Names that no file system takes are those of no file."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def inside(name: object) -> str | None:
+    """A relative path with forward slashes that stays below its folder, or None."""
+    if not isinstance(name, str) or "\0" in name or re.match(r"[A-Za-z]:", name):
+        return None
+    path = PurePosixPath(name.replace("\\", "/"))
+    return str(path) if path.parts and not path.is_absolute() and ".." not in path.parts else None

@@ -1,0 +1,178 @@
+"""A dataset folder is replaced as a whole, by one writer at a time, and a killed writer costs nothing.
+
+New files are made in a hidden folder inside, the stage. When all are there the stage gets another name: from then on
+the new set is saved, and its files move to their places, which the next who opens the folder finishes if need be.
+Other files of the folder are never touched.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from ..lock import claimed
+from ..types import MudiError
+
+METADATA = "metadata.jsonl"
+OURS = ".mudi-"
+"""Begins the names of what lies in a folder only while it is saved."""
+_LOCK, _STAGE, _COMPLETE = f"{OURS}lock", f"{OURS}stage-", f"{OURS}complete"
+_ATTEMPTS = 5
+_PAUSE = 0.02
+"""Seconds between two looks at a writer whose files move to their places."""
+
+Found = TypeVar("Found")
+
+
+class CannotWrite(MudiError):
+    """A dataset folder that cannot be written; what was there is unchanged."""
+
+
+class Unfinished(MudiError):
+    """A folder whose new files cannot move to their places; they wait for the next attempt."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other writers out of a folder, which is made if need be, until the block ends; wait for those inside.
+
+    Raises `OSError`, `Unfinished`.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with claimed(folder / _LOCK, wait=True):
+            _settle(folder)
+            yield
+    finally:
+        if is_new:  # and nothing was written
+            with suppress(OSError):
+                folder.rmdir()
+
+
+@contextmanager
+def stage(folder: Path) -> Iterator[Path]:
+    """An empty folder, whose files take their places in ``folder`` when the block ends well: all, or none.
+
+    Only inside of `held`. Raises `CannotWrite`, `OSError` with nothing changed, or `Unfinished`.
+    """
+    place = folder / f"{_STAGE}{secrets.token_hex(4)}"
+    place.mkdir()
+    try:
+        yield place
+        _check_places(place, folder)
+        place.rename(folder / _COMPLETE)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    _move_in(folder)
+
+
+def take_up(folder: Path, wait: bool = True) -> None:
+    """Finish what a killed writer had completed, remove what it had not, and the folder if there is nothing else.
+
+    ``wait``: for a writer that is at it. Raises `Unfinished`.
+    """
+    ours = False
+    while _left_in(folder) and not ours:
+        complete = (folder / _COMPLETE).exists()
+        try:
+            with claimed(folder / _LOCK) as ours:
+                if ours:
+                    _settle(folder)
+        except OSError as error:
+            if complete:
+                raise _unfinished(folder, error) from error
+            return
+        if not ours:
+            if not (complete and wait):
+                return
+            time.sleep(_PAUSE)
+    if ours:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def unchanged(folder: Path, read: Callable[[], Found]) -> Found:
+    """What ``read`` gives of a folder that nobody replaces meanwhile: where somebody does, it reads again."""
+    for _ in range(_ATTEMPTS - 1):
+        take_up(folder)
+        before = _state(folder)
+        try:
+            found = read()
+        except MudiError:
+            if _state(folder) == before:
+                raise
+        else:
+            if _state(folder) == before:
+                return found
+    take_up(folder)
+    return read()
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file or folder is there only while its folder is saved."""
+    return path.name.startswith(OURS)
+
+
+def _left_in(folder: Path) -> bool:
+    try:
+        return any(is_ours(path) for path in folder.iterdir())
+    except OSError:
+        return False
+
+
+def _state(folder: Path) -> object:
+    """Another one when the set is another, or about to be."""
+    try:
+        about = (folder / METADATA).stat()
+    except (OSError, ValueError):
+        return None
+    return about.st_ino, about.st_mtime_ns, about.st_size, (folder / _COMPLETE).exists()
+
+
+def _settle(folder: Path) -> None:
+    _move_in(folder)
+    for left in folder.glob(f"{_STAGE}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _files(place: Path) -> list[Path]:
+    """The names of a stage's files inside of it, that which names the others last."""
+    files = (path.relative_to(place) for path in place.rglob("*") if not path.is_dir())
+    return sorted(files, key=lambda name: (name == Path(METADATA), name))
+
+
+def _check_places(place: Path, folder: Path) -> None:
+    root = Path(os.path.realpath(folder))
+    for name in _files(place):
+        above = (folder / name).parent
+        if not Path(os.path.realpath(above)).is_relative_to(root):
+            raise CannotWrite(f"{above} is a link that leads out of {folder}. Remove it, or choose another folder.")
+        if (folder / name).is_dir() or (above.exists() and not above.is_dir()):
+            raise CannotWrite(f"{folder / name} cannot be a photo or mask: something else has the name. Rename it.")
+
+
+def _move_in(folder: Path) -> None:
+    complete = folder / _COMPLETE
+    if not complete.is_dir():
+        return
+    try:
+        for name in _files(complete):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(complete / name, folder / name)
+    except OSError as error:
+        raise _unfinished(folder, error) from error
+    shutil.rmtree(complete, ignore_errors=True)
+
+
+def _unfinished(folder: Path, error: OSError) -> Unfinished:
+    return Unfinished(
+        f"The new set is complete, but its files cannot move to their places in {folder}: {error.strerror or error} "
+        f"({error.filename}). Close the programs that use the folder, or make it writable, and try again."
+    )

@@ -1,0 +1,230 @@
+"""A `SubjectSet` as the dataset folder of the official MuDI code, read and written without loss.
+
+The folder holds photos, their masks and ``metadata.jsonl``: first ``{"id": {"a": "<token> <class noun>", ...}}``, then
+one line per photo with ``id``, ``file_name``, ``mask_path`` and ``text``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..levels import to_bytes
+from ..names import taken_everywhere
+from ..types import MudiError, Photo, Subject, SubjectSet
+from .metadata import IDS, BadDataset, Record, inside, read_metadata
+from .photos import MASK_PREFIX, SUFFIXES, check_sum, read_mask, read_masks, read_photo, read_photos
+from .saving import METADATA, CannotWrite, held, is_ours, stage, unchanged
+
+__all__ = [
+    "METADATA",
+    "BadDataset",
+    "CannotWrite",
+    "change_subjects",
+    "read_masks",
+    "read_photo",
+    "read_photos",
+    "read_priors",
+    "read_subjects",
+    "write_subjects",
+]
+
+OnPhoto = Callable[[int, int], None]
+"""``(photos done, photos in all)``; an exception from it ends the work and leaves the folder as it was."""
+
+
+def read_subjects(
+    folder: Path, on_step: OnPhoto | None = None, written: SubjectSet | None = None, within: Path | None = None
+) -> SubjectSet:
+    """Read a dataset folder. Photo names are the file names of the metadata, in its order.
+
+    Pixels that are those of the set that was just ``written`` there share its memory. ``within``: the folder that no
+    link may lead out of.
+    Raises `BadDataset` with the number of the line, `BadPhoto` with the name of the file, `BadSubject`.
+    """
+    return unchanged(folder, lambda: _read(folder, on_step, written, within=within))
+
+
+def read_priors(folder: Path, subjects: SubjectSet, on_step: OnPhoto | None = None) -> SubjectSet:
+    """Read pictures of the classes of ``subjects`` from a folder of ours or of the official code.
+
+    Names that do not begin with the subjects' tokens are classes; theirs become tokens that nobody reads. Raises as
+    `read_subjects` does.
+    """
+
+    def read() -> SubjectSet:
+        names, _ = read_metadata(folder, classes=True)
+        is_theirs = any(name.split()[1] not in subjects.tokens for name in names.values())
+        return _read(folder, on_step, classes=is_theirs)
+
+    return unchanged(folder, read)
+
+
+def _read(
+    folder: Path,
+    on_step: OnPhoto | None = None,
+    written: SubjectSet | None = None,
+    within: Path | None = None,
+    classes: bool = False,
+) -> SubjectSet:
+    names, records = read_metadata(folder, classes, within)
+    check_sum(folder / record.photo for record in records)
+    one_more = _counted(on_step, len(records))
+    known = iter([] if written is None else [one for subject in written for one in _pixels(subject)])
+    of = {id: [record for record in records if record.id == id] for id in names}
+    return SubjectSet(tuple(_read_subject(folder, names[id], of[id], known, one_more, within) for id in names))
+
+
+def _pixels(subject: Subject) -> list[tuple[Tensor, Tensor]]:
+    return [(photo.image, mask) for photo, mask in zip(subject.photos, subject.masks, strict=True)]
+
+
+def _shared(read: Tensor, known: Tensor | None) -> Tensor:
+    return known if known is not None and torch.equal(read, known) else read
+
+
+def _counted(on_step: OnPhoto | None, photos: int) -> Callable[[], None]:
+    """Tells `on_step` of one more photo at each call."""
+    numbers = count(1)
+    return lambda: None if on_step is None else on_step(next(numbers), photos)
+
+
+def _read_subject(
+    folder: Path,
+    name: str,
+    records: list[Record],
+    known: Iterator[tuple[Tensor, Tensor]],
+    one_more: Callable[[], None],
+    within: Path | None,
+) -> Subject:
+    token, _, class_noun = name.partition(" ")
+    photos, masks = [], []
+    for record in records:
+        photo = read_photo(folder / record.photo, within)
+        image, mask = next(known, (None, None))
+        masks.append(_shared(read_mask(folder / record.mask, photo, within), mask))
+        caption = "" if record.text == default_caption(name) else record.text
+        photos.append(replace(photo, name=record.photo, image=_shared(photo.image, image), caption=caption))
+        one_more()
+    return Subject(token, class_noun, tuple(photos), tuple(masks))
+
+
+def default_caption(name: str) -> str:
+    """What the file says of a photo without a caption; such a text is read as no caption again."""
+    return f"a photo of {name}"
+
+
+def write_subjects(subjects: SubjectSet, folder: Path, on_step: OnPhoto | None = None) -> Path:
+    """Write the set to `folder`, which is new, empty, or a dataset that it replaces; return its full path.
+
+    A photo whose file still has the same pixels is copied byte for byte, any other becomes an 8-bit PNG; masks become
+    8-bit PNGs. A name that two photos share gets the subject's letter in front. The new set is made beside the old one
+    and then takes its place; files there that are not overwritten stay. Other writers wait. Raises `CannotWrite`.
+    """
+    with _writable(folder) as folder:
+        _write(subjects, folder, on_step)
+    return folder
+
+
+def change_subjects(folder: Path, change: Callable[[SubjectSet | None], SubjectSet]) -> tuple[SubjectSet, Path]:
+    """Write what ``change`` makes of the set in `folder`, or of None where none is; give both as they are then.
+
+    Nobody else writes in between, so that two who add a subject at once do not lose one. Raises as `read_subjects` and
+    `write_subjects` do, and what ``change`` raises.
+    """
+    with _writable(folder) as folder:
+        together = change(_read(folder) if (folder / METADATA).exists() else None)
+        _write(together, folder)
+    return together, folder
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[Path]:
+    """The folder's full path, for one writer at a time. Raises `CannotWrite`."""
+    folder = Path(os.path.realpath(folder))
+    try:
+        if folder.exists() and not (folder.is_dir() and (_is_empty(folder) or (folder / METADATA).exists())):
+            raise CannotWrite(f"{folder} is there and is no dataset. Choose a new folder; nothing was changed.")
+        with held(folder):
+            yield folder
+    except OSError as error:
+        raise CannotWrite(
+            f"{folder} cannot be written: {error.strerror or error}. What was there is unchanged. "
+            "Choose another folder, or make room."
+        ) from error
+
+
+def _is_empty(folder: Path) -> bool:
+    return all(is_ours(path) for path in folder.iterdir())
+
+
+def _write(subjects: SubjectSet, folder: Path, on_step: OnPhoto | None = None) -> None:
+    with stage(folder) as fresh:
+        _write_files(subjects, fresh, _counted(on_step, sum(len(subject.photos) for subject in subjects)))
+        read_metadata(fresh)  # what cannot be read back must not replace anything
+
+
+def _write_files(subjects: SubjectSet, folder: Path, one_more: Callable[[], None]) -> None:
+    lines: list[dict[str, Any]] = [{"id": {id: subject.name for id, subject in zip(IDS, subjects, strict=False)}}]
+    taken = {METADATA}
+    for id, subject in zip(IDS, subjects, strict=False):
+        for photo, mask in zip(subject.photos, subject.masks, strict=True):
+            unchanged = _is_unchanged(photo)
+            name = _free_name(_file_name(photo, unchanged), f"{id}_", taken)
+            path = PurePosixPath(name)
+            mask_name = _free_name(str(path.with_name(f"{MASK_PREFIX}{path.stem}.png")), f"{id}_", taken)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if unchanged and photo.source is not None:
+                shutil.copyfile(photo.source, folder / name)
+            else:
+                _write_png(photo.image, folder / name)
+            _write_png(mask, folder / mask_name)
+            text = photo.caption or default_caption(subject.name)
+            lines.append({"id": id, "file_name": name, "mask_path": mask_name, "text": text})
+            one_more()
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / METADATA).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _is_unchanged(photo: Photo) -> bool:
+    if photo.source is None:
+        return False
+    try:
+        return torch.equal(read_photo(photo.source).image, photo.image)
+    except MudiError:
+        return False  # the file is gone or was replaced: the pixels in memory are what the user means
+
+
+def _file_name(photo: Photo, unchanged: bool) -> str:
+    name = inside(photo.name)
+    if name is None:
+        raise CannotWrite(f"'{photo.name}' cannot be the name of a file in a dataset. Rename the photo.")
+    path = PurePosixPath(*(taken_everywhere(part) for part in PurePosixPath(name).parts))
+    name = str(path)
+    if unchanged or path.suffix == ".png":
+        return name
+    return str(path.with_suffix(".png")) if path.suffix.lower() in SUFFIXES else f"{name}.png"
+
+
+def _free_name(name: str, prefix: str, taken: set[str]) -> str:
+    """The name, with `prefix` in front until it is free; case does not count, as on most people's disks."""
+    while name.casefold() in taken:
+        path = PurePosixPath(name)
+        name = str(path.with_name(prefix + path.name))
+    taken.add(name.casefold())
+    return name
+
+
+def _write_png(values: Tensor, path: Path) -> None:
+    Image.fromarray(to_bytes(values)).save(path, format="PNG")

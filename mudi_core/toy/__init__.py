@@ -1,0 +1,1 @@
+"""The drawn world: photos for the demo, scenes for tests and for the embedded models."""

@@ -1,0 +1,1 @@
+"""How the embedded weights are made and judged. Not part of the published pack."""

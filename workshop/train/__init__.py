@@ -1,0 +1,1 @@
+"""How the embedded family was made: `python -m workshop.train PART` trains one part from nothing, resumably."""

@@ -1,0 +1,45 @@
+"""`python -m workshop.train PART --work DIR`: train a part of the embedded family and write its weights."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from mudi_core.bases import embedded as family
+
+from .. import judge
+
+PARTS = ("vae", "text", "unet", "decoder", "owlv2", "sam", "dinov2", "judge")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m workshop.train", description=__doc__)
+    parser.add_argument(
+        "part",
+        choices=PARTS,
+        help="unet needs a trained vae and text, decoder a trained vae, judge all three; the others stand alone",
+    )
+    parser.add_argument("--work", type=Path, default=Path("mini-work"), help="rendered scenes and resumable state")
+    parser.add_argument("--steps", type=int, help="another length than the recipe's, also for a run under way")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="folder of the finished weights (fp16); else where they are read from")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    args.work.mkdir(parents=True, exist_ok=True)
+    out = args.out or (judge.WEIGHTS if args.part == "judge" else family.WEIGHTS)
+    out.mkdir(parents=True, exist_ok=True)
+    part = importlib.import_module(f".{args.part}", __package__)
+    recipe = replace(part.RECIPE, steps=args.steps) if args.steps else part.RECIPE
+    for name, state in part.train(args.work, torch.device(args.device), recipe).items():
+        half = {k: v.detach().cpu().half().contiguous() if v.is_floating_point() else v.cpu() for k, v in state.items()}
+        save_file(half, out / f"{name}.safetensors", metadata={"format": "pt", "steps": str(recipe.steps)})
+
+
+if __name__ == "__main__":
+    main()

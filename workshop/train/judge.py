@@ -1,0 +1,154 @@
+"""Train the judge of the embedded SDXL's pictures on drawn characters and on painted ones, whose looks are known."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, interpolate
+
+from mudi_core.bases import embedded as family
+from mudi_core.toy import world
+from mudi_core.toy.draw import render
+
+from ..judge import SIDE, Judge, framed
+from .data import pool, scene
+from .loop import Recipe, fit
+from .text import padded, tokenized
+from .unet import LENGTH, SCENES, encoded, tell
+
+RECIPE = Recipe(steps=5000, learning_rate=2.0e-3, warmup=100, cooldown=0.6, ema=0.99)
+BATCH = 64
+DRAWN = 4000
+"""Scenes as drawn, from the first on."""
+PAINTED = 2400
+"""Scenes after them, painted over by the U-Net."""
+TOGETHER = 24
+GUIDANCES = (0.0, 3.0, 8.5)
+"""With what guidance a scene is painted over, in turns; 0 is without its caption."""
+NOISED = (200, 550)
+"""Steps of noise, of 1000, that are laid on a scene before it is painted over: its shapes still show."""
+STEPS = 7
+LOOKS = 2
+"""Crops of every painted character, each by a box of its own."""
+JITTER = 0.1
+"""Standard deviation of a box's edges, as a share of its size: detectors cut figures off."""
+SHRUNK = 3
+"""Boxes are drawn so many times smaller than the picture, which is quick."""
+SOFTEST = 24
+"""A crop is shrunk, at most to this side, and enlarged again."""
+NARROWEST = 64
+"""Side of the smallest window of a crop that is looked at."""
+ERASED = (10, 30)
+"""Sides of squares that are wiped out of every other crop."""
+SMOOTHING = 0.05
+"""Of the labels: painted characters are not always what they should be."""
+
+
+@torch.no_grad()
+def painted(numbers: range, work: Path, device: torch.device, rng: random.Random) -> list[Tensor]:
+    """Pictures ``[SIZE, SIZE, 3]`` of scenes, noised and then denoised, so that the model's hand is in them while the
+    looks still are the scene's."""
+    unet, vae = family.load_unet().to(device).eval(), family.load_vae().to(device).eval()
+    encoders = [encoder.to(device) for encoder in family.load_text_encoders()]
+
+    def encode_text(lines: list[list[int]]) -> tuple[Tensor, Tensor]:
+        first, second = (
+            encoder(ids.to(device), output_hidden_states=True)
+            for encoder, ids in zip(encoders, padded(lines, LENGTH), strict=True)
+        )
+        return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
+
+    empty = tokenized(())[0]
+    time_ids = torch.tensor([[family.SIZE, family.SIZE, 0, 0, family.SIZE, family.SIZE]], device=device)
+    abar = family.scheduler().alphas_cumprod.to(device)
+    latents = encoded(work, device)
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    pictures: list[Tensor] = []
+    for turn, begin in enumerate(range(numbers.start, numbers.stop, TOGETHER)):
+        scenes = list(range(begin, min(begin + TOGETHER, numbers.stop)))
+        guidance = GUIDANCES[turn % len(GUIDANCES)]
+        context, pooled = encode_text([empty] * len(scenes) + tell([*scenes], rng).lines)
+        added = {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
+        z = latents[scenes].float().to(device)
+        times = [*np.linspace(rng.uniform(*NOISED), 0, STEPS + 1).round().astype(int).tolist()]
+        noise = torch.randn(z.shape, generator=generator).to(device)
+        z = abar[times[0]].sqrt() * z + (1 - abar[times[0]]).sqrt() * noise
+        with torch.autocast(device.type, torch.bfloat16):
+            for now, then in zip(times, times[1:], strict=False):
+                plain, told = unet(torch.cat([z, z]), now, context, added_cond_kwargs=added).sample.float().chunk(2)
+                eps = plain + guidance * (told - plain)
+                clean = (z - (1 - abar[now]).sqrt() * eps) / abar[now].sqrt()
+                signal = abar[then] if then else torch.ones((), device=device)
+                z = signal.sqrt() * clean + (1 - signal).sqrt() * eps
+            images = vae.decode(z / family.LATENT_SCALE).sample.float()
+        pictures += list((images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu())
+    return pictures
+
+
+def examples(work: Path, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Crops, uint8 ``[n, 3, SIDE, SIDE]``, with the index of the species and the colour ``[n, 2]``; made once."""
+    path = work / "judge-examples.pt"
+    if not path.is_file():
+        rng = random.Random(0)
+        drawn = pool(work, SCENES, family.SIZE)[:DRAWN]
+        pictures = [torch.from_numpy(np.array(picture)) / 255 for picture in drawn]
+        pictures += painted(range(DRAWN, DRAWN + PAINTED), work, device, rng)
+        crops, looks = [], []
+        for number, picture in enumerate(pictures):
+            shown = scene(number)
+            for actor, box in zip(shown.actors, render(shown, family.SIZE // SHRUNK).boxes, strict=True):
+                x0, y0, x1, y1 = (SHRUNK * edge for edge in box)
+                for _ in range(1 if number < DRAWN else LOOKS):
+                    error = [rng.gauss(0, JITTER) * side for side in (x1 - x0, y1 - y0, x1 - x0, y1 - y0)]
+                    crop = framed(picture, torch.tensor([x0, y0, x1, y1]).float() + torch.tensor(error))
+                    crops.append((crop * 255).round().to(torch.uint8))
+                    looks.append([f(actor.character) for f in (_species, _color)])
+        torch.save((torch.stack(crops), torch.tensor(looks)), path)
+    crops_, looks_ = torch.load(path, weights_only=True)
+    return crops_, looks_
+
+
+def _species(character: world.Character) -> int:
+    return world.SPECIES.index(character.species)
+
+
+def _color(character: world.Character) -> int:
+    return world.COLORS.index(character.color)
+
+
+def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str, dict[str, Tensor]]:
+    """Return the state dict under the name of its file."""
+    torch.manual_seed(recipe.seed)
+    crops, looks = examples(work, device)
+    model = Judge().to(device)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        def whole(low: int, high: int) -> int:
+            return int(torch.randint(low, high, (1,), generator=generator))
+
+        index = torch.randint(len(crops), (BATCH,), generator=generator)
+        x = crops[index].float().to(device) / 255
+        mirrored = torch.rand(BATCH, generator=generator) < 0.5
+        x = torch.where(mirrored.view(-1, 1, 1, 1).to(device), x.flip(3), x)
+        window = whole(NARROWEST, SIDE + 1)
+        top, left = whole(0, SIDE - window + 1), whole(0, SIDE - window + 1)
+        side = whole(SOFTEST, SIDE + 1)
+        x = x[:, :, top : top + window, left : left + window]
+        x = interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        x = interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        for row in range(0, BATCH, 2):
+            edge = whole(*ERASED)
+            top, left = whole(0, SIDE - edge), whole(0, SIDE - edge)
+            x[row, :, top : top + edge, left : left + edge] = torch.rand(3, 1, 1, generator=generator).to(device)
+        gain = 1 + 0.15 * torch.randn((BATCH, 1, 1, 1), generator=generator).to(device)
+        species, colors = (logits.float() for logits in model((x - 0.5) * gain + 0.5))
+        wanted = looks[index].to(device)
+        of_color = cross_entropy(colors, wanted[:, 1], label_smoothing=SMOOTHING)
+        return cross_entropy(species, wanted[:, 0], label_smoothing=SMOOTHING) + 0.5 * of_color
+
+    average = fit(model, loss, recipe, work / "judge.pt")
+    return {"judge": average.state_dict()}
