@@ -16,6 +16,7 @@ from ..mudi_core.train.config import Method, TrainConfig
 from ..mudi_core.train.memory import memory_settings
 from ..mudi_core.types import MudiError, SubjectSet
 from . import convert, drawing, host, widgets, written
+from .denoiser import kohya_family
 from .sockets import Dataset, PreviewSocket, Settings, Subjects, TrainingSet, TrainPreview, TrainSettings
 from .training import Run, read_lora, with_lora
 
@@ -281,7 +282,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             loss,
         )
         start = None if settings.start is None else load_lora(settings.start)[0]
-        family, schedule = convert.family(model), convert.noise_schedule(model)
+        family = kohya_family(model)
         plan = _plan(dataset, config, model, clip, vae)
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
@@ -300,7 +301,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
 
         with run.claimed():
             path = run.path
-            result = run.train(schedule, save)
+            result = run.train(save)
             save_lora(path, result.state, about)
             run.finish()
         values = (name, method, preset, steps, rank, learning_rate, batch_size, seed, loss)
@@ -370,8 +371,7 @@ def _computes_in_bf16(preset: str) -> bool:
 def _plan(dataset: TrainingSet, config: TrainConfig, model: Any, clip: Any, vae: Any) -> Plan:
     from ..mudi_core.train.plan import make_plan
 
-    encode_image, encode_text = convert.encode_image(vae), convert.encode_text(clip)
-    convert.check_text(model, encode_text)
+    encode_image, encode_text = convert.encode_image(vae, model), convert.encode_text(clip)
     # What training saves for its gradients must not have been made in inference mode, where nodes run.
     with host.progress()("encoding") as update, torch.inference_mode(False), torch.no_grad():
         return make_plan(

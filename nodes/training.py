@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import comfy.sd
 import comfy.utils
 import folder_paths
-import torch
 
 from ..mudi_core.types import MudiError
-from . import convert, drawing, host
+from . import drawing, host
+from .denoiser import ComfyDenoiser
 from .listing import entries
 from .preview import sampled
 from .sockets import TrainPreview
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..mudi_core.lora.file import LoraState
     from ..mudi_core.train.config import TrainConfig
     from ..mudi_core.train.loop import OnSave, TrainResult
-    from ..mudi_core.train.loss import NoiseSchedule
     from ..mudi_core.train.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -65,9 +64,9 @@ class Run:
 
         self.model, self.vae, self.plan, self.config = model, vae, plan, config
         self.start, self.preview = start, preview
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.unet = convert.unet(model, host.device(), dtype, config.base_weights)
-        self.origin = origin_of(plan, self.unet, start, config)
+        self.denoiser = ComfyDenoiser(model, config.base_weights)
+        self.denoiser.check(plan.latents[0], plan.conditions[0], config.precision == "bf16")
+        self.origin = origin_of(plan, self.denoiser, start, config)
         words = " ".join(self.origin[part] for part in ("plan", "unet", "start", "config"))
         self.key = hashlib.sha256(words.encode()).hexdigest()[:12]
         self.folder = Path(folder_paths.get_output_directory()) / "mudi" / name
@@ -113,7 +112,7 @@ class Run:
                 )
             yield
 
-    def train(self, schedule: NoiseSchedule, on_save: OnSave) -> TrainResult:
+    def train(self, on_save: OnSave) -> TrainResult:
         from ..mudi_core.train import loop
         from ..mudi_core.train.pace import Pace
 
@@ -129,16 +128,12 @@ class Run:
 
             try:
                 return loop.train(
-                    self.unet,
+                    self.denoiser,
                     self.plan,
                     self.config,
-                    schedule,
-                    stepped,
-                    resume=self.stopped if self.goes_on else None,
+                    loop.Events(stepped, on_save, self._look),
+                    begin=loop.Beginning(self.start, stopped=self.stopped if self.goes_on else None),
                     checkpoint=self.stopped,
-                    start=self.start,
-                    on_save=on_save,
-                    on_preview=self._look,
                 )
             except BaseException:
                 # Cancel and errors alike; what was kept may be older than the last step.

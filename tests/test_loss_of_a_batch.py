@@ -18,9 +18,8 @@ from mudi_core.bases.checkpoint import open_checkpoint
 from mudi_core.lora.adapter import Adapter
 from mudi_core.toy.world import PAIRS, photo
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.loss import NoiseSchedule
 from mudi_core.train.plan import make_plan
-from mudi_core.train.step import batch_loss
+from mudi_core.train.step import Trainee, batch_loss
 from mudi_core.types import Photo, Subject, SubjectSet
 
 FROZEN = Path(__file__).parent / "loss_of_a_batch.json"
@@ -46,16 +45,17 @@ def subjects() -> SubjectSet:
 def numbers(changed: dict[str, float]) -> dict[str, float]:
     config = replace(CONFIG, **changed)  # type: ignore[arg-type]
     checkpoint = open_checkpoint("mini")
-    plan = make_plan(subjects(), config, checkpoint.encode_image, checkpoint.encode_text)
-    schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
-    with Adapter(checkpoint.unet, config.rank, config.lora_alpha, config.target_modules) as adapter:
+    plan = make_plan(subjects(), config, checkpoint.encode_image, checkpoint.condition)
+    denoiser = checkpoint.denoiser()
+    adapter = Adapter.new(denoiser, config.rank, config.lora_alpha, config.target_modules)
+    with denoiser.ready(bf16=False), adapter:
         adapter.start(config.seed)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():  # a LoRA that does something, by the layers' names
             for _, matrix in sorted(zip(adapter.state(), _with_alphas(adapter), strict=True), key=lambda pair: pair[0]):
                 if matrix is not None:
                     matrix.copy_(0.05 * torch.randn(matrix.shape, generator=generator))
-        loss, errors = batch_loss(checkpoint.unet, adapter, plan, config, schedule, 1)
+        loss, errors = batch_loss(Trainee(denoiser, adapter, plan, config), 1)
         loss.backward()  # type: ignore[no-untyped-call]
         gradient = torch.cat([one.grad.flatten() for one in adapter.parameters() if one.grad is not None])
     return {"loss": loss.item(), "error": errors.mean().item(), "gradient": gradient.norm().item()}

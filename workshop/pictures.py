@@ -133,8 +133,7 @@ def seconds_of_picture() -> Figure:
 
 def seconds_of_lora(steps: int = 25) -> Figure:
     """A LoRA of the demo's settings, from the photos' latents to the file's tensors, reckoned from some steps."""
-    from mudi_core.train.loop import train
-    from mudi_core.train.loss import NoiseSchedule
+    from mudi_core.train.loop import Events, train
     from mudi_core.train.plan import make_plan
     from mudi_core.types import Photo, Subject, SubjectSet
 
@@ -147,7 +146,7 @@ def seconds_of_lora(steps: int = 25) -> Figure:
     base = checkpoint()
     config = SETTINGS.train_config("segmix", seed=0)
     begun = time.monotonic()
-    plan = make_plan(SubjectSet(tuple(subjects)), config, base.encode_image, base.encode_text)
+    plan = make_plan(SubjectSet(tuple(subjects)), config, base.encode_image, base.condition)
     planned = time.monotonic() - begun
     marks: list[float] = []
 
@@ -157,7 +156,7 @@ def seconds_of_lora(steps: int = 25) -> Figure:
             raise _Enough
 
     try:
-        train(base.unet, plan, config, NoiseSchedule.of(base.scheduler, base.latent_scale), note)
+        train(base.denoiser(), plan, config, Events(note))
     except _Enough:
         pass
     each = (marks[-1] - marks[4]) / (len(marks) - 5)

@@ -20,7 +20,9 @@ from torch import Tensor
 from .. import vocabulary
 from ..types import MudiError
 from . import sd, sdxl
+from .promise import Conditions
 from .tokens import TokenVectors
+from .unet import UNetDenoiser
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -115,10 +117,20 @@ class Checkpoint:
             pooled = answer[0][:, 0, :0] if alone else answer[0]
         return torch.cat(contexts, dim=-1), pooled
 
+    def condition(self, captions: Sequence[str]) -> list[Conditions]:
+        """Of each caption what the U-Net reads: ``context [77, d]`` and ``pooled [p]``, by `encode_text`."""
+        contexts, pooled = self.encode_text(captions)
+        return [{"context": context, "pooled": pool} for context, pool in zip(contexts, pooled, strict=True)]
+
+    def denoiser(self) -> UNetDenoiser:
+        """The U-Net as what a LoRA is trained on. Raises `unet.BadSchedule`."""
+        kind = self.scheduler.config.prediction_type
+        return UNetDenoiser(self.unet, self.scheduler.alphas_cumprod, kind, self.latent_scale)
+
     def token_vectors(self, tokens: Sequence[str]) -> TokenVectors:
         """The text encoders' vectors of some tokens, to be learned or replaced. Raises `train.tokens.BadTokens`."""
         parts = self._encoders()
-        return TokenVectors(tokens, parts.tokenizers, parts.text_encoders, self.encode_text)
+        return TokenVectors(tokens, parts.tokenizers, parts.text_encoders, self.condition)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images ``[b, h, w, 3]``, 0..1, to the mode of the VAE's latents ``[b, 4, h/8, w/8]``, unscaled."""

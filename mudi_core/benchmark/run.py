@@ -26,8 +26,7 @@ from ..stage.cutouts import CutOuts, cut_outs
 from ..subjects import storage
 from ..toy.world import PAIRS
 from ..train.config import TrainConfig
-from ..train.loop import train
-from ..train.loss import NoiseSchedule
+from ..train.loop import Beginning, Events, train
 from ..train.plan import make_plan
 from ..types import SubjectSet
 from .results import Result, Results
@@ -128,16 +127,14 @@ class Worker:
         base, stopped = self._checkpoint, lora.with_suffix(".stopped.safetensors")
         lora.parent.mkdir(parents=True, exist_ok=True)
         with self.progress(f"training {name}") as update:
-            plan = make_plan(subjects, config, base.encode_image, base.encode_text)
+            plan = make_plan(subjects, config, base.encode_image, base.condition)
             trained = train(
-                base.unet,
+                base.denoiser(),
                 plan,
                 config,
-                NoiseSchedule.of(base.scheduler, base.latent_scale),
-                lambda step, total, loss: update(step, total, f"loss {loss:.3f}"),
-                resume=stopped if stopped.is_file() else None,
+                Events(lambda step, total, loss: update(step, total, f"loss {loss:.3f}")),
+                begin=Beginning(vectors=vectors, stopped=stopped if stopped.is_file() else None),
                 checkpoint=stopped,
-                vectors=vectors,
             )
         about = lora_metadata(
             config.described(), subjects, base=base.name, plan_hash=plan.plan_hash, family=base.family

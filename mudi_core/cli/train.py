@@ -107,7 +107,6 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     from ..tensor_file import BadTensorFile
     from ..train import loop
     from ..train.best import BestLora
-    from ..train.loss import NoiseSchedule
     from ..train.resume import lora_fingerprint
     from .journal import Journal
 
@@ -156,7 +155,7 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
 
     def look(step: int, state: LoraState) -> None:
         if previews is not None:
-            preview = previews.draw()
+            preview = previews.draw(state)
             journal.preview(step, preview, best.offer(step, state, preview.score))
             write_preview(args.out.with_name(f"{args.out.stem}-previews"), step, preview)
 
@@ -167,16 +166,12 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
             journal.step(done, total, loss)
 
         trained = loop.train(
-            checkpoint.unet,
+            checkpoint.denoiser(),
             drawn,
             settings,
-            NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale),
-            on_step=stepped,
-            resume=stopped if args.resume else None,
+            loop.Events(stepped, save, look),
+            begin=loop.Beginning(start, stopped=stopped if args.resume else None),
             checkpoint=stopped,
-            start=start,
-            on_save=save,
-            on_preview=look,
             team=team,
         )
     if not team.leads:
@@ -227,7 +222,7 @@ def _plan(
                 subjects,
                 settings,
                 checkpoint.encode_image,
-                checkpoint.encode_text,
+                checkpoint.condition,
                 priors=priors,
                 on_step=lambda stage, done, total: progress(done, total, stage),
                 cache_dir=shared or args.cache,

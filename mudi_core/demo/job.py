@@ -30,8 +30,7 @@ from ..subjects import storage
 from ..subjects.find import segment_subject
 from ..toy.world import PAIRS, SubjectSpec, photo
 from ..train.config import Method
-from ..train.loop import TrainResult, train
-from ..train.loss import NoiseSchedule
+from ..train.loop import Events, TrainResult, train
 from ..train.plan import make_plan
 from ..types import Comparison, MudiError, Subject, SubjectSet
 from .page import page
@@ -176,11 +175,9 @@ def _train(
     update: Update,
 ) -> TrainResult:
     config = settings.train_config(method, seed)
-    plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.encode_text)
-    schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
-    result = train(
-        checkpoint.unet, plan, config, schedule, lambda step, total, loss: update(step, total, f"loss {loss:.3f}")
-    )
+    plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.condition)
+    events = Events(lambda step, total, loss: update(step, total, f"loss {loss:.3f}"))
+    result = train(checkpoint.denoiser(), plan, config, events)
     about = lora_metadata(config.described(), subjects, base=checkpoint.name, plan_hash=plan.plan_hash)
     save_lora(out / f"{method}.safetensors", result.state, about)
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..bases.checkpoint import Checkpoint
 from ..eyes import Detector, Embedder
+from ..lora.adapter import apply_lora
 from ..score.compare import References, compare_all
 from ..stage.cutouts import cut_outs
 from ..types import SubjectSet
@@ -45,7 +46,7 @@ class Preview:
 
 
 class Previews:
-    """Samples a checkpoint, whatever LoRA its U-Net wears, with diffusers' sampler."""
+    """Samples a checkpoint with a LoRA, by diffusers' sampler."""
 
     def __init__(self, checkpoint: Checkpoint, subjects: SubjectSet, config: GenerateConfig, score: Score) -> None:
         """``config``: ``count`` pictures are made from each start. Raises `checkpoint.NoPictures`."""
@@ -53,17 +54,18 @@ class Previews:
         self.checkpoint, self.config, self.score = checkpoint, config, score
         self.cutouts = cut_outs(subjects, max_side=max(config.size or (checkpoint.side, checkpoint.side)))
 
-    def draw(self) -> Preview:
-        """Pictures of now. The VAE comes to the U-Net's device for them, and waits on the CPU after.
+    def draw(self, lora: Mapping[str, Tensor]) -> Preview:
+        """Pictures of a LoRA's state. The VAE comes to the U-Net's device for them, and waits on the CPU after.
 
         Where the text encoders are, there they read: off a card that has no room for them beside a training.
         """
         self.checkpoint.move_vae(self.checkpoint.device)
         try:
-            pictures = {
-                start: tuple(picture.image for picture in generate(self.checkpoint, self.cutouts, config))
-                for start, config in ((PLAIN, replace(self.config, gamma=0.0)), (MUDI, self.config))
-            }
+            with apply_lora(self.checkpoint.unet, lora):
+                pictures = {
+                    start: tuple(picture.image for picture in generate(self.checkpoint, self.cutouts, config))
+                    for start, config in ((PLAIN, replace(self.config, gamma=0.0)), (MUDI, self.config))
+                }
         finally:
             self.checkpoint.move_vae(torch.device("cpu"))
         return Preview(pictures, {start: tuple(self.score(images)) for start, images in pictures.items()})

@@ -1,71 +1,118 @@
-"""A LoRA on a U-Net: put on, trained, taken off."""
+"""A LoRA on a network's linear layers, by their forward alone: put on, trained, taken off.
+
+No module and no weight is replaced, so a network of any library can wear it, and is as before once it is off.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
+from ..bases.promise import Denoiser
 from ..bases.tokens import TokenVectors
 from .file import PARTS, BadLora, LoraState, kohya_name, load_lora
 
-_ADAPTER = "mudi"
+
+@dataclass(eq=False)
+class _Worn:
+    """A layer and what a LoRA adds to it: ``alpha / rank * up down x``."""
+
+    layer: nn.Module
+    name: str
+    """In a LoRA's file."""
+    down: nn.Parameter
+    """Float32 ``[rank, in]``."""
+    up: nn.Parameter
+    """Float32 ``[out, rank]``."""
+    alpha: float
+    before: Any = None
+    """The layer's own ``forward`` where it has one beside its class's."""
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.down.shape[0]
 
 
 class Adapter:
-    """A LoRA on a U-Net. `remove`, or the end of a ``with`` block, leaves the U-Net as it was before."""
+    """A LoRA for a network. It is worn within a ``with`` block, or from `put_on` to `remove`."""
 
-    def __init__(
-        self, unet: Any, rank: int, alpha: float, modules: Sequence[str], vectors: TokenVectors | None = None
-    ) -> None:
-        """Puts a LoRA that does nothing yet on every linear layer whose name ends in one of ``modules``.
+    def __init__(self, worn: Sequence[_Worn], vectors: TokenVectors | None = None) -> None:
+        """`new` and `apply_lora` make one; ``vectors``: those of tokens, to be trained with it."""
+        self._worn, self.vectors = worn, vectors
+        self._on, self._is_put_on = True, False
 
-        ``vectors``: those of tokens, to be trained with it; without modules they are all that is trained.
+    @classmethod
+    def new(
+        cls,
+        denoiser: Denoiser,
+        rank: int,
+        alpha: float,
+        modules: Sequence[str],
+        vectors: TokenVectors | None = None,
+    ) -> Adapter:
+        """A LoRA that does nothing yet for every linear layer whose name ends in one of ``modules``.
+
+        Without modules the ``vectors`` of tokens are all that is trained. Raises `BadLora` where no layer is named so.
         """
-        from peft import LoraConfig
-        from peft.tuners.lora import LoraLayer
-
-        _check_bare(unet)
-        if not any(_ends(name, modules) for name, layer in unet.named_modules() if isinstance(layer, nn.Linear)):
-            if modules or vectors is None:
-                raise BadLora(f"The U-Net has no layer named {', '.join(modules)}. Check target_modules.")
-        self.unet = unet
-        self.alpha = alpha
-        self.vectors = vectors
-        self._trained_before = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
-        unet.requires_grad_(False)
-        if modules:
-            # peft draws a start from the global generator; the caller's other draws shall not notice.
-            with torch.random.fork_rng(devices=[]):
-                unet.add_adapter(
-                    LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(modules), init_lora_weights="gaussian"),  # type: ignore[arg-type]
-                    _ADAPTER,
-                )
-        self.layers: dict[str, Any] = {
-            name: layer for name, layer in unet.named_modules() if isinstance(layer, LoraLayer)
-        }
+        layers = {name: layer for name, layer in denoiser.layers().items() if _ends(name, modules)}
+        if not layers and (modules or vectors is None):
+            raise BadLora(f"The model has no layer named {', '.join(modules)}. Check target_modules.")
+        return cls([_fresh(layers[n], denoiser.file_name(n), rank, alpha, denoiser.device) for n in layers], vectors)
 
     def __enter__(self) -> Adapter:
+        if not self._is_put_on:
+            self.put_on()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.remove()
 
+    def put_on(self) -> None:
+        """Let the network wear it. Raises `BadLora` where the network wears another one."""
+        if any(getattr(one.layer.__dict__.get("forward"), "is_lora", False) for one in self._worn):
+            raise BadLora("The model already wears a LoRA. Give the model as it was before any LoRA was loaded.")
+        for one in self._worn:
+            one.before = one.layer.__dict__.get("forward")
+            one.layer.__dict__["forward"] = self._forward(one, one.layer.forward)
+        self._is_put_on = True
+
+    def remove(self) -> None:
+        """Take it off; it keeps its values. Calling it again does nothing."""
+        if not self._is_put_on:
+            return
+        for one in self._worn:
+            del one.layer.__dict__["forward"]
+            if one.before is not None:
+                one.layer.__dict__["forward"] = one.before
+        self._is_put_on = False
+
+    def _forward(self, one: _Worn, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            answer = plain(x, *args, **kwargs)
+            if not self._on:
+                return answer
+            return answer + linear(linear(x, one.down.to(x.dtype)), one.up.to(x.dtype)) * one.scale
+
+        forward.is_lora = True  # type: ignore[attr-defined]
+        return forward
+
     def start(self, seed: int, lora: Mapping[str, Tensor] | None = None) -> None:
-        """Down matrices from a normal distribution of standard deviation 1 / rank, up matrices 0; all in float32.
+        """Down matrices from a normal distribution of standard deviation 1 / rank, up matrices 0.
 
         With a ``lora`` of the same layers and of this rank or less, the start has its effect instead. Raises `BadLora`.
         """
         generator = torch.Generator().manual_seed(seed)
-        for layer in self.layers.values():
-            down, up = layer.lora_A[_ADAPTER].float().weight, layer.lora_B[_ADAPTER].float().weight
-            with torch.no_grad():
-                down.copy_(torch.randn(down.shape, generator=generator) / down.shape[0])
-                up.zero_()
+        with torch.no_grad():
+            for one in self._worn:
+                one.down.copy_(torch.randn(one.down.shape, generator=generator) / one.down.shape[0])
+                one.up.zero_()
         if lora is not None:
             self._go_on_from(lora)
         if self.vectors is not None:
@@ -73,7 +120,7 @@ class Adapter:
 
     def _go_on_from(self, lora: Mapping[str, Tensor]) -> None:
         names = {key.rsplit(".", 1)[0] for key in lora if key.endswith(PARTS[2])}
-        ours = {kohya_name(name): layer for name, layer in self.layers.items()}
+        ours = {one.name: one for one in self._worn}
         if names != ours.keys():
             example = min(names ^ ours.keys())
             raise BadLora(
@@ -81,109 +128,92 @@ class Adapter:
                 f"{len(names)} are among the {len(ours)} here, and {example} is not in both. Use one of the same base "
                 "model and target modules."
             )
-        for name, layer in ours.items():
-            down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-            given_down, given_up, alpha = (lora[name + part].to(down) for part in PARTS)
-            rank = given_down.shape[0]
-            if rank > down.shape[0] or given_down.shape[1] != down.shape[1] or given_up.shape[0] != up.shape[0]:
+        for name, one in ours.items():
+            given_down, given_up, alpha = (lora[name + part].to(one.down) for part in PARTS)
+            rank, wide = given_down.shape[0], one.down.shape[0]
+            if rank > wide or given_down.shape[1] != one.down.shape[1] or given_up.shape[0] != one.up.shape[0]:
                 raise BadLora(
                     f"The LoRA to start from does not fit into this training: {name} has rank {rank} and is "
-                    f"{given_up.shape[0]} x {given_down.shape[1]}, here rank {down.shape[0]} and {up.shape[0]} x "
-                    f"{down.shape[1]}. Use one of the same base model, and at least its rank."
+                    f"{given_up.shape[0]} x {given_down.shape[1]}, here rank {wide} and {one.up.shape[0]} x "
+                    f"{one.down.shape[1]}. Use one of the same base model, and at least its rank."
                 )
             with torch.no_grad():
-                down[:rank] = given_down
-                up[:, :rank] = given_up * (alpha / rank) / (self.alpha / down.shape[0])
+                one.down[:rank] = given_down
+                one.up[:, :rank] = given_up * (alpha / rank) / one.scale
 
     def parameters(self) -> list[nn.Parameter]:
-        """All that is trained, in an order that depends on the U-Net and the tokens alone."""
+        """All that is trained, in an order that depends on the network and the tokens alone."""
         return [*self.matrices(), *(self.vectors.parameters() if self.vectors is not None else ())]
 
     def matrices(self) -> list[nn.Parameter]:
-        """The LoRA's own parameters."""
-        return [
-            matrices[_ADAPTER].weight for layer in self.layers.values() for matrices in (layer.lora_A, layer.lora_B)
-        ]
+        """The LoRA's own parameters: down and up of each layer."""
+        return [matrix for one in self._worn for matrix in (one.down, one.up)]
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Within the block the U-Net predicts as if it wore no LoRA."""
-        # The flag alone: peft's own switch also sets every parameter's, 20 ms for SDXL, twice in every batch.
-        for layer in self.layers.values():
-            layer._disable_adapters = True
+        """Within the block the network predicts as if it wore no LoRA."""
+        self._on = False
         try:
             yield
         finally:
-            for layer in self.layers.values():
-                layer._disable_adapters = False
+            self._on = True
 
     def state(self) -> LoraState:
         """A copy of the LoRA on the CPU, float32, by kohya name."""
         state: LoraState = {}
-        for name, layer in self.layers.items():
-            values = (
-                layer.lora_A[_ADAPTER].weight.detach(),
-                layer.lora_B[_ADAPTER].weight.detach(),
-                torch.tensor(self.alpha),
-            )
+        for one in self._worn:
+            values = one.down.detach(), one.up.detach(), torch.tensor(one.alpha)
             for part, value in zip(PARTS, values, strict=True):
-                state[kohya_name(name) + part] = value.to("cpu", torch.float32, copy=True).contiguous()
+                state[one.name + part] = value.to("cpu", torch.float32, copy=True).contiguous()
         return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over the values of a state of the same layers and rank."""
+        """Take over the values of a state of the same layers and ranks."""
         with torch.no_grad():
-            for name, layer in self.layers.items():
-                layer.lora_A[_ADAPTER].weight.copy_(state[kohya_name(name) + PARTS[0]])
-                layer.lora_B[_ADAPTER].weight.copy_(state[kohya_name(name) + PARTS[1]])
-
-    def remove(self) -> None:
-        """Takes the LoRA off. Calling it again does nothing."""
-        if getattr(self.unet, "peft_config", None):
-            self.unet.unload_lora()
-            self.unet._hf_peft_config_loaded = False  # diffusers 0.30 leaves it, and then trips over the next LoRA
-        for parameter, trained in self._trained_before:
-            parameter.requires_grad_(trained)
+            for one in self._worn:
+                one.down.copy_(state[one.name + PARTS[0]])
+                one.up.copy_(state[one.name + PARTS[1]])
 
 
 def apply_lora(unet: Any, lora: Path | Mapping[str, Tensor], scale: float = 1.0) -> Adapter:
-    """Puts a trained LoRA on a diffusers U-Net for sampling; every layer in the file must find its place.
+    """Put a trained LoRA on a diffusers U-Net for sampling; every layer in the file must find its place.
 
     ``lora``: a file or a state; ``scale`` multiplies its effect. Raises `BadLora` with what does not fit.
     """
-    _check_bare(unet)
+    if getattr(unet, "peft_config", None):
+        raise BadLora("The U-Net already wears a LoRA. Give the model as it was before any LoRA was loaded.")
     what = "The LoRA" if isinstance(lora, Mapping) else Path(lora).name
     state = lora if isinstance(lora, Mapping) else load_lora(lora)[0]
     names = {key.rsplit(".", 1)[0] for key in state if key.endswith(PARTS[2])}
-    modules = [
-        name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear) and kohya_name(name) in names
-    ]
-    if len(modules) < len(names):
-        missing = min(names - {kohya_name(name) for name in modules})
+    layers = {kohya_name(name): layer for name, layer in unet.named_modules() if isinstance(layer, nn.Linear)}
+    if missing := names - layers.keys():
         raise BadLora(
-            f"{what} was trained on another kind of model: {len(names) - len(modules)} of its {len(names)} layers do "
-            f"not exist here, for example {missing}. Use it with the base model it was trained on."
+            f"{what} was trained on another kind of model: {len(missing)} of its {len(names)} layers do not exist "
+            f"here, for example {min(missing)}. Use it with the base model it was trained on."
         )
-    kinds = {(state[name + PARTS[0]].shape[0], state[name + PARTS[2]].item()) for name in names}
-    if len(kinds) > 1:
-        raise BadLora(f"{what} mixes {len(kinds)} ranks or alphas; only files with a single rank and alpha are read.")
-    for module in modules:
-        layer = unet.get_submodule(module)
-        got = state[kohya_name(module) + PARTS[1]].shape[0], state[kohya_name(module) + PARTS[0]].shape[1]
-        if got != (layer.out_features, layer.in_features):
-            raise BadLora(
-                f"{what} was trained on a model of another size: {module} is {layer.out_features} x "
-                f"{layer.in_features} here, {got[0]} x {got[1]} in the file. Use it with its own base model."
-            )
-    rank, alpha = kinds.pop()
-    adapter = Adapter(unet, rank, alpha * scale, modules)
+    worn = []
+    for name, layer in layers.items():
+        if name in names:
+            worn.append(_fresh(layer, name, state[name + PARTS[0]].shape[0], state[name + PARTS[2]].item() * scale))
+            got = state[name + PARTS[1]].shape[0], state[name + PARTS[0]].shape[1]
+            if got != (layer.out_features, layer.in_features):
+                raise BadLora(
+                    f"{what} was trained on a model of another size: {name} is {layer.out_features} x "
+                    f"{layer.in_features} here, {got[0]} x {got[1]} in the file. Use it with its own base model."
+                )
+    adapter = Adapter(worn)
     adapter.load(state)
+    adapter.put_on()
     return adapter
 
 
-def _check_bare(unet: Any) -> None:
-    if getattr(unet, "peft_config", None):
-        raise BadLora("The U-Net already wears a LoRA. Give the model as it was before any LoRA was loaded.")
+def _fresh(layer: Any, name: str, rank: int, alpha: float, device: torch.device | None = None) -> _Worn:
+    """A LoRA's part for a layer, without values. Parameters of inference mode could not be trained."""
+    with torch.inference_mode(False):
+        device = device or layer.weight.device
+        down = torch.empty(rank, layer.in_features, device=device)
+        up = torch.empty(layer.out_features, rank, device=device)
+        return _Worn(layer, name, nn.Parameter(down), nn.Parameter(up), alpha)
 
 
 def _ends(name: str, modules: Sequence[str]) -> bool:

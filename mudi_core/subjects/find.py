@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,6 +17,7 @@ from ..eyes import Detector, Segmenter
 from ..levels import Levels, stacked
 from ..masks import coverage, mask_box
 from ..types import BadSubject, Detections, MudiError, Photo, Subject, SubjectSet
+from ..vocabulary import TOKENIZER
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ INVERTED = (
     "the mask is white all around the photo's edge, as Load Image gives transparency; it was turned round, so that the "
     "subject is white."
 )
-VOCABULARY = Path(__file__).parent / "mini" / "tokenizer" / "vocab.json"
+VOCABULARY = TOKENIZER / "vocab.json"
 COMMON = 40_000
 """CLIP's vocabulary is ordered by frequency: a whole word with a lower number has a meaning of its own."""
 RARE_IN_SPITE = frozenset({"ult", "amg"})

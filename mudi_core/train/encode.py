@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from ..bases.promise import EncodeImage, EncodeText
+from ..bases.promise import Conditions, EncodeImage, EncodeText
 from ..types import MudiError
 from .cache import Cache, content_key
 
@@ -34,7 +35,9 @@ class Encoder:
         self._image_probe = self._text_probe = ""
         if cache.folder is not None:
             self._image_probe = content_key(*self._latents([torch.linspace(0, 1, 64 * 64 * 3).reshape(64, 64, 3)]))
-            self._text_probe = content_key(*self._contexts(["a photo"]))
+            self._text_probe = content_key(
+                *(part for name, value in self._conditions(["a photo"])[0].items() for part in (name, value))
+            )
 
     @property
     def identity(self) -> str:
@@ -44,33 +47,25 @@ class Encoder:
     def images(
         self, images: Iterable[Tensor], sizes: Sequence[tuple[int, int]], on_step: OnEncoded | None
     ) -> tuple[Tensor, ...]:
-        """Latents ``[c, h/8, w/8]``, float32 on the CPU, of images ``[h,w,3]`` drawn one by one.
+        """Latents ``[c, ..., h/f, w/f]``, float32 on the CPU, of images ``[h,w,3]`` drawn one by one.
 
-        ``sizes``: width and height of each image, in pixels.
+        ``sizes``: width and height of each image, in pixels; ``f`` is what the VAE shrinks them by.
         """
-        cells = [width * height // 64 for width, height in sizes]
         # One block for all: many small ones between large pictures would leave the memory full of holes.
-        block, latents, done = torch.empty(0), [torch.empty(0)] * len(sizes), 0
+        latents, done = [torch.empty(0)] * len(sizes), 0
         waiting: list[tuple[int, Tensor, str]] = []
 
         def keep(i: int, latent: Tensor) -> None:
-            nonlocal block, done
+            nonlocal done
             if done == 0:
-                block = torch.empty(latent.shape[0] * sum(cells))
-                parts = torch.split(block, [latent.shape[0] * count for count in cells])
-                for place, (part, (width, height)) in enumerate(zip(parts, sizes, strict=True)):
-                    latents[place] = part.reshape(-1, height // 8, width // 8)
+                latents[:] = _room(latent, sizes[i], sizes)
+            if latent.shape != latents[i].shape:
+                raise _other_size(latent, sizes[i])
             latents[i].copy_(latent)
             done += 1
 
         def flush() -> None:
-            width, height = sizes[waiting[0][0]]
             encoded = self._latents([image for _, image, _ in waiting])
-            if encoded.shape[2:] != (height // 8, width // 8):
-                raise BadEncoding(
-                    f"The VAE makes latents of {list(encoded.shape[2:])} from images of {width}x{height} px; training "
-                    "needs one that shrinks 8 times, as Stable Diffusion's does."
-                )
             for (i, _, key), latent in zip(waiting, encoded, strict=True):
                 keep(i, latent)
                 self._cache.write(key, {"latent": latent})
@@ -80,7 +75,8 @@ class Encoder:
             if waiting and sizes[waiting[0][0]] != sizes[i]:
                 flush()
             key = content_key(self._image_probe, image) if self._cache.folder is not None else ""
-            if kept := self._kept(key, {"latent"}):
+            kept = self._kept(key)
+            if kept is not None and "latent" in kept:
                 keep(i, kept["latent"])
             else:
                 waiting.append((i, image, key))
@@ -91,21 +87,19 @@ class Encoder:
                 on_step("images", done, len(sizes))
         return tuple(latents)
 
-    def texts(self, captions: Sequence[str], on_step: OnEncoded | None) -> tuple[Tensor, Tensor]:
-        """Contexts ``[m,77,d]`` and pooled ``[m,p]``, float32 on the CPU, of ``m`` different captions."""
+    def texts(self, captions: Sequence[str], on_step: OnEncoded | None) -> tuple[Conditions, ...]:
+        """The conditions of different captions, float32 on the CPU."""
         keys = [content_key(self._text_probe, caption) for caption in captions]
-        done = {i: kept for i, key in enumerate(keys) if (kept := self._kept(key, {"context", "pooled"}))}
+        done: dict[int, Conditions] = {i: kept for i, key in enumerate(keys) if (kept := self._kept(key))}
         todo = [i for i in range(len(captions)) if i not in done]
         for first in range(0, len(todo), _CAPTIONS_AT_ONCE):
             batch = todo[first : first + _CAPTIONS_AT_ONCE]
-            contexts, pooled = self._contexts([captions[i] for i in batch])
-            for i, context, pool in zip(batch, contexts, pooled, strict=True):
-                done[i] = {"context": context.clone(), "pooled": pool.clone()}
-                self._cache.write(keys[i], done[i])
+            for i, conditions in zip(batch, self._conditions([captions[i] for i in batch]), strict=True):
+                done[i] = conditions
+                self._cache.write(keys[i], dict(conditions))
             if on_step is not None:
                 on_step("captions", len(done), len(captions))
-        both = [done[i] for i in range(len(captions))]
-        return torch.stack([one["context"] for one in both]), torch.stack([one["pooled"] for one in both])
+        return tuple(done[i] for i in range(len(captions)))
 
     def _latents(self, images: list[Tensor]) -> Tensor:
         with torch.no_grad():
@@ -117,14 +111,33 @@ class Encoder:
             )
         return latents
 
-    def _contexts(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+    def _conditions(self, captions: list[str]) -> list[Conditions]:
         with torch.no_grad():
-            context, pooled = self._encode_text(captions)
-        context, pooled = (value.detach().to("cpu", torch.float32) for value in (context, pooled))
-        if not (context.isfinite().all() and pooled.isfinite().all()):
+            answers = self._encode_text(captions)
+        found = [{n: value.detach().to("cpu", torch.float32).clone() for n, value in one.items()} for one in answers]
+        if not all(value.isfinite().all() for one in found for value in one.values()):
             raise BadEncoding("The text encoders answered with NaN. Load them in float32 or bfloat16.")
-        return context, pooled
+        return list(found)
 
-    def _kept(self, key: str, names: set[str]) -> dict[str, Tensor] | None:
+    def _kept(self, key: str) -> dict[str, Tensor] | None:
         found = self._cache.read(key) if key else None
-        return found[0] if found is not None and found[0].keys() == names else None
+        return found[0] if found is not None else None
+
+
+def _room(latent: Tensor, size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Parts of one block, without values, for the latents of images of all ``sizes``; ``latent`` is of one ``size``."""
+    *inner, height, width = latent.shape
+    shrinks = size[0] // width
+    if (width * shrinks, height * shrinks) != size:
+        raise _other_size(latent, size)
+    shapes = [(*inner, h // shrinks, w // shrinks) for w, h in sizes]
+    numbers = [math.prod(shape) for shape in shapes]
+    parts = torch.split(torch.empty(sum(numbers)), numbers)
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _other_size(latent: Tensor, size: tuple[int, int]) -> BadEncoding:
+    return BadEncoding(
+        f"The VAE makes latents of {list(latent.shape[-2:])} from images of {size[0]}x{size[1]} px. Training needs one "
+        "that shrinks every image by the same whole number: choose another resolution, such as a multiple of 64."
+    )

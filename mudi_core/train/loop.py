@@ -1,35 +1,33 @@
-"""The training itself: U-Net steps over a plan, and nothing else."""
+"""The training itself: steps of a network over a plan, and nothing else."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..bases.quantize import stored_as
+from ..bases.promise import Denoiser
 from ..bases.tokens import TokenVectors
 from ..lora.adapter import Adapter
 from ..lora.file import LoraState
 from ..types import MudiError
 from .config import TrainConfig
 from .ctrl_c import ctrl_c_answers, ctrl_c_waits
-from .loss import NoiseSchedule
 from .memory import OutOfMemory, advice, preflight
 from .optimizer import make_optimizer, set_learning_rate
 from .plan import Plan
 from .recompute import checkpointing
 from .resume import origin_of, restore_run, save_run
-from .step import batch_loss, batch_of
+from .step import Trainee, batch_loss, batch_of
 from .team import Team
 
-__all__ = ["BadRun", "Interrupted", "NonFiniteLoss", "OutOfMemory", "TrainResult", "train"]
+__all__ = ["BadRun", "Beginning", "Events", "Interrupted", "NonFiniteLoss", "OutOfMemory", "TrainResult", "train"]
 
 KEPT_EVERY = 300.0
 """Seconds of work that a power cut may cost."""
@@ -41,11 +39,11 @@ OnStep = Callable[[int, int, float], None]
 OnSave = Callable[[int, LoraState], None]
 """``(steps done, the LoRA so far)``."""
 OnPreview = Callable[[int, LoraState], None]
-"""The same; the U-Net wears the LoRA, and may be sampled with: it is not in training mode, nor are there gradients."""
+"""The same; the network is as it was before the training, without the LoRA, and there are no gradients."""
 
 
 class BadRun(MudiError):
-    """A plan, a configuration and a U-Net that do not fit together."""
+    """A plan, a configuration and a network that do not fit together."""
 
 
 class NonFiniteLoss(MudiError):
@@ -67,131 +65,193 @@ class TrainResult:
     losses: tuple[float, ...]
     """One per step. A step's loss says little alone, since its timesteps are random: look at means of many."""
     state: LoraState
-    """Float32, on the CPU, by kohya name: ready for `lora.save_lora` and `lora.apply_lora`."""
+    """Float32, on the CPU, by kohya name: ready for `lora.file.save_lora` and `lora.adapter.apply_lora`."""
     vectors: dict[str, Tensor]
     """Of the tokens, if they were learned: `tokens.TokenVectors.state`."""
 
 
+@dataclass(frozen=True)
+class Events:
+    """Who is called on the way."""
+
+    on_step: OnStep | None = None
+    on_save: OnSave | None = None
+    """Every ``config.save_every`` steps."""
+    on_preview: OnPreview | None = None
+    """Every ``config.preview_every`` steps and after the last."""
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What a run begins with, beside the seed."""
+
+    lora: Mapping[str, Tensor] | None = None
+    """A LoRA's state, in place of one that does nothing."""
+    vectors: TokenVectors | None = None
+    """Those of the subjects' tokens, where the settings say ``learn_tokens``."""
+    stopped: Path | None = None
+    """The checkpoint of a stopped run, to go on from."""
+
+
 def train(
-    unet: Any,
+    denoiser: Denoiser,
     plan: Plan,
     config: TrainConfig,
-    noise_schedule: NoiseSchedule,
-    on_step: OnStep | None = None,
-    resume: Path | None = None,
-    checkpoint: Path | None = None,
+    events: Events = Events(),
     *,
-    start: Mapping[str, Tensor] | None = None,
-    vectors: TokenVectors | None = None,
-    on_save: OnSave | None = None,
-    on_preview: OnPreview | None = None,
+    begin: Beginning = Beginning(),
+    checkpoint: Path | None = None,
     team: Team | None = None,
 ) -> TrainResult:
-    """Trains a LoRA on a diffusers U-Net of Stable Diffusion's kinds, on the device where the U-Net is.
+    """Train a LoRA for a network, on the device where the network computes.
 
-    The U-Net is as before when this returns or raises: weights, modes and gradients. Noise and timesteps hang on the
-    seed and the step alone, so a run that was stopped and resumed ends with the same bits.
+    The network is as before when this returns or raises: weights, modes and gradients. Noise and its levels hang on
+    the seed and the step alone, so a run that was stopped and resumed ends with the same bits.
 
-    ``resume``: a checkpoint to go on from; ``checkpoint``: where to leave one when the run ends early, every
-    `KEPT_EVERY` seconds, and every ``config.save_every`` steps, when ``on_save`` gets the LoRA so far too.
-    ``on_preview`` gets it every ``config.preview_every`` steps and after the last. ``start``: a LoRA to begin with
-    instead of one that does nothing.
-    ``vectors``: those of the subjects' tokens, where the settings say ``learn_tokens``.
-    ``team``: the processes that share the batches of a step; each calls this with the same arguments, all get the same
-    result, and the first alone writes.
+    ``checkpoint``: where to leave a file to go on from when the run ends early, every `KEPT_EVERY` seconds, and every
+    ``config.save_every`` steps. ``team``: the processes that share the batches of a step; each calls this with the same
+    arguments, all get the same result, and the first alone writes.
 
     Raises `Interrupted` at Ctrl-C (within one step, at once in a preview), `NonFiniteLoss`, `OutOfMemory`, `BadRun`,
-    `resume.BadCheckpoint`, `optimizer.MissingOptimizer`, `team.BrokenTeam`.
+    `resume.BadCheckpoint`, `optimizer.MissingOptimizer`, `team.BrokenTeam`, and what the denoiser's ``ready`` raises.
     """
     team = team or Team()
-    _check_run(unet, plan, config, team)
-    if config.learn_tokens != (vectors is not None):
+    _check_run(denoiser, plan, config, team)
+    if config.learn_tokens != (begin.vectors is not None):
         raise BadRun("Token vectors are given to a run exactly when its settings say learn_tokens.")
-    origin = origin_of(plan, unet, start, config)
+    origin = origin_of(plan, denoiser, begin.lora, config)
     team.agree(json.dumps(origin) + config.to_json(), "photos, settings or base models")
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        _training_mode(unet),
-        Adapter(unet, config.rank, config.lora_alpha, config.target_modules, vectors) as adapter,
-        ctrl_c_waits() as asked_to_stop,
-        ExitStack() as stack,
-    ):
-        adapter.start(config.seed, start)
-        config = preflight(unet, adapter, plan, config, noise_schedule)
-        stack.enter_context(checkpointing(unet, config.gradient_checkpointing))
-        optimizer = make_optimizer(config, adapter.matrices(), vectors.parameters() if vectors is not None else ())
-        losses = [] if resume is None else restore_run(resume, origin, adapter, optimizer)
-
-        def save() -> Path | None:
-            if checkpoint is None or not losses or not team.leads:
-                return checkpoint if losses else None
-            save_run(checkpoint, origin, adapter, optimizer, losses)
-            return checkpoint
-
-        doing, kept_at = "", time.monotonic()
+    with torch.inference_mode(False), torch.enable_grad(), ctrl_c_waits() as asked_to_stop:
+        adapter = Adapter.new(denoiser, config.rank, config.lora_alpha, config.target_modules, begin.vectors)
+        adapter.start(config.seed, begin.lora)
+        trainee = Trainee(denoiser, adapter, plan, config)
+        with _ready(replace(trainee, config=replace(config, gradient_checkpointing="off"))):
+            trainee = replace(trainee, config=preflight(trainee))
+        vectors = begin.vectors.parameters() if begin.vectors is not None else ()
+        optimizer = make_optimizer(config, adapter.matrices(), vectors)
+        losses = [] if begin.stopped is None else restore_run(begin.stopped, origin, adapter, optimizer)
+        run = _Run(trainee, optimizer, losses, origin, checkpoint, events, team, asked_to_stop)
         try:
-            for step in range(len(losses), config.steps):
-                doing = f"Step {step + 1}"
-                loss, stop = _step(unet, plan, config, noise_schedule, adapter, optimizer, team, asked_to_stop, step)
-                losses.append(loss)
-                if on_step is not None:
-                    on_step(step + 1, config.steps, loss)
-                if (stop or (team.size == 1 and asked_to_stop())) and step + 1 < config.steps:
-                    raise KeyboardInterrupt
-                saves = bool(config.save_every) and (step + 1) % config.save_every == 0
-                if step + 1 < config.steps and (saves or time.monotonic() - kept_at > KEPT_EVERY):
-                    save()
-                    kept_at = time.monotonic()
-                    if saves and on_save is not None:
-                        on_save(step + 1, adapter.state())
-                if on_preview is not None and _is_previewed(step + 1, config):
-                    doing = f"The preview after step {step + 1}"
-                    with _sampling_mode(unet), ctrl_c_answers() if team.size == 1 else nullcontext():
-                        on_preview(step + 1, adapter.state())
+            run.to_the_end()
         except BaseException as error:
             # Also a host's own cancel exception and a full memory leave a file to go on from.
-            if isinstance(error, NonFiniteLoss):
-                sound = all(parameter.isfinite().all() for parameter in adapter.parameters())
-                kept = save() if sound else None
-                if kept is not None:
-                    raise NonFiniteLoss(
-                        f"{error} The LoRA of the {len(losses)} steps before is kept in {kept}."
-                    ) from error
-                raise
-            saved = save()
-            hint = f"Resume from {saved}." if saved is not None else "There is nothing to resume from."
-            if isinstance(error, KeyboardInterrupt):
-                message = f"Training was stopped after step {len(losses)} of {config.steps}. {hint}"
-                raise Interrupted(message, saved) from error
-            if _is_out_of_memory(error):
-                raise OutOfMemory(
-                    f"{doing} did not fit into memory ({config.size[0]}x{config.size[1]} px, batch "
-                    f"{config.batch_size}, {config.precision}). {advice(config)} {hint}"
-                ) from error
+            run.failed(error)
             raise
-        return TrainResult(tuple(losses), adapter.state(), vectors.state() if vectors is not None else {})
+        return TrainResult(tuple(losses), adapter.state(), begin.vectors.state() if begin.vectors is not None else {})
+
+
+@contextmanager
+def _ready(trainee: Trainee) -> Iterator[None]:
+    """Within the block the network wears the LoRA, and its answers have gradients."""
+    config = trainee.config
+    with (
+        trainee.denoiser.ready(config.precision == "bf16"),
+        trainee.adapter,
+        checkpointing(trainee.denoiser, config.gradient_checkpointing),
+    ):
+        yield
+
+
+@dataclass(eq=False)
+class _Run:
+    """A training under way."""
+
+    trainee: Trainee
+    optimizer: torch.optim.Optimizer
+    losses: list[float]
+    """One per step done."""
+    origin: Mapping[str, str]
+    checkpoint: Path | None
+    events: Events
+    team: Team
+    asked_to_stop: Callable[[], bool]
+    doing: str = ""
+    kept_at: float = field(default_factory=time.monotonic)
+
+    def to_the_end(self) -> None:
+        """Take all steps that are left, from one preview to the next."""
+        config = self.trainee.config
+        while len(self.losses) < config.steps:
+            with _ready(self.trainee):
+                while len(self.losses) < config.steps:
+                    self._step()
+                    if self._previews():
+                        break
+            if self._previews() and self.events.on_preview is not None:
+                self.doing = f"The preview after step {len(self.losses)}"
+                with torch.no_grad(), ctrl_c_answers() if self.team.size == 1 else nullcontext():
+                    self.events.on_preview(len(self.losses), self.trainee.adapter.state())
+
+    def _previews(self) -> bool:
+        config, done = self.trainee.config, len(self.losses)
+        return bool(config.preview_every) and (done % config.preview_every == 0 or done == config.steps)
+
+    def _step(self) -> None:
+        """One step, and what is due after it."""
+        config, done = self.trainee.config, len(self.losses) + 1
+        self.doing = f"Step {done}"
+        loss, stop = _step(self.trainee, self.optimizer, self.team, self.asked_to_stop, done - 1)
+        self.losses.append(loss)
+        if self.events.on_step is not None:
+            self.events.on_step(done, config.steps, loss)
+        if done == config.steps:
+            return
+        if stop or (self.team.size == 1 and self.asked_to_stop()):
+            raise KeyboardInterrupt
+        saves = bool(config.save_every) and done % config.save_every == 0
+        if saves or time.monotonic() - self.kept_at > KEPT_EVERY:
+            self.save()
+            self.kept_at = time.monotonic()
+            if saves and self.events.on_save is not None:
+                self.events.on_save(done, self.trainee.adapter.state())
+
+    def save(self) -> Path | None:
+        """Leave a file to go on from; gives its path, or None where there is nothing to go on from."""
+        if self.checkpoint is None or not self.losses:
+            return None
+        if self.team.leads:
+            save_run(self.checkpoint, self.origin, self.trainee.adapter, self.optimizer, self.losses)
+        return self.checkpoint
+
+    def failed(self, error: BaseException) -> None:
+        """Save what there is, and say so: raises the error that a caller should see where it is another one."""
+        config = self.trainee.config
+        if isinstance(error, NonFiniteLoss):
+            sound = all(parameter.isfinite().all() for parameter in self.trainee.adapter.parameters())
+            kept = self.save() if sound else None
+            if kept is not None:
+                raise NonFiniteLoss(
+                    f"{error} The LoRA of the {len(self.losses)} steps before is kept in {kept}."
+                ) from error
+            return
+        saved = self.save()
+        hint = f"Resume from {saved}." if saved is not None else "There is nothing to resume from."
+        if isinstance(error, KeyboardInterrupt):
+            message = f"Training was stopped after step {len(self.losses)} of {config.steps}. {hint}"
+            raise Interrupted(message, saved) from error
+        if _is_out_of_memory(error):
+            raise OutOfMemory(
+                f"{self.doing} did not fit into memory ({config.size[0]}x{config.size[1]} px, batch "
+                f"{config.batch_size}, {config.precision}). {advice(config)} {hint}"
+            ) from error
 
 
 def _step(
-    unet: Any,
-    plan: Plan,
-    config: TrainConfig,
-    schedule: NoiseSchedule,
-    adapter: Adapter,
+    trainee: Trainee,
     optimizer: torch.optim.Optimizer,
     team: Team,
     asked_to_stop: Callable[[], bool],
     step: int,
 ) -> tuple[float, bool]:
     """One optimizer step; gives its loss, and whether any process was asked to stop."""
+    plan, config = trainee.plan, trainee.config
     set_learning_rate(optimizer, config, step)
     optimizer.zero_grad(set_to_none=True)
     losses = torch.zeros(config.accumulation, dtype=torch.float64)
     strange = torch.zeros(len(plan.latents), dtype=torch.float64)
     for part in team.share(config.accumulation):
         number = step * config.accumulation + part
-        loss, errors = batch_loss(unet, adapter, plan, config, schedule, number)
+        loss, errors = batch_loss(trainee, number)
         losses[part] = loss.item()
         if not losses[part].isfinite():
             samples = torch.tensor(batch_of(plan, config, number))
@@ -208,7 +268,7 @@ def _step(
             + f". Lower the learning rate (it is {config.learning_rate:g}), or check that the base model makes sound "
             "pictures in this precision."
         )
-    parameters = adapter.parameters()
+    parameters = trainee.adapter.parameters()
     team.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
     if config.max_grad_norm > 0:
         torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
@@ -216,7 +276,7 @@ def _step(
     return losses.mean().item(), bool(stop.item())
 
 
-def _check_run(unet: Any, plan: Plan, config: TrainConfig, team: Team) -> None:
+def _check_run(denoiser: Denoiser, plan: Plan, config: TrainConfig, team: Team) -> None:
     if tuple(plan.steps.shape) != (config.steps, config.samples_per_step):
         raise BadRun(
             f"The plan has {plan.steps.shape[0]} steps of {plan.steps.shape[1]} samples, the configuration "
@@ -227,43 +287,11 @@ def _check_run(unet: Any, plan: Plan, config: TrainConfig, team: Team) -> None:
             f"{team.size} processes cannot share {config.accumulation} batches of a step evenly. Set accumulation to a "
             f"multiple of {team.size}."
         )
-    if stored_as(unet) != config.base_weights:
+    if denoiser.stored_as != config.base_weights:
         raise BadRun(
-            f"The U-Net's weights are kept as '{stored_as(unet)}', the settings say '{config.base_weights}'. Give the "
-            "U-Net to quantize() first."
+            f"The model's weights are kept as '{denoiser.stored_as}', the settings say '{config.base_weights}'. Give "
+            "the model to quantize() first."
         )
-    dtypes = {parameter.dtype for parameter in unet.parameters() if parameter.is_floating_point()}
-    allowed = {torch.float32} if config.precision == "fp32" else {torch.float32, torch.bfloat16}
-    if not dtypes <= allowed:
-        found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        raise BadRun(
-            f"The U-Net's weights are {found}, which precision '{config.precision}' cannot train. Load it in "
-            "float32, or in bfloat16 with precision 'bf16'."
-        )
-
-
-@contextmanager
-def _training_mode(unet: Any) -> Iterator[None]:
-    was_training = unet.training
-    unet.train()
-    try:
-        yield
-    finally:
-        unet.train(was_training)
-
-
-def _is_previewed(steps: int, config: TrainConfig) -> bool:
-    return bool(config.preview_every) and (steps % config.preview_every == 0 or steps == config.steps)
-
-
-@contextmanager
-def _sampling_mode(unet: Any) -> Iterator[None]:
-    unet.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        unet.train()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

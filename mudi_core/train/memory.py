@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,13 +17,10 @@ from typing import Any, Protocol, get_args
 import torch
 
 from ..bases.quantize import BASE_WEIGHTS
-from ..lora.adapter import Adapter
 from ..types import MudiError
 from .config import GradientCheckpointing, TrainConfig
-from .loss import NoiseSchedule
-from .plan import Plan
 from .recompute import checkpointing
-from .step import batch_loss, device_of
+from .step import Trainee, batch_loss
 
 log = logging.getLogger(__name__)
 
@@ -125,15 +123,13 @@ def _sizes(config: TrainConfig) -> list[int]:
     return [config.batch_size, *(-choices.index(choice) for choices, choice in from_largest)]
 
 
-def preflight(
-    unet: Any, adapter: Adapter, plan: Plan, config: TrainConfig, schedule: NoiseSchedule, meter: Meter | None = None
-) -> TrainConfig:
+def preflight(trainee: Trainee, meter: Meter | None = None) -> TrainConfig:
     """The settings with which the largest step of a run fits into the card's memory.
 
     Where they leave gradient checkpointing to this, it is the quickest way that fits. Raises `OutOfMemory` when the
     `estimate` is more than there is by over `MARGIN`, and warns when it is close. A CPU is not measured.
     """
-    device = device_of(unet)
+    config, device = trainee.config, trainee.denoiser.device
     ways: tuple[GradientCheckpointing, ...] = (config.gradient_checkpointing,)
     if config.gradient_checkpointing == "auto":
         ways = ("off", "selective", "full")
@@ -144,8 +140,8 @@ def preflight(
     room = meter.room()
     for way in ways:
         config = replace(config, gradient_checkpointing=way)
-        with checkpointing(unet, way):
-            needed = estimate(unet, adapter, plan, config, schedule, meter)
+        with checkpointing(trainee.denoiser, way):
+            needed = estimate(replace(trainee, config=config), meter)
         if needed is not None and needed <= room * (1 - MARGIN):
             words = "A step will need about %.1f GB of the card's memory, with gradient checkpointing '%s'."
             log.info(words, needed / 2**30, way)
@@ -159,40 +155,39 @@ def preflight(
     return config
 
 
-def estimate(
-    unet: Any, adapter: Adapter, plan: Plan, config: TrainConfig, schedule: NoiseSchedule, meter: Meter
-) -> int | None:
+def estimate(trainee: Trainee, meter: Meter) -> int | None:
     """The bytes that the largest step of a run will need at its peak; None where not even a smaller one fits.
 
     What a step keeps grows with its pixels and stands on what is always there (weights, LoRA, gradients): that is
     inferred from two smaller ones. The optimizer's state is added.
     """
-    largest = max(latent[0].numel() for latent in plan.latents)
+    adapter = trainee.adapter
+    largest = max(math.prod(latent.shape[-2:]) for latent in trainee.plan.latents)
     sides = [max(8 * number, int(share * largest**0.5) // 8 * 8) for number, share in enumerate(_PROBES, 1)]
     sizes = [side * side for side in sides]
     try:
-        peaks = [meter.peak_of(partial(_try, unet, adapter, plan, config, schedule, side)) for side in sides]
+        peaks = [meter.peak_of(partial(_try, trainee, side)) for side in sides]
     except torch.cuda.OutOfMemoryError:
         return None
     finally:
         for parameter in adapter.parameters():
             parameter.grad = None
     slope = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
-    state = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}[config.optimizer]
+    state = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}[trainee.config.optimizer]
     moments = state * sum(parameter.numel() for parameter in adapter.parameters())
     return max(peaks[1], round(peaks[1] + slope * (largest - sizes[1]))) + moments
 
 
-def _try(unet: Any, adapter: Adapter, plan: Plan, config: TrainConfig, schedule: NoiseSchedule, side: int) -> None:
+def _try(trainee: Trainee, side: int) -> None:
     """The forward and backward pass of the first batch, in ``side`` x ``side`` latents."""
-    channels = plan.latents[0].shape[0]
-    count = len(plan.latents)
+    plan = trainee.plan
+    inner, count = plan.latents[0].shape[:-2], len(plan.latents)
     small = replace(
         plan,
-        latents=(torch.zeros(channels, side, side),) * count,
+        latents=(torch.zeros(*inner, side, side),) * count,
         masks=(torch.ones(1, side, side),) * count,
     )
-    for parameter in adapter.parameters():  # maybe there are those of the batch before
-        parameter.grad = torch.zeros_like(parameter) if config.accumulation > 1 else None
-    loss, _ = batch_loss(unet, adapter, small, config, schedule, 0)
+    for parameter in trainee.adapter.parameters():  # maybe there are those of the batch before
+        parameter.grad = torch.zeros_like(parameter) if trainee.config.accumulation > 1 else None
+    loss, _ = batch_loss(replace(trainee, plan=small), 0)
     loss.backward()  # type: ignore[no-untyped-call]

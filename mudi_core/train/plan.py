@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..bases.promise import EncodeImage, EncodeText
+from ..bases.promise import Conditions, EncodeImage, EncodeText
 from ..subjects.find import doubts
 from ..types import MudiError, SubjectSet
 from .cache import Cache, content_key
@@ -29,7 +30,7 @@ from .encode import Encoder, OnEncoded
 
 log = logging.getLogger(__name__)
 
-_FORMAT = "mudi plan 1"
+_FORMAT = "mudi plan 2"
 
 
 class OneSubject(MudiError):
@@ -41,9 +42,9 @@ class Plan:
     """The samples of a run and which of them each step takes. All tensors are on the CPU."""
 
     latents: tuple[Tensor, ...]
-    """Of each of the ``n`` samples float ``[c, h/8, w/8]``: the VAE's, not yet multiplied by the latent scale."""
+    """Of each of the ``n`` samples float ``[c, ..., h/f, w/f]``: the VAE's own, not yet as the network sees them."""
     masks: tuple[Tensor, ...]
-    """Float ``[1, h/8, w/8]``, 0..1: where the subjects are."""
+    """Float ``[1, h/f, w/f]``, 0..1: where the subjects are."""
     names: tuple[str, ...]
     """What each sample is called in a message: its photo, or the number of the composition."""
     time_ids: Tensor
@@ -52,10 +53,8 @@ class Plan:
     """The ``m`` different captions."""
     caption_of: Tensor
     """Long ``[n]``: index of a sample's caption."""
-    contexts: Tensor
-    """Float ``[m, 77, d]``."""
-    pooled: Tensor
-    """Float ``[m, p]``."""
+    conditions: tuple[Conditions, ...]
+    """Of each caption what the text encoders say: only the model knows what is in it."""
     steps: Tensor
     """Long ``[steps, samples_per_step]``: the samples of each step, batch after batch."""
     priors: Tensor
@@ -85,13 +84,12 @@ def make_plan(
     on_step: OnEncoded | None = None,
     cache_dir: Path | None = None,
 ) -> Plan:
-    """Draws all samples of a run from ``config.seed`` and encodes each image and each caption once.
+    """Draw all samples of a run from ``config.seed`` and encode each image and each caption once.
 
-    ``encode_image``: float ``[b,h,w,3]``, 0..1 -> the VAE's mode ``[b,c,h/8,w/8]``, unscaled; ``encode_text``: captions
-    -> ``([n,77,d], [n,p])``. ``priors``: pictures of other members of each class, with masks (paper, appendix B).
-    ``cache_dir`` keeps the plan and what was encoded, by content: a second run that only learns differently reads the
-    plan at once, any other encodes what is new. Raises `OneSubject`, `encode.BadEncoding`, and what Seg-Mix raises when
-    the subjects cannot be composed.
+    ``encode_image`` and ``encode_text`` are the base model's (`bases.promise`). ``priors``: pictures of other members
+    of each class, with masks (paper, appendix B). ``cache_dir`` keeps the plan and what was encoded, by content: a
+    second run that only learns differently reads the plan at once, any other encodes what is new. Raises `OneSubject`,
+    `encode.BadEncoding`, and what Seg-Mix raises when the subjects cannot be composed.
     """
     if len(subjects) < 2 and config.method != "dreambooth":
         raise OneSubject(
@@ -135,7 +133,7 @@ def make_plan(
 
     latents = encoder.images(images(), size_of, on_step)
     different = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    contexts, pooled = encoder.texts(list(different), on_step)
+    conditions = encoder.texts(list(different), on_step)
     index = {draw: i for i, draw in enumerate(draws)}
     steps, prior_steps = (
         torch.tensor([[index[draw] for draw in row] for row in rows], dtype=torch.long).reshape(config.steps, -1)
@@ -144,13 +142,12 @@ def make_plan(
     digest.update(_bytes(steps) + _bytes(prior_steps))
     plan = Plan(
         latents=latents,
-        masks=tuple(masks),
+        masks=tuple(_at_size_of(latent, mask) for latent, mask in zip(latents, masks, strict=True)),
         names=tuple(label(draw, subjects, priors) for draw in draws),
         time_ids=torch.tensor(time_ids, dtype=torch.float32),
         captions=tuple(different),
         caption_of=torch.tensor([different[caption] for caption in captions], dtype=torch.long),
-        contexts=contexts,
-        pooled=pooled,
+        conditions=conditions,
         steps=steps,
         priors=prior_steps,
         plan_hash=digest.hexdigest(),
@@ -184,7 +181,7 @@ def _contents(subjects: SubjectSet | None) -> Iterator[str | Tensor]:
         yield mask
 
 
-_WHOLE = ("time_ids", "caption_of", "contexts", "pooled", "steps", "priors")
+_WHOLE = ("time_ids", "caption_of", "steps", "priors")
 """A plan's tensors that are kept as they are."""
 
 
@@ -194,6 +191,8 @@ def _write(cache: Cache, key: str, plan: Plan) -> None:
     tensors["latents"] = torch.cat([latent.reshape(-1) for latent in plan.latents])
     tensors["masks"] = torch.cat([mask.reshape(-1) for mask in plan.masks])
     tensors["shapes"] = torch.tensor([latent.shape for latent in plan.latents])
+    for i, conditions in enumerate(plan.conditions):
+        tensors |= {f"caption.{i}.{name}": value for name, value in conditions.items()}
     words = {"names": json.dumps(plan.names), "captions": json.dumps(plan.captions), "plan_hash": plan.plan_hash}
     cache.write(key, tensors, words)
 
@@ -206,19 +205,31 @@ def _read(cache: Cache, key: str) -> Plan | None:
     tensors, words = found
     try:
         shapes: list[list[int]] = tensors["shapes"].tolist()
-        latents = torch.split(tensors["latents"], [c * h * w for c, h, w in shapes])
-        masks = torch.split(tensors["masks"], [h * w for _, h, w in shapes])
+        latents = torch.split(tensors["latents"], [math.prod(shape) for shape in shapes])
+        masks = torch.split(tensors["masks"], [math.prod(shape[-2:]) for shape in shapes])
+        captions = tuple(json.loads(words["captions"]))
+        conditions: list[dict[str, Tensor]] = [{} for _ in captions]
+        for name, value in tensors.items():
+            if name.startswith("caption."):
+                _, i, part = name.split(".", 2)
+                conditions[int(i)][part] = value
         return Plan(
             latents=tuple(latent.reshape(shape) for latent, shape in zip(latents, shapes, strict=True)),
-            masks=tuple(mask.reshape(1, h, w) for mask, (_, h, w) in zip(masks, shapes, strict=True)),
+            masks=tuple(mask.reshape(1, *shape[-2:]) for mask, shape in zip(masks, shapes, strict=True)),
             names=tuple(json.loads(words["names"])),
-            captions=tuple(json.loads(words["captions"])),
+            captions=captions,
+            conditions=tuple(conditions),
             plan_hash=words["plan_hash"],
             **{name: tensors[name] for name in _WHOLE},
         )
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
         cache.is_damaged(f"The kept plan {key[:12]} is of another kind than it should be ({error}).")
         return None
+
+
+def _at_size_of(latent: Tensor, mask: Tensor) -> Tensor:
+    """A mask ``[1, h, w]`` as large as a latent, whose VAE may shrink more or less than 8 times."""
+    return mask if mask.shape[-2:] == latent.shape[-2:] else interpolate(mask[None], latent.shape[-2:], mode="area")[0]
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -1,21 +1,23 @@
 """Gradient checkpointing: what the forward pass does not keep, the backward pass computes again.
 
-"full" keeps of each block of the U-Net only what went in (Chen et al. 2016). "selective" also keeps, inside the blocks,
-what is dear to compute for its size, and computes again what is cheap (Korthikanti et al. 2022, section 5): of SDXL's
-step at 1024 px that takes 3 % more multiplications than keeping all, where "full" takes 25 % more.
+"full" keeps of each block only what went in (Chen et al. 2016). "selective" also keeps, inside the blocks, what is dear
+to compute for its size, and computes again what is cheap (Korthikanti et al. 2022, section 5): in SDXL's step at 1024
+px that takes 3 % more multiplications than keeping all, where "full" takes 25 % more.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
+from ..bases.promise import Denoiser
 from .config import GradientCheckpointing
 
 log = logging.getLogger(__name__)
@@ -35,23 +37,47 @@ _ATTENTION = tuple(
 
 
 @contextmanager
-def checkpointing(unet: Any, how: GradientCheckpointing) -> Iterator[None]:
-    """Within the block a diffusers U-Net's gradients are computed so; the gradients are the same.
+def checkpointing(denoiser: Denoiser, how: GradientCheckpointing) -> Iterator[None]:
+    """Within the block a network's gradients are computed so; they are the same.
 
     "off" keeps all, and so does "auto", which `memory.preflight` decides. "selective" wants torch 2.4: before, it is
-    "full", with a warning. A U-Net that does "full" already goes on so.
+    "full", with a warning.
     """
-    if how in ("auto", "off") or unet.is_gradient_checkpointing:
+    if how in ("auto", "off"):
         yield
-    elif how == "selective" and _can_select():
-        with _selective(unet):
-            yield
-    else:
-        unet.enable_gradient_checkpointing()
-        try:
-            yield
-        finally:
-            unet.disable_gradient_checkpointing()
+        return
+    selective = how == "selective" and _can_select()
+    with ExitStack() as stack:
+        for block in denoiser.blocks(selective):
+            stack.enter_context(_computed_twice(block, denoiser.repeatable(block.forward), selective))
+        yield
+
+
+@contextmanager
+def _computed_twice(block: nn.Module, forward: Callable[..., Any], selective: bool) -> Iterator[None]:
+    """Within the block a module's forward pass keeps its input alone, or what is `DEAR` too."""
+    from torch.utils.checkpoint import checkpoint, noop_context_fn
+
+    before = block.__dict__.get("forward")
+    contexts = _dear_is_kept() if selective else noop_context_fn
+    again = partial(checkpoint, forward, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
+    block.__dict__["forward"] = again
+    try:
+        yield
+    finally:
+        del block.__dict__["forward"]
+        if before is not None:
+            block.__dict__["forward"] = before
+
+
+def _dear_is_kept() -> Callable[[], Any]:
+    from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+    def policy(_context: Any, op: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
+        dear = multiplications(op, args) >= DEAR
+        return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return partial(create_selective_checkpoint_contexts, policy)
 
 
 def multiplications(op: Any, args: tuple[Any, ...]) -> int:
@@ -63,29 +89,6 @@ def multiplications(op: Any, args: tuple[Any, ...]) -> int:
     if op in _ATTENTION:
         return 2 * int(args[1].shape[-2])
     return 0
-
-
-@contextmanager
-def _selective(unet: Any) -> Iterator[None]:
-    from diffusers.models.attention import BasicTransformerBlock
-    from diffusers.models.resnet import ResnetBlock2D
-    from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-
-    def policy(_context: Any, op: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
-        dear = multiplications(op, args) >= DEAR
-        return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
-
-    contexts = partial(create_selective_checkpoint_contexts, policy)
-    blocks = [module for module in unet.modules() if isinstance(module, (BasicTransformerBlock, ResnetBlock2D))]
-    for block in blocks:
-        block.forward = partial(
-            checkpoint, block.forward, use_reentrant=False, context_fn=contexts, preserve_rng_state=False
-        )
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward  # the class's own again
 
 
 def _can_select() -> bool:

@@ -7,11 +7,11 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..bases.promise import Denoiser
 from ..lora.adapter import Adapter
 from ..lora.file import RUN_PREFIX
 from ..tensor_file import BadTensorFile, read_tensors, write_tensors
@@ -42,15 +42,6 @@ class BadCheckpoint(MudiError):
     """A checkpoint that cannot be resumed from."""
 
 
-def fingerprint(unet: Any) -> str:
-    """Tells one U-Net from another by the names, shapes, types and first values of its weights."""
-    digest = hashlib.sha256()
-    for name, parameter in unet.named_parameters():
-        first = parameter.detach().reshape(-1)[:8].float().cpu().numpy().tobytes()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + first)
-    return digest.hexdigest()
-
-
 def lora_fingerprint(lora: Mapping[str, Tensor] | None) -> str:
     """Tells one LoRA to start from from another; empty without one."""
     if lora is None:
@@ -61,11 +52,13 @@ def lora_fingerprint(lora: Mapping[str, Tensor] | None) -> str:
     return digest.hexdigest()
 
 
-def origin_of(plan: Plan, unet: Any, start: Mapping[str, Tensor] | None, config: TrainConfig) -> dict[str, str]:
+def origin_of(
+    plan: Plan, denoiser: Denoiser, start: Mapping[str, Tensor] | None, config: TrainConfig
+) -> dict[str, str]:
     """What a run is made of: a stopped one goes on where all of it is the same."""
     return {
         "plan": plan.plan_hash,
-        "unet": fingerprint(unet),
+        "unet": denoiser.fingerprint(),
         "start": lora_fingerprint(start),
         "config": config.run_json(),
     }

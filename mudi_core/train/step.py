@@ -1,19 +1,31 @@
-"""One batch of a plan: noise on it, the U-Net's prediction, its loss."""
+"""One batch of a plan: noise on it, the network's prediction, its loss."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..bases.promise import Conditions, Denoiser
 from ..bases.tokens import TokenVectors
 from ..lora.adapter import Adapter
 from .config import TrainConfig
-from .loss import NoiseSchedule, mask_weight, min_snr_weight, noisy, squared_errors, target, training_loss
+from .loss import mask_weight, squared_errors, training_loss
 from .plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """What is trained, on which samples and how: all that a batch needs but its number."""
+
+    denoiser: Denoiser
+    adapter: Adapter
+    """Of the denoiser's network."""
+    plan: Plan
+    config: TrainConfig
 
 
 def batch_of(plan: Plan, config: TrainConfig, number: int) -> list[int]:
@@ -31,38 +43,22 @@ def places_of(plan: Plan, config: TrainConfig, number: int) -> list[str]:
     return [f"{step}/{kind}/{place}" for kind in kinds for place in places]
 
 
-def batch_loss(
-    unet: Any, adapter: Adapter, plan: Plan, config: TrainConfig, schedule: NoiseSchedule, number: int
-) -> tuple[Tensor, Tensor]:
+def batch_loss(trainee: Trainee, number: int) -> tuple[Tensor, Tensor]:
     """The loss of batch ``number`` with its gradient, and the squared error ``[b]`` of each of its samples."""
+    denoiser, plan, config = trainee.denoiser, trainee.plan, trainee.config
     samples = batch_of(plan, config, number)
-    device = device_of(unet)
-    shapes = [plan.latents[i].shape for i in samples]
-    noise, timesteps = draw_noise(config, shapes, schedule.timesteps, places_of(plan, config, number))
-    errors, references, drifts = (torch.empty(len(samples), device=device) for _ in range(3))
-    compares = config.dco_beta > 0 or config.kl_weight > 0
+    noise, drawn = draw_noise(
+        config, denoiser, [plan.latents[i].shape for i in samples], places_of(plan, config, number)
+    )
+    errors, references, drifts = (torch.empty(len(samples), device=denoiser.device) for _ in range(3))
     for places in _of_one_size([plan.latents[i] for i in samples]):
         chosen = [samples[place] for place in places]
-        t = timesteps[places]
-        eps = torch.stack([noise[place] for place in places]).to(device)
-        z0 = (torch.stack([plan.latents[i] for i in chosen]) * schedule.latent_scale).to(device)
-        abar = schedule.alphas_cumprod[t].to(device, z0.dtype).reshape(-1, 1, 1, 1)
-        mask = torch.stack([plan.masks[i] for i in chosen]).to(device)
-        by_time = min_snr_weight(abar, config.min_snr_gamma, schedule.prediction_type)
-        inputs = {"sample": noisy(z0, eps, abar), "timestep": t.to(device)}
-        told = _told(plan, chosen, device)
-        wanted = target(z0, eps, abar, schedule.prediction_type)
-        weight = mask_weight(mask, config.background_weight) * by_time
-        if compares:
-            with torch.no_grad(), adapter.off():
-                without_lora = _predict(unet, config, inputs | told)
-            references[places] = squared_errors(without_lora, wanted, weight)
-        if adapter.vectors is not None:
-            told = _told(plan, chosen, device, adapter.vectors)
-        prediction = _predict(unet, config, inputs | told)
-        errors[places] = squared_errors(prediction, wanted, weight)
-        if config.kl_weight > 0:
-            drifts[places] = squared_errors(prediction, without_lora)
+        eps = torch.stack([noise[place] for place in places])
+        errors[places], reference, drift = _of_group(trainee, chosen, eps, drawn[places])
+        if reference is not None:
+            references[places] = reference
+        if drift is not None:
+            drifts[places] = drift
     loss = training_loss(
         errors,
         priors=len(samples) - config.batch_size,
@@ -75,57 +71,64 @@ def batch_loss(
     return loss, errors.detach()
 
 
+def _of_group(
+    trainee: Trainee, samples: Sequence[int], eps: Tensor, drawn: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Of samples of one size: squared errors ``[b]``, those without the LoRA, and how far both answers are apart."""
+    denoiser, adapter, plan, config = trainee.denoiser, trainee.adapter, trainee.plan, trainee.config
+    device = denoiser.device
+    z0 = denoiser.latents(torch.stack([plan.latents[i] for i in samples]).to(device))
+    eps, level = eps.to(device), denoiser.level(drawn)
+    x, wanted = level.noisy(z0, eps), level.wanted(z0, eps)
+    mask = torch.stack([plan.masks[i] for i in samples]).to(device)
+    weight = mask_weight(mask.reshape(len(mask), *[1] * (z0.ndim - 3), *mask.shape[-2:]), config.background_weight)
+    if config.min_snr_gamma is not None:
+        weight = weight * level.min_snr(config.min_snr_gamma).reshape(-1, *[1] * (z0.ndim - 1))
+    texts, sizes = plan.caption_of[samples].tolist(), plan.time_ids[samples]
+    conditions = [plan.conditions[i] for i in texts]
+    reference = drift = None
+    if config.dco_beta > 0 or config.kl_weight > 0:
+        with torch.no_grad(), adapter.off():
+            without_lora = denoiser.predict(x, level, conditions, sizes)
+        reference = squared_errors(without_lora, wanted, weight)
+    if adapter.vectors is not None:
+        conditions = _understood_now(plan, texts, adapter.vectors)
+    prediction = denoiser.predict(x, level, conditions, sizes)
+    if config.kl_weight > 0:
+        drift = squared_errors(prediction, without_lora)
+    return squared_errors(prediction, wanted, weight), reference, drift
+
+
 def draw_noise(
-    config: TrainConfig, shapes: Sequence[torch.Size], timesteps: int, places: Sequence[str]
+    config: TrainConfig, denoiser: Denoiser, shapes: Sequence[torch.Size], places: Sequence[str]
 ) -> tuple[list[Tensor], Tensor]:
-    """Return noise of each sample's shape ``[c,h,w]`` and timesteps ``[b]``, from the seed and the places alone.
+    """Return noise of each sample's shape ``[c, ...]`` and noise levels ``[b]``, from the seed and the places alone.
 
     ``places``: of `places_of`. A step of two batches of one then sees what a step of one batch of two sees.
     """
-    noise, times = [], []
+    noise, levels = [], []
     for shape, place in zip(shapes, places, strict=True):
         digest = hashlib.sha256(f"{config.seed}/noise/{place}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
         eps = torch.randn(shape, generator=generator)
-        times.append(torch.randint(0, timesteps, (1,), generator=generator))
+        levels.append(denoiser.draw_level(generator))
         if config.noise_offset > 0:
-            eps = eps + config.noise_offset * torch.randn(shape[0], 1, 1, generator=generator)
+            offset = torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator)
+            eps = eps + config.noise_offset * offset
         noise.append(eps)
-    return noise, torch.cat(times)
-
-
-def device_of(unet: Any) -> torch.device:
-    device: torch.device = next(unet.parameters()).device
-    return device
+    return noise, torch.cat(levels)
 
 
 def _of_one_size(latents: Sequence[Tensor]) -> list[list[int]]:
-    """The places of a batch, in groups that the U-Net can see at once."""
+    """The places of a batch, in groups that the network can see at once."""
     groups: dict[torch.Size, list[int]] = {}
     for place, latent in enumerate(latents):
         groups.setdefault(latent.shape, []).append(place)
     return list(groups.values())
 
 
-def _told(
-    plan: Plan, samples: Sequence[int], device: torch.device, vectors: TokenVectors | None = None
-) -> dict[str, Any]:
-    """What the U-Net reads beside the noise; with ``vectors`` the captions as they are understood now."""
-    texts = plan.caption_of[samples]
-    if vectors is None:
-        context, pooled = plan.contexts[texts], plan.pooled[texts]
-    else:
-        different = list(dict.fromkeys(texts.tolist()))
-        answers = vectors.encode([plan.captions[i] for i in different])
-        context, pooled = (answer[[different.index(i) for i in texts.tolist()]].float() for answer in answers)
-    time_ids = plan.time_ids[samples].to(device)
-    return {
-        "encoder_hidden_states": context.to(device),
-        "added_cond_kwargs": {"text_embeds": pooled.to(device), "time_ids": time_ids},
-    }
-
-
-def _predict(unet: Any, config: TrainConfig, inputs: dict[str, Any]) -> Tensor:
-    with torch.autocast(device_of(unet).type, torch.bfloat16, enabled=config.precision == "bf16"):
-        prediction: Tensor = unet(**inputs).sample
-    return prediction
+def _understood_now(plan: Plan, texts: Sequence[int], vectors: TokenVectors) -> list[Conditions]:
+    """The conditions of captions as the tokens' vectors of now make them, with their gradients."""
+    different = list(dict.fromkeys(texts))
+    answers = vectors.encode([plan.captions[i] for i in different])
+    return [{name: value.float() for name, value in answers[different.index(i)].items()} for i in texts]

@@ -158,14 +158,14 @@ def _name_among(names: Collection[str], key: str) -> str:
     return next((name for name in (key, before, f"text_model.{key}") if name in names), key)
 
 
-def load(model: nn.Module, name: str, folder: Path = WEIGHTS) -> Any:
+def load(model: nn.Module, name: str, folder: Path | None = None) -> Any:
     """Fill a model ``build_*`` from its file of the family and freeze it; the word vectors are there already.
 
     Raises `MissingMiniWeights` where the file is not there or does not fit.
     """
     from safetensors.torch import load_file
 
-    path = folder / f"{name}.safetensors"
+    path = (folder or WEIGHTS) / f"{name}.safetensors"
     if not path.is_file():
         raise MissingMiniWeights(
             f"The embedded model's file {path} is missing. Clone the repository again, or train it: "
