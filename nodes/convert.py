@@ -171,24 +171,33 @@ def decoded(vae: Any, samples: Tensor) -> list[Tensor]:
 def encode_text(clip: Any) -> EncodeText:
     """A CLIP as the library's function: captions, read to the letter, to what a CONDITIONING would hold of each.
 
-    ``cross_attn [n, d]``, ``pooled_output [p]`` where the encoder has one, and other tensors by their names there.
+    ``cross_attn [n, d]``, ``pooled_output [p]`` where the model reads one, and other tensors by their names there.
+    Raises `BadModel`.
     """
     from comfy.sd1_clip import SD1ClipModel
 
+    if not hasattr(clip, "encode_from_tokens"):
+        raise BadModel("This CLIP reads no captions. Connect the CLIP of the MODEL's checkpoint.")
     encoders = clip.cond_stage_model
-    short = isinstance(encoders, SD1ClipModel) or all(hasattr(encoders, part) for part in ("clip_l", "clip_g"))
+    alone = isinstance(encoders, SD1ClipModel) and encoders.clip_name in (
+        "l",
+        "h",
+    )  # SD's
+    short = alone or all(hasattr(encoders, part) for part in ("clip_l", "clip_g"))
+
+    def read(caption: str) -> dict[str, Any]:
+        literal = caption.replace("(", "\\(").replace(")", "\\)")  # brackets would weigh the words inside
+        with torch.inference_mode():
+            said: dict[str, Any] = clip.encode_from_tokens(clip.tokenize(literal), return_dict=True)
+        said["cross_attn"] = said.pop("cond")
+        if short and said["cross_attn"].shape[1] > 77:
+            log.warning("only the first 75 tokens are read of '%s'", caption)
+            said["cross_attn"] = said["cross_attn"][:, :77]
+        return {name: value for name, value in said.items() if not (alone and name == "pooled_output")}
 
     def encode(captions: list[str]) -> list[Conditions]:
-        found: list[Conditions] = []
-        with torch.inference_mode():
-            for caption in captions:
-                literal = caption.replace("(", "\\(").replace(")", "\\)")  # brackets would weigh the words inside
-                said = clip.encode_from_tokens(clip.tokenize(literal), return_dict=True)
-                said["cross_attn"] = said.pop("cond")
-                if short and said["cross_attn"].shape[1] > 77:
-                    log.warning("only the first 75 tokens are read of '%s'", caption)
-                    said["cross_attn"] = said["cross_attn"][:, :77]
-                found.append({n: value[0].clone() for n, value in said.items() if isinstance(value, Tensor)})
-        return found
+        each = [read(caption) for caption in captions]
+        with torch.inference_mode(False):
+            return [{n: value[0].clone() for n, value in one.items() if isinstance(value, Tensor)} for one in each]
 
     return encode

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PREFIX = "diffusion_model."
+_APART: dict[str, float] = {"full": 0.05, "fp8": 0.3, "int8": 0.3, "nf4": 0.6}
+"""How far the network's answer in training may be from that in sampling, as a share of it."""
 
 
 class ComfyDenoiser:
@@ -43,6 +45,7 @@ class ComfyDenoiser:
         self._model = model.model
         self._sampling = _training_sampling(model)
         self._names = _diffusers_names(model)
+        self._copies: frozen.Copies | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -57,9 +60,8 @@ class ComfyDenoiser:
     def ready(self, bf16: bool) -> Iterator[None]:
         """Within the block the MODEL is loaded, and what its network says has a gradient."""
         dtype = torch.bfloat16 if bf16 else torch.float32
-        with torch.inference_mode():
-            comfy.model_management.load_models_gpu([self.patcher])
         with ExitStack() as stack:
+            self._load(dtype)
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(_attribute(self._model, "model_sampling", _answering(self._model.model_sampling)))
@@ -67,10 +69,26 @@ class ComfyDenoiser:
             if hasattr(comfy.model_management, "in_training"):
                 stack.enter_context(_attribute(comfy.model_management, "in_training", True))
             stack.enter_context(frozen.frozen(self._model))
+            if self._copies is not None:
+                stack.enter_context(frozen.in_place_of(self.network, self._copies))
             stack.enter_context(frozen.cast_to(self.network, dtype))
             stack.enter_context(frozen.differentiable_kernels())
             stack.enter_context(frozen.weights_asked_again(self.network))
             yield
+
+    def _load(self, dtype: torch.dtype) -> None:
+        """Bring the MODEL to its device; where it is to be in few bits, only copies of its weights."""
+        with torch.inference_mode():
+            if self.stored_as == "full":
+                comfy.model_management.load_models_gpu([self.patcher])
+            elif self._copies is None:
+                self._copies = frozen.copies_in(self.stored_as, self.patcher, self._block_layers(), dtype, self.device)
+
+    def _block_layers(self) -> list[str]:
+        """The linear layers that may be in few bits: those of the transformers."""
+        inside = {id(module) for block in self.blocks(selective=True) for module in block.modules()}
+        names = [name for name, layer in self.layers().items() if id(layer) in inside]
+        return [name for name in names if ".transformer_blocks." in name] if self._names else names
 
     def draw_level(self, generator: torch.Generator) -> Tensor:
         """Return one of the model's sigmas, ``[1]``: of a table any, of a flow by a logistic normal (SD 3, eq. 19)."""
@@ -174,6 +192,8 @@ class ComfyDenoiser:
                 height, width = (8 * side for side in z0.shape[-2:])
                 sizes = torch.tensor([[height, width, 0, 0, height, width]])
                 clean = self._answer(x, level.at, [self._told(conditions, sizes[0].tolist(), x)])
+            if self.stored_as != "full":
+                comfy.model_management.unload_all_models()
             with self.ready(bf16), torch.no_grad():
                 answer = self.predict(x.clone(), level, [conditions], sizes)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -186,7 +206,7 @@ class ComfyDenoiser:
             ) from error
         a, b = _apply(self._sampling, drawn, 0.0, 1.0), _apply(self._sampling, drawn, 1.0, 0.0)
         wanted, found = clean.clone() - a * x.clone(), b * answer
-        if not float((found - wanted).norm()) <= 0.05 * float(wanted.norm()) + 1e-6:
+        if not float((found - wanted).norm()) <= _APART[self.stored_as] * float(wanted.norm()) + 1e-6:
             raise BadModel(
                 f"This MODEL ({name_of(self.patcher)}) would answer otherwise in training than in sampling, so it "
                 "cannot be trained here. Connect it without nodes that change its sampling or its layers, or use "
@@ -386,8 +406,9 @@ def _picks_from(sampling: Any, own: Any) -> bool:
 
 
 def _answers(sampling: Any) -> Any:
-    """The function that makes the clean latent of a network's answer: ComfyUI's own class of it."""
-    return type(sampling).calculate_denoised
+    """What a network answers with, as ComfyUI's own class of it: the noise or a velocity."""
+    kinds = (comfy.model_sampling.V_PREDICTION, comfy.model_sampling.EPS)
+    return next((kind for kind in type(sampling).__mro__ if kind in kinds), None)
 
 
 def _own_sampling(model: Any) -> Any:

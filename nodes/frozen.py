@@ -7,15 +7,19 @@ activations are changed in place, and some kernels have no derivative.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import comfy.lora
 import comfy.ops
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
+
+from ..mudi_core.bases.quantize import BaseWeights, FrozenLinear, quantized
 
 _OFFLOADS = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters
 """Newer ComfyUI lends a weight and wants it back after use."""
@@ -174,6 +178,67 @@ def on_copies(forward: Callable[..., Any]) -> Callable[..., Any]:
             return forward(*map(own, args), **{name: own(value) for name, value in kwargs.items()})
 
     return copied
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """A network's weights on another device: its blocks' linear layers in few bits, all others as they are."""
+
+    layers: dict[str, FrozenLinear]
+    others: dict[str, Tensor]
+    """By their names, parameters and buffers."""
+
+
+def copies_in(
+    base_weights: BaseWeights, patcher: Any, linear: Sequence[str], dtype: torch.dtype, device: torch.device
+) -> Copies:
+    """Copies of a MODEL's weights, LoRAs on it included, that compute in ``dtype``; it stays where it is.
+
+    ``linear``: names of the layers that are to be in few bits.
+    """
+    prefix, network = "diffusion_model.", patcher.model.diffusion_model
+    known = patcher.get_key_patches(prefix)
+
+    def value(name: str) -> Tensor:
+        weight, convert = known[prefix + name][0]  # as it is without any patch
+        if prefix + name in patcher.patches:
+            weight = convert(weight.to(torch.float32, copy=True), inplace=True)
+            weight = comfy.lora.calculate_weight(patcher.patches[prefix + name], weight, prefix + name)
+        else:
+            weight = convert(weight, inplace=False)
+        with torch.inference_mode(False):
+            return _outside_inference_mode(weight.detach(), parameter=False)
+
+    layers = {}
+    with torch.inference_mode(False), torch.no_grad():
+        for name in linear:
+            biased = network.get_submodule(name).bias is not None
+            bias = value(f"{name}.bias").to(dtype) if biased else None
+            layers[name] = quantized(value(f"{name}.weight").to(dtype), bias, base_weights).to(device)
+        inside = {f"{name}.{part}" for name in linear for part in ("weight", "bias")}
+        others = {name: value(name).to(device, copy=True) for name in network.state_dict() if name not in inside}
+    return Copies(layers, others)
+
+
+@contextmanager
+def in_place_of(network: nn.Module, copies: Copies) -> Iterator[None]:
+    """Within the block a network computes with copies of its weights."""
+    kept: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for name, value in copies.others.items():
+            place, _, leaf = name.rpartition(".")
+            module = network.get_submodule(place)
+            store: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+            kept.append((store, leaf, store[leaf]))
+            store[leaf] = nn.Parameter(value, requires_grad=False) if store is module._parameters else value
+        for name, layer in copies.layers.items():
+            network.get_submodule(name).__dict__["forward"] = layer.forward
+        yield
+    finally:
+        for name in copies.layers:
+            network.get_submodule(name).__dict__.pop("forward", None)
+        for store, leaf, value in kept:
+            store[leaf] = value
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ..mudi_core.train.config import Method, TrainConfig
 from ..mudi_core.train.memory import memory_settings
 from ..mudi_core.types import MudiError, SubjectSet
 from . import convert, drawing, host, widgets, written
-from .denoiser import kohya_family
+from .denoiser import ComfyDenoiser, foreign_patches, kohya_family
 from .sockets import Dataset, PreviewSocket, Settings, Subjects, TrainingSet, TrainPreview, TrainSettings
 from .training import Run, read_lora, with_lora
 
@@ -282,8 +282,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             loss,
         )
         start = None if settings.start is None else load_lora(settings.start)[0]
-        family = kohya_family(model)
-        plan = _plan(dataset, config, model, clip, vae)
+        family, denoiser = kohya_family(model), ComfyDenoiser(model, config.base_weights)
+        plan = _plan(dataset, config, denoiser, clip, vae)
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
         about = lora_metadata(
@@ -294,7 +294,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             family=family,
         )
         about["mudi_start"] = lora_fingerprint(start)
-        run = Run(model, vae, plan, config, name, start, about, preview)
+        run = Run(denoiser, vae, plan, config, name, start, about, preview)
 
         def save(step: int, state: LoraState) -> None:
             save_lora(path.with_stem(f"{path.stem}-{step:06d}"), state, {**about, "ss_steps": str(step)})
@@ -368,10 +368,14 @@ def _computes_in_bf16(preset: str) -> bool:
     return preset != MINI_PRESET and device.type == "cuda" and bool(comfy.model_management.should_use_bf16(device))
 
 
-def _plan(dataset: TrainingSet, config: TrainConfig, model: Any, clip: Any, vae: Any) -> Plan:
+def _plan(dataset: TrainingSet, config: TrainConfig, denoiser: ComfyDenoiser, clip: Any, vae: Any) -> Plan:
+    """Draw and encode what the training will see. Raises `convert.BadModel` where MODEL, CLIP and VAE do not fit."""
     from ..mudi_core.train.plan import make_plan
 
-    encode_image, encode_text = convert.encode_image(vae, model), convert.encode_text(clip)
+    encode_image, encode_text = convert.encode_image(vae, denoiser.patcher), convert.encode_text(clip)
+    denoiser.check(encode_image(torch.zeros(1, 64, 64, 3))[0], encode_text(["a photo"])[0], config.precision == "bf16")
+    if patches := foreign_patches(denoiser.patcher):
+        host.log.warning("Other nodes' patches on the MODEL are not trained with: %s.", ", ".join(patches))
     # What training saves for its gradients must not have been made in inference mode, where nodes run.
     with host.progress()("encoding") as update, torch.inference_mode(False), torch.no_grad():
         return make_plan(

@@ -49,7 +49,7 @@ class Run:
 
     def __init__(
         self,
-        model: Any,
+        denoiser: ComfyDenoiser,
         vae: Any,
         plan: Plan,
         config: TrainConfig,
@@ -62,10 +62,9 @@ class Run:
         from ..mudi_core.train.best import BestLora
         from ..mudi_core.train.resume import losses_so_far, origin_of
 
-        self.model, self.vae, self.plan, self.config = model, vae, plan, config
+        self.model, self.vae, self.plan, self.config = denoiser.patcher, vae, plan, config
         self.start, self.preview = start, preview
-        self.denoiser = ComfyDenoiser(model, config.base_weights)
-        self.denoiser.check(plan.latents[0], plan.conditions[0], config.precision == "bf16")
+        self.denoiser = denoiser
         self.origin = origin_of(plan, self.denoiser, start, config)
         words = " ".join(self.origin[part] for part in ("plan", "unet", "start", "config"))
         self.key = hashlib.sha256(words.encode()).hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,15 @@ from typing import Any
 import pytest
 import torch
 from comfyui import Comfy
+from diffusers import UNet2DConditionModel
 from models import FLUX, advanced, in_fewer_bits, other_model, random_lora, weights
 
+from mudi_core.bases import sdxl
 from mudi_core.bases.checkpoint import open_checkpoint
 from mudi_core.bases.promise import Denoiser
+from mudi_core.bases.quantize import BaseWeights, quantize
 from mudi_core.lora.adapter import Adapter, apply_lora
+from mudi_core.lora.file import kohya_name, load_lora
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.plan import Plan
 from mudi_core.train.recompute import checkpointing
@@ -198,6 +203,102 @@ def test_a_model_in_fewer_bits_is_trained_upon_without_a_copy(
         0.15 if bf16 else 0
     )
     assert all(map(torch.equal, weights(model), before))
+
+
+@pytest.mark.parametrize("base_weights", ["fp8", "int8", "nf4"])
+def test_a_model_is_kept_in_few_bits_as_diffusers_unet_is(
+    comfy: Comfy, mini: tuple[Any, Any, Any], base_weights: BaseWeights
+) -> None:
+    path = random_lora(comfy.base / "models" / "loras" / "upon.safetensors")
+    (wearing,) = comfy.run_stock("LoraLoaderModelOnly", model=mini[0], lora_name=path.name, strength_model=0.5)
+    _, encoded = of_mini(comfy, mini)
+    ours = comfy.module("denoiser").ComfyDenoiser(wearing, base_weights)
+    checkpoint = open_checkpoint("mini")
+    for name, layer in checkpoint.denoiser().layers().items():  # the LoRA in the weights, as ComfyUI puts it there
+        lora, _ = load_lora(path)
+        if (key := kohya_name(name)) + ".alpha" in lora:
+            layer.weight += 0.5 * lora[f"{key}.lora_up.weight"] @ lora[f"{key}.lora_down.weight"]
+    quantize(checkpoint.unet, base_weights)
+    theirs = checkpoint.denoiser()
+    with worn(theirs) as adapter:
+        loss, gradient = gradients(Trainee(theirs, adapter, as_diffusers_reads_it(encoded), PLAIN))
+    before = weights(mini[0])
+    for _ in range(2):  # as after a preview
+        with worn(ours) as adapter:
+            model_loss, model_gradient = gradients(Trainee(ours, adapter, encoded, PLAIN))
+        assert model_loss == pytest.approx(loss, rel=1e-3) and apart(gradient, model_gradient) < 0.02
+    assert all(map(torch.equal, weights(mini[0]), before))
+
+
+@pytest.mark.parametrize(
+    ("node", "settings"),
+    [
+        ("ModelSamplingDiscrete", {"sampling": "x0", "zsnr": False}),
+        ("ModelSamplingDiscrete", {"sampling": "lcm", "zsnr": True}),
+        *(
+            ("ModelSamplingContinuousEDM", {"sampling": kind, "sigma_max": 120.0, "sigma_min": 0.002})
+            for kind in ("v_prediction", "edm", "edm_playground_v2.5", "eps")
+        ),
+        ("ModelSamplingContinuousV", {"sampling": "v_prediction", "sigma_max": 500.0, "sigma_min": 0.03}),
+        ("ModelSamplingSD3", {"shift": 3.0}),
+    ],
+)
+def test_noise_that_the_checkpoint_was_not_taught_is_refused(
+    comfy: Comfy, mini: tuple[Any, Any, Any], node: str, settings: dict[str, Any]
+) -> None:
+    patched = advanced(comfy, node, mini[0], **settings)
+    with pytest.raises(comfy.module("convert").BadModel, match="a node before says so"):
+        comfy.module("denoiser").ComfyDenoiser(patched)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_lcm_leaves_the_checkpoints_own_noise(comfy: Comfy, mini: tuple[Any, Any, Any], loaded: bool) -> None:
+    patched = advanced(comfy, "ModelSamplingDiscrete", mini[0], sampling="lcm", zsnr=False)
+    if loaded:
+        comfy.core("comfy.model_management").load_models_gpu([patched])  # the patch lies on the shared model now
+    ours, plain = (comfy.module("denoiser").ComfyDenoiser(model) for model in (patched, mini[0]))
+    drawn = [[one.draw_level(torch.Generator().manual_seed(seed)) for seed in range(20)] for one in (ours, plain)]
+    assert drawn[0] == drawn[1] and len(set(map(float, drawn[0]))) > 10
+
+
+def test_a_patch_of_guidance_alone_leaves_the_noise(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
+    rescaled = comfy.module("denoiser").ComfyDenoiser(advanced(comfy, "RescaleCFG", mini[0], multiplier=0.7))
+    level = rescaled.level(torch.tensor([1.0]))
+    assert float(level.noise) == 1.0 and float(level.of_latent) == 0.0
+
+
+def test_a_lora_in_bypass_mode_is_refused_for_training_would_not_see_it(
+    comfy: Comfy, mini: tuple[Any, Any, Any]
+) -> None:
+    sd = comfy.core("comfy.sd")
+    if not hasattr(sd, "load_bypass_lora_for_models"):
+        pytest.skip("this ComfyUI has no bypass mode")
+    lora = Adapter.new(open_checkpoint("mini").denoiser(), 2, 2.0, CONFIG.target_modules)
+    worn = sd.load_bypass_lora_for_models(mini[0], None, lora.state(), 1.0, 0.0)[0]
+    with pytest.raises(comfy.module("convert").BadModel, match="bypass_lora.*Load the LoRA without bypass"):
+        comfy.module("denoiser").ComfyDenoiser(worn)
+
+
+def test_sdxl_itself_is_known(comfy: Comfy) -> None:
+    """As ComfyUI detects it from a file's keys; without its 5 GB of values."""
+    meta = torch.device("meta")
+    wanted = json.loads((sdxl.CONFIGS / "unet" / "config.json").read_text())
+    small = comfy.core("comfy.supported_models").SDXL(comfy.module("mini").unet_config(wanted))
+    small.set_inference_dtype(torch.float16, None)
+    keys = small.get_model({}, "", device=meta).diffusion_model.state_dict()
+    detected = comfy.core("comfy.model_detection").model_config_from_unet(keys, "")
+    detected.set_inference_dtype(torch.float16, None)
+    model = comfy.core("comfy.model_patcher").ModelPatcher(detected.get_model({}, "", device=meta), meta, meta)
+    denoiser = comfy.module("denoiser")
+    assert type(detected).__name__ == "SDXL" and denoiser.kohya_family(model) == "sdxl_base_v1-0"
+    ours = denoiser.ComfyDenoiser(model)
+    named = [ours.file_name(name) for name in ours.layers() if name.endswith(TrainConfig().target_modules)]
+    with meta:
+        theirs = UNet2DConditionModel.from_config(wanted)
+    expected = [
+        kohya_name(name) for name, layer in theirs.named_modules() if name.endswith(TrainConfig().target_modules)
+    ]
+    assert named == expected and len(named) == 560
 
 
 def tiny(comfy: Comfy, kind: str) -> Any:

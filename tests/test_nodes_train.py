@@ -13,22 +13,21 @@ from typing import Any
 import pytest
 import torch
 from comfyui import Comfy
+from models import FLUX, other_model, taught, weights
 from sd_file import tiny_sd
 from torchvision.transforms.functional import pil_to_tensor
 
-from mudi_core.bases import embedded as family
-from mudi_core.bases import sdxl
 from mudi_core.bases.checkpoint import open_checkpoint
-from mudi_core.bases.quantize import FrozenLinear
 from mudi_core.lock import claimed
 from mudi_core.lora.adapter import Adapter, apply_lora
-from mudi_core.lora.file import BadLora, load_lora, save_lora
+from mudi_core.lora.file import BadLora, load_lora
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.loss import NoiseSchedule
 from mudi_core.train.plan import OneSubject
 from mudi_core.types import BadLayout, SubjectSet
 
 MODULES = 56
+T, ZEROS = torch.tensor([500]), torch.zeros(1, 6)
+"""A timestep, and sizes of no image."""
 
 
 @pytest.fixture
@@ -86,9 +85,10 @@ def loras(comfy: Comfy, name: str) -> list[Path]:
 def test_clip_and_vae_encode_as_the_library_does(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
     convert, checkpoint = comfy.module("convert"), open_checkpoint("mini")
     captions = ["a photo of olis cat", "2 toys: a (red) cat and hta dog"]
-    for ours, theirs in zip(convert.encode_text(mini[1])(captions), checkpoint.encode_text(captions), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-4)
-        assert not ours.is_inference()
+    for ours, theirs in zip(convert.encode_text(mini[1])(captions), checkpoint.condition(captions), strict=True):
+        assert torch.allclose(ours["cross_attn"], theirs["context"], atol=1e-4)
+        assert torch.allclose(ours["pooled_output"], theirs["pooled"], atol=1e-4)
+        assert not any(value.is_inference() for value in ours.values())
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     latents = convert.encode_image(mini[2])(images)
     assert torch.allclose(latents, checkpoint.encode_image(images), atol=1e-4)
@@ -96,18 +96,12 @@ def test_clip_and_vae_encode_as_the_library_does(comfy: Comfy, mini: tuple[Any, 
 
 
 def test_models_of_other_kinds_are_refused(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
-    convert = comfy.module("convert")
+    convert, known = comfy.module("convert"), comfy.module("denoiser").kohya_family
     model, clip, vae = mini
-    for kind, changed in {
-        "SD21UnclipH": {"adm_in_channels": 2048},
-        "SDXL": {"transformer_depth_middle": 2},
-        "SSD1B": {"in_channels": 9},
-    }.items():
+    for kind, changed in {"SD21UnclipH": {"adm_in_channels": 2048}, "SSD1B": {"in_channels": 9}}.items():
         with pytest.raises(convert.BadModel, match=f"{kind}.*not of the architecture of SD 1.5, SD 2 or SDXL"):
-            borrowed(comfy, other_model(comfy, kind, {**model.model.model_config.unet_config, **changed}))
-    del clip.cond_stage_model.clip_g
-    with pytest.raises(convert.BadModel, match="SDXL has two"):
-        convert.encode_text(clip)
+            known(other_model(comfy, kind, {**model.model.model_config.unet_config, **changed}))
+    assert known(model) == "sdxl_base_v1-0"
     vae.latent_channels = 16
     with pytest.raises(convert.BadModel, match="16 channels"):
         convert.encode_image(vae)
@@ -123,10 +117,10 @@ def test_parts_of_another_checkpoint_are_told_before_anything_is_made(
     with pytest.raises(wrong, match=r"\(Flux\) is not of the architecture of SD 1.5, SD 2 or SDXL, and only such can"):
         train(comfy, (other_model(comfy, "Flux", flux), clip, vae), dataset, "strange")
     clip_alone, video = SimpleNamespace(cond_stage_model=torch.nn.Linear(1, 1)), copy.copy(vae)
-    with pytest.raises(wrong, match="SDXL has two, L and G. Connect the CLIP of such"):
+    with pytest.raises(wrong, match="This CLIP reads no captions. Connect the CLIP of"):
         train(comfy, (model, clip_alone, vae), dataset, "strange")
     video.latent_channels = 16
-    with pytest.raises(wrong, match="16 channels.*Connect the VAE of such a checkpoint"):
+    with pytest.raises(wrong, match="16 channels, this MODEL reads 4. Connect the VAE of the same checkpoint"):
         train(comfy, (model, clip, video), dataset, "strange")
     assert not loras(comfy, "strange") and not (comfy.base / "output" / "mudi" / "strange").exists()
 
@@ -176,21 +170,30 @@ def test_sd_is_trained_too(
     comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any, version: str, tmp_path: Path
 ) -> None:
     model, clip, checkpoint = sd_parts(comfy, tmp_path, version)
-    generator = torch.Generator().manual_seed(0)
-    noisy, words = torch.randn(1, 4, 16, 16, generator=generator), torch.randn(1, 77, 32, generator=generator)
-    with torch.no_grad():
-        ours, theirs = (net(noisy, 500, words).sample for net in (borrowed(comfy, model), checkpoint.unet))
-    assert torch.allclose(ours, theirs, atol=1e-5)
+    ours, theirs, convert = (
+        comfy.module("denoiser").ComfyDenoiser(model),
+        checkpoint.denoiser(),
+        comfy.module("convert"),
+    )
     captions = ["a photo of olis cat", "2 toys: a (red) cat and hta dog"]
-    context, pooled = comfy.module("convert").encode_text(clip)(captions)
-    assert torch.allclose(context, checkpoint.encode_text(captions)[0], atol=1e-4) and pooled.shape == (2, 0)
+    read, expected = convert.encode_text(clip)(captions), checkpoint.condition(captions)
+    for one, other in zip(read, expected, strict=True):
+        assert torch.allclose(one["cross_attn"], other["context"], atol=1e-4) and other["pooled"].shape == (0,)
+    x, level, sizes = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), theirs.level(T), ZEROS
+    with torch.no_grad():
+        answer = theirs.predict(x, level, [{"context": read[0]["cross_attn"], "pooled": torch.empty(0)}], sizes)
+        with ours.ready(bf16=False):
+            found = ours.predict(x / level.signal, ours.level(level.noise / level.signal), read[:1], sizes)
+    assert torch.allclose(found, answer, atol=1e-4)
+    first, second = (Adapter.new(one, 2, 2.0, TrainConfig().target_modules).state() for one in (ours, theirs))
+    assert list(first) == list(second)
     parts = (model, clip, mini[2])
     wearing, name, _ = train(comfy, parts, dataset, f"sd_{version}", preset="SD 1.5 and 2, 512 px", steps=1).result
     state, about = load_lora(comfy.base / "models" / "loras" / name)
     assert about["ss_base_model_version"] == f"sd_{version}" and about["mudi_base"] == SD[version]["kind"]
     assert len(state) == 3 * len(wearing.patches) == 3 * 128
-    assert comfy.module("convert").family(taught(comfy, model, "V_PREDICTION")) == f"sd_{version}_v"
-    with pytest.raises(comfy.module("convert").BadModel, match="CLIP is of another kind than this MODEL"):
+    assert comfy.module("denoiser").kohya_family(taught(comfy, model, "V_PREDICTION")) == f"sd_{version}_v"
+    with pytest.raises(convert.BadModel, match="cannot read what this CLIP and this VAE make.*Connect CLIP and VAE"):
         train(comfy, (model, mini[1], mini[2]), dataset, "mixed")
 
 
@@ -232,10 +235,16 @@ def test_training_gives_a_model_with_the_lora_and_leaves_what_came_in_alone(
     assert about["mudi_tokens"] == '["olis", "hta"]' and about["mudi_base"] == "MiniSDXL"
     assert any(value.abs().max() > 0 for key, value in state.items() if "lora_up" in key)
 
-    worn = borrowed(comfy, model)
-    expected = family.load_unet()
-    apply_lora(expected, state)
-    assert torch.allclose(predict(worn), predict(expected), atol=1e-5)
+    checkpoint = open_checkpoint("mini")
+    ours, theirs = comfy.module("denoiser").ComfyDenoiser(model), checkpoint.denoiser()
+    x, level = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), theirs.level(T)
+    conditions = comfy.module("convert").encode_text(mini[1])(["a photo of olis cat"])
+    read = {"context": conditions[0]["cross_attn"], "pooled": conditions[0]["pooled_output"]}
+    with apply_lora(checkpoint.unet, state), torch.no_grad():
+        expected = theirs.predict(x, level, [read], ZEROS)
+    with ours.ready(bf16=False), torch.no_grad():
+        found = ours.predict(x / level.signal, ours.level(level.noise / level.signal), conditions, ZEROS)
+    assert torch.allclose(found, expected, atol=1e-4)
 
 
 def test_pictures_without_the_lora_stay_the_same(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:
@@ -478,7 +487,7 @@ def test_what_was_encoded_outlives_a_restart(
     encode = mini[2].encode
     monkeypatch.setattr(mini[2], "encode", lambda images: encoded.append(len(images)) or encode(images))
     second = train(comfy, mini, dataset, "kept").result[1]
-    assert encoded == [1]  # the probe that tells one VAE from another
+    assert encoded == [1, 1]  # a look at whether the parts fit, and the probe that tells one VAE from another
     folder = comfy.base / "models" / "loras"
     assert (folder / first).read_bytes() == (folder / second).read_bytes()
 

@@ -159,6 +159,14 @@ def quantize(unet: nn.Module, base_weights: BaseWeights) -> None:
             setattr(unet.get_submodule(parent), child, kind(module))
 
 
+def quantized(weight: Tensor, bias: Tensor | None, base_weights: BaseWeights) -> FrozenLinear:
+    """A layer of its own with these values, ``weight [out, in]``, which computes in their type; not for "full"."""
+    layer: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return _KINDS[base_weights](layer)
+
+
 def stored_as(unet: nn.Module) -> BaseWeights:
     """How a U-Net's transformers are kept."""
     kinds = {type(module) for module in unet.modules()}
