@@ -42,7 +42,6 @@ from mudi_core.subjects import storage  # noqa: E402
 from mudi_core.subjects.prompt import write_prompt  # noqa: E402
 from mudi_core.toy.world import PAIRS  # noqa: E402
 from mudi_core.train.loop import train  # noqa: E402
-from mudi_core.train.loss import NoiseSchedule  # noqa: E402
 from mudi_core.train.plan import make_plan  # noqa: E402
 from mudi_core.types import Comparison, SubjectSet  # noqa: E402
 
@@ -117,9 +116,8 @@ def five(folder: Path, checkpoint: Checkpoint) -> SubjectSet:
         )
         storage.write_subjects(subjects, dataset)
         config = replace(SETTINGS, train_steps=SETTINGS.train_steps * 3 // 2).train_config("segmix", 0)
-        plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.encode_text)
-        schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
-        result = train(checkpoint.unet, plan, config, schedule)
+        plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.condition)
+        result = train(checkpoint.denoiser(), plan, config)
         about = lora_metadata(config.described(), subjects, base=checkpoint.name, plan_hash=plan.plan_hash)
         save_lora(lora, result.state, about)
     return storage.read_subjects(dataset)

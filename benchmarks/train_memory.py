@@ -39,17 +39,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.train_step import filled  # noqa: E402
 from mudi_core.bases import sdxl  # noqa: E402
 from mudi_core.bases.quantize import quantize  # noqa: E402
+from mudi_core.bases.unet import UNetDenoiser  # noqa: E402
 from mudi_core.lora.adapter import Adapter  # noqa: E402
 from mudi_core.train import step  # noqa: E402
 from mudi_core.train.config import TrainConfig  # noqa: E402
-from mudi_core.train.loop import train  # noqa: E402
-from mudi_core.train.loss import NoiseSchedule  # noqa: E402
+from mudi_core.train.loop import Events, train  # noqa: E402
 from mudi_core.train.memory import MEMORY, estimate, memory_settings  # noqa: E402
 from mudi_core.train.optimizer import make_optimizer  # noqa: E402
 from mudi_core.train.plan import Plan  # noqa: E402
 from mudi_core.train.recompute import checkpointing  # noqa: E402
 
-SCHEDULE = NoiseSchedule(torch.linspace(0.999, 0.005, 1000), "epsilon", 0.13025)
+ABAR = torch.linspace(0.999, 0.005, 1000)
 PIECE = 512
 """CUDA's allocator gives memory in pieces of so many bytes."""
 
@@ -104,8 +104,7 @@ def some_plan(config: TrainConfig, side: int) -> Plan:
         time_ids=torch.tensor([[8.0 * side, 8.0 * side, 0, 0, 8.0 * side, 8.0 * side]] * 2),
         captions=("a photo of olis corgi",),
         caption_of=torch.tensor([0, 0]),
-        contexts=torch.randn(1, 77, 2048),
-        pooled=torch.randn(1, 1280),
+        conditions=({"context": torch.randn(77, 2048), "pooled": torch.randn(1280)},),
         steps=torch.arange(config.samples_per_step).repeat(config.steps, 1) % 2,
         priors=torch.empty(config.steps, 0, dtype=torch.long),
         plan_hash="made up",
@@ -160,19 +159,22 @@ def reckon(config: TrainConfig, card: bool = True, counts: bool = False) -> dict
     samples = [step.batch_of(plan, config, number) for number in range(config.accumulation)]
     ledger = Ledger()
     with ExitStack() as stack:
-        adapter = stack.enter_context(Adapter(unet, config.rank, config.lora_alpha, config.target_modules))
-        adapter.start(0)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         _with_fake_tensors(unet)
-        stack.enter_context(checkpointing(unet.train(), config.gradient_checkpointing))
+        denoiser = UNetDenoiser(unet, ABAR, "epsilon", 0.13025)
+        adapter = Adapter.new(denoiser, config.rank, config.lora_alpha, config.target_modules)
+        stack.enter_context(denoiser.ready(config.precision == "bf16"))
+        stack.enter_context(adapter)
+        stack.enter_context(checkpointing(denoiser, config.gradient_checkpointing))
+        trainee = step.Trainee(denoiser, adapter, plan, config)
         if card:
             stack.enter_context(as_on_a_card())
         stack.enter_context(mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", flash_attention))
         # Which samples a batch has is the one thing that has to be a number.
         stack.enter_context(mock.patch.object(step, "batch_of", lambda *of: samples[of[-1] % len(samples)]))
-        for tensor in (*unet.parameters(), *unet.buffers()):
+        for tensor in (*unet.parameters(), *unet.buffers(), *adapter.parameters()):
             ledger.enter(tensor)
-        expected = estimate(unet, adapter, plan, config, SCHEDULE, ledger)
+        expected = estimate(trainee, ledger)
         optimizer = make_optimizer(config, adapter.matrices())
         for group in optimizer.param_groups:
             group["foreach"] = card  # AdamW's own choice on a card
@@ -180,7 +182,7 @@ def reckon(config: TrainConfig, card: bool = True, counts: bool = False) -> dict
         def one_step() -> None:
             optimizer.zero_grad(set_to_none=True)
             for part in range(config.accumulation):
-                loss, _ = step.batch_loss(unet, adapter, plan, config, SCHEDULE, part)
+                loss, _ = step.batch_loss(trainee, part)
                 (loss / config.accumulation).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
@@ -213,7 +215,8 @@ def really(config: TrainConfig) -> dict[str, float]:
         ledger.enter(tensor)
     plan = some_plan(config, config.size[0] // 8)
     ends: list[float] = []
-    peak = ledger.peak_of(lambda: train(unet, plan, config, SCHEDULE, lambda *_: ends.append(time.process_time())))
+    events = Events(lambda *_: ends.append(time.process_time()))
+    peak = ledger.peak_of(lambda: train(UNetDenoiser(unet, ABAR, "epsilon", 0.13025), plan, config, events))
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     return {"peak": peak, "process": grown, "seconds": ends[-1] - ends[-2]}
 

@@ -38,8 +38,7 @@ from mudi_core.lora.adapter import Adapter  # noqa: E402
 from mudi_core.subjects.storage import write_subjects  # noqa: E402
 from mudi_core.toy.world import PAIRS, photo  # noqa: E402
 from mudi_core.train.config import TrainConfig  # noqa: E402
-from mudi_core.train.loop import train  # noqa: E402
-from mudi_core.train.loss import NoiseSchedule, noisy  # noqa: E402
+from mudi_core.train.loop import Events, train  # noqa: E402
 from mudi_core.train.memory import MEMORY, memory_settings  # noqa: E402
 from mudi_core.train.optimizer import make_optimizer  # noqa: E402
 from mudi_core.train.plan import Plan, make_plan  # noqa: E402
@@ -76,7 +75,7 @@ class Bench:
         """``side``: of the drawn photos, in pixels; ``encoders``: models to keep off the card where they rest."""
         self.checkpoint, self.config, self.encoders = checkpoint, config, encoders
         self.device = torch.device(checkpoint.unet.device)
-        self.schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
+        self.denoiser = checkpoint.denoiser()
         self.subjects = SubjectSet(tuple(drawn(spec, side) for spec in PAIRS[0]))
 
     def clock(self) -> float:
@@ -86,7 +85,7 @@ class Bench:
         return time.process_time()
 
     def plan(self) -> Plan:
-        encoders = self.checkpoint.encode_image, self.checkpoint.encode_text
+        encoders = self.checkpoint.encode_image, self.checkpoint.condition
         return make_plan(self.subjects, self.config, *encoders)
 
     def ours(self, plan: Plan, steps: int) -> list[float]:
@@ -94,15 +93,17 @@ class Bench:
         ends: list[float] = []
         config = replace(self.config, steps=steps)
         part = replace(plan, steps=plan.steps[:steps], priors=plan.priors[:steps])
-        train(self.checkpoint.unet, part, config, self.schedule, on_step=lambda *_: ends.append(self.clock()))
+        train(self.denoiser, part, config, Events(lambda *_: ends.append(self.clock())))
         return [after - before for before, after in pairwise(ends)]
 
     def floor(self, plan: Plan, steps: int) -> list[float]:
         chosen = plan.steps[0, : self.config.batch_size]
         inputs = self._inputs(
             torch.stack([plan.latents[i] for i in chosen.tolist()]),
-            plan.contexts[plan.caption_of[chosen]],
-            plan.pooled[plan.caption_of[chosen]],
+            *(
+                torch.stack([plan.conditions[plan.caption_of[i]][part] for i in chosen])
+                for part in ("context", "pooled")
+            ),
             plan.time_ids[chosen],
         )
         return self._timed(lambda: inputs, steps)
@@ -171,15 +172,14 @@ class Bench:
         return [after - before for before, after in pairwise(found["ends"])], found["peak"]
 
     def _inputs(self, latents: Any, contexts: Any, pooled: Any, time_ids: Any) -> dict[str, Any]:
-        z0 = latents.float().to(self.device) * self.schedule.latent_scale
-        eps = torch.randn_like(z0)
-        t = torch.randint(0, self.schedule.timesteps, (len(z0),))
-        abar = self.schedule.alphas_cumprod[t].to(self.device).reshape(-1, 1, 1, 1)
+        z0 = self.denoiser.latents(latents.float().to(self.device))
+        eps, generator = torch.randn_like(z0), torch.default_generator
+        level = self.denoiser.level(torch.cat([self.denoiser.draw_level(generator) for _ in z0]))
         added = {"text_embeds": pooled.to(self.device), "time_ids": time_ids.to(self.device)}
         return {
             "wanted": eps,
-            "sample": noisy(z0, eps, abar),
-            "timestep": t.to(self.device),
+            "sample": level.noisy(z0, eps),
+            "timestep": level.at,
             "encoder_hidden_states": contexts.to(self.device),
             "added_cond_kwargs": added,
         }
@@ -187,11 +187,11 @@ class Bench:
     def _timed(self, inputs: Callable[[], dict[str, Any]], steps: int) -> list[float]:
         """Seconds of each bare step but the first."""
         config, unet = self.config, self.checkpoint.unet
-        unet.train()
         ends = []
         with (
-            Adapter(unet, config.rank, config.lora_alpha, config.target_modules) as adapter,
-            checkpointing(unet, config.gradient_checkpointing),
+            self.denoiser.ready(config.precision == "bf16"),
+            Adapter.new(self.denoiser, config.rank, config.lora_alpha, config.target_modules) as adapter,
+            checkpointing(self.denoiser, config.gradient_checkpointing),
         ):
             adapter.start(0)
             optimizer = make_optimizer(config, adapter.parameters())
@@ -205,7 +205,6 @@ class Bench:
                     (torch.nn.functional.mse_loss(answer.float(), wanted) / config.accumulation).backward()
                 optimizer.step()
                 ends.append(self.clock())
-        unet.eval()
         return [after - before for before, after in pairwise(ends)]
 
 

@@ -20,13 +20,12 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from safetensors import safe_open
-from test_train_loop import CONFIG, SCHEDULE, Stop, plan_for, stop_after
+from test_train_loop import CONFIG, Stop, plan_for, stop_after
 from test_train_plan import CONFIG as SHORT
 from test_train_plan import plan_of, same, subject
-from tiny_sdxl import tiny_unet
+from tiny_sdxl import tiny_unet, train
 
 from mudi_core.lora.file import load_lora, save_lora
-from mudi_core.train.loop import train
 from mudi_core.train.resume import losses_so_far
 from mudi_core.types import MudiError, SubjectSet
 
@@ -62,7 +61,7 @@ def kinds(folder: Path) -> dict[str, Flip]:
     config = replace(CONFIG, rank=1)
     run, lora, cache = folder / "run.safetensors", folder / "lora.safetensors", folder / "cache"
     try:
-        train(tiny_unet(), plan_for(config), config, SCHEDULE, stop_after(2, Stop()), checkpoint=run)
+        train(tiny_unet(), plan_for(config), config, stop_after(2, Stop()), checkpoint=run)
     except Stop:
         save_lora(lora, load_lora(run)[0], {"ss_steps": "2"})
     subjects = SubjectSet((subject("olis", "dog", (100, 80), (64, 64)), subject("ht", "cat", (40, 90))))

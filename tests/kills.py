@@ -26,13 +26,13 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import tiny_sdxl
 import torch
-from test_train_loop import CONFIG, SCHEDULE, plan_for
+from test_train_loop import CONFIG, plan_for
 from tiny_sdxl import tiny_unet
 
 from mudi_core.lora.file import save_lora
 from mudi_core.tensor_file import read_tensors
-from mudi_core.train import loop
 
 SETTINGS = replace(CONFIG, steps=9, save_every=2, rank=2)
 KINDS = ("in a step", "before a file is dealt with", "at a byte of a file")
@@ -56,11 +56,10 @@ class Report:
 def train(folder: Path, unet: Any, on_step: Callable[[int, int, float], None] | None = None) -> None:
     """As the train command does it: on from what is there, a checkpoint now and then, the LoRA, no checkpoint."""
     stopped = folder / STOPPED
-    result = loop.train(
+    result = tiny_sdxl.train(
         unet,
         plan_for(SETTINGS),
         SETTINGS,
-        SCHEDULE,
         on_step=on_step,
         resume=stopped if stopped.is_file() else None,
         checkpoint=stopped,

@@ -17,7 +17,6 @@ from mudi_core.bases.checkpoint import EncodersReleased, MissingCheckpoint, open
 from mudi_core.bases.embedded import MissingMiniWeights
 from mudi_core.bases.sdxl import BadCheckpointFile
 from mudi_core.toy.world import PAIRS, photo
-from mudi_core.train.loss import NoiseSchedule
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +207,9 @@ def test_a_finetune_says_what_it_predicts(
     marked = {**load_file(single_file), **{key: torch.zeros(0) for key in keys}}
     save_file(marked, tmp_path / "finetune.safetensors")
     checkpoint = open_checkpoint(tmp_path / "finetune.safetensors")
-    schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
-    assert schedule.prediction_type == kind
-    assert schedule.alphas_cumprod[-1].item() == pytest.approx(last, abs=1e-3)
+    level = checkpoint.denoiser().level(torch.tensor([999]))
+    assert (level.of_latent.item() == 0) == (kind == "epsilon")
+    assert level.signal.item() ** 2 == pytest.approx(last, abs=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -22,7 +22,6 @@ from mudi_core.bases.checkpoint import open_checkpoint
 from mudi_core.lora.file import load_lora
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.loop import train
-from mudi_core.train.loss import NoiseSchedule
 from mudi_core.train.memory import MARGIN, memory_settings
 from mudi_core.train.plan import make_plan
 from mudi_core.types import Photo, Subject, SubjectSet
@@ -125,9 +124,9 @@ def test_the_library_trains_a_step_of_the_same_file(
     checkpoint = open_checkpoint(written(kind), dtype=torch.bfloat16)
     assert checkpoint.side == side
     config = TrainConfig(steps=1, batch_size=1, resolution=256, precision="bf16", dco_beta=0, rank=32)
-    plan = make_plan(two_subjects(), config, checkpoint.encode_image, checkpoint.encode_text)
+    plan = make_plan(two_subjects(), config, checkpoint.encode_image, checkpoint.condition)
     checkpoint.release_encoders()
-    state = train(checkpoint.unet, plan, config, NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)).state
+    state = train(checkpoint.denoiser(), plan, config).state
     assert len(state) == 3 * layers
     assert sum(value.numel() for key, value in state.items() if not key.endswith(".alpha")) == numbers
     assert peak() < MEMORY_LIMIT

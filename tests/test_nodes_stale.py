@@ -11,7 +11,7 @@ import pytest
 from comfyui import Comfy
 from test_train_lora import TARGETS
 
-from mudi_core.bases import embedded as family
+from mudi_core.bases.checkpoint import open_checkpoint
 from mudi_core.lora.adapter import Adapter
 from mudi_core.lora.file import save_lora
 from mudi_core.lora.metadata import lora_metadata
@@ -46,7 +46,7 @@ def training(name: str, start: str) -> dict[str, Any]:
 
 
 def a_lora(path: Path, seed: int, subjects: SubjectSet) -> None:
-    with Adapter(family.load_unet(), 2, 2.0, TARGETS) as adapter:
+    with Adapter.new(open_checkpoint("mini").denoiser(), 2, 2.0, TARGETS) as adapter:
         adapter.start(seed)
         about = lora_metadata(TrainConfig(resolution=192).described(), subjects, base=f"base {seed}", plan_hash="")
         save_lora(path, adapter.state(), about)

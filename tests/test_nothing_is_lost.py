@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_sdxl
 import torch
 from coloured import coloured
-from test_train_loop import CONFIG, SCHEDULE, plan_for
+from test_train_loop import CONFIG, plan_for
 from tiny_sdxl import tiny_unet
 
 from mudi_core.lock import claimed
@@ -260,8 +261,8 @@ def test_a_full_disk_ends_training_in_a_sentence_and_leaves_the_last_checkpoint(
     unet, config = tiny_unet(), replace(CONFIG, save_every=2)
 
     def train(on_step: Any, resume: bool = False) -> Any:
-        return loop.train(
-            unet, plan_for(config), config, SCHEDULE, on_step, stopped if resume else None, checkpoint=stopped
+        return tiny_sdxl.train(
+            unet, plan_for(config), config, on_step, resume=stopped if resume else None, checkpoint=stopped
         )
 
     def give_up(done: int, *_: Any) -> None:
@@ -299,7 +300,7 @@ def test_a_folder_that_is_removed_during_the_run_is_made_again(tmp_path: Path) -
         if done == 2:
             shutil.rmtree(tmp_path / "output")
 
-    loop.train(tiny_unet(), plan_for(config), config, SCHEDULE, remove, checkpoint=stopped)
+    tiny_sdxl.train(tiny_unet(), plan_for(config), config, remove, checkpoint=stopped)
     assert len(losses_so_far(stopped)) == 4
 
 
@@ -349,11 +350,10 @@ def test_a_long_run_keeps_its_steps_without_being_asked(tmp_path: Path, monkeypa
     monkeypatch.setattr(loop, "KEPT_EVERY", -1.0)
     stopped, seen = tmp_path / "stopped.safetensors", []
     unet = tiny_unet()
-    loop.train(
+    tiny_sdxl.train(
         unet,
         plan_for(CONFIG),
         CONFIG,
-        SCHEDULE,
         lambda done, *_: seen.append(len(losses_so_far(stopped)) if stopped.is_file() else 0),
         checkpoint=stopped,
         on_save=lambda *_: pytest.fail("nobody asked for a LoRA"),

@@ -20,7 +20,6 @@ from mudi_core.lora.file import load_lora, save_lora
 from mudi_core.lora.metadata import lora_metadata
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.loop import train
-from mudi_core.train.loss import NoiseSchedule
 from mudi_core.train.plan import make_plan
 from mudi_core.types import Photo, Subject, SubjectSet
 
@@ -93,9 +92,8 @@ def lora_of(checkpoint: Checkpoint, path: Path) -> TrainConfig:
     photo, mask = Photo("a.png", torch.rand(64, 64, 3)), torch.ones(64, 64)
     subjects = SubjectSet(tuple(Subject(token, "dog", (photo,), (mask,)) for token in ("olis", "hta")))
     config = TrainConfig(steps=2, batch_size=2, resolution=64, rank=2, learning_rate=1e-2, dco_beta=1.0)
-    plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.encode_text)
-    schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
-    state = train(checkpoint.unet, plan, config, schedule).state
+    plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.condition)
+    state = train(checkpoint.denoiser(), plan, config).state
     about = lora_metadata(
         config.described(), subjects, base=checkpoint.name, plan_hash=plan.plan_hash, family=checkpoint.family
     )
@@ -121,7 +119,7 @@ def test_a_lora_is_trained_that_diffusers_loads(version: str, folders: dict[str,
         return answer
 
     base = predict(checkpoint.unet)
-    with Adapter(checkpoint.unet, config.rank, config.lora_alpha, config.target_modules) as adapter:
+    with Adapter.new(checkpoint.denoiser(), config.rank, config.lora_alpha, config.target_modules) as adapter:
         adapter.load(state)
         expected = predict(checkpoint.unet)
     pipeline = StableDiffusionPipeline.from_pretrained(folders[version], safety_checker=None)

@@ -16,12 +16,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_nothing_is_lost import anybody, posix, with_full_disk
-from test_train_loop import CONFIG, SCHEDULE, plan_for, stopped
+from test_train_loop import CONFIG, plan_for, stopped
 from test_train_plan import plan_of, same, subject
-from tiny_sdxl import tiny_unet
+from tiny_sdxl import tiny_unet, train
 
 from mudi_core.tensor_file import BadTensorFile, read_tensors, write_tensors
-from mudi_core.train.loop import train
 from mudi_core.train.resume import BadCheckpoint, losses_so_far
 from mudi_core.types import SubjectSet
 
@@ -86,7 +85,7 @@ def test_a_run_that_goes_on_holds_no_file_that_it_will_replace(tmp_path: Path) -
         held.append([line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line])
 
     config = replace(CONFIG, save_every=1)
-    train(unet, plan_for(config), config, SCHEDULE, look, resume=file, checkpoint=file)
+    train(unet, plan_for(config), config, look, resume=file, checkpoint=file)
     assert held == [[], []]
 
 
@@ -97,7 +96,7 @@ def test_a_damaged_stopped_run_is_told_with_what_to_do(tmp_path: Path) -> None:
     broken[-100] ^= 4
     file.write_bytes(broken)
     with pytest.raises(BadCheckpoint, match=r"run\.safetensors is damaged.*remove it and start anew"):
-        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=file)
+        train(unet, plan_for(CONFIG), CONFIG, resume=file)
 
 
 def test_a_stopped_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
@@ -106,7 +105,7 @@ def test_a_stopped_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     tensors, about = read_tensors(file)
     save_file(tensors, file, about)
     assert len(losses_so_far(file)) == 3
-    train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=file)
+    train(unet, plan_for(CONFIG), CONFIG, resume=file)
 
 
 @pytest.mark.parametrize("key", ["optimizer", "config", "plan", "format"])
@@ -119,7 +118,7 @@ def test_strange_words_in_a_stopped_run_are_a_sentence(tmp_path: Path, key: str,
     tensors, about = read_tensors(file)
     write_tensors(file, tensors, {**about, key: value})
     with pytest.raises(BadCheckpoint, match=r"run\.safetensors"):
-        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=file)
+        train(unet, plan_for(CONFIG), CONFIG, resume=file)
 
 
 def test_bad_cache_files_are_made_again_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

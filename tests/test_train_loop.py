@@ -12,23 +12,22 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_sdxl import CONTEXT, POOLED, predict, tiny_unet
+from tiny_sdxl import ABAR, CONTEXT, POOLED, SCALE, denoiser, predict, tiny_unet, train
 from torch import Tensor
 
+from mudi_core.bases.unet import BadPrecision
 from mudi_core.lora.adapter import Adapter, apply_lora
 from mudi_core.lora.file import BadLora, LoraState, load_lora, save_lora
 from mudi_core.tensor_file import read_tensors, write_tensors
 from mudi_core.train.best import BestLora
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.loop import BadRun, Interrupted, NonFiniteLoss, OutOfMemory, TrainResult, train
-from mudi_core.train.loss import NoiseSchedule, noisy, squared_errors, target
+from mudi_core.train.loop import BadRun, Interrupted, NonFiniteLoss, OutOfMemory, TrainResult
+from mudi_core.train.loss import squared_errors
 from mudi_core.train.pace import Pace
 from mudi_core.train.plan import Plan
 from mudi_core.train.resume import BadCheckpoint
 from mudi_core.train.step import draw_noise, places_of
 
-ABAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
-SCHEDULE = NoiseSchedule(ABAR, "epsilon", 0.13025)
 CONFIG = TrainConfig(steps=5, batch_size=2, resolution=64, rank=4, learning_rate=1e-3, dco_beta=0.0)
 
 
@@ -44,8 +43,9 @@ def plan_for(config: TrainConfig, priors: bool = False, seed: int = 0) -> Plan:
     def indices(width: int) -> Tensor:
         return torch.randint(0, 6, (config.steps, width), generator=generator)
 
-    latents = torch.randn(6, 4, 8, 8, generator=generator) / SCHEDULE.latent_scale
+    latents = torch.randn(6, 4, 8, 8, generator=generator) / SCALE
     masks = torch.rand(6, 1, 8, 8, generator=generator).round()
+    contexts, pools = torch.randn(3, 77, CONTEXT, generator=generator), torch.randn(3, POOLED, generator=generator)
 
     return Plan(
         latents=tuple(latents),
@@ -54,8 +54,7 @@ def plan_for(config: TrainConfig, priors: bool = False, seed: int = 0) -> Plan:
         time_ids=torch.tensor([[64, 64, 0, 0, 64, 64]] * 6, dtype=torch.float32),
         captions=("a", "b", "c"),
         caption_of=torch.tensor([0, 0, 1, 1, 2, 2]),
-        contexts=torch.randn(3, 77, CONTEXT, generator=generator),
-        pooled=torch.randn(3, POOLED, generator=generator),
+        conditions=tuple({"context": one, "pooled": pool} for one, pool in zip(contexts, pools, strict=True)),
         steps=indices(config.samples_per_step),
         priors=indices(config.samples_per_step if priors else 0),
         plan_hash=f"hash {seed}",
@@ -93,7 +92,6 @@ def stopped(unet: Any, config: TrainConfig, file: Path, step: int = 3, **more: A
             unet,
             plan_for(config),
             config,
-            SCHEDULE,
             on_step=stop_after(step, KeyboardInterrupt()),
             checkpoint=file,
             **more,
@@ -107,27 +105,21 @@ def stopped(unet: Any, config: TrainConfig, file: Path, step: int = 3, **more: A
 def test_it_learns_what_it_is_shown(unet: Any, prediction_type: str, beta: float, left: float) -> None:
     """On the noise of the training itself the LoRA predicts better than the base."""
     config = replace(CONFIG, steps=30, rank=8, learning_rate=1e-2, dco_beta=beta)
-    schedule = replace(SCHEDULE, prediction_type=prediction_type)
     plan = plan_for(config)
     one_sample = replace(plan, steps=torch.zeros_like(plan.steps))
-    result = train(unet, one_sample, config, schedule)
+    result = train(unet, one_sample, config, prediction_type=prediction_type)
 
     def error() -> float:
         total = 0.0
         for step in range(0, 30, 2):
-            z0 = torch.stack([plan.latents[0]] * 2) * schedule.latent_scale
-            drawn, t = draw_noise(config, [latent.shape for latent in z0], 1000, places(step, 2))
+            z0 = torch.stack([plan.latents[0]] * 2) * SCALE
+            drawn, t = draw_noise(config, denoiser(unet), [latent.shape for latent in z0], places(step, 2))
             eps = torch.stack(drawn)
-            abar = ABAR[t].reshape(-1, 1, 1, 1)
+            asked = denoiser(unet, prediction_type)
+            level = asked.level(t)
             with torch.no_grad():
-                prediction = unet(
-                    noisy(z0, eps, abar),
-                    t,
-                    encoder_hidden_states=plan.contexts[[0, 0]],
-                    added_cond_kwargs={"text_embeds": plan.pooled[[0, 0]], "time_ids": plan.time_ids[[0, 0]]},
-                ).sample
-            wanted = target(z0, eps, abar, prediction_type)
-            total += squared_errors(prediction, wanted).mean().item()
+                prediction = asked.predict(level.noisy(z0, eps), level, [plan.conditions[0]] * 2, plan.time_ids[[0, 0]])
+            total += squared_errors(prediction, level.wanted(z0, eps)).mean().item()
         return total
 
     base = error()
@@ -146,23 +138,23 @@ def test_it_learns_what_it_is_shown(unet: Any, prediction_type: str, beta: float
 )
 def test_resumed_training_equals_uninterrupted_training(unet: Any, tmp_path: Path, setting: dict[str, Any]) -> None:
     config = replace(CONFIG, **setting)
-    whole = train(unet, plan_for(config), config, SCHEDULE)
+    whole = train(unet, plan_for(config), config)
     file = tmp_path / "run.safetensors"
     assert stopped(unet, config, file, step=2).checkpoint == file
     torch.manual_seed(99)
     stopped(unet, config, file, step=4, resume=file)
-    resumed = train(unet, plan_for(config), config, SCHEDULE, resume=file)
+    resumed = train(unet, plan_for(config), config, resume=file)
     assert len(resumed.losses) == config.steps and same(resumed, whole)
 
 
 def test_the_same_seed_gives_the_same_lora_and_another_seed_another(unet: Any) -> None:
-    first, again = (train(unet, plan_for(CONFIG), CONFIG, SCHEDULE) for _ in range(2))
+    first, again = (train(unet, plan_for(CONFIG), CONFIG) for _ in range(2))
     assert same(first, again)
-    assert not same(first, train(unet, plan_for(CONFIG), replace(CONFIG, seed=1), SCHEDULE))
+    assert not same(first, train(unet, plan_for(CONFIG), replace(CONFIG, seed=1)))
 
 
 def test_ctrl_c_in_the_middle_of_a_step_finishes_the_step(unet: Any, tmp_path: Path) -> None:
-    whole = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE)
+    whole = train(unet, plan_for(CONFIG), CONFIG)
     file = tmp_path / "run.safetensors"
     calls = 0
 
@@ -176,11 +168,11 @@ def test_ctrl_c_in_the_middle_of_a_step_finishes_the_step(unet: Any, tmp_path: P
     hook = unet.register_forward_pre_hook(press)
     try:
         with pytest.raises(Interrupted, match="after step 3 of 5.*Resume from"):
-            train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, checkpoint=file)
+            train(unet, plan_for(CONFIG), CONFIG, checkpoint=file)
     finally:
         hook.remove()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert same(train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=file), whole)
+    assert same(train(unet, plan_for(CONFIG), CONFIG, resume=file), whole)
 
 
 def test_ctrl_c_between_two_steps_starts_no_other(unet: Any) -> None:
@@ -189,14 +181,14 @@ def test_ctrl_c_between_two_steps_starts_no_other(unet: Any) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted, match="after step 2 of 5"):
-        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, on_step=press)
+        train(unet, plan_for(CONFIG), CONFIG, on_step=press)
 
 
 def test_a_hosts_own_handler_of_ctrl_c_is_kept(unet: Any) -> None:
     pressed: list[int] = []
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
     try:
-        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, on_step=lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        train(unet, plan_for(CONFIG), CONFIG, on_step=lambda *_: os.kill(os.getpid(), signal.SIGINT))
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(pressed) == CONFIG.steps
@@ -205,19 +197,19 @@ def test_a_hosts_own_handler_of_ctrl_c_is_kept(unet: Any) -> None:
 def test_a_hosts_cancel_passes_through_and_leaves_a_checkpoint(unet: Any, tmp_path: Path) -> None:
     file = tmp_path / "run.safetensors"
     with pytest.raises(Stop):
-        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, on_step=stop_after(3, Stop()), checkpoint=file)
-    resumed = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=file)
-    assert same(resumed, train(unet, plan_for(CONFIG), CONFIG, SCHEDULE))
+        train(unet, plan_for(CONFIG), CONFIG, on_step=stop_after(3, Stop()), checkpoint=file)
+    resumed = train(unet, plan_for(CONFIG), CONFIG, resume=file)
+    assert same(resumed, train(unet, plan_for(CONFIG), CONFIG))
 
 
 def test_without_a_checkpoint_file_or_a_step_there_is_nothing_to_resume(unet: Any, tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="nothing to resume") as caught:
-        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, on_step=stop_after(1, KeyboardInterrupt()))
+        train(unet, plan_for(CONFIG), CONFIG, on_step=stop_after(1, KeyboardInterrupt()))
     assert caught.value.checkpoint is None
     hook = unet.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
         with pytest.raises(Interrupted, match="after step 0"):
-            train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, checkpoint=tmp_path / "run.safetensors")
+            train(unet, plan_for(CONFIG), CONFIG, checkpoint=tmp_path / "run.safetensors")
     finally:
         hook.remove()
     assert not list(tmp_path.iterdir())
@@ -228,7 +220,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_reason(unet: Any, tmp_p
     stopped(unet, CONFIG, file)
 
     def resume(unet: Any = unet, plan: Plan | None = None, config: TrainConfig = CONFIG, file: Path = file) -> None:
-        train(unet, plan or plan_for(CONFIG), config, SCHEDULE, resume=file)
+        train(unet, plan or plan_for(CONFIG), config, resume=file)
 
     with pytest.raises(BadCheckpoint, match="photos, masks, captions or priors are others"):
         resume(plan=plan_for(CONFIG, seed=1))
@@ -236,7 +228,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_reason(unet: Any, tmp_p
         resume(config=replace(CONFIG, learning_rate=1e-2))
     with pytest.raises(BadCheckpoint, match="base model is another"):
         resume(unet=tiny_unet(seed=1))
-    save_lora(tmp_path / "lora.safetensors", train(unet, plan_for(CONFIG), CONFIG, SCHEDULE).state, {})
+    save_lora(tmp_path / "lora.safetensors", train(unet, plan_for(CONFIG), CONFIG).state, {})
     with pytest.raises(BadCheckpoint, match="not a checkpoint"):
         resume(file=tmp_path / "lora.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
@@ -254,23 +246,23 @@ def test_the_unet_is_not_changed(end: str, tmp_path: Path) -> None:
     answer = predict(unet)
     config = replace(CONFIG, gradient_checkpointing="full", dco_beta=10.0)
     if end == "done":
-        train(unet, plan_for(config), config, SCHEDULE)
+        train(unet, plan_for(config), config)
     elif end == "stopped":
         stopped(unet, config, tmp_path / "run.safetensors")
     else:
         with pytest.raises(Stop):
-            train(unet, plan_for(config), config, SCHEDULE, on_step=stop_after(1, Stop()))
+            train(unet, plan_for(config), config, on_step=stop_after(1, Stop()))
     assert [(name, type(module)) for name, module in unet.named_modules()] == modules
     assert [(id(value), value.requires_grad) for value in unet.parameters()] == flags
     assert all(value.grad is None for value in unet.parameters())
-    assert not unet.training and not unet.is_gradient_checkpointing
+    assert not unet.training and not any("forward" in vars(module) for module in unet.modules())
     after = unet.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
     assert torch.equal(predict(unet), answer)
 
 
 def test_the_trained_state_is_what_the_file_and_the_unet_get(unet: Any, tmp_path: Path) -> None:
-    result = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE)
+    result = train(unet, plan_for(CONFIG), CONFIG)
     assert {value.dtype for value in result.state.values()} == {torch.float32}
     save_lora(tmp_path / "lora.safetensors", result.state, {})
     base = predict(unet)
@@ -284,29 +276,29 @@ def test_the_trained_state_is_what_the_file_and_the_unet_get(unet: Any, tmp_path
 def test_priors_pull_on_the_lora_and_a_weight_of_0_does_not(unet: Any) -> None:
     plan, with_priors = plan_for(CONFIG), replace(plan_for(CONFIG), priors=plan_for(CONFIG, priors=True).priors)
     # Noise is drawn for the whole batch, own samples first within each sample's own numbers, so compare like with like.
-    ignored = train(unet, with_priors, replace(CONFIG, prior_loss_weight=0.0), SCHEDULE)
-    pulled = train(unet, with_priors, replace(CONFIG, prior_loss_weight=1.0), SCHEDULE)
+    ignored = train(unet, with_priors, replace(CONFIG, prior_loss_weight=0.0))
+    pulled = train(unet, with_priors, replace(CONFIG, prior_loss_weight=1.0))
     other = replace(with_priors, priors=(with_priors.priors + 1) % 6)
-    assert same(ignored, train(unet, other, replace(CONFIG, prior_loss_weight=0.0), SCHEDULE))
+    assert same(ignored, train(unet, other, replace(CONFIG, prior_loss_weight=0.0)))
     assert not same(ignored, pulled) and pulled.losses[0] > ignored.losses[0]
     assert plan.priors.shape[1] == 0
 
 
 def test_priors_and_dco_train_together(unet: Any) -> None:
     config = replace(CONFIG, dco_beta=100.0, steps=3)
-    result = train(unet, plan_for(config, priors=True), config, SCHEDULE)
+    result = train(unet, plan_for(config, priors=True), config)
     assert result.losses[0] == pytest.approx(0.6931, abs=1e-3)
     assert any(value.abs().max() > 0 for key, value in result.state.items() if "lora_up" in key)
 
 
 def test_background_weight_reaches_the_loss(unet: Any) -> None:
     plan = replace(plan_for(CONFIG), masks=(torch.zeros(1, 8, 8),) * 6)
-    assert train(unet, plan, replace(CONFIG, background_weight=0.0), SCHEDULE).losses == (0.0,) * CONFIG.steps
+    assert train(unet, plan, replace(CONFIG, background_weight=0.0)).losses == (0.0,) * CONFIG.steps
 
 
 def test_warmup_starts_small(unet: Any) -> None:
     def moved(config: TrainConfig) -> float:
-        state = train(unet, plan_for(config), config, SCHEDULE).state
+        state = train(unet, plan_for(config), config).state
         return max(value.abs().max().item() for key, value in state.items() if "lora_up" in key)
 
     once = replace(CONFIG, steps=1)
@@ -323,21 +315,22 @@ def test_accumulation_averages_the_gradients_of_its_batches(unet: Any) -> None:
     """Against AdamW on gradients that are taken batch by batch, as plainly as can be."""
     config = replace(CONFIG, steps=2, batch_size=1, accumulation=3, max_grad_norm=0.0)
     plan = plan_for(config)
-    with Adapter(unet, config.rank, config.lora_alpha, config.target_modules) as adapter:
+    stepped = denoiser(unet)
+    with Adapter.new(stepped, config.rank, config.lora_alpha, config.target_modules) as adapter:
         adapter.start(config.seed)
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         for step in range(2):
             losses = []
             for part in range(3):
                 i = int(plan.steps[step, part])
-                (eps,), t = draw_noise(config, [plan.latents[i].shape], 1000, [f"{step}/own/{part}"])
-                z0, share = plan.latents[i][None] * SCHEDULE.latent_scale, ABAR[t].reshape(-1, 1, 1, 1)
-                text = plan.caption_of[[i]]
-                added = {"text_embeds": plan.pooled[text], "time_ids": plan.time_ids[[i]]}
+                (eps,), t = draw_noise(config, stepped, [plan.latents[i].shape], [f"{step}/own/{part}"])
+                z0, share = plan.latents[i][None] * SCALE, ABAR[t].reshape(-1, 1, 1, 1)
+                read = plan.conditions[plan.caption_of[i]]
+                added = {"text_embeds": read["pooled"][None], "time_ids": plan.time_ids[[i]]}
                 answer = unet(
                     share.sqrt() * z0 + (1 - share).sqrt() * eps[None],
                     t,
-                    encoder_hidden_states=plan.contexts[text],
+                    encoder_hidden_states=read["context"][None],
                     added_cond_kwargs=added,
                 ).sample
                 losses.append((answer - eps[None]).square().mean())
@@ -346,7 +339,7 @@ def test_accumulation_averages_the_gradients_of_its_batches(unet: Any) -> None:
                 parameter.grad = gradient
             optimizer.step()
         expected = adapter.state()
-    result = train(unet, plan, config, SCHEDULE)
+    result = train(unet, plan, config)
     assert len(result.losses) == 2 and up(result.state).abs().max() > 0
     torch.testing.assert_close(up(result.state), up(expected), rtol=1e-3, atol=1e-7)
 
@@ -357,7 +350,7 @@ def test_a_strong_kl_holds_the_lora_at_the_base(unet: Any, beta: float) -> None:
     base = predict(unet)
 
     def drift(kl_weight: float) -> float:
-        result = train(unet, plan_for(config), replace(config, kl_weight=kl_weight), SCHEDULE)
+        result = train(unet, plan_for(config), replace(config, kl_weight=kl_weight))
         with apply_lora(unet, result.state):
             return (predict(unet) - base).abs().max().item()
 
@@ -374,22 +367,19 @@ def test_samples_of_different_sizes_share_a_batch(unet: Any) -> None:
         masks=(torch.ones(1, 12, 4), *plan.masks[1:]),
         steps=torch.tensor([[1, 0, 2]]),
     )
-    drawn, t = draw_noise(config, [tall.latents[i].shape for i in (1, 0, 2)], 1000, places(0, 3))
+    drawn, t = draw_noise(config, denoiser(unet), [tall.latents[i].shape for i in (1, 0, 2)], places(0, 3))
     expected = []
     for place, i in enumerate((1, 0, 2)):
-        share = ABAR[t[place]].reshape(1, 1, 1, 1)
+        share, read = ABAR[t[place]], plan.conditions[plan.caption_of[i]]
         with torch.no_grad():
             answer = unet(
-                noisy(tall.latents[i][None] * SCHEDULE.latent_scale, drawn[place][None], share),
+                share.sqrt() * tall.latents[i][None] * SCALE + (1 - share).sqrt() * drawn[place][None],
                 t[place],
-                encoder_hidden_states=plan.contexts[plan.caption_of[[i]]],
-                added_cond_kwargs={
-                    "text_embeds": plan.pooled[plan.caption_of[[i]]],
-                    "time_ids": plan.time_ids[[i]],
-                },
+                encoder_hidden_states=read["context"][None],
+                added_cond_kwargs={"text_embeds": read["pooled"][None], "time_ids": plan.time_ids[[i]]},
             ).sample
         expected.append((answer - drawn[place]).square().mean().item())
-    result = train(unet, tall, config, SCHEDULE)
+    result = train(unet, tall, config)
     assert result.losses[0] == pytest.approx(sum(expected) / 3, rel=1e-5) and up(result.state).abs().max() > 0
 
 
@@ -401,28 +391,30 @@ def test_every_so_often_the_lora_is_given_out_and_the_run_kept(unet: Any, tmp_pa
         given.append((step, state))
         assert all(torch.equal(load_lora(file)[0][key], value) for key, value in state.items())
 
-    result = train(unet, plan_for(config), config, SCHEDULE, checkpoint=file, on_save=keep)
+    result = train(unet, plan_for(config), config, checkpoint=file, on_save=keep)
     assert [step for step, _ in given] == [2, 4]
     assert not torch.equal(up(given[0][1]), up(given[1][1])) and not torch.equal(up(given[1][1]), up(result.state))
     # The machine may have been switched off: the last saving goes on to the same end.
-    assert same(train(unet, plan_for(config), config, SCHEDULE, resume=file), result)
+    assert same(train(unet, plan_for(config), config, resume=file), result)
 
 
 def test_a_preview_samples_the_lora_of_its_step_and_disturbs_nothing(unet: Any, tmp_path: Path) -> None:
     config = replace(CONFIG, preview_every=2)
     seen: dict[int, Tensor] = {}
 
+    bare = predict(unet)
+
     def look(step: int, state: LoraState) -> None:
         assert not unet.training and not torch.is_grad_enabled()
-        seen[step] = predict(unet)
+        assert torch.equal(predict(unet), bare)
         torch.manual_seed(step)
-        with apply_lora(tiny_unet(), state) as adapter:
-            assert torch.allclose(predict(adapter.unet), seen[step], atol=1e-6)
+        with apply_lora(unet, state):
+            seen[step] = predict(unet)
 
-    result = train(unet, plan_for(config), config, SCHEDULE, on_preview=look)
+    result = train(unet, plan_for(config), config, on_preview=look)
     assert list(seen) == [2, 4, 5] and not torch.equal(seen[2], seen[4])
-    assert same(result, train(unet, plan_for(CONFIG), CONFIG, SCHEDULE))
-    train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, on_preview=lambda *_: pytest.fail("nobody asked"))
+    assert same(result, train(unet, plan_for(CONFIG), CONFIG))
+    train(unet, plan_for(CONFIG), CONFIG, on_preview=lambda *_: pytest.fail("nobody asked"))
 
 
 def test_ctrl_c_ends_a_preview_at_once(unet: Any, tmp_path: Path) -> None:
@@ -433,10 +425,10 @@ def test_ctrl_c_ends_a_preview_at_once(unet: Any, tmp_path: Path) -> None:
         pytest.fail("the preview goes on")
 
     with pytest.raises(Interrupted, match="after step 2 of 5.*Resume from"):
-        train(unet, plan_for(config), config, SCHEDULE, checkpoint=file, on_preview=look)
+        train(unet, plan_for(config), config, checkpoint=file, on_preview=look)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    resumed = train(unet, plan_for(config), config, SCHEDULE, resume=file)
-    assert same(resumed, train(unet, plan_for(CONFIG), CONFIG, SCHEDULE))
+    resumed = train(unet, plan_for(config), config, resume=file)
+    assert same(resumed, train(unet, plan_for(CONFIG), CONFIG))
 
 
 def test_a_preview_that_does_not_fit_is_named_and_the_run_kept(unet: Any, tmp_path: Path) -> None:
@@ -446,13 +438,13 @@ def test_a_preview_that_does_not_fit_is_named_and_the_run_kept(unet: Any, tmp_pa
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(OutOfMemory, match="The preview after step 2 did not fit.*Resume from"):
-        train(unet, plan_for(config), config, SCHEDULE, checkpoint=file, on_preview=look)
+        train(unet, plan_for(config), config, checkpoint=file, on_preview=look)
     assert not unet.training and load_lora(file)[0]
 
 
 def test_the_best_lora_is_kept_and_a_resumed_run_remembers_it(unet: Any, tmp_path: Path) -> None:
     path, about = tmp_path / "best.safetensors", {"mudi_base": "tiny"}
-    state = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE).state
+    state = train(unet, plan_for(CONFIG), CONFIG).state
     other = {key: value if key.endswith("alpha") else 2 * value for key, value in state.items()}
     best = BestLora(path, about)
     assert best.offer(2, state, -0.25) and not best.offer(4, other, -0.25) and not best.offer(5, other, -1.0)
@@ -476,53 +468,53 @@ def test_the_pace_counts_this_process_own_steps(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_run_can_start_from_a_lora(unet: Any, tmp_path: Path) -> None:
-    first = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE).state
+    first = train(unet, plan_for(CONFIG), CONFIG).state
     with apply_lora(unet, first):
         expected = predict(unet)
     # One step too small to matter shows what the run began with, here with more rank and another alpha.
     still = replace(CONFIG, steps=1, learning_rate=1e-12, rank=6, alpha=3.0)
-    begun = train(unet, plan_for(still), still, SCHEDULE, start=first).state
+    begun = train(unet, plan_for(still), still, start=first).state
     with apply_lora(unet, begun):
         torch.testing.assert_close(predict(unet), expected, rtol=0, atol=1e-5)
     file = tmp_path / "run.safetensors"
     stopped(unet, CONFIG, file, start=first)
     with pytest.raises(BadCheckpoint, match="LoRA to start from is another"):
-        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=file)
-    whole = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, start=first)
-    assert same(train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, start=first, resume=file), whole)
+        train(unet, plan_for(CONFIG), CONFIG, resume=file)
+    whole = train(unet, plan_for(CONFIG), CONFIG, start=first)
+    assert same(train(unet, plan_for(CONFIG), CONFIG, start=first, resume=file), whole)
     with pytest.raises(BadLora, match="has rank 4.*here rank 2"):
-        train(unet, plan_for(CONFIG), replace(CONFIG, rank=2), SCHEDULE, start=first)
+        train(unet, plan_for(CONFIG), replace(CONFIG, rank=2), start=first)
     fewer = {key: value for key, value in first.items() if "mid_block" not in key}
     with pytest.raises(BadLora, match="other layers than this training.*mid_block"):
-        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, start=fewer)
+        train(unet, plan_for(CONFIG), CONFIG, start=fewer)
 
 
 def test_only_the_modules_asked_for_are_trained(unet: Any) -> None:
     config = replace(CONFIG, steps=1, target_modules=("attn2.to_k", "attn2.to_v"))
-    state = train(unet, plan_for(config), config, SCHEDULE).state
+    state = train(unet, plan_for(config), config).state
     assert len(state) == 3 * 8 and all("attn2_to_k" in key or "attn2_to_v" in key for key in state)
 
 
 def test_bf16_stays_near_fp32_and_trains_a_bf16_unet(unet: Any) -> None:
     config = replace(CONFIG, steps=3)
-    exact = train(unet, plan_for(config), config, SCHEDULE)
-    rough = train(unet, plan_for(config), replace(config, precision="bf16"), SCHEDULE)
+    exact = train(unet, plan_for(config), config)
+    rough = train(unet, plan_for(config), replace(config, precision="bf16"))
     assert rough.losses != exact.losses and rough.losses == pytest.approx(exact.losses, rel=0.05)
     half = copy.deepcopy(unet).to(torch.bfloat16)
-    result = train(half, plan_for(config), replace(config, precision="bf16"), SCHEDULE)
+    result = train(half, plan_for(config), replace(config, precision="bf16"))
     assert result.losses == pytest.approx(exact.losses, rel=0.05)
     assert {value.dtype for value in result.state.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype, precision", [(torch.bfloat16, "fp32"), (torch.float16, "bf16")])
 def test_a_unet_that_the_precision_cannot_train_is_refused(dtype: torch.dtype, precision: Any) -> None:
-    with pytest.raises(BadRun, match=str(dtype).removeprefix("torch.")):
-        train(tiny_unet().to(dtype), plan_for(CONFIG), replace(CONFIG, precision=precision), SCHEDULE)
+    with pytest.raises(BadPrecision, match=str(dtype).removeprefix("torch.")):
+        train(tiny_unet().to(dtype), plan_for(CONFIG), replace(CONFIG, precision=precision))
 
 
 def test_a_plan_of_another_length_is_refused(unet: Any) -> None:
     with pytest.raises(BadRun, match="5 steps of 2 samples.*7 of 2"):
-        train(unet, plan_for(CONFIG), replace(CONFIG, steps=7), SCHEDULE)
+        train(unet, plan_for(CONFIG), replace(CONFIG, steps=7))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(unet: Any, tmp_path: Path) -> None:
@@ -531,9 +523,9 @@ def test_a_loss_that_is_no_number_stops_the_run(unet: Any, tmp_path: Path) -> No
     plan.latents[3].fill_(float("nan"))
     file = tmp_path / "run.safetensors"
     with pytest.raises(NonFiniteLoss, match=r"nan at step 3, with photo 3\. Lower.*2 steps before is kept in.*run\."):
-        train(unet, plan, CONFIG, SCHEDULE, checkpoint=file)
+        train(unet, plan, CONFIG, checkpoint=file)
     two = replace(CONFIG, steps=2)
-    expected = train(unet, replace(plan, steps=plan.steps[:2], priors=plan.priors[:2]), two, SCHEDULE)
+    expected = train(unet, replace(plan, steps=plan.steps[:2], priors=plan.priors[:2]), two)
     kept, _ = load_lora(file)
     assert all(torch.equal(kept[key], value) for key, value in expected.state.items())
 
@@ -549,7 +541,7 @@ def test_a_lora_that_is_no_number_replaces_no_checkpoint(unet: Any, tmp_path: Pa
             ).weight.data.fill_(float("nan"))
 
     with pytest.raises(NonFiniteLoss, match="nan at step 3, with photo"):
-        train(unet, plan_for(config), config, SCHEDULE, checkpoint=file, on_save=spoil)
+        train(unet, plan_for(config), config, checkpoint=file, on_save=spoil)
     assert all(value.isfinite().all() for value in load_lora(file)[0].values())
 
 
@@ -565,31 +557,31 @@ def test_too_little_memory_names_the_settings_and_keeps_the_steps_done(unet: Any
     hook = unet.register_forward_pre_hook(fill)
     try:
         with pytest.raises(OutOfMemory, match="Step 3 did not fit.*batch 2.*memory preset of 24 GB.*Resume from"):
-            train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, checkpoint=tmp_path / "run.safetensors")
+            train(unet, plan_for(CONFIG), CONFIG, checkpoint=tmp_path / "run.safetensors")
     finally:
         hook.remove()
-    assert len(train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=tmp_path / "run.safetensors").losses) == 5
+    assert len(train(unet, plan_for(CONFIG), CONFIG, resume=tmp_path / "run.safetensors").losses) == 5
 
 
 def test_a_run_that_did_not_fit_goes_on_with_less_memory(unet: Any, tmp_path: Path) -> None:
     file = tmp_path / "run.safetensors"
     with pytest.raises(Stop):
-        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, on_step=stop_after(3, Stop()), checkpoint=file)
+        train(unet, plan_for(CONFIG), CONFIG, on_step=stop_after(3, Stop()), checkpoint=file)
     less = replace(CONFIG, batch_size=1, accumulation=2, gradient_checkpointing="full", save_every=1, preview_every=1)
-    resumed = train(unet, plan_for(less), less, SCHEDULE, resume=file)
-    whole = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE)
+    resumed = train(unet, plan_for(less), less, resume=file)
+    whole = train(unet, plan_for(CONFIG), CONFIG)
     assert resumed.losses[:3] == whole.losses[:3] and len(resumed.losses) == 5
     with pytest.raises(BadCheckpoint, match="images of a step .* was 2, is 1"):
         one = replace(CONFIG, batch_size=1)
-        train(unet, plan_for(one), one, SCHEDULE, resume=file)
+        train(unet, plan_for(one), one, resume=file)
 
 
 def test_it_trains_inside_inference_mode(unet: Any) -> None:
-    expected = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE)
+    expected = train(unet, plan_for(CONFIG), CONFIG)
     with torch.inference_mode():
         plan = plan_for(CONFIG)
         assert plan.latents[0].is_inference()
-        assert same(train(unet, plan, CONFIG, SCHEDULE), expected)
+        assert same(train(unet, plan, CONFIG), expected)
 
 
 def test_a_run_of_an_earlier_version_is_not_gone_on_with(unet: Any, tmp_path: Path) -> None:
@@ -599,7 +591,7 @@ def test_a_run_of_an_earlier_version_is_not_gone_on_with(unet: Any, tmp_path: Pa
     tensors, metadata = read_tensors(file)
     write_tensors(file, tensors, {**metadata, "format": "mudi checkpoint 2"})
     with pytest.raises(BadCheckpoint, match="earlier version.*start anew"):
-        train(unet, plan_for(CONFIG), CONFIG, SCHEDULE, resume=file)
+        train(unet, plan_for(CONFIG), CONFIG, resume=file)
 
 
 @pytest.mark.parametrize("beta", [0.0, 20.0])
@@ -609,7 +601,7 @@ def test_two_batches_of_one_train_what_one_batch_of_two_trains(unet: Any, beta: 
     two = replace(CONFIG, dco_beta=beta, batch_size=2, accumulation=1, max_grad_norm=0.0)
     one = replace(two, batch_size=1, accumulation=2)
     plan = plan_for(two, priors=with_priors)
-    first, second = train(unet, plan, two, SCHEDULE), train(unet, plan, one, SCHEDULE)
+    first, second = train(unet, plan, two), train(unet, plan, one)
     assert first.losses == pytest.approx(second.losses, rel=1e-5)
     for name, value in first.state.items():
         torch.testing.assert_close(second.state[name], value, rtol=1e-3, atol=1e-6)

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mudi_core.train.loss import (
-    BadSchedule,
-    NoiseSchedule,
-    mask_weight,
-    min_snr_weight,
-    noisy,
-    squared_errors,
-    target,
-    training_loss,
-)
+from mudi_core.train.loss import mask_weight, squared_errors, training_loss
 
 SHAPE = (4, 3, 5, 6)
 
@@ -176,54 +166,3 @@ def test_a_run_far_better_than_its_reference_is_left_alone() -> None:
     prediction = wanted.clone().requires_grad_()
     loss = loss_of(prediction + 0.01, wanted, mask, reference=reference, dco_beta=1000.0)
     assert torch.autograd.grad(loss, prediction)[0].abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("abar", [0.9999, 0.8, 0.3, 0.002])
-@pytest.mark.parametrize("gamma", [1.0, 5.0])
-def test_min_snr_weight_caps_the_ratio(prediction_type: str, abar: float, gamma: float) -> None:
-    snr = abar / (1 - abar)
-    expected = min(snr, gamma) / (snr if prediction_type == "epsilon" else snr + 1)
-    got = min_snr_weight(torch.tensor([abar], dtype=torch.float64), gamma, prediction_type)
-    assert got.item() == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("abar", [0.0, 1.0])
-def test_min_snr_weight_is_finite_at_the_ends_of_a_schedule(prediction_type: str, abar: float) -> None:
-    assert min_snr_weight(torch.tensor([abar]), 5.0, prediction_type).isfinite().all()
-
-
-def test_without_a_gamma_all_timesteps_weigh_the_same() -> None:
-    assert torch.equal(min_snr_weight(torch.linspace(0, 1, 7), None, "epsilon"), torch.ones(7))
-
-
-@pytest.mark.parametrize("abar", [0.999, 0.5, 0.01])
-def test_both_predictions_give_back_the_clean_latent(abar: float) -> None:
-    z0, eps, _, _ = batch()
-    share = torch.full((4, 1, 1, 1), abar)
-    z_t, v = noisy(z0, eps, share), target(z0, eps, share, "v_prediction")
-    assert target(z0, eps, share, "epsilon") is eps
-    torch.testing.assert_close(abar**0.5 * z_t - (1 - abar) ** 0.5 * v, z0, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close((1 - abar) ** 0.5 * z_t + abar**0.5 * v, eps, rtol=1e-4, atol=1e-4)
-
-
-def test_noise_and_target_agree_with_diffusers() -> None:
-    from diffusers import DDPMScheduler
-
-    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    schedule = NoiseSchedule.of(scheduler, 0.13025)
-    z0, eps, _, _ = batch()
-    timesteps = torch.tensor([0, 250, 700, 999])
-    abar = schedule.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
-    torch.testing.assert_close(noisy(z0, eps, abar), scheduler.add_noise(z0, eps, timesteps))
-    torch.testing.assert_close(
-        target(z0, eps, abar, "v_prediction"), scheduler.get_velocity(z0, eps, timesteps), rtol=1e-5, atol=1e-5
-    )
-    assert (schedule.prediction_type, schedule.timesteps) == ("epsilon", 1000)
-
-
-def test_an_unknown_prediction_type_is_refused() -> None:
-    scheduler = SimpleNamespace(alphas_cumprod=torch.ones(3), config=SimpleNamespace(prediction_type="flow"))
-    with pytest.raises(BadSchedule, match="'flow'"):
-        NoiseSchedule.of(scheduler, 1.0)

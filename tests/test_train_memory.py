@@ -10,17 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_loop import CONFIG, SCHEDULE, plan_for
-from tiny_sdxl import tiny_unet
+from test_train_loop import CONFIG, plan_for
+from tiny_sdxl import denoiser, tiny_unet
 
 from mudi_core.lora.adapter import Adapter
 from mudi_core.train.config import PRESETS, TrainConfig
 from mudi_core.train.memory import MEMORY, OutOfMemory, advice, estimate, memory_settings, preflight
-from mudi_core.train.plan import Plan
+from mudi_core.train.step import Trainee
 
 ALWAYS = 5_000_000
 PER_CELL = {"off": 4_000, "selective": 3_000, "full": 2_000}
 """Bytes: what a stand-in card has in use before a step, and what it takes for each of a batch's latents."""
+
+
+def twice(unet: Any) -> list[Any]:
+    """The blocks that are computed twice."""
+    return [m for m in unet.modules() if "forward" in vars(m) and not isinstance(m, torch.nn.Linear)]
 
 
 class Card:
@@ -37,8 +42,8 @@ class Card:
         )
         work()
         hook.remove()
-        selects = any("forward" in vars(module) for module in self.unet.modules())
-        way = "full" if self.unet.is_gradient_checkpointing else "selective" if selects else "off"
+        kinds = {type(module).__name__ for module in twice(self.unet)}
+        way = "full" if "Transformer2DModel" in kinds else "selective" if kinds else "off"
         self.seen[way] = max(cells)
         peak = ALWAYS + PER_CELL[way] * max(cells)
         if self.needs is not None and peak > self.needs:
@@ -50,24 +55,28 @@ class Card:
 
 
 @contextmanager
-def about_to_train(config: TrainConfig, side: int = 64) -> Iterator[tuple[Any, Adapter, Plan, TrainConfig, Any]]:
+def about_to_train(config: TrainConfig, side: int = 64) -> Iterator[Trainee]:
     """What is asked before a run whose largest sample is of so many latents."""
     unet = tiny_unet()
     plan = plan_for(config)
     plan = replace(plan, latents=(*plan.latents[:5], torch.zeros(4, side, side)))
-    with Adapter(unet, config.rank, config.lora_alpha, config.target_modules) as adapter:
+    asked = denoiser(unet)
+    with (
+        Adapter.new(asked, config.rank, config.lora_alpha, config.target_modules) as adapter,
+        asked.ready(bf16=False),
+    ):
         adapter.start(0)
-        yield unet, adapter, plan, config, SCHEDULE
+        yield Trainee(asked, adapter, plan, config)
         assert all(parameter.grad is None for parameter in adapter.parameters())
-        assert not unet.is_gradient_checkpointing
+        assert not twice(unet)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_the_estimate_is_inferred_from_smaller_steps(batch_size: int) -> None:
     with about_to_train(replace(CONFIG, batch_size=batch_size)) as asked:
-        card = Card(asked[0], 10**12)
-        needed = estimate(*asked, card)
-        moments = 8 * sum(parameter.numel() for parameter in asked[1].parameters())
+        card = Card(asked.denoiser.network, 10**12)
+        needed = estimate(asked, card)
+        moments = 8 * sum(parameter.numel() for parameter in asked.adapter.parameters())
     assert needed == ALWAYS + PER_CELL["off"] * batch_size * 64 * 64 + moments
     assert card.seen["off"] < batch_size * 64 * 64 * 0.6
 
@@ -75,11 +84,11 @@ def test_the_estimate_is_inferred_from_smaller_steps(batch_size: int) -> None:
 def test_too_little_memory_is_told_before_the_first_step_with_the_preset_to_take(caplog: Any) -> None:
     with about_to_train(replace(CONFIG, gradient_checkpointing="off")) as asked:
         with pytest.raises(OutOfMemory, match=r"will need about 0\.0 GB.*memory preset of 24 GB"):
-            preflight(*asked, Card(asked[0], 10_000_000))
+            preflight(asked, Card(asked.denoiser.network, 10_000_000))
         with pytest.raises(OutOfMemory, match="Not even a small step fits.*memory preset of 24 GB"):
-            preflight(*asked, Card(asked[0], 10_000_000, needs=ALWAYS))
+            preflight(asked, Card(asked.denoiser.network, 10_000_000, needs=ALWAYS))
         assert not caplog.text
-        preflight(*asked, Card(asked[0], 38_000_000))
+        preflight(asked, Card(asked.denoiser.network, 38_000_000))
         assert "If it does not fit: Use the memory preset of 24 GB" in caplog.text
 
 
@@ -90,16 +99,16 @@ def test_too_little_memory_is_told_before_the_first_step_with_the_preset_to_take
 def test_as_little_is_computed_twice_as_the_card_allows(room: int, way: str, refuses: bool) -> None:
     assert CONFIG.gradient_checkpointing == "auto"
     with about_to_train(CONFIG) as asked:
-        card = Card(asked[0], room, needs=room if refuses else None)
-        assert preflight(*asked, card).gradient_checkpointing == way
+        card = Card(asked.denoiser.network, room, needs=room if refuses else None)
+        assert preflight(asked, card).gradient_checkpointing == way
         assert list(card.seen)[-1] == way
 
 
 def test_a_cpu_is_not_measured() -> None:
     with about_to_train(CONFIG) as asked:
-        assert preflight(*asked) == replace(CONFIG, gradient_checkpointing="off")
+        assert preflight(asked) == replace(CONFIG, gradient_checkpointing="off")
         full = replace(CONFIG, gradient_checkpointing="full")
-        assert preflight(*asked[:3], full, SCHEDULE) == full
+        assert preflight(replace(asked, config=full)) == full
 
 
 def test_every_preset_is_a_configuration_and_needs_less_than_the_one_above() -> None:

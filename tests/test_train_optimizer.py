@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_loop import CONFIG, SCHEDULE, plan_for, same, stopped
-from tiny_sdxl import tiny_unet
+from test_train_loop import CONFIG, plan_for, same, stopped
+from tiny_sdxl import tiny_unet, train
 
 from mudi_core.train.config import OptimizerName, TrainConfig
-from mudi_core.train.loop import train
 from mudi_core.train.optimizer import MissingOptimizer, learning_rate, make_optimizer
 
 
@@ -86,11 +85,11 @@ def test_a_resumed_run_of_any_optimizer_equals_an_uninterrupted_one(
         pytest.skip(f"{package} is not installed")
     unet = tiny_unet()
     config = replace(CONFIG, optimizer=name, learning_rate=0.1, weight_decay=0.0)
-    plain = train(unet, plan_for(config), replace(config, optimizer="adamw"), SCHEDULE)
+    plain = train(unet, plan_for(config), replace(config, optimizer="adamw"))
     if not real:
         module = SimpleNamespace(optim=SimpleNamespace(AdamW8bit=Remembering), Prodigy=Remembering)
         monkeypatch.setitem(sys.modules, package, module)  # type: ignore[arg-type]
-    whole = train(unet, plan_for(config), config, SCHEDULE)
+    whole = train(unet, plan_for(config), config)
     stopped(unet, config, tmp_path / "run.safetensors", step=3)
-    assert same(train(unet, plan_for(config), config, SCHEDULE, resume=tmp_path / "run.safetensors"), whole)
+    assert same(train(unet, plan_for(config), config, resume=tmp_path / "run.safetensors"), whole)
     assert not same(whole, plain)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_loop import CONFIG, SCHEDULE, plan_for
-from tiny_sdxl import predict, tiny_unet
+from test_train_loop import CONFIG, plan_for
+from tiny_sdxl import predict, tiny_unet, train
 
 from mudi_core.bases.quantize import BaseWeights, Fp8Linear, Int8Linear, Nf4Linear, quantize, stored_as
-from mudi_core.train.loop import BadRun, train
+from mudi_core.train.loop import BadRun
 
 BITS: dict[str, float] = {"fp8": 8, "int8": 8, "nf4": 4}
 
@@ -117,8 +117,8 @@ def test_a_lora_is_trained_on_it_with_checkpointing_in_bf16(base_weights: BaseWe
     unet = tiny_unet().to(torch.bfloat16)
     quantize(unet, base_weights)
     config = replace(CONFIG, base_weights=base_weights, precision="bf16", gradient_checkpointing="full", dco_beta=10.0)
-    result = train(unet, plan_for(config), config, SCHEDULE)
-    plain = train(tiny_unet(), plan_for(config), replace(CONFIG, dco_beta=10.0), SCHEDULE)
+    result = train(unet, plan_for(config), config)
+    plain = train(tiny_unet(), plan_for(config), replace(CONFIG, dco_beta=10.0))
     assert result.losses == pytest.approx(plain.losses, rel=0.1)
     assert {value.dtype for value in result.state.values()} == {torch.float32}
     assert any(value.abs().max() > 0 for key, value in result.state.items() if "lora_up" in key)
@@ -127,4 +127,4 @@ def test_a_lora_is_trained_on_it_with_checkpointing_in_bf16(base_weights: BaseWe
 def test_weights_that_are_not_as_the_settings_say_are_refused() -> None:
     config = replace(CONFIG, base_weights="nf4")
     with pytest.raises(BadRun, match="kept as 'full', the settings say 'nf4'"):
-        train(tiny_unet(), plan_for(config), config, SCHEDULE)
+        train(tiny_unet(), plan_for(config), config)

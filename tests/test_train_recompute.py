@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_loop import CONFIG, SCHEDULE, plan_for
-from tiny_sdxl import tiny_unet
+from test_train_loop import CONFIG, plan_for
+from tiny_sdxl import denoiser, tiny_unet, train
 
 from benchmarks.train_memory import Ledger
 from mudi_core.bases.quantize import BaseWeights, quantize
 from mudi_core.lora.adapter import Adapter
 from mudi_core.train import recompute
 from mudi_core.train.config import GradientCheckpointing, Precision
-from mudi_core.train.loop import train
 from mudi_core.train.recompute import checkpointing, multiplications
-from mudi_core.train.step import batch_loss
+from mudi_core.train.step import Trainee, batch_loss
 
 WAYS: tuple[GradientCheckpointing, ...] = ("off", "selective", "full")
 
@@ -33,7 +32,7 @@ def test_the_result_is_the_same_to_the_bit(
     for way in WAYS:
         unet = tiny_unet()
         quantize(unet, base_weights)
-        results.append(train(unet, plan_for(config), replace(config, gradient_checkpointing=way), SCHEDULE))
+        results.append(train(unet, plan_for(config), replace(config, gradient_checkpointing=way)))
     for other in results[1:]:
         assert other.losses == results[0].losses
         assert all(torch.equal(value, results[0].state[key]) for key, value in other.state.items())
@@ -43,11 +42,12 @@ def test_selective_keeps_less_than_all_and_more_than_what_goes_into_the_blocks(m
     monkeypatch.setattr(recompute, "DEAR", 64)
 
     def kept(way: GradientCheckpointing) -> int:
-        ledger, unet = Ledger(), tiny_unet().train()
-        with Adapter(unet, 4, 4.0, CONFIG.target_modules) as adapter, checkpointing(unet, way):
+        ledger, asked = Ledger(), denoiser(tiny_unet())
+        adapter = Adapter.new(asked, 4, 4.0, CONFIG.target_modules)
+        with asked.ready(bf16=False), adapter, checkpointing(asked, way):
             adapter.start(0)
             with ledger:
-                loss, _ = batch_loss(unet, adapter, plan_for(CONFIG), CONFIG, SCHEDULE, 0)
+                loss, _ = batch_loss(Trainee(asked, adapter, plan_for(CONFIG), CONFIG), 0)
             assert loss.requires_grad
             return ledger.now
 
@@ -69,18 +69,14 @@ def test_what_is_dear() -> None:
 def test_an_error_leaves_the_unet_as_it_was() -> None:
     unet = tiny_unet()
     for way in WAYS:
-        with pytest.raises(KeyError), checkpointing(unet, way):
+        with pytest.raises(KeyError), checkpointing(denoiser(unet), way):
             raise KeyError
-        assert not unet.is_gradient_checkpointing
         assert not any("forward" in vars(module) for module in unet.modules())
 
 
 def test_an_old_torch_computes_all_again_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.delattr(torch.utils.checkpoint, "create_selective_checkpoint_contexts")
-    unet = tiny_unet()
-    with checkpointing(unet, "selective"):
-        assert unet.is_gradient_checkpointing
-        with checkpointing(unet, "selective"):  # asked for again, it leaves what is there
-            pass
-        assert unet.is_gradient_checkpointing
-    assert not unet.is_gradient_checkpointing and caplog.text.count("needs torch 2.4 or newer") == 1
+    asked = denoiser(tiny_unet())
+    with checkpointing(asked, "selective"):
+        twice = [module for module in asked.network.modules() if "forward" in vars(module)]
+    assert twice == asked.blocks(selective=False) and caplog.text.count("needs torch 2.4 or newer") == 1

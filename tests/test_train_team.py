@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train_loop import CONFIG, SCHEDULE, plan_for, same
-from tiny_sdxl import tiny_unet
+from test_train_loop import CONFIG, plan_for, same
+from tiny_sdxl import tiny_unet, train
 
-from mudi_core.train.loop import BadRun, Interrupted, NonFiniteLoss, train
+from mudi_core.train.loop import BadRun, Interrupted, NonFiniteLoss
 from mudi_core.train.team import BrokenTeam, Team, joined
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,11 +85,11 @@ def stop_one(team: Team, folder: Path) -> str:
 
     unet, file = tiny_unet(), folder / "run.safetensors"
     try:
-        train(unet, plan_for(SHARED), SHARED, SCHEDULE, on_step=press, checkpoint=file, team=team)
+        train(unet, plan_for(SHARED), SHARED, on_step=press, checkpoint=file, team=team)
     except Interrupted as error:
         team.wait()
-        resumed = train(unet, plan_for(SHARED), SHARED, SCHEDULE, resume=file, team=team)
-        whole = train(unet, plan_for(SHARED), SHARED, SCHEDULE, team=team)
+        resumed = train(unet, plan_for(SHARED), SHARED, resume=file, team=team)
+        whole = train(unet, plan_for(SHARED), SHARED, team=team)
         return f"{same(resumed, whole)} {error}"
     return "went on"
 
@@ -104,7 +104,7 @@ def spoil_one(team: Team, folder: Path) -> str:
     plan = replace(plan, steps=torch.tensor([[0, 1], [1, 0], [0, 3], [1, 2], [0, 1]]))
     plan.latents[3].fill_(float("nan"))
     try:
-        train(tiny_unet(), plan, SHARED, SCHEDULE, checkpoint=folder / "run.safetensors", team=team)
+        train(tiny_unet(), plan, SHARED, checkpoint=folder / "run.safetensors", team=team)
     except NonFiniteLoss as error:
         return str(error)
     return "went on"
@@ -118,7 +118,7 @@ def test_a_loss_that_is_no_number_in_one_stops_both_with_its_sample(folder: Path
 def other_settings(team: Team, folder: Path) -> str:
     config = replace(SHARED, learning_rate=1e-3 * (team.rank + 1))
     try:
-        train(tiny_unet(), plan_for(config), config, SCHEDULE, team=team)
+        train(tiny_unet(), plan_for(config), config, team=team)
     except BrokenTeam as error:
         return str(error)
     return "went on"
@@ -131,7 +131,7 @@ def test_processes_of_other_settings_do_not_train(folder: Path) -> None:
 def test_batches_that_cannot_be_shared_evenly_are_refused() -> None:
     config: Any = replace(SHARED, accumulation=3)
     with pytest.raises(BadRun, match="2 processes cannot share 3 batches.*multiple of 2"):
-        train(tiny_unet(), plan_for(config), config, SCHEDULE, team=Team(0, 2))
+        train(tiny_unet(), plan_for(config), config, team=Team(0, 2))
 
 
 def test_the_launcher_trains_what_one_process_with_twice_the_batches_would(

@@ -17,8 +17,7 @@ from mudi_core.bases.tokens import ENCODERS, BadTokens, load_token, save_token
 from mudi_core.lora.adapter import apply_lora
 from mudi_core.lora.file import save_lora
 from mudi_core.train.config import BadTrainConfig, TrainConfig
-from mudi_core.train.loop import BadRun, TrainResult, train
-from mudi_core.train.loss import NoiseSchedule
+from mudi_core.train.loop import BadRun, Beginning, Events, TrainResult, train
 from mudi_core.train.plan import Plan, make_plan
 from mudi_core.types import SubjectSet
 
@@ -39,13 +38,13 @@ def checkpoint(random_mini: None) -> Checkpoint:
 
 @pytest.fixture
 def plan(checkpoint: Checkpoint, drawn_subjects: SubjectSet) -> Plan:
-    return make_plan(drawn_subjects, CONFIG, checkpoint.encode_image, checkpoint.encode_text)
+    return make_plan(drawn_subjects, CONFIG, checkpoint.encode_image, checkpoint.condition)
 
 
 def run(base: Checkpoint, plan: Plan, config: TrainConfig = CONFIG, **more: Any) -> TrainResult:
-    schedule = NoiseSchedule.of(base.scheduler, base.latent_scale)
     with base.token_vectors(TOKENS) as vectors:
-        return train(base.unet, plan, config, schedule, vectors=vectors, **more)
+        begin, events = Beginning(vectors=vectors, stopped=more.pop("resume", None)), Events(more.pop("on_step", None))
+        return train(base.denoiser(), plan, config, events, begin=begin, **more)
 
 
 def weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -99,7 +98,7 @@ def test_custom_diffusion_learns_keys_and_values_and_vectors(checkpoint: Checkpo
     assert layers and all("attn2_to_k" in layer or "attn2_to_v" in layer for layer in layers)
     assert all(result.state[f"{layer}.lora_up.weight"].any() for layer in layers) and result.vectors
     with apply_lora(checkpoint.unet, result.state) as adapter:
-        assert len(adapter.layers) == len(layers)
+        assert len(adapter.matrices()) == 2 * len(layers)
 
 
 @pytest.mark.parametrize("config", [CONFIG, CUSTOM_DIFFUSION])
@@ -121,9 +120,8 @@ def test_the_reference_of_dco_is_the_model_with_its_own_vectors(checkpoint: Chec
 def test_what_cannot_be_learned_is_told(checkpoint: Checkpoint, plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(BadTokens, match="read 'myowndog' as 3 tokens"):
         checkpoint.token_vectors(("olis", "myowndog"))
-    schedule = NoiseSchedule.of(checkpoint.scheduler, checkpoint.latent_scale)
     with pytest.raises(BadRun, match="learn_tokens"):
-        train(checkpoint.unet, plan, CONFIG, schedule)
+        train(checkpoint.denoiser(), plan, CONFIG)
     with pytest.raises(BadRun, match="learn_tokens"):
         run(checkpoint, plan, replace(CUSTOM_DIFFUSION, learn_tokens=False))
     with pytest.raises(BadTrainConfig, match="target_modules"):

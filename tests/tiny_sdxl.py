@@ -1,4 +1,4 @@
-"""A random U-Net of SDXL's architecture, small enough for a unit test, and inputs for it."""
+"""A random U-Net of SDXL's architecture, small enough for a unit test, inputs for it, and its training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mudi_core.bases.unet import UNetDenoiser
+from mudi_core.train import loop
+from mudi_core.train.config import TrainConfig
+from mudi_core.train.plan import Plan
+
 CONTEXT, POOLED = 32, 16
+ABAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
+"""SDXL's own noise schedule."""
+SCALE = 0.13025
 
 
 def tiny_unet(seed: int = 0) -> Any:
@@ -48,3 +56,26 @@ def predict(unet: Any, seed: int = 0, batch: int = 2) -> Tensor:
             },
         ).sample
     return answer
+
+
+def denoiser(unet: Any, prediction_type: str = "epsilon") -> UNetDenoiser:
+    """The U-Net as what a LoRA is trained on."""
+    return UNetDenoiser(unet, ABAR, prediction_type, SCALE)
+
+
+def train(
+    unet: Any,
+    plan: Plan,
+    config: TrainConfig,
+    on_step: loop.OnStep | None = None,
+    *,
+    prediction_type: str = "epsilon",
+    resume: Any = None,
+    start: Any = None,
+    on_save: loop.OnSave | None = None,
+    on_preview: loop.OnPreview | None = None,
+    **more: Any,
+) -> loop.TrainResult:
+    """`loop.train` of a U-Net; ``more``: checkpoint, team."""
+    events, begin = loop.Events(on_step, on_save, on_preview), loop.Beginning(start, stopped=resume)
+    return loop.train(denoiser(unet, prediction_type), plan, config, events, begin=begin, **more)
