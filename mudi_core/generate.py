@@ -22,7 +22,7 @@ from .cutouts import CutOuts, Poses
 from .files import whole
 from .init_latent import init_latent, shifted_noise
 from .layout import Figure, LayoutConfig, given_layout, ordered_layout, random_layout
-from .layout_text import Place
+from .layout_text import Place, photo_number
 from .prompt import write_prompt
 from .segmix import compose
 from .types import Layout, Mix, MudiError, SubjectSet
@@ -269,7 +269,7 @@ def _plain(layout: Layout) -> list[dict[str, Any]]:
         {
             "token": p.token,
             "xyxy": [round(value, 4) for value in p.xyxy],
-            "photo": p.photo,
+            "photo": photo_number(p.photo),
             "mirror": p.mirror,
             "rotation": round(p.rotation, 2),
         }

@@ -65,7 +65,7 @@ def add(commands: Any) -> None:
         default="random",
         metavar="CHOICE",
         help="which photo of each subject stands there: random (default), best (whole and largest), or "
-        "olis:hta=0:2, counted from 0",
+        "olis:hta=#1:#3, counted from 1 (a number without # counts from 0, as before)",
     )
     parser.add_argument("--mirror", action="store_true", help="mirror each cut-out or not, by the seed")
     parser.add_argument(
@@ -155,7 +155,7 @@ def places(
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from .. import storage
-    from ..cutouts import cut_outs
+    from ..cutouts import cut_outs, old_numbers
     from ..generate import PictureFolder, draw_layout, first_sigma, generate
     from ..init_latent import weak_start
     from ..layout import remarks
@@ -179,6 +179,8 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
         apply_lora(checkpoint.unet, state, args.lora_scale)
     size = settings.size or (checkpoint.side, checkpoint.side)
     cutouts = cut_outs(subjects, max_side=max(size))
+    if old := old_numbers(args.photos):
+        talk.say(f"Note: {old}")
     for remark in remarks(draw_layout(cutouts, settings, 0, size), subjects.tokens):
         talk.say(f"Warning: {remark}")
     if weak := weak_start(first_sigma(checkpoint.scheduler, settings.steps), settings.gamma):
