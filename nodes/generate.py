@@ -69,8 +69,9 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     optional=True,
                     placeholder='{"olis": [50, 200, 450, 1000], "hta": [500, 300, 950, 1000]}',
                     tooltip="From text: a box for each token as JSON, left, top, right, bottom, in 0..1 or 0..1000; "
-                    'or {"box": [...], "photo": 2, "mirror": true, "rotation": 15, "depth": 1}, each but the box if '
-                    "you like. A greater depth is further back.",
+                    'or {"box": [...], "photo": "#2", "mirror": true, "rotation": 15, "depth": 1}, each but the box if '
+                    'you like. Photo "#1" is the first; a number without # counts from 0, as in older workflows. A '
+                    "greater depth is further back.",
                 ),
                 boxes_input(
                     "Given boxes: one for each subject, in the subjects' order, in pixels of the canvas.", optional=True
@@ -81,7 +82,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     optional=True,
                     placeholder="random",
                     tooltip="Which photo of each subject: random (by the seed), best (whole, and the largest), or by "
-                    "token, counted from 0: 'olis:hta=0:2'.",
+                    "token, counted from 1: 'olis:hta=#1:#3'. A number without # counts from 0, as in older workflows.",
                 ),
                 io.Boolean.Input(
                     "mirror",
@@ -119,9 +120,9 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
         rotation: float = 0.0,
     ) -> io.NodeOutput:
         from ..mudi_core.jobs.generate import GenerateConfig, default_prompt
-        from ..mudi_core.stage.cutouts import Poses, cut_outs, parse_photos
+        from ..mudi_core.stage.cutouts import Poses, cut_outs, old_numbers, parse_photos
         from ..mudi_core.stage.layout import LayoutConfig, parse_relative_scale, remarks
-        from ..mudi_core.stage.layout_text import parse_places
+        from ..mudi_core.stage.layout_text import parse_places, photo_number
         from ..mudi_core.stage.segmix import compose
 
         host.check_choice("mode", mode, MODES)
@@ -143,11 +144,11 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
         with host.progress()("cutting out") as update:
             placed = PlacedSubjects(cut_outs(subjects, max(width, height), update), config)
         layout = drawn_layout(placed, seed, 0)
-        said = remarks(layout, subjects.tokens)
+        said = [*filter(None, [old_numbers(photos)]), *remarks(layout, subjects.tokens)]
         for remark in said:
             host.log.warning(remark)
         canvas = compose(layout, placed.cutouts)
-        who = ", ".join(f"{subjects[one.token].name}: photo {one.photo}" for one in layout.placements)
+        who = ", ".join(f"{subjects[one.token].name}: photo {photo_number(one.photo)}" for one in layout.placements)
         preview = host.preview([drawing.small(canvas.image)], cls, "\n".join([who, *said]))
         return io.NodeOutput(placed, ui={**preview, **editor.shown(placed, layout, mode)})
 

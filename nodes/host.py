@@ -29,7 +29,7 @@ from ..mudi_core.subjects.photos import SUFFIXES
 from ..mudi_core.subjects.saving import METADATA, take_up
 from ..mudi_core.types import MudiError, readable
 from . import drawing
-from .listing import entries, is_file, is_folder
+from .listing import can_be_chosen, entries, is_file, is_folder
 
 if TYPE_CHECKING:
     import torch
@@ -124,8 +124,8 @@ def plain(words: str, links: bool = False) -> str:
     """A text that no page takes for markup, with look-alikes of what begins tags, entities and, unless kept, links.
 
     ComfyUI's frontends set what a node says as HTML, some without sanitizing it, and names come from files and from
-    others. Every text of ours goes to the page through here: `say`, `preview` and the errors of `ranges.checked`, in
-    which no frontend makes links.
+    others. Every text of ours goes to the page through here: `say`, `preview`, and in `ranges.checked` each refusal and
+    error, in which no frontend makes links.
     """
     words = _UNSHOWN.sub("\ufffd", words).translate(_ALIKE)
     return words if links else _LINKS.sub(lambda match: match[0].translate(_LINK_ALIKE), words)
@@ -366,7 +366,7 @@ def loras() -> list[str]:
     except (OSError, ValueError) as error:  # ComfyUI walks every folder below it
         log.warning("the LoRAs cannot be listed (%s)", error)
         found = []
-    return [NO_LORA, *found]
+    return [NO_LORA, *filter(can_be_chosen, found)]
 
 
 def find_lora(choice: str | None) -> Path | None:

@@ -1,7 +1,7 @@
 """What lies in a folder, for a widget's choices: what cannot be read is left out and told once, and nothing is raised.
 
 A schema that raises takes every node of the pack away, and folders of a user hold anything: a disk's lost+found, links
-that lead nowhere or in a circle, names that are no UTF-8.
+that lead nowhere or in a circle, names that are no UTF-8 or that are markup.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def entries(folder: Path) -> list[Path]:
     except (OSError, ValueError) as error:
         _tell(folder, error)
         return []
-    return [folder / name for name in names if _readable(name)]
+    return [folder / name for name in names if can_be_chosen(name)]
 
 
 def is_folder(path: Path) -> bool:
@@ -46,11 +46,16 @@ def _asked(path: Path, question: Callable[[Path], bool]) -> bool:
         return False
 
 
-def _readable(name: str) -> bool:
-    """Whether a name can be sent to the page: those that are no UTF-8 have halves of letters."""
+def can_be_chosen(name: str) -> bool:
+    """Whether a name may be sent to the page as a choice.
+
+    Those that are no UTF-8 have halves of letters, and the menus of frontends take a "<" for markup.
+    """
     try:
         name.encode()
-    except UnicodeEncodeError as error:
+        if "<" in name:
+            raise ValueError('a name with "<" in it')
+    except ValueError as error:
         _tell(Path(name), error)
         return False
     return True

@@ -3,6 +3,7 @@ another pack may hand on anything under a socket's name."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,10 @@ class HalfLetter(MudiError):
 
 class BadLink(MudiError):
     """A value that is not what its socket promises, or none at all."""
+
+
+class Unforeseen(Exception):
+    """An error that nobody has foreseen, and whose text had markup in it."""
 
 
 def _is_latent(value: Any) -> bool:
@@ -71,15 +76,17 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The same node, which raises `BadLink` or `OutOfRange` before it begins, and all errors in plain words."""
+    """The same node, which raises `BadLink` or `OutOfRange` before it begins, and says all that is wrong plainly."""
     begin = node.execute.__func__
 
     def execute(cls: type[io.ComfyNode], /, **inputs: Any) -> Any:
         try:
             return run(cls, inputs)
-        except MudiError as error:
-            error.args = (host.plain(str(error), links=True),)
-            raise
+        except Exception as error:
+            told = _plainly(error)
+            if told is error:
+                raise
+            raise told from error
 
     def run(cls: type[io.ComfyNode], inputs: dict[str, Any]) -> Any:
         schema = cls.define_schema()
@@ -96,7 +103,31 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
         return begin(cls, **inputs)
 
     node.execute = classmethod(execute)
+    if "validate_inputs" in vars(node):
+        node.validate_inputs = classmethod(_plain_judge(node.validate_inputs.__func__))
     return node
+
+
+def _plainly(error: Exception) -> Exception:
+    """The same error in a text that no page takes for markup, or an `Unforeseen` where its class writes its own."""
+    words = str(error)
+    plain = host.plain(words, links=True)
+    if plain != words:
+        error.args = (plain,)
+        if str(error) != plain:
+            return Unforeseen(f"{type(error).__name__}: {plain}").with_traceback(error.__traceback__)
+    return error
+
+
+def _plain_judge(judge: Callable[..., bool | str]) -> Callable[..., bool | str]:
+    """A ``validate_inputs`` whose refusals are plain; ComfyUI hands it the inputs that its signature names."""
+
+    def judged(*given: Any, **inputs: Any) -> bool | str:
+        answer = judge(*given, **inputs)
+        return host.plain(answer, links=True) if isinstance(answer, str) else answer
+
+    judged.__signature__ = inspect.signature(judge)  # type: ignore[attr-defined]
+    return judged
 
 
 def _check(widget: Any, value: Any) -> None:

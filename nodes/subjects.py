@@ -457,5 +457,5 @@ def _is_name(name: str | None, what: str) -> bool | str:
         try:
             plain_name(name, what)
         except MudiError as error:
-            return host.plain(str(error), links=True)
+            return str(error)
     return True

@@ -111,7 +111,7 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
         try:
             _relative_scale(relative_sizes or "")
         except MudiError as error:
-            return host.plain(str(error), links=True)
+            return str(error)
         return True
 
     @classmethod
@@ -226,7 +226,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         try:
             plain_name("linked" if name is None else name, "LoRA")
         except MudiError as error:
-            return host.plain(str(error), links=True)
+            return str(error)
         return True
 
     @classmethod

@@ -151,7 +151,7 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
             category=CATEGORY,
             description="Asks a language model who should stand where, for Layout's text in its mode 'from text'. By "
             "default it is Ollama on this computer; MUDI_LLM_URL and MUDI_LLM_KEY in ComfyUI's environment name "
-            "another OpenAI-compatible endpoint and its key.",
+            "other OpenAI-compatible endpoints, and the key of the first.",
             search_aliases=["LLM", "language model", "composition", "ollama", "openai", "layout"],
             inputs=[
                 Subjects.Input("subjects", tooltip="The subjects that are to be in the picture."),
@@ -167,8 +167,9 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
                     "endpoint",
                     default="",
                     placeholder="http://127.0.0.1:11434/v1",
-                    tooltip="An OpenAI-compatible address. Empty: MUDI_LLM_URL, or else Ollama on this computer. The "
-                    "key is only sent to MUDI_LLM_URL.",
+                    tooltip="An OpenAI-compatible address, on this computer or one of those in MUDI_LLM_URL: a "
+                    "workflow may not send your prompt anywhere else. Empty: the first in MUDI_LLM_URL, which "
+                    "alone gets the key, or else Ollama on this computer.",
                 ),
                 io.String.Input("model", default="", tooltip="Its name there. Empty: the first that it lists."),
                 io.Float.Input("timeout", default=60.0, min=1.0, max=3600.0, step=1.0, tooltip="Seconds to wait."),
@@ -194,14 +195,15 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
         seed: int,
     ) -> io.NodeOutput:
         from ..mudi_core.stage.ask import ask_layout, question
-        from ..mudi_core.stage.endpoint import Endpoint
+        from ..mudi_core.stage.endpoint import Endpoint, check_named
         from ..mudi_core.stage.layout_text import places_text
 
         names = [subject.name for subject in subjects]
         text = ""
         if ask:
+            asked = Endpoint(endpoint, model, timeout)
+            check_named(asked)
             cancelled = comfy.model_management.throw_exception_if_processing_interrupted
             with host.progress()("asking for a layout"):
-                asked = Endpoint(endpoint, model, timeout)
                 text = places_text(ask_layout(names, prompt, (width, height), asked, seed, cancelled))
         return io.NodeOutput(text, question(names, prompt, (width, height)), ui=host.preview([], cls, text))

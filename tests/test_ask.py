@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from mudi_core.stage.ask import BadReply, NoPrompt, ask_layout, question
-from mudi_core.stage.endpoint import LOCAL, BadEndpoint, BadKey, Endpoint
+from mudi_core.stage.endpoint import LOCAL, BadEndpoint, BadKey, Endpoint, StrangeEndpoint, check_named
 from mudi_core.stage.layout_text import Place
 
 NAMES = ("olis corgi", "hta chow chow")
@@ -144,6 +145,91 @@ def test_the_key_goes_to_its_own_endpoint_alone(stub: Stub, monkeypatch: pytest.
     monkeypatch.setenv("MUDI_LLM_URL", stub.url + "/")
     assert ask_layout(NAMES, "at sea", (64, 64), Endpoint()) == PLACES
     assert stub.keys[2] == "Bearer secret"
+
+
+def test_of_several_addresses_the_first_is_asked_and_gets_the_key(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUDI_LLM_KEY", "secret")
+    stub.replies = [GOOD, GOOD]
+    monkeypatch.setenv("MUDI_LLM_URL", f" {stub.url}/ \n http://elsewhere.example/v1")
+    assert ask_layout(NAMES, "at sea", (64, 64), Endpoint()) == PLACES
+    monkeypatch.setenv("MUDI_LLM_URL", f"http://elsewhere.example/v1 {stub.url}")
+    assert ask(stub) == PLACES
+    assert stub.keys == ["Bearer secret", None]
+
+
+@pytest.mark.parametrize(
+    ("url", "named", "allowed"),
+    [
+        ("", "", True),
+        ("", "https://models.example/v1", True),
+        ("http://127.0.0.1:1234/v1", "", True),
+        ("http://127.8.8.8/v1", "", True),
+        ("http://[::1]:11434/v1", "", True),
+        ("http://LocalHost:8080", "", True),
+        ("https://models.example/v1/", "http://other.example https://models.example/v1", True),
+        ("https://models.example/v1", "", False),
+        ("https://models.example/v1", "https://models.example/v2", False),
+        ("https://models.example:444/v1", "https://models.example/v1", False),
+        ("http://models.example/v1", "https://models.example/v1", False),
+        ("http://192.168.1.5:11434/v1", "", False),
+        ("http://169.254.169.254/latest", "", False),
+        ("http://0.0.0.0:8188", "", False),
+        ("http://localhost.evil.example/v1", "", False),
+        ("http://127.0.0.1.evil.example/v1", "", False),
+        ("http://2130706433/v1", "", False),
+    ],
+)
+def test_a_workflow_asks_this_machine_or_whom_its_user_has_named(
+    monkeypatch: pytest.MonkeyPatch, url: str, named: str, allowed: bool
+) -> None:
+    monkeypatch.setenv("MUDI_LLM_URL", named)
+    if allowed:
+        check_named(Endpoint(url))
+    else:
+        with pytest.raises(
+            StrangeEndpoint, match=f"wants to ask {url.rstrip('/')}, which.*add that address to MUDI_LLM_URL"
+        ):
+            check_named(Endpoint(url))
+
+
+@pytest.fixture
+def name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Answers nobody until it is set."""
+    answers, real = threading.Event(), socket.getaddrinfo
+
+    def find(*about: Any, **more: Any) -> Any:
+        assert answers.wait(30)
+        return real(*about, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+    yield answers
+    answers.set()
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_name_server_that_does_not_answer_is_left_behind_and_nothing_is_sent_later(
+    stub: Stub, name_server: threading.Event, cancels: bool
+) -> None:
+    stub.replies = [GOOD]
+
+    def lose_patience() -> None:
+        if cancels:
+            raise InterruptedError
+
+    begun = time.monotonic()
+    for _ in range(4):
+        with pytest.raises(InterruptedError if cancels else BadEndpoint):
+            ask_layout(NAMES, "at sea", (64, 64), Endpoint(stub.url, "m", timeout=0.2), on_wait=lose_patience)
+    assert time.monotonic() - begun < 4
+    left = [thread for thread in threading.enumerate() if thread.name == "mudi language model"]
+    assert len(left) == 4 and all(thread.daemon for thread in left)
+    with pytest.raises(BadEndpoint, match="4 earlier questions still look for the address"):
+        ask(stub)
+    name_server.set()
+    for thread in left:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert stub.asked == [] and ask(stub) == PLACES
 
 
 def test_a_redirect_is_not_followed(stub: Stub) -> None:

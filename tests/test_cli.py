@@ -239,10 +239,13 @@ def test_a_layout_can_be_a_row_of_chosen_photos_or_asked_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = ["generate", "--base", "mini", "--dataset", str(drawn_dataset), "--out", str(tmp_path), *FAST_PICTURES]
-    assert main([*command, "--layout", "row", "--photos", "olis:hta=1:0", "--json"]) == 0
+    assert main([*command, "--layout", "row", "--photos", "olis:hta=#2:#1", "--json"]) == 0
     first, second = (one["layout"] for one in answer(capsys)["pictures"])
-    assert first == second and [(one["token"], one["photo"]) for one in first] == [("olis", 1), ("hta", 0)]
+    assert first == second and [(one["token"], one["photo"]) for one in first] == [("olis", "#2"), ("hta", "#1")]
     assert first[0]["xyxy"][2] <= first[1]["xyxy"][0]
+    assert main([*command, "--layout", "row", "--photos", "olis:hta=1:0"]) == 0  # as older commands have it
+    assert "Counted from 1 it is olis:hta=#2:#1." in "".join(capsys.readouterr())
+    assert json.loads((tmp_path / "generate.json").read_text(encoding="utf-8"))["pictures"][0]["layout"] == first
 
     asked: list[Any] = []
 
@@ -427,8 +430,8 @@ def test_a_taken_token_leaves_the_dataset_as_it_was(
         ("generate --base mini --dataset DATASET --out o --gamma -1", "gamma"),
         ("generate --base mini --dataset DATASET --out o --size 70x70", "size"),
         ("generate --base mini --dataset DATASET --out o --layout {}", "one place for each subject"),
-        ("generate --base mini --dataset DATASET --out o --photos worst", "random, best, or olis:hta=0:2"),
-        ("generate --base mini --dataset DATASET --out o --photos olis=9", "photo 9 of 'olis'"),
+        ("generate --base mini --dataset DATASET --out o --photos worst", "random, best, or olis:hta=#1:#3"),
+        ("generate --base mini --dataset DATASET --out o --photos olis=#9", "photo #9 of 'olis'"),
         ("generate --base mini --dataset DATASET --out o --rotation 400", "0 to 180 degrees"),
         ("generate --base mini --dataset DATASET --out o --layout ask --llm file:///x", "no address"),
         ("generate --base mini --dataset DATASET --out o --layout gone.json", "gone.json"),

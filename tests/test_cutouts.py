@@ -9,7 +9,7 @@ import torch
 from coloured import COLOURS, coloured, ellipse, paint
 
 from mudi_core.masks import mask_box
-from mudi_core.stage.cutouts import BadPoses, CutOuts, Poses, cut_outs, parse_photos, turned_aspect
+from mudi_core.stage.cutouts import BadPoses, CutOuts, Poses, cut_outs, old_numbers, parse_photos, turned_aspect
 from mudi_core.stage.segmix import compose
 from mudi_core.types import BadLayout, Layout, Photo, Placement, Subject, SubjectSet
 
@@ -110,15 +110,41 @@ def test_subjects_may_be_called_by_token_name_or_class_noun() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "photos"), [("", "random"), (" best ", "best"), ("olis:hta=0:2", {"olis": 0, "hta": 2}), ("a=1", {"a": 1})]
+    ("text", "photos"),
+    [("", "random"), (" best ", "best"), ("olis:hta=#1:#3", {"olis": 0, "hta": 2}), ("a= #2", {"a": 1})],
 )
 def test_a_choice_of_photos_is_read_from_text(text: str, photos: Any) -> None:
     assert parse_photos(text) == photos
+    assert old_numbers(text) == ""
 
 
-@pytest.mark.parametrize("text", ["worst", "olis", "olis=", "olis:hta=1", "olis:olis=1:2", "olis=-1", "=1", "olis=1.5"])
+def test_numbers_of_older_workflows_keep_their_photos_and_are_told() -> None:
+    assert parse_photos("olis:hta=0:2") == {"olis": 0, "hta": 2} == parse_photos("olis:hta=#1:2")
+    assert all(
+        "counted from 1 it is olis:hta=#1:#3" in old_numbers(f"olis:hta={said}").lower() for said in ("0:2", "#1:2")
+    )
+    assert "a#b=#2" in old_numbers("a#b=1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "worst",
+        "olis",
+        "olis=",
+        "olis:hta=1",
+        "olis:olis=1:2",
+        "olis=-1",
+        "=1",
+        "olis=1.5",
+        "olis=#0",
+        "olis=#",
+        "olis=##1",
+        "olis=#1:#2",
+    ],
+)
 def test_a_choice_of_photos_that_is_none_says_how(text: str) -> None:
-    with pytest.raises(BadPoses, match="random, best, or olis:hta=0:2"):
+    with pytest.raises(BadPoses, match="random, best, or olis:hta=#1:#3 .* counted from 1"):
         parse_photos(text)
 
 

@@ -173,7 +173,7 @@ def test_a_place_says_by_which_photo_and_how_a_subject_stands(cutouts: CutOuts) 
     ("places", "words"),
     [
         ({"rex": Place((0, 0, 1, 1))}, "The layout names 'rex', but the subjects are: olis, hta"),
-        ({"olis": Place((0, 0, 1, 1), photo=7)}, "photo 7 of 'olis', which has 2 photos"),
+        ({"olis": Place((0, 0, 1, 1), photo=7)}, "photo #8 of 'olis', which has 2 photos"),
         ({"cat": Place((0, 0, 1, 1))}, "names 'cat', but"),
     ],
 )

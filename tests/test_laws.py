@@ -253,7 +253,7 @@ def test_a_layout_that_is_written_is_read(places: dict[str, Place]) -> None:
     assert parse_places(places_text(places)) == places
 
 
-@given(texts | st.from_regex(r"[ab:]{1,6}=[0-9:.e-]{1,8}", fullmatch=True))
+@given(texts | st.from_regex(r"[ab:]{1,6}=[#0-9:.e-]{1,8}", fullmatch=True))
 @example("a:a=1")
 def test_numbers_by_token_are_read_or_refused(text: str) -> None:
     for numbers in (told(lambda: parse_relative_scale(text)), told(lambda: parse_photos(text))):

@@ -6,6 +6,7 @@ Frontends that know the new node rendering (Vue) are tried with it too.
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -227,6 +228,9 @@ def test_keys_and_buttons_pose_and_order(editor: Editor) -> None:
     photo = editor.places["hta"].photo
     editor.press("Next photo (P)")
     assert editor.places["hta"].photo != photo
+    number = json.loads(editor.value("text"))["hta"]["photo"]
+    assert number in ("#1", "#2") and f"photo {number}" in (editor.figure("hta").get_attribute("aria-label") or "")
+    assert f"photo {number}" in editor.page.locator(".mudi-status").inner_text()
     editor.keys("hta", "Delete")
     assert editor.places["hta"].box == pytest.approx(start, abs=0.01)
     count = editor.page.evaluate("() => app.graph.nodes.length")
@@ -339,6 +343,12 @@ def test_written_text_is_shown_and_connected_text_is_left_alone(editor: Editor) 
     editor.figure("hta").wait_for(state="detached")
     x0, y0, x1, y1 = editor.box("olis")
     assert ((x0 + x1) / 2, (y0 + y1) / 2) == pytest.approx((0.25, 0.5), abs=0.01)
+    for photo in ("1", '"#2"'):  # as older workflows have it, and counted from 1
+        page.locator("textarea").first.fill(f'{{"olis": {{"box": [0, 0, 500, 1000], "photo": {photo}}}}}')
+        page.wait_for_function("() => document.querySelector('.mudi-figure').ariaLabel.includes('photo #2')")
+    for photo in ('"#0"', "-1", '"2"'):
+        page.locator("textarea").first.fill(f'{{"olis": {{"box": [0, 0, 500, 1000], "photo": {photo}}}}}')
+        page.get_by_text("The text is no layout: write places, or press reset.").first.wait_for()
     page.locator("textarea").first.fill("left, please")
     page.get_by_text("The text is no layout: write places, or press reset.").first.wait_for()
     page.evaluate(f"""() => {{

@@ -22,8 +22,9 @@ def test_boxes_are_read_as_fractions_or_thousandths(text: str) -> None:
     assert parse_places(text) == {"a": Place((0.1, 0.2, 0.5, 1.0)), "b": Place((0.0, 0.0, 1.0, 1.0))}
 
 
-def test_a_place_may_say_more_than_its_box() -> None:
-    text = '{"a": {"box": [0, 0, 500, 1000], "photo": 2, "mirror": true, "rotation": -15, "depth": 1.5}}'
+@pytest.mark.parametrize("photo", ['"#3"', "2"], ids=["counted from 1", "as older workflows have it"])
+def test_a_place_may_say_more_than_its_box(photo: str) -> None:
+    text = f'{{"a": {{"box": [0, 0, 500, 1000], "photo": {photo}, "mirror": true, "rotation": -15, "depth": 1.5}}}}'
     assert parse_places(text) == {"a": Place((0.0, 0.0, 0.5, 1.0), 2, True, -15, 1.5)}
     assert parse_places(EXAMPLE)["hta"].mirror is True
 
@@ -51,7 +52,25 @@ def test_a_place_may_say_more_than_its_box() -> None:
         ('{"a": [0, 0, 1, 1], "a": [0, 0, 1, 1]}', "'a' is given twice"),
         ('{"a": [12, 40, 1900, 1080]}', "look like pixels"),
         ('{"a": {"box": [0, 0, 1, 1], "size": 3}}', "'a' has 'size'"),
-        ('{"a": {"box": [0, 0, 1, 1], "photo": -1}}', "'photo' of 'a' should be a whole number from 0, not -1"),
+        *(
+            (
+                f'{{"a": {{"box": [0, 0, 1, 1], "photo": {said}}}}}',
+                "'photo' of 'a' should be counted from 1, like \"#1\"",
+            )
+            for said in (
+                "-1",
+                '"#0"',
+                '"#"',
+                '"2"',
+                '"# 1"',
+                '"#1.5"',
+                '"#٣"',
+                '"#1000000000"',
+                "1000000000",
+                "null",
+                "1.0",
+            )
+        ),
         ('{"a": {"box": [0, 0, 1, 1], "photo": true}}', "'photo' of 'a' should be"),
         ('{"a": {"box": [0, 0, 1, 1], "mirror": "left"}}', "'mirror' of 'a' should be true or false"),
         ('{"a": {"box": [0, 0, 1, 1], "rotation": 400}}', "'rotation' of 'a' should be degrees"),
@@ -70,6 +89,7 @@ def test_what_is_written_is_read_again() -> None:
         'b "x"': Place((0.0, 0.0, 1.0, 0.125), mirror=False),
     }
     assert parse_places(places_text(places)) == places
+    assert '"photo": "#3"' in places_text(places)
 
 
 json_values = st.recursive(

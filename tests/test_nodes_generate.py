@@ -194,8 +194,10 @@ def test_who_is_left_out_is_told_on_the_node(comfy: Comfy, drawn_subjects: Subje
     output = place(comfy, drawn_subjects, mode="from text", text='{"olis": [0, 0, 1, 1]}')
     (text,) = output.ui["text"]
     assert text.endswith("\n'hta' has no box and is left out.")
-    (text,) = place(comfy, drawn_subjects, mode="from text", text=BOXES, photos="olis:hta=1:0").ui["text"]
-    assert sorted(text.split(", ")) == ["hta cat: photo 0", "olis cat: photo 1"]
+    (text,) = place(comfy, drawn_subjects, mode="from text", text=BOXES, photos="olis:hta=#2:#1").ui["text"]
+    assert sorted(text.split(", ")) == ["hta cat: photo #1", "olis cat: photo #2"]
+    (old,) = place(comfy, drawn_subjects, mode="from text", text=BOXES, photos="olis:hta=1:0").ui["text"]
+    assert old.startswith(text) and old.endswith("Counted from 1 it is olis:hta=#2:#1.")
 
 
 @pytest.mark.parametrize(
@@ -220,8 +222,8 @@ def test_who_is_left_out_is_told_on_the_node(comfy: Comfy, drawn_subjects: Subje
         ({"relative_sizes": "olis=twice"}, BadRelativeScale, "olis:hta=1:2"),
         ({"relative_sizes": "olis:rex=1:2"}, BadLayout, "'rex', but the subjects are: olis, hta"),
         ({"width": 100}, BadGenerateConfig, "size .* multiples of 8"),
-        ({"photos": "worst"}, BadPoses, "random, best, or olis:hta=0:2"),
-        ({"photos": "olis=7"}, BadLayout, "photo 7 of 'olis', which has 2 photos"),
+        ({"photos": "worst"}, BadPoses, "random, best, or olis:hta=#1:#3"),
+        ({"photos": "olis=#7"}, BadLayout, "photo #7 of 'olis', which has 2 photos"),
     ],
 )
 def test_what_cannot_be_placed_is_told(

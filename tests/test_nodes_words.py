@@ -128,6 +128,20 @@ def test_the_answer_is_a_text_for_layout(
     assert set(placed.config.places) == {"olis", "hta"}
 
 
+def test_a_workflow_of_somebody_elses_sends_the_prompt_nowhere(
+    comfy: Comfy, drawn_subjects: SubjectSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MUDI_LLM_URL", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(ask, "ask_layout", lambda *about: pytest.fail("asked"))
+        with pytest.raises(MudiError, match="wants to ask https://evil.example/v1, which would read your prompt"):
+            asked(comfy, drawn_subjects, endpoint="https://evil.example/v1")
+    monkeypatch.setenv("MUDI_LLM_URL", "https://mine.example/v1 https://evil.example/v1")
+    monkeypatch.setattr(ask, "ask_layout", lambda *about: PLACES)
+    for named in ("", "https://evil.example/v1", "http://localhost:1234/v1"):
+        assert parse_places(asked(comfy, drawn_subjects, endpoint=named).result[0]) == PLACES
+
+
 def test_nothing_is_asked_where_another_node_asks(
     comfy: Comfy, drawn_subjects: SubjectSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,7 @@ def add(commands: Any) -> None:
         default="random",
         metavar="CHOICE",
         help="which photo of each subject stands there: random (default), best (whole and largest), or "
-        "olis:hta=0:2, counted from 0",
+        "olis:hta=#1:#3, counted from 1 (a number without # counts from 0, as before)",
     )
     parser.add_argument("--mirror", action="store_true", help="mirror each cut-out or not, by the seed")
     parser.add_argument(
@@ -158,7 +158,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..lora.adapter import apply_lora
     from ..lora.file import load_lora
     from ..lora.metadata import UnknownLora, read_lora_subjects
-    from ..stage.cutouts import cut_outs
+    from ..stage.cutouts import cut_outs, old_numbers
     from ..stage.layout import remarks
     from ..start.init_latent import weak_start
     from ..subjects import storage
@@ -180,6 +180,8 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
         apply_lora(checkpoint.unet, state, args.lora_scale)
     size = settings.size or (checkpoint.side, checkpoint.side)
     cutouts = cut_outs(subjects, max_side=max(size))
+    if old := old_numbers(args.photos):
+        talk.say(f"Note: {old}")
     for remark in remarks(draw_layout(cutouts, settings, 0, size), subjects.tokens):
         talk.say(f"Warning: {remark}")
     if weak := weak_start(first_sigma(checkpoint.scheduler, settings.steps), settings.gamma):

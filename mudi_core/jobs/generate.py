@@ -21,7 +21,7 @@ from ..bases.checkpoint import Checkpoint
 from ..files import whole
 from ..stage.cutouts import CutOuts, Poses
 from ..stage.layout import Figure, LayoutConfig, given_layout, ordered_layout, random_layout
-from ..stage.layout_text import Place
+from ..stage.layout_text import Place, photo_number
 from ..stage.segmix import compose
 from ..start.init_latent import init_latent, shifted_noise
 from ..subjects.prompt import write_prompt
@@ -269,7 +269,7 @@ def _plain(layout: Layout) -> list[dict[str, Any]]:
         {
             "token": p.token,
             "xyxy": [round(value, 4) for value in p.xyxy],
-            "photo": p.photo,
+            "photo": photo_number(p.photo),
             "mirror": p.mirror,
             "rotation": round(p.rotation, 2),
         }

@@ -15,6 +15,7 @@ from ..levels import to_bytes
 from ..masks import mask_box
 from ..types import BadLayout, MudiError, Subject, SubjectSet
 from .layout import Figure
+from .layout_text import photo_index, photo_number
 
 Pixels = NDArray[Any]
 """8-bit, 0..255."""
@@ -28,7 +29,7 @@ _RIM = 400
 cut-out's longer side."""
 _SMALLEST = 48
 """Pixels: cut-outs are not kept in smaller copies than this."""
-_HOW_TO_CHOOSE = "{!r} chooses no photos: write random, best, or olis:hta=0:2 with a number for each, counted from 0."
+_HOW_TO_CHOOSE = "{!r} chooses no photos: write random, best, or olis:hta=#1:#3 with a number for each, counted from 1."
 
 
 Said = TypeVar("Said")
@@ -61,16 +62,26 @@ class Poses:
 
 
 def parse_photos(text: str) -> str | dict[str, int]:
-    """`Poses.photos` from "random", "best" or "olis:hta=0:2". Raises `BadPoses`."""
+    """`Poses.photos` from "random", "best" or "olis:hta=#1:#3" (see `photo_index`). Raises `BadPoses`."""
     choice = text.strip() or "random"
     if choice in ("random", "best"):
         return choice
     names, _, numbers = choice.partition("=")
-    tokens, indices = [name.strip() for name in names.split(":")], [number.strip() for number in numbers.split(":")]
-    sound = len(set(tokens)) == len(tokens) == len(indices) and all(tokens)
-    if not sound or not all(index.isdecimal() and len(index) < 10 for index in indices):
+    tokens, written = [name.strip() for name in names.split(":")], [number.strip() for number in numbers.split(":")]
+    indices = [photo_index(int(one) if one.isdecimal() and len(one) < 10 else one) for one in written]
+    chosen = {token: index for token, index in zip(tokens, indices, strict=False) if token and index is not None}
+    if not len(chosen) == len(tokens) == len(indices):
         raise BadPoses(_HOW_TO_CHOOSE.format(text))
-    return dict(zip(tokens, map(int, indices), strict=True))
+    return chosen
+
+
+def old_numbers(text: str) -> str:
+    """A remark on a choice of photos whose numbers count from 0, as older workflows have them; "" where none does."""
+    choice = parse_photos(text)
+    if isinstance(choice, str) or text.partition("=")[2].count("#") == len(choice):
+        return ""
+    from_1 = f"{':'.join(choice)}={':'.join(map(photo_number, choice.values()))}"
+    return f"photos: numbers without # count from 0, as they did before. Counted from 1 it is {from_1}."
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +167,8 @@ class CutOuts:
         self.check([token], "The layout")
         if not 0 <= photo < len(self.by_token[token]):
             raise BadLayout(
-                f"The layout names photo {photo} of '{token}', which has {len(self.by_token[token])} photos."
+                f"The layout names photo {photo_number(photo)} of '{token}', which has {len(self.by_token[token])} "
+                "photos."
             )
         return self.by_token[token][photo]
 

@@ -1,13 +1,14 @@
 """One request to a language model's endpoint: within a total time and size, by the address alone, ended when asked to.
 
-The key is read from the environment alone. It goes to no endpoint but the one that the environment names, over no proxy
-that could read it, and stands in no sentence.
+The key is read from the environment alone. It goes to no endpoint but the first that the environment names, over no
+proxy that could read it, and stands in no sentence.
 """
 
 from __future__ import annotations
 
 import base64
 import http.client
+import ipaddress
 import json
 import os
 import re
@@ -36,6 +37,8 @@ _CONNECTING = 10.0
 """Seconds at most until an endpoint takes up a connection."""
 _FAREWELL = 1.0
 """Seconds that are waited for a stopped request's end."""
+_MOST_LEFT = 4
+"""Threads that may be left behind at a time: nothing ends the system's own search for an address."""
 _PATH = re.compile(r"(/[\w.~:@+-]+)*", re.ASCII)
 """What may stand between the host and the path of a request: nothing that would cut that path off."""
 _KEY = re.compile(r"[!-~]+")
@@ -43,6 +46,10 @@ _KEY = re.compile(r"[!-~]+")
 
 class BadEndpoint(MudiError):
     """An endpoint that is no plain http address, does not answer in time, or refuses."""
+
+
+class StrangeEndpoint(MudiError):
+    """An address that stands in a workflow, and that the user of this machine has not named."""
 
 
 class BadKey(MudiError):
@@ -54,7 +61,7 @@ class Endpoint:
     """Where a language model is asked. Raises `BadEndpoint` for an address that is more or less than host and path."""
 
     url: str = ""
-    """Up to "/v1"; empty: that of the environment variable MUDI_LLM_URL, or else Ollama's on this machine."""
+    """Up to "/v1"; empty: the first of the environment variable MUDI_LLM_URL, or else Ollama's on this machine."""
     model: str = ""
     """Its name there; empty: the first that the endpoint lists."""
     timeout: float = 60.0
@@ -74,16 +81,38 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        return (self.url.strip() or os.environ.get(URL_VARIABLE, "").strip() or LOCAL).rstrip("/")
+        return self.url.strip().rstrip("/") or next(iter(_named()), LOCAL)
 
     @property
     def key(self) -> str:
-        """MUDI_LLM_KEY, for the endpoint that MUDI_LLM_URL names; nothing for any other. Raises `BadKey`."""
-        own = os.environ.get(URL_VARIABLE, "").strip().rstrip("/")
-        key = os.environ.get(KEY_VARIABLE, "").strip() if own and own == self.address else ""
+        """MUDI_LLM_KEY, for the first endpoint that MUDI_LLM_URL names; nothing for any other. Raises `BadKey`."""
+        key = os.environ.get(KEY_VARIABLE, "").strip() if self.address in _named()[:1] else ""
         if key and not _KEY.fullmatch(key):
             raise BadKey(f"{KEY_VARIABLE} has a space, a line break or a letter in it that no key has. Set it again.")
         return key
+
+
+def _named() -> list[str]:
+    """The addresses that MUDI_LLM_URL names, with spaces between them."""
+    return [address.rstrip("/") for address in os.environ.get(URL_VARIABLE, "").split()]
+
+
+def check_named(endpoint: Endpoint) -> None:
+    """Refuse an address that is neither on this machine nor in MUDI_LLM_URL: anybody's workflow may hold it.
+
+    Raises `StrangeEndpoint`.
+    """
+    host = urllib.parse.urlsplit(endpoint.address).hostname or ""
+    try:
+        is_here = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_here = False
+    if not is_here and endpoint.address not in _named():
+        raise StrangeEndpoint(
+            f"This workflow wants to ask {endpoint.address}, which would read your prompt. If it is yours, add that "
+            f"address to {URL_VARIABLE} in ComfyUI's environment (several with spaces between them) and start ComfyUI "
+            "again; else leave 'endpoint' empty."
+        )
 
 
 def call(endpoint: Endpoint, path: str, body: dict[str, Any] | None, on_wait: Callable[[], None] | None) -> Any:
@@ -91,6 +120,11 @@ def call(endpoint: Endpoint, path: str, body: dict[str, Any] | None, on_wait: Ca
 
     ``on_wait`` is called while it takes; an exception from it ends the request. Raises `BadEndpoint`, `BadKey`.
     """
+    if sum(isinstance(thread, _Request) for thread in threading.enumerate()) >= _MOST_LEFT:
+        raise BadEndpoint(
+            f"{_MOST_LEFT} earlier questions still look for the address of their language model. Wait a minute, and "
+            "see whether the network's name server answers."
+        )
     request = _Request(endpoint, path, None if body is None else json.dumps(body).encode())
     ends = time.monotonic() + endpoint.timeout
     request.start()
@@ -122,7 +156,11 @@ def _late(endpoint: Endpoint) -> BadEndpoint:
 
 
 class _Request(threading.Thread):
-    """A request in a thread of its own, so that the waiting can be ended; `stop` closes its socket, which ends it."""
+    """A request in a thread of its own, so that the waiting can be ended; `stop` closes its socket, which ends it.
+
+    While the system looks for the address there is no socket, and nothing ends that. The thread is then left behind: it
+    sends nothing any more, and does not keep the process alive.
+    """
 
     def __init__(self, endpoint: Endpoint, path: str, data: bytes | None) -> None:
         super().__init__(name="mudi language model", daemon=True)
@@ -130,6 +168,7 @@ class _Request(threading.Thread):
         self.path = urllib.parse.urlsplit(endpoint.address).path + path
         self.connection = _connection(endpoint)
         self.socket: socket.socket | None = None
+        self.stopped = False
         self.status, self.reason, self.answer = 0, "", b""
         self.error: BaseException | None = None
 
@@ -138,6 +177,8 @@ class _Request(threading.Thread):
         try:
             self.connection.connect()
             self.socket = self.connection.sock  # the connection forgets it while an answer is read
+            if self.stopped:
+                return
             self.socket.settimeout(self.endpoint.timeout)
             self.connection.request("GET" if self.data is None else "POST", self.path, self.data, headers)
             answer = self.connection.getresponse()
@@ -149,11 +190,12 @@ class _Request(threading.Thread):
             self.connection.close()
 
     def stop(self) -> None:
-        """Closes the socket under the reader, until the thread has ended."""
+        """Close the socket, if there is one, under the reader until the thread has ended."""
+        self.stopped = True
         ends = time.monotonic() + _FAREWELL
-        while self.is_alive() and time.monotonic() < ends:
-            with suppress(OSError, AttributeError):  # it may not be there yet, or not any more
-                (self.socket or self.connection.sock).shutdown(socket.SHUT_RDWR)
+        while self.is_alive() and time.monotonic() < ends and (open_one := self.socket or self.connection.sock):
+            with suppress(OSError):
+                open_one.shutdown(socket.SHUT_RDWR)
             self.join(_POLL / 2)
 
     def hidden(self, text: str) -> str:

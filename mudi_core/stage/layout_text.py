@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +18,19 @@ LONGEST = 100_000
 
 class BadPlaces(MudiError):
     """Places written as text that cannot be read."""
+
+
+def photo_number(index: int) -> str:
+    """How a user reads and types which photo: "#1" is the first."""
+    return f"#{index + 1}"
+
+
+def photo_index(written: object) -> int | None:
+    """The index of photo "#3", counted from 1; a bare 2 is the index itself, as older workflows have it. Else None."""
+    if isinstance(written, str):
+        found = re.fullmatch("#([1-9][0-9]{0,8})", written)
+        return int(found[1]) - 1 if found else None
+    return written if type(written) is int and 0 <= written < 10**9 else None
 
 
 @dataclass(frozen=True)
@@ -38,8 +52,8 @@ def parse_places(text: str) -> dict[str, Place]:
     """Places by name from JSON: ``{"olis": [x0, y0, x1, y1], "hta": {"box": [...], "mirror": true}}``.
 
     Boxes are in 0..1 or, as language models like it, in 0..1000. A fence of backquotes around the whole is allowed.
-    Beside its box a place may have photo, mirror, rotation and depth, as in `Place`. Raises `BadPlaces` saying what is
-    wrong and how it should look.
+    Beside its box a place may have photo (see `photo_index`), mirror, rotation and depth, as in `Place`. Raises
+    `BadPlaces` saying what is wrong and how it should look.
     """
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -80,6 +94,8 @@ def places_text(places: Mapping[str, Place]) -> str:
     lines = []
     for name, place in places.items():
         said = {key: value for key, value in asdict(place).items() if value is not None and key != "box"}
+        if place.photo is not None:
+            said["photo"] = photo_number(place.photo)
         lines.append(f"{json.dumps(name)}: {json.dumps({'box': [round(x, 4) for x in place.box], **said})}")
     return "{" + ",\n ".join(lines) + "}"
 
@@ -97,7 +113,7 @@ def _place(name: str, written: Any) -> Place:
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(number) and number >= 0 for number in box):
         raise BadPlaces(f"The box of '{name}' should be four numbers [x0, y0, x1, y1] in 0..1 or 0..1000.")
     kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        "photo": ("a whole number from 0", lambda value: type(value) is int and value >= 0),
+        "photo": ('counted from 1, like "#1"', lambda value: photo_index(value) is not None),
         "mirror": ("true or false", lambda value: isinstance(value, bool)),
         "rotation": ("degrees, -360 to 360", lambda value: _is_number(value) and -360 <= value <= 360),
         "depth": ("a number", _is_number),
@@ -108,6 +124,8 @@ def _place(name: str, written: Any) -> Place:
         wanted, is_right = kinds[key]
         if not is_right(value):
             raise BadPlaces(f"'{key}' of '{name}' should be {wanted}, not {_short(json.dumps(value))}.")
+    if "photo" in said:
+        said["photo"] = photo_index(said["photo"])
     x0, y0, x1, y1 = map(float, box)
     return Place((x0, y0, x1, y1), **said)
 

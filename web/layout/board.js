@@ -1,6 +1,6 @@
 // The layout editor's element: figures on a canvas that are dragged, pulled at their corners, turned, and moved by keys.
 
-import { linesOf, moved, photoOf, posed, pulled, scaled, snapped, turnedBy, upright } from "./figures.js"
+import { linesOf, moved, photoNumber, photoOf, posed, pulled, scaled, snapped, turnedBy, upright } from "./figures.js"
 
 const STEP = 0.01
 const LEAP = 0.05
@@ -175,7 +175,7 @@ export class Board {
       subject?.name ?? token,
       `${percent(box[2] - box[0])} × ${percent(box[3] - box[1])} % at ${percent(box[0])}, ${percent(box[1])} %`,
     ]
-    if (subject?.photos.length > 1) facts.push(`photo ${photo}`)
+    if (subject?.photos.length > 1) facts.push(`photo ${photoNumber(photo)}`)
     if (mirror) facts.push("mirrored")
     if (rotation) facts.push(`turned ${Math.round(rotation)}°`)
     return facts.join(" · ")

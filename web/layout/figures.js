@@ -44,13 +44,24 @@ export function readPlaces(text) {
 /** What a text says of a place; nothing else of it is taken over. */
 function placeOf(name, said) {
   const { box, photo, mirror, rotation, depth } = said ?? {}
-  return { name, box, photo, mirror, rotation, depth }
+  return { name, box, photo: photoIndex(photo), mirror, rotation, depth }
+}
+
+/** How a user reads and types which photo: "#1" is the first. */
+export function photoNumber(index) {
+  return `#${index + 1}`
+}
+
+/** The index of photo "#3", counted from 1; a bare 2 is the index itself, as older workflows have it. */
+function photoIndex(written) {
+  const number = typeof written === "string" && written.match(/^#([1-9][0-9]{0,8})$/)?.[1]
+  return number ? Number(number) - 1 : written
 }
 
 function isPose({ photo, mirror, rotation, depth }) {
   const isNumber = value => Number.isFinite(value ?? 0)
   const isFlag = typeof (mirror ?? false) === "boolean"
-  return Number.isInteger(photo ?? 0) && isFlag && [rotation, depth].every(isNumber)
+  return Number.isInteger(photo ?? 0) && (photo ?? 0) >= 0 && isFlag && [rotation, depth].every(isNumber)
 }
 
 /**
@@ -65,7 +76,7 @@ export function subjectsOf(told) {
 /** What the node reads as these figures, a line for each. */
 export function writePlaces(figures) {
   const lines = figures.map(({ token, box, photo, mirror, rotation }, i) => {
-    const place = { box: box.map(x => rounded(x, 4)), photo, mirror, rotation: rounded(rotation, 2) }
+    const place = { box: box.map(x => rounded(x, 4)), photo: photoNumber(photo), mirror, rotation: rounded(rotation, 2) }
     return `${JSON.stringify(token)}: ${JSON.stringify({ ...place, depth: figures.length - 1 - i })}`
   })
   return `{${lines.join(",\n ")}}`
