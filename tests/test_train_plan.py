@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mudi_core.bases.promise import Conditions
 from mudi_core.stage.layout import LayoutConfig
 from mudi_core.train.cache import Cache
 from mudi_core.train.config import TrainConfig
@@ -63,10 +64,10 @@ class Encoders:
         means = torch.nn.functional.avg_pool2d(batch.movedim(3, 1), 8)
         return self.factor * torch.cat([means, means[:, :1]], dim=1)
 
-    def text(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+    def text(self, captions: list[str]) -> list[Conditions]:
         self.captions += captions
         letters = torch.stack([torch.tensor([ord(c) for c in caption.ljust(77)[:77]]) for caption in captions]).float()
-        return letters[..., None].expand(-1, -1, 6), letters[:, :5]
+        return [{"context": one[:, None].expand(-1, 6), "pooled": one[:5]} for one in letters]
 
 
 def plan_of(subjects: SubjectSet, config: TrainConfig = CONFIG, **more: Any) -> tuple[Plan, Encoders]:
@@ -78,6 +79,8 @@ def same(a: Plan, b: Plan) -> bool:
     def equal(one: Any, other: Any) -> bool:
         if isinstance(one, Tensor):
             return torch.equal(one, other)
+        if isinstance(one, dict):
+            return one.keys() == other.keys() and all(equal(one[name], other[name]) for name in one)
         if isinstance(one, tuple):
             return len(one) == len(other) and all(map(equal, one, other))
         return bool(one == other)
@@ -432,5 +435,20 @@ def test_encoders_that_cannot_be_trained_on_are_told(subjects: SubjectSet) -> No
     with pytest.raises(BadEncoding, match="float16"):
         plan_of(subjects, encoders=Encoders(factor=float("nan")))
     encoders = Encoders()
-    with pytest.raises(BadEncoding, match="shrinks 8 times"):
+    with pytest.raises(BadEncoding, match="shrinks every image by the same whole number"):
         make_plan(subjects, CONFIG, lambda batch: encoders.image(batch)[..., ::2], encoders.text)
+
+
+@pytest.mark.parametrize("shrinks", [4, 16])
+def test_latents_may_be_of_any_shape_and_factor(subjects: SubjectSet, shrinks: int, tmp_path: Path) -> None:
+    """As video models have them, ``[c, 1, h, w]``, and with masks of their size; also from the cache."""
+    encoders = Encoders()
+
+    def image(batch: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(batch.movedim(3, 1), shrinks)[:, :, None].repeat(1, 6, 1, 1, 1)
+
+    plan = make_plan(subjects, CONFIG, image, encoders.text, cache_dir=tmp_path)
+    width, height = CONFIG.size
+    assert {tuple(latent.shape) for latent in plan.latents} == {(18, 1, height // shrinks, width // shrinks)}
+    assert {tuple(mask.shape) for mask in plan.masks} == {(1, height // shrinks, width // shrinks)}
+    assert same(plan, make_plan(subjects, CONFIG, image, encoders.text, cache_dir=tmp_path))
