@@ -25,7 +25,8 @@ from ..mudi_core import eyes as backends
 from ..mudi_core.eyes import weights
 from ..mudi_core.names import BadName, plain_name
 from ..mudi_core.progress import Progress, Update
-from ..mudi_core.subjects.photos import SUFFIXES
+from ..mudi_core.subjects.metadata import CLASS_METADATA
+from ..mudi_core.subjects.photos import OTHER_PICTURES, SUFFIXES
 from ..mudi_core.subjects.saving import METADATA, take_up
 from ..mudi_core.types import MudiError, readable
 from . import drawing
@@ -318,12 +319,12 @@ def _check_links(folder: Path, root: Path) -> None:
 
 
 def datasets() -> list[str]:
-    """The names of the datasets in ComfyUI's input folder."""
+    """The names of the datasets in ComfyUI's input folder, priors of the official code among them."""
     folders = _input_folders()
     for folder in folders:
         with suppress(MudiError, OSError):  # said when it is read
             take_up(folder, wait=False)
-    return [folder.name for folder in folders if is_file(folder / METADATA)]
+    return [one.name for one in folders if is_file(one / METADATA) or is_file(one / CLASS_METADATA)]
 
 
 def photo_folders() -> list[str]:
@@ -331,13 +332,13 @@ def photo_folders() -> list[str]:
     return [
         folder.name
         for folder in _input_folders()
-        if not is_file(folder / METADATA) and any(_is_photo(path) for path in entries(folder))
+        if not is_file(folder / METADATA) and any(_is_photo(path) for path in entries(folder, shown=False))
     ]
 
 
 def _is_photo(path: Path) -> bool:
     """Whether a file is a photo, or one of a kind that Load Photos names as not readable; masks are none."""
-    return path.suffix.lower() in (*SUFFIXES, ".heic", ".heif") and not path.name.lower().startswith("mask_")
+    return path.suffix.lower() in (*SUFFIXES, *OTHER_PICTURES) and not path.name.lower().startswith("mask_")
 
 
 def _input_folders() -> list[Path]:

@@ -16,8 +16,11 @@ log = logging.getLogger(__name__)
 _told: set[str] = set()
 
 
-def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name; nothing where it is none or cannot be read."""
+def entries(folder: Path, shown: bool = True) -> list[Path]:
+    """What lies in a folder, by name; nothing where it is none or cannot be read.
+
+    ``shown``: the names are choices, so that those which may not be sent to the page are left out.
+    """
     try:
         names = sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -25,7 +28,7 @@ def entries(folder: Path) -> list[Path]:
     except (OSError, ValueError) as error:
         _tell(folder, error)
         return []
-    return [folder / name for name in names if can_be_chosen(name)]
+    return [folder / name for name in names if not shown or can_be_chosen(name)]
 
 
 def is_folder(path: Path) -> bool:

@@ -14,6 +14,7 @@ from comfy_api.latest import io
 from . import convert, host, widgets
 from .compare import compared
 from .generate import drawn_layout
+from .samplers import weak_start
 from .sockets import LayoutSocket, PlacedSubjects, PreviewSocket, TrainPreview
 
 if TYPE_CHECKING:
@@ -100,6 +101,15 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
                 threshold, cut_out,
             )
         )  # fmt: skip
+
+
+def weak_preview(wanted: TrainPreview, model: Any) -> str:
+    """A sentence for a MODEL whose pictures with MuDI's start will be as those without, or nothing; also in the log."""
+    from ..mudi_core.start.init_latent import default_gamma
+
+    schedule = model.get_model_object("model_sampling")
+    first = comfy.samplers.calculate_sigmas(schedule, wanted.scheduler, wanted.steps)[0]
+    return weak_start(model, default_gamma(len(wanted.layout.cutouts.subjects)), float(first))
 
 
 def sampled(wanted: TrainPreview, model: Any, vae: Any) -> Preview:

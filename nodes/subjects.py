@@ -322,7 +322,8 @@ class LoadSubjectSet(io.ComfyNode):  # type: ignore[misc]
                 io.Combo.Input(
                     "name",
                     options=host.datasets(),
-                    tooltip="A folder with a metadata.jsonl inside ComfyUI's input folder. Press R after adding one.",
+                    tooltip="A folder with a metadata.jsonl, or a class_metadata.jsonl of the official code's priors, "
+                    "inside ComfyUI's input folder. Press R after adding one.",
                 )
             ],
             outputs=[Subjects.Output("subjects", display_name="subjects", tooltip="The subjects of the folder.")],

@@ -17,6 +17,7 @@ from ..mudi_core.train.memory import memory_settings
 from ..mudi_core.types import MudiError, SubjectSet
 from . import convert, drawing, host, widgets, written
 from .denoiser import ComfyDenoiser, foreign_patches, kohya_family
+from .preview import weak_preview
 from .sockets import Dataset, PreviewSocket, Settings, Subjects, TrainingSet, TrainPreview, TrainSettings
 from .training import Run, read_lora, with_lora
 
@@ -146,7 +147,9 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             is_output_node=True,
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="An SDXL, SD 1.5 or SD 2 model, or the mini model. LoRAs on it are trained upon."
+                    "model",
+                    tooltip="An SDXL, SD 1.5 or SD 2 model, or the mini model. LoRAs on it are trained upon; one in "
+                    "bypass mode is refused, since training would not see it.",
                 ),
                 io.Clip.Input("clip", tooltip="Reads the captions; it is not trained."),
                 io.Vae.Input("vae", tooltip="Encodes the training images; it is not trained."),
@@ -283,6 +286,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         )
         start = None if settings.start is None else load_lora(settings.start)[0]
         family, denoiser = kohya_family(model), ComfyDenoiser(model, config.base_weights)
+        remark = "" if preview is None else weak_preview(preview, model)
         plan = _plan(dataset, config, denoiser, clip, vae)
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
@@ -316,6 +320,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             text += " The paper's loss wants priors: connect Make Priors to Seg-Mix Dataset, or choose DCO."
         if run.best.step:
             text += f" The pictures were best after {run.best.step} steps, {run.best.score:.2f}: {run.best.path.name}."
+        if remark:
+            text += f" Of the previews: {remark}"
         if run.begins:
             text += f" It was {run.begins}." if not run.goes_on else f" It went on from step {run.begun_at}."
         wearing = with_lora(model, read_lora(path), path.name)

@@ -39,10 +39,23 @@ FIT = """([width, height, room]) => {
 
 
 PASSES = {
-    "quickstart_mini": {("MudiMiniCheckpoint 22.vae", "MudiLayout 19")},
-    "4_compare": {("CheckpointLoaderSimple 2.VAE", "MudiLayout 7")},
+    "quickstart_mini": {
+        ("MudiMiniCheckpoint 22.vae", "MudiLayout 19"),
+        *(("MudiTrainLora 14.model", behind) for behind in ("CLIPTextEncode 15", "CLIPTextEncode 16")),
+        *(("MudiTrainLora 14.model", behind) for behind in ("EmptyLatentImage 17", "MudiLayout 19")),
+    },
+    **{
+        name: {
+            ("CheckpointLoaderSimple 2.VAE", "MudiLayout 7"),
+            *(
+                ("LoraLoaderModelOnly 3.MODEL", behind)
+                for behind in ("CLIPTextEncode 4", "CLIPTextEncode 5", "MudiLayout 7")
+            ),
+        }
+        for name in ("3_generate", "4_compare")
+    },
 }
-"""The wires that pass behind a node, of each workflow: without them these two could not be drawn without a crossing."""
+"""The wires that pass behind a node, of each workflow: without them these could not be drawn without a crossing."""
 
 
 def open_template(page: Page, name: str) -> None:

@@ -66,8 +66,10 @@ def test_the_best_picture_comes_first(
     scores = [one["score"] for one in answer["pictures"]]
     assert scores[:2] == sorted(scores[:2], reverse=True) and answer["pictures"][0]["file"] == "2_both.png"
     assert answer["mean"] == pytest.approx(sum(scores) / 3)
+    (pictures / "phone.HEIC").touch()
     assert main(["compare", str(pictures), "--dataset", str(drawn_dataset), "--base", "mini"]) == 0
-    text = capsys.readouterr().out
+    text, told = capsys.readouterr()
+    assert "phone.HEIC (of a kind that is not read: save them as JPEG" in told
     assert text.index("2_both.png") < text.index("mean of 3") and "% its own" in text
 
 

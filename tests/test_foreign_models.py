@@ -109,6 +109,26 @@ def test_a_folder_with_the_fp16_variant_alone_opens(folder: Path, tmp_path: Path
     assert all(map(torch.equal, kept.unet.state_dict().values(), now.unet.state_dict().values()))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_settings_with_a_byte_order_mark_are_read_or_told(folder: Path, encoding: str, tmp_path: Path) -> None:
+    there = tmp_path / "model"
+    shutil.copytree(folder, there)
+
+    def saved_again(path: Path) -> None:
+        path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+
+    saved_again(there / "model_index.json")
+    open_checkpoint(str(there))
+    for part in ("unet", "vae", "text_encoder"):
+        saved_again(there / part / "config.json")
+        with pytest.raises(BadModelFolder, match="config.json has a byte order mark.*Save it as UTF-8 without one"):
+            open_checkpoint(str(there))
+        shutil.copy(folder / part / "config.json", there / part / "config.json")
+    (there / "unet" / "config.json").write_bytes('{"a": "é"}'.encode("latin-1"))
+    with pytest.raises(BadModelFolder, match="line 1 is not UTF-8 text"):
+        open_checkpoint(str(there))
+
+
 def test_a_folder_without_a_part_is_a_sentence(folder: Path, tmp_path: Path) -> None:
     there = tmp_path / "model"
     shutil.copytree(folder, there)

@@ -270,13 +270,19 @@ def test_odd_entries_are_left_out_of_listings(comfy: Comfy, caplog: pytest.LogCa
     (root / "nowhere").symlink_to(root / "gone")
     (root / "good").mkdir()
     (root / "good" / "one.heic").write_bytes(b"")
+    for name in ("photo.heic", "photo.dng"):
+        (root / name[6:]).mkdir()
+        (root / name[6:] / name).write_bytes(b"")
+    (root / "bytes").mkdir()
+    with open(os.fsencode(root / "bytes") + b"/caf\xe9.png", "wb"):
+        pass
     (root / "masks_alone").mkdir()
     (root / "masks_alone" / "mask_one.png").write_bytes(b"")
     odd = os.fsencode(root) + b"/caf\xe9"
     os.mkdir(odd)
     try:
         found = host.photo_folders()
-        assert "good" in found and not {"circle", "nowhere", "masks_alone"} & set(found)
+        assert {"good", "heic", "dng", "bytes"} <= set(found) and not {"circle", "nowhere", "masks_alone"} & set(found)
         assert all(name.isprintable() and name.encode() for name in found)
         host.datasets()
         host.photo_folders()

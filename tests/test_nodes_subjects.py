@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -338,3 +339,29 @@ def test_specks_and_a_subject_that_is_cut_off_are_told_by_the_node_that_loads(co
     said = str(comfy.run("MudiLoadSubjectSet", name="doubtful").ui)
     assert "olis_1.png of olis ball: its mask has specks" in said and "olis_2.png" in said
     assert "cut off at the left" in said and "olis_3.png" not in said
+
+
+def test_priors_of_the_official_code_are_offered_and_read(comfy: Comfy) -> None:
+    folder = comfy.base / "input" / "official_priors"
+    folder.mkdir(parents=True)
+    lines: list[dict[str, Any]] = [{"id": {"a": "toy knight figure", "b": "Corgi"}}]
+    for id in "ab":
+        Image.new("RGB", (60, 60), "white").save(folder / f"{id}.jpg")
+        Image.new("L", (60, 60), 255).save(folder / f"mask_{id}.jpg")
+        lines.append({"id": id, "file_name": f"{id}.jpg", "mask_path": f"mask_{id}.jpg", "text": "A photo of it"})
+    (folder / "class_metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    schema = comfy.nodes["MudiLoadSubjectSet"].define_schema()
+    assert "official_priors" in schema.inputs[0].options
+    read = comfy.run("MudiLoadSubjectSet", name="official_priors").result[0]
+    assert [subject.class_noun for subject in read] == ["toy knight figure", "Corgi"]
+
+
+def test_photos_of_kinds_that_are_not_read_are_named_by_the_node(comfy: Comfy) -> None:
+    folder = comfy.base / "input" / "phone"
+    folder.mkdir(parents=True)
+    (folder / "IMG_2.HEIC").write_bytes(b"")
+    with pytest.raises(Exception, match="Save IMG_2.HEIC as JPEG or PNG"):
+        comfy.run("MudiLoadPhotos", folder="phone")
+    Image.new("RGB", (60, 60), "white").save(folder / "IMG_1.jpg")
+    (said,) = comfy.run("MudiLoadPhotos", folder="phone").ui["text"]
+    assert "Not used in phone: IMG_2.HEIC" in said and "save them as JPEG or PNG" in said

@@ -159,7 +159,15 @@ def test_a_folders_photos_come_in_natural_order_without_masks_and_other_files(tm
     assert [photo.name for photo in read_photos(tmp_path)] == ["2.PNG", "10.jpg", "a.webp"]
 
 
-@pytest.mark.parametrize("files, word", [([], "empty"), (["a.heic", "b.HEIC"], "2 file.*heic"), (None, "no folder")])
+@pytest.mark.parametrize(
+    "files, word",
+    [
+        ([], "empty"),
+        (["a.heic", "b.HEIC"], "2 file.*heic. Save a.heic, b.HEIC as JPEG"),
+        (["a.dng"], "a.dng as JPEG"),
+        (None, "no folder"),
+    ],
+)
 def test_a_folder_without_photos_says_what_there_is(tmp_path, files, word):
     folder = tmp_path / "photos"
     if files is not None:
@@ -288,6 +296,14 @@ def test_what_is_not_used_of_a_folder_is_named(tmp_path, caplog):
         assert name in said
     for name in ("mask_1.png", "1.heic", "notes.md"):
         assert name not in said
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"heix", b"hevc", b"mif1", b"msf1"])
+@pytest.mark.parametrize("name", ["IMG_1.jpg", "IMG_1.png"])
+def test_heic_under_another_name_is_told_for_what_it_is(tmp_path, brand, name):
+    (tmp_path / name).write_bytes(b"\0\0\0\x20ftyp" + brand + bytes(200))
+    with pytest.raises(BadPhoto, match=f"{name} is HEIC .* Save it as JPEG"):
+        read_photos(tmp_path)
 
 
 def test_a_folder_of_folders_says_so(tmp_path):

@@ -72,11 +72,13 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..score.compare import References, best_first, compare_all
     from ..subjects import storage
-    from ..subjects.photos import BadPhoto, photo_paths
+    from ..subjects.photos import BadPhoto, passed_over, photo_paths
 
     talk.kept = "Comparing writes no files."
     subjects = storage.read_subjects(args.dataset)
     paths = photo_paths(args.images)
+    if left_out := passed_over(args.images):
+        talk.say(f"Warning: {left_out}")
     on = device(args)
     detector, embedder = load_detector(args, on, talk), load_embedder(args, on, talk)
     measures = _measures(args, on, talk, subjects, embedder)

@@ -56,6 +56,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What sets a photo of each EXIF orientation upright; those from 5 on swap width and height."""
+_PUT_PHOTOS = "Put at least one photo of the subject there; five are better."
 _SMALLER = f"Make it smaller than {MOST_PIXELS // 1_000_000} megapixels."
 _TAG_SIZES = (1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 1, 1, 8, 8, 8)
 """Bytes of one value of each type of TIFF tag."""
@@ -158,9 +159,11 @@ def photo_paths(folder: Path) -> list[Path]:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in others if not path.is_dir())
         found = [f"{count} file(s) with {suffix}" for suffix, count in kinds.most_common(3)]
         found += [f"the folder '{path.name}', which you can name itself" for path in others if path.is_dir()][:3]
+        unread = [path.name for path in others if path.suffix.lower() in OTHER_PICTURES]
+        todo = f"Save {readable(_some(unread))} as JPEG or PNG." if unread else _PUT_PHOTOS
         raise NoPhotos(
             f"{folder} holds no photo ({', '.join(SUFFIXES)}), {'only ' + ', '.join(found) if found else 'it is empty'}"
-            ". Put at least one photo of the subject there; five are better."
+            f". {todo}"
         )
     return photos
 
@@ -231,6 +234,12 @@ def _mask_path(folder: Path, photo: Photo) -> Path:
     raise MissingMask(f"{photo.name} has no mask in {folder}: draw one and save it there as {names[2]}.")
 
 
+def _is_heif(path: Path) -> bool:
+    """Whether it begins as phones' HEIC does, and AVIF, which some Pillows do not read."""
+    with path.open("rb") as file:
+        return re.match(rb"....ftyp(hei|hev|mif1|msf1|avi)", file.read(12), re.DOTALL) is not None
+
+
 def _read_picture(path: Path, within: Path | None) -> Image.Image:
     """A picture's pixels, upright, in a mode that becomes RGB or grey; from a file that is no trap."""
     try:
@@ -245,6 +254,10 @@ def _read_picture(path: Path, within: Path | None) -> Image.Image:
     except FileNotFoundError:
         raise BadPhoto(f"There is no file {path}.") from None
     except UnidentifiedImageError:
+        if _is_heif(path):
+            raise BadPhoto(
+                f"{path} is HEIC or AVIF, which is not read, whatever its name says. Save it as JPEG."
+            ) from None
         raise BadPhoto(f"{path} is not a picture, whatever its name says. Remove it or save it again.") from None
     except Image.DecompressionBombError as error:
         raise BadPhoto(f"{path} is too large ({error}). {_SMALLER}") from None

@@ -6,14 +6,13 @@ family's tokenizer, which is CLIP's, they stand in for what diffusers would fetc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...tensor_file import BadWeights, check_header
 from ...types import MudiError
-from .parts import read_parts
+from .parts import BadModelFolder, read_parts, settings_of
 
 if TYPE_CHECKING:
     import torch
@@ -55,11 +54,11 @@ def pipeline_kind(path: Path) -> str:
             f"it, or a single SDXL file, e.g. from {LINK}."
         )
     try:
-        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadCheckpointFile(
-            f"{index} could not be read ({first_line(error)}). Download the folder again."
-        ) from error
+        return str(settings_of(index)["_class_name"])
+    except KeyError:
+        raise BadCheckpointFile(f"{index} does not say what the folder holds. Download the folder again.") from None
+    except BadModelFolder as error:
+        raise BadCheckpointFile(str(error)) from error
 
 
 def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
@@ -109,6 +108,8 @@ def header(path: Path) -> dict[str, list[int]]:
     """The shapes of a ``.safetensors`` file by name, before gigabytes are read. Raises `BadCheckpointFile`."""
     from safetensors import SafetensorError, safe_open
 
+    if path.suffix != path.suffix.lower() == ".safetensors":
+        raise BadCheckpointFile(f"{path} ends in {path.suffix}, which libraries take for another format. Rename it.")
     if path.suffix != ".safetensors":
         raise BadCheckpointFile(
             f"{path} is not a .safetensors file. Other formats can run code when they are read; get the same model as "
@@ -160,7 +161,10 @@ def check_channels(path: Path, first_layer: Sequence[int]) -> None:
     if len(first_layer) != 4:
         raise BadCheckpointFile(f"{path} has a U-Net of another kind. Use a plain checkpoint, e.g. from {LINK}.")
     if first_layer[1] != 4:
-        raise BadCheckpointFile(f"{path} is made for inpainting ({first_layer[1]} channels). Use a plain checkpoint.")
+        raise BadCheckpointFile(
+            f"{path} wants more than noise to begin with ({first_layer[1]} channels in the place of 4), as models for "
+            "inpainting and for changing pictures do. Use a plain checkpoint."
+        )
 
 
 def first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...files import NotText, read_text
 from ...tensor_file import BadWeights, check_header
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def settings_of(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > 2**20:
             raise BadModelFolder(f"{path} is no file of settings: it has over 1 MB. Download the folder again.")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
+    except NotText as error:
+        raise BadModelFolder(str(error)) from None
     except (OSError, ValueError, RecursionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadModelFolder(f"{path} could not be read ({reason}). Download the folder again.") from error
@@ -75,6 +78,10 @@ def check_settings(path: Path) -> None:
             look(inner)
 
     look(settings_of(path))
+    if path.read_bytes() != read_text(path).encode():
+        raise BadModelFolder(
+            f"{path} has a byte order mark, which libraries do not read. Save it as UTF-8 without one."
+        )
     if (path.parent / "adapter_config.json").exists():
         raise BadModelFolder(
             f"{path.parent} holds an adapter (adapter_config.json), which names a model of its own to fetch. Take that "
