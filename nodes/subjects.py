@@ -339,12 +339,13 @@ class LoadSubjectSet(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        from ..mudi_core.storage import read_subjects
+        from ..mudi_core.storage import changes, read_subjects
         from ..mudi_core.subjects import doubts
 
+        folder = host.input_folder(name, DATASET)
         with host.progress()("reading") as update:
-            subjects = read_subjects(host.input_folder(name, DATASET), update, within=host.input_root())
-        said = "\n".join([_summary(subjects), *doubts(subjects)])
+            subjects = read_subjects(folder, update, within=host.input_root())
+        said = "\n".join(filter(None, [_summary(subjects), changes(folder), *doubts(subjects)]))
         return io.NodeOutput(subjects, ui=host.preview(_cut_outs(subjects), cls, said))
 
 
