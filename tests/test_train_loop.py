@@ -464,6 +464,23 @@ def test_the_best_lora_is_kept_and_a_resumed_run_remembers_it(unet: Any, tmp_pat
     assert BestLora(tmp_path / "none.safetensors", about, goes_on=True).step == 0
 
 
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut", "no score", "a score that is no number"])
+def test_a_damaged_best_lora_is_told_and_another_takes_its_place(
+    unet: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    path = tmp_path / "best.safetensors"
+    state = train(unet, plan_for(CONFIG), CONFIG, SCHEDULE).state
+    about = {"mudi_score": "much", "ss_steps": "2"} if damage == "a score that is no number" else {}
+    save_lora(path, state, about)
+    data = bytearray(path.read_bytes())
+    if damage == "a flipped bit":
+        data[-1] ^= 1
+    path.write_bytes(data[:-5] if damage == "cut" else data)
+    best = BestLora(path, {}, goes_on=True)
+    assert best.step == 0 and "the best LoRA so far is not known" in caplog.text
+    assert best.offer(4, state, -3.0) and BestLora(path, {}, goes_on=True).score == -3.0
+
+
 def test_the_pace_counts_this_process_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now, pace = [100.0], Pace()
     monkeypatch.setattr("time.monotonic", lambda: now[0])
