@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -162,6 +163,15 @@ class Subject:
         return f"{self.token} {self.class_noun}"
 
 
+def check_tokens(tokens: Sequence[str]) -> None:
+    """Raises `BadSubject` where subjects with these tokens are no set."""
+    if not 1 <= len(tokens) <= MAX_SUBJECTS:
+        raise BadSubject(f"A subject set holds 1 to {MAX_SUBJECTS} subjects, got {len(tokens)}.")
+    for token in tokens:
+        if tokens.count(token) > 1:
+            raise BadSubject(f"The token '{token}' is used by two subjects. Give each subject a token of its own.")
+
+
 @dataclass(frozen=True, eq=False)
 class SubjectSet:
     """The subjects of one picture, 1 to 11, each with a token of its own."""
@@ -169,12 +179,7 @@ class SubjectSet:
     subjects: tuple[Subject, ...]
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.subjects) <= MAX_SUBJECTS:
-            raise BadSubject(f"A subject set holds 1 to {MAX_SUBJECTS} subjects, got {len(self.subjects)}.")
-        tokens = [subject.token for subject in self.subjects]
-        for token in tokens:
-            if tokens.count(token) > 1:
-                raise BadSubject(f"The token '{token}' is used by two subjects. Give each subject a token of its own.")
+        check_tokens([subject.token for subject in self.subjects])
 
     def __len__(self) -> int:
         return len(self.subjects)

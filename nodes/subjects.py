@@ -340,11 +340,12 @@ class LoadSubjectSet(io.ComfyNode):  # type: ignore[misc]
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         from ..mudi_core.subjects.find import doubts
-        from ..mudi_core.subjects.storage import read_subjects
+        from ..mudi_core.subjects.storage import changes, read_subjects
 
+        folder = host.input_folder(name, DATASET)
         with host.progress()("reading") as update:
-            subjects = read_subjects(host.input_folder(name, DATASET), update, within=host.input_root())
-        said = "\n".join([_summary(subjects), *doubts(subjects)])
+            subjects = read_subjects(folder, update, within=host.input_root())
+        said = "\n".join(filter(None, [_summary(subjects), changes(folder), *doubts(subjects)]))
         return io.NodeOutput(subjects, ui=host.preview(_cut_outs(subjects), cls, said))
 
 

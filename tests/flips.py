@@ -1,7 +1,8 @@
 """One bit of a file flips, and the reader notices: python tests/flips.py --files 300
 
-So many files of each kind that training reads: a stopped run, kept pictures, captions and plans, a LoRA to start from.
-A bad cache file is made again to the same bytes and the plan stays the same; any other is refused in a sentence.
+So many files of each kind that training reads: a saved set, a stopped run, kept pictures, captions and plans, a LoRA to
+start from. A bad cache file is made again to the same bytes and the plan stays the same; a file of a set is named in a
+warning, since it may be changed on purpose, or refused; any other is refused in a sentence.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from coloured import coloured
 from safetensors import safe_open
 from test_train_loop import CONFIG, Stop, plan_for, stop_after
 from test_train_plan import CONFIG as SHORT
@@ -26,6 +28,7 @@ from test_train_plan import plan_of, same, subject
 from tiny_sdxl import tiny_unet, train
 
 from mudi_core.lora.file import load_lora, save_lora
+from mudi_core.subjects.storage import changes, read_subjects, write_subjects
 from mudi_core.train.resume import losses_so_far
 from mudi_core.types import MudiError, SubjectSet
 
@@ -90,7 +93,18 @@ def kinds(folder: Path) -> dict[str, Flip]:
 
         return flip
 
+    saved = write_subjects(coloured("red", "blue", photos=2), folder / "set")
+    files = sorted(saved.iterdir())
+
+    def is_told() -> bool:
+        try:
+            read_subjects(saved)
+            return bool(changes(saved))
+        except MudiError:
+            return True
+
     return {
+        "subject set": lambda rng: flipped(rng.choice(files), rng, is_told),
         "stopped run": lambda rng: flipped(run, rng, lambda: refuses(lambda: losses_so_far(run))),
         "LoRA to start from": lambda rng: flipped(lora, rng, lambda: refuses(lambda: load_lora(lora))),
         **{kind: cached(kind) for kind in by_kind},
@@ -100,11 +114,11 @@ def kinds(folder: Path) -> dict[str, Flip]:
 def run(files: int, seed: int, folder: Path) -> dict[str, int]:
     """Of so many files of each kind, how many were not noticed."""
     rng = random.Random(seed)
-    logging.getLogger("mudi_core.train").setLevel(logging.ERROR)
+    logging.getLogger("mudi_core").setLevel(logging.ERROR)
     try:
         return {kind: sum(not flip(rng) for _ in range(files)) for kind, flip in kinds(folder).items()}
     finally:
-        logging.getLogger("mudi_core.train").setLevel(logging.NOTSET)
+        logging.getLogger("mudi_core").setLevel(logging.NOTSET)
 
 
 def main() -> None:

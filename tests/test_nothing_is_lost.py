@@ -25,9 +25,8 @@ from tiny_sdxl import tiny_unet
 
 from mudi_core.lock import claimed
 from mudi_core.lora.file import save_lora
-from mudi_core.subjects.find import add_subject
 from mudi_core.subjects.saving import Unfinished, take_up
-from mudi_core.subjects.storage import CannotWrite, change_subjects, read_subjects, write_subjects
+from mudi_core.subjects.storage import CannotWrite, add_subject, read_subjects, write_subjects
 from mudi_core.tensor_file import BadTensorFile, read_tensors, write_tensors
 from mudi_core.train import loop
 from mudi_core.train.resume import losses_so_far
@@ -151,7 +150,7 @@ def test_two_who_add_a_subject_at_once_lose_none(tmp_path: Path) -> None:
 
     def add(token: str) -> None:
         (subject,) = coloured(token, photos=1)
-        change_subjects(tmp_path / "set", lambda there: add_subject(there, subject))
+        add_subject(tmp_path / "set", subject)
 
     processes = [kills.in_a_process(lambda token=token: add(token)) for token in tokens]  # type: ignore[misc]
     assert {os.waitpid(process, 0)[1] for process in processes} == {0}

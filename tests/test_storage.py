@@ -66,6 +66,7 @@ def test_one_subject_and_eleven_make_the_trip(tmp_path, count):
 def test_the_file_is_that_of_the_official_code(tmp_path):
     folder = write_subjects(TWO, tmp_path / "set")
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [len(line.pop("crc32")) for line in lines] == [1, 3, 3, 3]
     assert lines[0] == {"id": {"a": "olis bear", "b": "hta red monster plush"}}
     assert lines[1] == {"id": "a", "file_name": "b.png", "mask_path": "mask_b.png", "text": "a photo of olis bear"}
     assert lines[3] == {"id": "b", "file_name": "sub/c.png", "mask_path": "sub/mask_c.png", "text": "où?"}
@@ -284,7 +285,8 @@ def test_the_official_datasets_make_the_trip_unchanged(tmp_path, combo):
     for path in (BENCHMARK / combo).glob("[ab]*.jpg"):
         assert (folder / path.name).read_bytes() == path.read_bytes()
     theirs, ours = ((f / combo / "metadata.jsonl").read_text().splitlines() for f in (BENCHMARK, tmp_path))
-    assert [json.loads(line) for line in ours] == [json.loads(line) for line in theirs]
+    lines = [json.loads(line) for line in ours]
+    assert all(line.pop("crc32") for line in lines) and lines == [json.loads(line) for line in theirs]
 
 
 @pytest.mark.parametrize("name", ["class_metadata.jsonl", "metadata.jsonl"])
@@ -328,3 +330,68 @@ def test_metadata_of_any_encoding_is_read_or_refused_in_a_sentence(tmp_path, enc
         assert encoding in ("utf-8", "utf-8-sig", "utf-16")
     except BadDataset as error:
         assert encoding not in ("utf-8", "utf-8-sig", "utf-16") and "UTF-8" in str(error)
+
+
+def test_a_subject_is_added_without_decoding_the_others(tmp_path, monkeypatch):
+    folder = write_subjects(TWO, tmp_path / "set")
+    before = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    monkeypatch.setattr(storage, "read_photo", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(storage, "read_mask", lambda *_: pytest.fail("decoded"))
+    names, where = storage.add_subject(folder, subject("lun", "b.png", seed=9))
+    assert (names, where) == ([("olis bear", 2), ("hta red monster plush", 1), ("lun red monster plush", 1)], folder)
+    with pytest.raises(BadSubject, match="'lun' is used by two"):
+        storage.add_subject(folder, subject("lun", "e.png"))
+    storage.add_subject(folder, subject("lun", "new.png", seed=12), replace=True)
+    monkeypatch.undo()
+    read = read_subjects(folder)
+    assert same(SubjectSet(read.subjects[:2]), TWO) and read["lun"].photos[0].name == "new.png"
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_a_mask_of_another_kind_is_copied_with_its_suffix(tmp_path):
+    folder = write_subjects(SubjectSet((subject("olis", "b.png"),)), tmp_path / "set")
+    Image.open(folder / "mask_b.png").save(folder / "mask_b.bmp")
+    (folder / "mask_b.png").unlink()
+    (folder / "metadata.jsonl").write_text(f"{LINE_1}\n{PHOTO.replace('mask_b.png', 'mask_b.bmp')}\n")
+    want = (folder / "mask_b.bmp").read_bytes()
+    storage.add_subject(folder, subject("lun", "e.png"))
+    assert (folder / "mask_b.bmp").read_bytes() == want and storage.changes(folder) == ""
+
+
+@pytest.mark.parametrize("what", ["photo", "mask", "caption", "checksum", "key", "file gone"])
+def test_what_is_not_as_it_was_saved_is_named_and_read(tmp_path, caplog, what):
+    folder = write_subjects(TWO, tmp_path / "set")
+    read_subjects(folder)
+    assert not caplog.text and storage.changes(folder) == ""
+    metadata = folder / "metadata.jsonl"
+    lines = metadata.read_text(encoding="utf-8").splitlines()
+    if what in ("photo", "mask"):
+        Image.new("L", (50, 40), 9).save(folder / ("b.png" if what == "photo" else "mask_b.png"))
+    elif what == "caption":
+        lines[1] = lines[1].replace("a photo of", "a Photo of")
+    elif what == "checksum":
+        lines[1] = lines[1][:-5] + "zz" + lines[1][-3:]
+    elif what == "key":
+        lines[1] = lines[1].replace("crc32", "crc33")
+    else:
+        (folder / "mask_b.png").unlink()
+    metadata.write_text("\n".join(lines), encoding="utf-8")
+    if what == "file gone":
+        with pytest.raises(BadDataset, match="mask_b.png"):
+            read_subjects(folder)
+        return
+    assert read_subjects(folder).tokens == TWO.tokens
+    name = {"photo": "b.png", "mask": "mask_b.png", "checksum": "mask_b.png"}.get(what, "metadata.jsonl, line 2")
+    assert "Not as it was saved in set: " in caplog.text and name in caplog.text
+    told = storage.changes(folder)
+    storage.add_subject(folder, subject("lun", "e.png"))
+    if what in ("photo", "mask"):
+        assert storage.changes(folder) == told  # copied, and still known as damaged
+    write_subjects(read_subjects(folder), folder)
+    assert storage.changes(folder) == ""
+
+
+def test_a_set_without_checksums_says_nothing(tmp_path, caplog):
+    folder = metadata(tmp_path, LINE_1, PHOTO)
+    (folder / "mask_b.png").write_bytes((folder / "mask_b.png").read_bytes())
+    assert read_subjects(folder).tokens == ("olis",) and storage.changes(folder) == "" and not caplog.text

@@ -28,6 +28,8 @@ from mudi_core.train.plan import Plan
 from mudi_core.train.resume import BadCheckpoint
 from mudi_core.train.step import draw_noise, places_of
 
+ASKED = denoiser(tiny_unet())
+"""Whose noise levels are drawn."""
 CONFIG = TrainConfig(steps=5, batch_size=2, resolution=64, rank=4, learning_rate=1e-3, dco_beta=0.0)
 
 
@@ -457,6 +459,23 @@ def test_the_best_lora_is_kept_and_a_resumed_run_remembers_it(unet: Any, tmp_pat
     assert BestLora(tmp_path / "none.safetensors", about, goes_on=True).step == 0
 
 
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut", "no score", "a score that is no number"])
+def test_a_damaged_best_lora_is_told_and_another_takes_its_place(
+    unet: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    path = tmp_path / "best.safetensors"
+    state = train(unet, plan_for(CONFIG), CONFIG).state
+    about = {"mudi_score": "much", "ss_steps": "2"} if damage == "a score that is no number" else {}
+    save_lora(path, state, about)
+    data = bytearray(path.read_bytes())
+    if damage == "a flipped bit":
+        data[-1] ^= 1
+    path.write_bytes(data[:-5] if damage == "cut" else data)
+    best = BestLora(path, {}, goes_on=True)
+    assert best.step == 0 and "the best LoRA so far is not known" in caplog.text
+    assert best.offer(4, state, -3.0) and BestLora(path, {}, goes_on=True).score == -3.0
+
+
 def test_the_pace_counts_this_process_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now, pace = [100.0], Pace()
     monkeypatch.setattr("time.monotonic", lambda: now[0])
@@ -609,7 +628,7 @@ def test_two_batches_of_one_train_what_one_batch_of_two_trains(unet: Any, beta: 
 
 def test_noise_hangs_on_seed_and_step_alone() -> None:
     def draw(config: TrainConfig, number: int) -> tuple[Tensor, Tensor]:
-        eps, t = draw_noise(config, [torch.Size((4, 8, 8))] * 2, 1000, places(number, 2))
+        eps, t = draw_noise(config, ASKED, [torch.Size((4, 8, 8))] * 2, places(number, 2))
         return torch.stack(eps), t
 
     torch.manual_seed(1)
@@ -623,17 +642,17 @@ def test_noise_hangs_on_seed_and_step_alone() -> None:
 
 def test_own_samples_and_priors_of_a_step_have_noise_of_their_own() -> None:
     shapes = [torch.Size((4, 8, 8))] * 4
-    eps, _ = draw_noise(CONFIG, shapes, 1000, places_of(plan_for(CONFIG, priors=True), CONFIG, 3))
+    eps, _ = draw_noise(CONFIG, ASKED, shapes, places_of(plan_for(CONFIG, priors=True), CONFIG, 3))
     assert all(not torch.equal(a, b) for a, b in combinations(eps, 2))
 
 
 def test_timesteps_are_uniform_and_noise_is_normal() -> None:
-    drawn = [draw_noise(CONFIG, [torch.Size((4, 8, 8))] * 4, 1000, places(step, 4)) for step in range(500)]
+    drawn = [draw_noise(CONFIG, ASKED, [torch.Size((4, 8, 8))] * 4, places(step, 4)) for step in range(500)]
     eps, t = torch.cat([torch.stack(eps) for eps, _ in drawn]), torch.cat([t for _, t in drawn])
     assert 0 <= t.min() < 20 and 980 < t.max() <= 999 and t.float().mean().item() == pytest.approx(499.5, abs=25)
     assert eps.mean().abs() < 0.01 and eps.std().item() == pytest.approx(1, abs=0.01)
 
 
 def test_noise_offset_moves_whole_channels() -> None:
-    eps, _ = draw_noise(replace(CONFIG, noise_offset=0.5), [torch.Size((4, 8, 8))] * 200, 1000, places(0, 200))
+    eps, _ = draw_noise(replace(CONFIG, noise_offset=0.5), ASKED, [torch.Size((4, 8, 8))] * 200, places(0, 200))
     assert torch.stack(eps).mean(dim=(2, 3)).std().item() == pytest.approx((0.25 + 1 / 64) ** 0.5, rel=0.1)

@@ -77,22 +77,21 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
                 which,
                 progress,
             )
-    # Last, so that its photos are not in memory while the models work.
-    together, folder = storage.change_subjects(
-        args.out, lambda there: subjects.add_subject(there, subject, args.replace)
-    )
-    for doubt in subjects.name_doubts([(one.token, one.class_noun) for one in together]):
+    together, folder = storage.add_subject(args.out, subject, args.replace)
+    names = [tuple(name.split(maxsplit=1)) for name, _ in together]
+    for doubt in subjects.name_doubts([(token, noun) for token, noun in names]):
         talk.say(f"Warning: {doubt}")
-    names = ", ".join(one.name for one in together)
+    listed = ", ".join(name for name, _ in together)
     return Answer(
-        f"{args.out}: {len(photos)} photos of {subject.name} added. Subjects in it now: {names}.",
+        f"{args.out}: {len(photos)} photos of {subject.name} added. Subjects in it now: {listed}.",
         {
             "dataset": str(folder),
             "added": subject.token,
             "photos": len(photos),
             "coverage": [round(float((mask > 0.5).float().mean()), 4) for mask in subject.masks],
             "subjects": [
-                {"token": one.token, "class_noun": one.class_noun, "photos": len(one.photos)} for one in together
+                {"token": token, "class_noun": noun, "photos": count}
+                for (token, noun), (_, count) in zip(names, together, strict=True)
             ],
         },
     )

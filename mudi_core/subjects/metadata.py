@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +23,8 @@ CLASS_METADATA = "class_metadata.jsonl"
 """The official code's for priors: the names in it are classes, without tokens."""
 IDS = "abcdefghijk"
 MOST_PHOTOS = 10_000
+_CHECKSUMS = "crc32"
+"""A line's own, and those of its photo and mask. The official code reads past them."""
 LONGEST = 16_000_000
 """Bytes of a metadata.jsonl: far more than so many photos need."""
 
@@ -38,6 +42,8 @@ class Record:
     photo: str
     mask: str
     text: str
+    checksums: tuple[str, str] | None = None
+    """Of the two files when they were saved."""
 
 
 def read_metadata(
@@ -47,9 +53,22 @@ def read_metadata(
 
     ``classes``: what is named has no token; ``within``: the folder that no link may lead out of.
     """
+    path, (first, *others) = _read_lines(folder, within)
+    names = _names(first[1], f"{path}, line {first[0]}", classes or path.name == CLASS_METADATA)
+    records: dict[tuple[str, str], Record] = {}
+    for number, fields in others:
+        record = _record(number, fields, names, path)
+        if (record.photo, record.id) in records:
+            raise BadDataset(f"{path}, line {number}: '{record.photo}' was named before. Remove one of the lines.")
+        records[record.photo, record.id] = record
+    return names, list(records.values())
+
+
+def _read_lines(folder: Path, within: Path | None = None) -> tuple[Path, list[tuple[int, dict[str, Any]]]]:
+    """The file, and its lines with their numbers: one at least."""
     path = folder / METADATA
     if not path.is_file() and (folder / CLASS_METADATA).is_file():
-        path, classes = folder / CLASS_METADATA, True
+        path = folder / CLASS_METADATA
     if not path.is_file():
         raise BadDataset(f"{folder} is not a dataset: it has no {METADATA}. Make one with 'prepare', or name another.")
     try:
@@ -71,15 +90,7 @@ def read_metadata(
         raise BadDataset(too_long)
     if not lines:
         raise BadDataset(f"{path} is empty.")
-    first, *others = ((number, _parse(line, f"{path}, line {number}")) for number, line in lines)
-    names = _names(first[1], f"{path}, line {first[0]}", classes)
-    records: dict[tuple[str, str], Record] = {}
-    for number, fields in others:
-        record = _record(number, fields, names, path)
-        if (record.photo, record.id) in records:
-            raise BadDataset(f"{path}, line {number}: '{record.photo}' was named before. Remove one of the lines.")
-        records[record.photo, record.id] = record
-    return names, list(records.values())
+    return path, [(number, _parse(line, f"{path}, line {number}")) for number, line in lines]
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
@@ -129,7 +140,62 @@ def _record(number: int, fields: dict[str, Any], names: dict[str, str], metadata
         if not _is_file(folder / name):
             raise BadDataset(f"{where}: there is no file '{name}' in {folder}.")
         paths.append(name)
-    return Record(number, id, paths[0], paths[1], text)
+    sums = _checksums(fields)
+    return Record(number, id, paths[0], paths[1], text, (sums[1], sums[2]) if len(sums) == 3 else None)
+
+
+def with_checksums(fields: dict[str, Any], files: Sequence[str] = ()) -> dict[str, Any]:
+    """A line with checksums: of itself, and of the files that it names."""
+    return {**fields, _CHECKSUMS: [_of_line(fields), *files]}
+
+
+def checksum(path: Path) -> str:
+    """The CRC-32 of a file. Raises `OSError`."""
+    found = 0
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            found = zlib.crc32(part, found)
+    return f"{found:08x}"
+
+
+def changed(folder: Path) -> str:
+    """A sentence that names what is not as it was saved, or nothing. Sets without checksums say nothing.
+
+    Raises `BadDataset`.
+    """
+    path, lines = _read_lines(folder)
+    if not any(_CHECKSUMS in fields for _, fields in lines):
+        return ""
+    found = []
+    for number, fields in lines:
+        names = [inside(fields.get(key)) for key in ("file_name", "mask_path") if key in fields]
+        first, *sums = _checksums(fields) or [""]
+        if first != _of_line(fields) or len(sums) != len(names):
+            found.append(f"{path.name}, line {number}")
+        found += [name for name, was in zip(names, sums, strict=False) if name and _sum_of(folder / name) != was]
+    listed = "; ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    return (
+        f"Not as it was saved in {folder.name}: {listed}. If you did not change it, it is damaged: take a copy."
+        if found
+        else ""
+    )
+
+
+def _checksums(fields: dict[str, Any]) -> list[str]:
+    sums = fields.get(_CHECKSUMS)
+    return [str(one) for one in sums] if isinstance(sums, list) else []
+
+
+def _of_line(fields: dict[str, Any]) -> str:
+    text = json.dumps({key: value for key, value in fields.items() if key != _CHECKSUMS}, sort_keys=True)
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _sum_of(path: Path) -> str:
+    try:
+        return checksum(path)
+    except OSError:
+        return ""
 
 
 def _is_file(path: Path) -> bool:

@@ -7,14 +7,14 @@ one line per photo with ``id``, ``file_name``, ``mask_path`` and ``text``.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 from PIL import Image
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..levels import to_bytes
 from ..names import taken_everywhere
-from ..types import MudiError, Photo, Subject, SubjectSet
-from .metadata import IDS, BadDataset, Record, inside, read_metadata
+from ..types import MudiError, Photo, Subject, SubjectSet, check_tokens
+from .metadata import IDS, BadDataset, Record, changed, checksum, inside, read_metadata, with_checksums
 from .photos import MASK_PREFIX, SUFFIXES, check_sum, read_mask, read_masks, read_photo, read_photos
 from .saving import METADATA, CannotWrite, held, is_ours, stage, unchanged
 
@@ -31,7 +31,8 @@ __all__ = [
     "METADATA",
     "BadDataset",
     "CannotWrite",
-    "change_subjects",
+    "add_subject",
+    "changes",
     "read_masks",
     "read_photo",
     "read_photos",
@@ -39,6 +40,8 @@ __all__ = [
     "read_subjects",
     "write_subjects",
 ]
+
+log = logging.getLogger(__name__)
 
 OnPhoto = Callable[[int, int], None]
 """``(photos done, photos in all)``; an exception from it ends the work and leaves the folder as it was."""
@@ -53,7 +56,20 @@ def read_subjects(
     link may lead out of.
     Raises `BadDataset` with the number of the line, `BadPhoto` with the name of the file, `BadSubject`.
     """
-    return unchanged(folder, lambda: _read(folder, on_step, written, within=within))
+    return _told(folder, lambda: _read(folder, on_step, written, within=within))
+
+
+def changes(folder: Path) -> str:
+    """A sentence that names what of a set is not as it was saved, or nothing. Raises as `read_subjects` does."""
+    return unchanged(folder, lambda: changed(folder))
+
+
+def _told(folder: Path, read: Callable[[], SubjectSet]) -> SubjectSet:
+    """What is read, and a warning where files are not as they were saved: a mask may be drawn anew on purpose."""
+    subjects, told = unchanged(folder, lambda: (read(), changed(folder)))
+    if told:
+        log.warning(told)
+    return subjects
 
 
 def read_priors(folder: Path, subjects: SubjectSet, on_step: OnPhoto | None = None) -> SubjectSet:
@@ -68,7 +84,7 @@ def read_priors(folder: Path, subjects: SubjectSet, on_step: OnPhoto | None = No
         is_theirs = any(name.split()[1] not in subjects.tokens for name in names.values())
         return _read(folder, on_step, classes=is_theirs)
 
-    return unchanged(folder, read)
+    return _told(folder, read)
 
 
 def _read(
@@ -137,16 +153,44 @@ def write_subjects(subjects: SubjectSet, folder: Path, on_step: OnPhoto | None =
     return folder
 
 
-def change_subjects(folder: Path, change: Callable[[SubjectSet | None], SubjectSet]) -> tuple[SubjectSet, Path]:
-    """Write what ``change`` makes of the set in `folder`, or of None where none is; give both as they are then.
+def add_subject(folder: Path, subject: Subject, replace: bool = False) -> tuple[list[tuple[str, int]], Path]:
+    """Add a subject to the set in `folder`, which may be new; give all names and numbers of photos, and the full path.
 
-    Nobody else writes in between, so that two who add a subject at once do not lose one. Raises as `read_subjects` and
-    `write_subjects` do, and what ``change`` raises.
+    ``replace``: it takes the place of one with the same token. The other subjects' files are copied as they are, not
+    decoded. Nobody else writes in between, so that two who add a subject at once do not lose one. Raises `BadSubject`
+    when the token is taken and for a twelfth subject, else as `read_subjects` and `write_subjects` do.
     """
     with _writable(folder) as folder:
-        together = change(_read(folder) if (folder / METADATA).exists() else None)
+        there = _on_disk(folder) if (folder / METADATA).exists() else []
+        tokens = [one.token for one in there]
+        together: list[Subject | _OnDisk] = list(there)
+        if replace and subject.token in tokens:
+            together[tokens.index(subject.token)] = subject
+        else:
+            check_tokens([*tokens, subject.token])
+            together.append(subject)
         _write(together, folder)
-    return together, folder
+    return [(one.name, len(one.photos)) for one in together], folder
+
+
+@dataclass(frozen=True)
+class _OnDisk:
+    """A subject whose files are copied as they are."""
+
+    name: str
+    folder: Path
+    photos: tuple[Record, ...]
+
+    @property
+    def token(self) -> str:
+        return self.name.split()[0]
+
+
+def _on_disk(folder: Path) -> list[_OnDisk]:
+    if told := changed(folder):
+        log.warning(told)
+    names, records = read_metadata(folder)
+    return [_OnDisk(name, folder, tuple(record for record in records if record.id == id)) for id, name in names.items()]
 
 
 @contextmanager
@@ -169,32 +213,63 @@ def _is_empty(folder: Path) -> bool:
     return all(is_ours(path) for path in folder.iterdir())
 
 
-def _write(subjects: SubjectSet, folder: Path, on_step: OnPhoto | None = None) -> None:
+def _write(subjects: Iterable[Subject | _OnDisk], folder: Path, on_step: OnPhoto | None = None) -> None:
+    subjects = list(subjects)
     with stage(folder) as fresh:
         _write_files(subjects, fresh, _counted(on_step, sum(len(subject.photos) for subject in subjects)))
         read_metadata(fresh)  # what cannot be read back must not replace anything
 
 
-def _write_files(subjects: SubjectSet, folder: Path, one_more: Callable[[], None]) -> None:
-    lines: list[dict[str, Any]] = [{"id": {id: subject.name for id, subject in zip(IDS, subjects, strict=False)}}]
+@dataclass(frozen=True)
+class _Entry:
+    """One photo of a set that is written, and its mask: pixels, or files to be copied."""
+
+    name: str
+    photo: Tensor | Path
+    mask: Tensor | Path
+    text: str
+    checksums: tuple[str, str] | None = None
+    """What the copied files once had: a file that was damaged since stays known as such."""
+
+
+def _entries(subject: Subject | _OnDisk) -> Iterator[_Entry]:
+    if isinstance(subject, _OnDisk):
+        for one in subject.photos:
+            photo, mask = subject.folder / one.photo, subject.folder / one.mask
+            yield _Entry(_file_name(one.photo, True), photo, mask, one.text, one.checksums)
+        return
+    for given, pixels in zip(subject.photos, subject.masks, strict=True):
+        unchanged = _is_unchanged(given)
+        text = given.caption or default_caption(subject.name)
+        source = given.source if unchanged and given.source is not None else given.image
+        yield _Entry(_file_name(given.name, unchanged), source, pixels, text)
+
+
+def _write_files(subjects: Sequence[Subject | _OnDisk], folder: Path, one_more: Callable[[], None]) -> None:
+    lines = [with_checksums({"id": {id: subject.name for id, subject in zip(IDS, subjects, strict=False)}})]
     taken = {METADATA}
     for id, subject in zip(IDS, subjects, strict=False):
-        for photo, mask in zip(subject.photos, subject.masks, strict=True):
-            unchanged = _is_unchanged(photo)
-            name = _free_name(_file_name(photo, unchanged), f"{id}_", taken)
+        for entry in _entries(subject):
+            name = _free_name(entry.name, f"{id}_", taken)
             path = PurePosixPath(name)
-            mask_name = _free_name(str(path.with_name(f"{MASK_PREFIX}{path.stem}.png")), f"{id}_", taken)
+            suffix = entry.mask.suffix if isinstance(entry.mask, Path) else ".png"
+            mask_name = _free_name(str(path.with_name(f"{MASK_PREFIX}{path.stem}{suffix}")), f"{id}_", taken)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            if unchanged and photo.source is not None:
-                shutil.copyfile(photo.source, folder / name)
-            else:
-                _write_png(photo.image, folder / name)
-            _write_png(mask, folder / mask_name)
-            text = photo.caption or default_caption(subject.name)
-            lines.append({"id": id, "file_name": name, "mask_path": mask_name, "text": text})
+            _put(entry.photo, folder / name)
+            _put(entry.mask, folder / mask_name)
+            line = {"id": id, "file_name": name, "mask_path": mask_name, "text": entry.text}
+            sums = entry.checksums or (checksum(folder / name), checksum(folder / mask_name))
+            lines.append(with_checksums(line, sums))
             one_more()
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / METADATA).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _put(content: Tensor | Path, path: Path) -> None:
+    if isinstance(content, Path):
+        shutil.copyfile(content, path)
+    else:
+        _write_png(content, path)
 
 
 def _is_unchanged(photo: Photo) -> bool:
@@ -206,10 +281,10 @@ def _is_unchanged(photo: Photo) -> bool:
         return False  # the file is gone or was replaced: the pixels in memory are what the user means
 
 
-def _file_name(photo: Photo, unchanged: bool) -> str:
-    name = inside(photo.name)
+def _file_name(of_photo: str, unchanged: bool) -> str:
+    name = inside(of_photo)
     if name is None:
-        raise CannotWrite(f"'{photo.name}' cannot be the name of a file in a dataset. Rename the photo.")
+        raise CannotWrite(f"'{of_photo}' cannot be the name of a file in a dataset. Rename the photo.")
     path = PurePosixPath(*(taken_everywhere(part) for part in PurePosixPath(name).parts))
     name = str(path)
     if unchanged or path.suffix == ".png":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..lora.file import LoraState, load_lora, save_lora
+from ..types import MudiError
+
+log = logging.getLogger(__name__)
 
 _SCORE, _STEP = "mudi_score", "ss_steps"
 
@@ -19,8 +23,11 @@ class BestLora:
         self.path, self.about = path, about
         self.score, self.step = -math.inf, 0
         if goes_on and path.is_file():
-            kept = load_lora(path)[1]
-            self.score, self.step = float(kept[_SCORE]), int(kept[_STEP])
+            try:
+                kept = load_lora(path)[1]
+                self.score, self.step = float(kept[_SCORE]), int(kept[_STEP])
+            except (MudiError, KeyError, ValueError) as error:
+                log.warning("the best LoRA so far is not known, the next preview's is kept: %s (%s)", path, error)
 
     def offer(self, step: int, state: LoraState, score: float) -> bool:
         """Keeps the LoRA of a step if its score is above all before; says whether. Raises as `save_lora` does."""
