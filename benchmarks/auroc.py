@@ -103,7 +103,7 @@ def pixels(drawn: Rendered) -> Tensor:
 
 def judged(pairs: Sequence[Pair], each: int, threshold: float, cut_out: bool) -> list[Judged]:
     """``each`` pictures of every kind for every pair, scored with the embedded detector and embedder."""
-    detector, embedder = eyes.mini_detector(), eyes.mini_embedder()
+    detector, embedder = eyes.load_detector(), eyes.load_embedder()
     results = []
     for number, pair in enumerate(pairs):
         references = References(subjects_of(pair), embedder, cut_out)

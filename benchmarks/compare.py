@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    models = full_size() if options.full else (eyes.mini_detector(), eyes.mini_embedder())
+    models = full_size() if options.full else (eyes.load_detector(), eyes.load_embedder())
     subjects = drawn_subjects(options.photos, 512)
     speed = measure(list(islice(drawn_pictures(256), options.pictures)), subjects, models, options.rounds)
     peaks = {} if options.full else memory(subjects, models, (100, 300, 900), 512)

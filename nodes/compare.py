@@ -35,8 +35,8 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
             inputs=[
                 io.Image.Input("images", tooltip="Pictures to judge, as a batch or a list."),
                 Subjects.Input("subjects", tooltip="Who should be in every picture."),
-                widgets.model("detector", ("owlv2",), "The model that finds the figures."),
-                widgets.model("embedder", ("dinov2", "dreamsim"), "The model that compares them: DINOv2 or DreamSim."),
+                widgets.model("detector", "The model that finds the figures."),
+                widgets.model("embedder", "The model that compares them: DINOv2 or DreamSim."),
                 widgets.threshold(
                     "Least confidence of a figure. Lower it when figures are overlooked, raise it when more "
                     "are seen than there are."

@@ -148,26 +148,9 @@ def preview(images: Tensor | Sequence[Tensor], cls: type[io.ComfyNode], text: st
     return {**shown, **(ui.PreviewText(plain(text)).as_dict() if text else {})}
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """Models of one kind: ComfyUI's folder of them, and how they are called in the library."""
-
-    folder: str
-    standard: dict[str, str]
-    """Choice -> the library's backend; a choice is a name in the library's table of weights if it has one there."""
-    local: str
-    """The backend that reads any other model which lies in the folder."""
-
-
-_KINDS = {
-    "owlv2": _Kind("owlv2", {"owlv2-base": "owlv2"}, "owlv2"),
-    "sam": _Kind("sams", {f"sam-vit-{size}": f"sam-vit-{size}" for size in "blh"}, "sam-vit-b"),
-    "dinov2": _Kind("dinov2", {"dinov2-base": "dinov2"}, "dinov2"),
-    "dreamsim": _Kind("dreamsim", {"dreamsim": "dreamsim"}, ""),
-}
-
-for _kind in _KINDS.values():
-    folder_paths.add_model_folder_path(_kind.folder, str(Path(folder_paths.models_dir) / _kind.folder))
+for _, _eye in backends.EYES:
+    if _eye.folder is not None:
+        folder_paths.add_model_folder_path(_eye.folder, str(Path(folder_paths.models_dir) / _eye.folder))
 
 
 class _Choices(list[str]):
@@ -177,31 +160,29 @@ class _Choices(list[str]):
         return super().__contains__(MINI if choice == _OLD_MINI else choice)
 
 
-def models(*kinds: str) -> list[str]:
-    """The choices of a model widget: those with a known link, what else lies in the folders, the embedded model.
-
-    ``kinds`` of "owlv2", "sam", "dinov2", "dreamsim".
-    """
+def models(role: backends.Role) -> list[str]:
+    """The choices of a model widget: those with a known link, what else lies in their folders, the embedded model."""
     choices = _Choices()
-    for kind in kinds:
-        choices += [*_KINDS[kind].standard, *_local_models(kind)]
+    for name, eye in backends.eyes(role).items():
+        if eye.folder is not None:
+            choices += [choice for choice in (eye.weights or name, *_local_models(eye)) if choice not in choices]
     return _Choices([*choices, MINI])
 
 
-def _model_folders(kind: str) -> list[Path]:
-    return [Path(folder) for folder in folder_paths.get_folder_paths(_KINDS[kind].folder)]
+def _model_folders(eye: backends.Eye) -> list[Path]:
+    return [] if eye.folder is None else [Path(folder) for folder in folder_paths.get_folder_paths(eye.folder)]
 
 
-def _local_models(kind: str) -> dict[str, Path]:
+def _local_models(eye: backends.Eye) -> dict[str, Path]:
     """Models that the user put there, by file or folder name: one SAM a file, one of the others a folder."""
-    if not _KINDS[kind].local:
+    if eye.weights is None:
         return {}
-    known = {weights.TABLE[name].folder for name in _KINDS[kind].standard}
-    known |= {file.name for name in _KINDS[kind].standard for file in weights.TABLE[name].files}
+    alike = [weights.TABLE[one.weights] for _, one in backends.EYES if one.folder == eye.folder and one.weights]
+    known = {one.folder for one in alike} | {file.name for one in alike for file in one.files}
     found: dict[str, Path] = {}
-    for folder in _model_folders(kind):
+    for folder in _model_folders(eye):
         for path in entries(folder):
-            if kind == "sam":
+            if eye.role == "segmenter":
                 is_model = path.suffix in (".pth", ".safetensors")
             else:
                 is_model = is_file(path / "config.json") and is_file(path / "model.safetensors")
@@ -226,38 +207,32 @@ _loaded: dict[str, _Loaded[Any]] = {}
 
 
 def detector(choice: str, download: bool = False) -> backends.Detector:
-    """The detector of a choice of ``models("owlv2")``, ready to use. Raises `MissingWeights`, `MissingModel`."""
-    return _load("detector", ("owlv2",), choice, download, backends.load_detector, lambda backend: backend.model)
+    """The detector of a choice of ``models("detector")``, ready to use. Raises `MissingWeights`, `MissingModel`."""
+    return _load("detector", choice, download, backends.load_detector)
 
 
 def segmenter(choice: str, download: bool = False) -> backends.Segmenter:
-    """The segmenter of a choice of ``models("sam")``."""
-    return _load("segmenter", ("sam",), choice, download, backends.load_segmenter, lambda b: b.predictor.model)
+    """The segmenter of a choice of ``models("segmenter")``."""
+    return _load("segmenter", choice, download, backends.load_segmenter)
 
 
 def embedder(choice: str, download: bool = False) -> backends.Embedder:
-    """The embedder of a choice of ``models("dinov2", "dreamsim")``."""
-    kinds = ("dinov2", "dreamsim")
-    return _load("embedder", kinds, choice, download, backends.load_embedder, lambda backend: backend.model)
+    """The embedder of a choice of ``models("embedder")``."""
+    return _load("embedder", choice, download, backends.load_embedder)
 
 
 def _load(
-    role: str,
-    kinds: tuple[str, ...],
-    choice: str,
-    download: bool,
-    load: Callable[[str, Path | None, torch.device], Backend],
-    model_of: Callable[[Any], Any],
+    role: backends.Role, choice: str, download: bool, load: Callable[[str, Path | None, torch.device], Backend]
 ) -> Backend:
     kept = _loaded.get(role)
     if kept is None or kept.choice != choice:
         _loaded.pop(role, None)
-        name, path = _find(kinds, choice, download)
-        backend = load(name, path, device())
+        name, path = _find(role, choice, download)
+        backend: Any = load(name, path, device())
         patcher = None
-        if device().type != "cpu" and name != "mini":
+        if device().type != "cpu" and name != backends.EMBEDDED:
             offload = comfy.model_management.unet_offload_device()
-            patcher = comfy.model_patcher.ModelPatcher(model_of(backend), device(), offload)
+            patcher = comfy.model_patcher.ModelPatcher(backend.model, device(), offload)
         kept = _loaded[role] = _Loaded(choice, backend, patcher)
     if kept.patcher is not None:
         comfy.model_management.load_models_gpu([kept.patcher])
@@ -265,23 +240,24 @@ def _load(
     return ready
 
 
-def _find(kinds: tuple[str, ...], choice: str, download: bool) -> tuple[str, Path | None]:
+def _find(role: backends.Role, choice: str, download: bool) -> tuple[str, Path | None]:
     """The library's name of the backend, and where its weights lie."""
     if choice in (MINI, _OLD_MINI):
-        return "mini", None
-    for kind in kinds:
-        folders = _model_folders(kind)
-        backend = _KINDS[kind].standard.get(choice)
-        if backend is not None and choice not in weights.TABLE:
-            return backend, folders[0]
-        if backend is not None:
+        return backends.EMBEDDED, None
+    known = {name: eye for name, eye in backends.eyes(role).items() if eye.folder is not None}
+    for name, eye in known.items():
+        if choice == eye.weights:
             with progress()(f"downloading {choice}") as update:
-                return backend, weights.locate(choice, folders, download, lambda done, total: update(done, total))
-        local = _local_models(kind)
-        if choice in local:
-            return _KINDS[kind].local, local[choice]
-    known = " or ".join(str(folder) for kind in kinds for folder in _model_folders(kind))
-    raise MissingModel(f"There is no model '{choice}' in {known}. Choose another one in the node, or put it there.")
+                locate = weights.locate
+                return name, locate(choice, _model_folders(eye), download, lambda done, total: update(done, total))
+        if eye.weights is None and choice == name:
+            return name, _model_folders(eye)[0]
+        if choice in (local := _local_models(eye)):
+            return name, local[choice]
+    places = dict.fromkeys(str(folder) for eye in known.values() for folder in _model_folders(eye))
+    raise MissingModel(
+        f"There is no model '{choice}' in {' or '.join(places)}. Choose another one in the node, or put it there."
+    )
 
 
 def input_folder(name: str, what: str) -> Path:

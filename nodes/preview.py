@@ -59,8 +59,8 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
                     default="ddim_uniform",
                     tooltip="As in KSampler.",
                 ),
-                widgets.model("detector", ("owlv2",), "The model that finds the figures."),
-                widgets.model("embedder", ("dinov2", "dreamsim"), "The model that compares them."),
+                widgets.model("detector", "The model that finds the figures."),
+                widgets.model("embedder", "The model that compares them."),
                 widgets.threshold("Least confidence of a figure, as in D&C Score."),
                 io.Boolean.Input(
                     "cut_out", default=False, tooltip="Compare with the cut-out subjects, as in D&C Score."

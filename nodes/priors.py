@@ -56,8 +56,8 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
                 io.String.Input(
                     "negative", default=NEGATIVE_PROMPT, multiline=True, tooltip="What the pictures should not be."
                 ),
-                widgets.model("detector", ("owlv2",), "The model that finds the class in a picture."),
-                widgets.model("segmenter", ("sam",), "The model that cuts it out."),
+                widgets.model("detector", "The model that finds the class in a picture."),
+                widgets.model("segmenter", "The model that cuts it out."),
                 io.Float.Input(
                     "threshold",
                     default=THRESHOLD,

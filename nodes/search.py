@@ -64,8 +64,8 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
                     step=0.1,
                     tooltip="As in Init Latent; -1: by the number of subjects.",
                 ),
-                widgets.model("detector", ("owlv2",), "The model that finds the figures."),
-                widgets.model("embedder", ("dinov2", "dreamsim"), "The model that compares them."),
+                widgets.model("detector", "The model that finds the figures."),
+                widgets.model("embedder", "The model that compares them."),
                 widgets.threshold("Least confidence of a figure, as in D&C Score."),
                 io.String.Input(
                     "query",

@@ -106,7 +106,7 @@ class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
                     placeholder="dog",
                     tooltip="What to look for, rather general: 'dog' finds more than 'corgi'.",
                 ),
-                widgets.model("detector", ("owlv2",), "The model that finds it."),
+                widgets.model("detector", "The model that finds it."),
                 widgets.threshold("Least confidence of a box that counts. Lower it when nothing is found."),
                 io.Combo.Input(
                     "which",
@@ -176,7 +176,7 @@ class SamMask(io.ComfyNode):  # type: ignore[misc]
             inputs=[
                 io.Image.Input("photos", tooltip="The photos that the boxes belong to, as a batch or a list."),
                 boxes_input("For each photo its box, from Detect Subjects or another node."),
-                widgets.model("segmenter", ("sam",), "The model that finds the outline."),
+                widgets.model("segmenter", "The model that finds the outline."),
                 widgets.download(),
             ],
             outputs=[

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from comfy_api.latest import io
 
+from ..mudi_core.eyes import Role
 from . import host
 
 
@@ -24,11 +23,11 @@ def threshold(tooltip: str) -> io.Float.Input:
     return io.Float.Input("threshold", default=0.25, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
 
 
-def model(name: str, kinds: Sequence[str], tooltip: str) -> io.Combo.Input:
-    """A choice of models of `host.models`' kinds; one that knows photos stands first, and is the default."""
-    choices = host.models(*kinds)
+def model(role: Role, tooltip: str) -> io.Combo.Input:
+    """A choice of models of a role; one that knows photos stands first, and is the default."""
+    choices = host.models(role)
     said = f"{tooltip} The embedded one knows the drawings of Mini Photos only, nothing in photos."
-    return io.Combo.Input(name, options=choices, default=choices[0], tooltip=said)
+    return io.Combo.Input(role, options=choices, default=choices[0], tooltip=said)
 
 
 def download() -> io.Boolean.Input:

@@ -40,9 +40,10 @@ TRAIN = (
 """The floors inside the training: settings, what a step is made of, samples, steps, runs."""
 
 NODES = (
-    ("sockets", "listing", "written", "drawing"),
+    ("sockets", "listing", "written", "drawing", "frozen"),
     ("host",),
     ("widgets", "convert", "editor", "ranges"),
+    ("denoiser",),
     ("samplers", "compare", "generate", "preview", "training"),
     ("mini", "priors", "search", "settings", "subjects", "train", "watermark", "words"),
 )

@@ -14,14 +14,14 @@ from mudi_core.eyes import embedded as eyes
 
 def test_references_are_embedded_once_and_scores_stay_the_same(mini_weights: None) -> None:
     subjects, pictures = drawn_subjects(3, 64), list(islice(drawn_pictures(96), 6))
-    embedder, seen = eyes.mini_embedder(), 0
+    embedder, seen = eyes.load_embedder(), 0
 
     def counting(images: Sequence[Tensor]) -> Tensor:
         nonlocal seen
         seen += len(images)
         return embedder(images)
 
-    found = eyes.mini_detector()
+    found = eyes.load_detector()
     ours(pictures, subjects, (found, counting))
     assert 2 * 3 <= seen <= 2 * 3 + 3 * len(pictures)  # six photos once, and at most three figures a picture
     measured = measure(pictures, subjects, (found, embedder), rounds=1)

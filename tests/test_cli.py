@@ -61,9 +61,9 @@ class MeanColour:
 @pytest.fixture
 def simple_eyes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for the embedded detector, segmenter and embedder."""
-    monkeypatch.setattr(eyes, "mini_detector", OneBox, raising=False)
-    monkeypatch.setattr(eyes, "mini_segmenter", BoxIsMask, raising=False)
-    monkeypatch.setattr(eyes, "mini_embedder", MeanColour, raising=False)
+    monkeypatch.setattr(eyes, "load_detector", lambda *_: OneBox(), raising=False)
+    monkeypatch.setattr(eyes, "load_segmenter", lambda *_: BoxIsMask(), raising=False)
+    monkeypatch.setattr(eyes, "load_embedder", lambda *_: MeanColour(), raising=False)
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def spec_file(drawn_dataset: Path, tmp_path: Path) -> Path:
 
 
 def worker(spec: Spec, folder: Path) -> Worker:
-    return Worker(Results(folder, spec), eyes.mini_detector(), eyes.mini_embedder())
+    return Worker(Results(folder, spec), eyes.load_detector(), eyes.load_embedder())
 
 
 def result(combo: str, method: str, seed: int, score: float, found: int = 2, fidelity: float | None = None) -> Result:
@@ -279,7 +279,7 @@ def test_one_worker_waits_for_what_another_has(
         yield False
 
     monkeypatch.setattr(Results, "claimed", busy)
-    Worker(results, eyes.mini_detector(), eyes.mini_embedder()).run()
+    Worker(results, eyes.load_detector(), eyes.load_embedder()).run()
     assert waited == ["cats/dreambooth"] and all(results.is_done(cell) for cell in spec.cells())
     assert counted["pictures"] == 6
 

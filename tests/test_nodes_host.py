@@ -197,9 +197,9 @@ def test_the_choices_of_models(comfy: Comfy, host: Any) -> None:
         file.touch()
     for name in ("config.json", "model.safetensors"):
         (owls / name).touch()
-    assert host.models("sam") == ["sam-vit-b", "sam-vit-l", "sam-vit-h", "other.pth", host.MINI]
-    assert host.models("owlv2") == ["owlv2-base", "my_owl", host.MINI]
-    assert host.models("dinov2", "dreamsim") == ["dinov2-base", "dreamsim", host.MINI]
+    assert host.models("segmenter") == ["sam-vit-b", "sam-vit-l", "sam-vit-h", "other.pth", host.MINI]
+    assert host.models("detector") == ["owlv2-base", "my_owl", host.MINI]
+    assert host.models("embedder") == ["dinov2-base", "dreamsim", "clip-vit-large", host.MINI]
 
 
 def test_every_model_widget_starts_on_one_that_knows_photos(comfy: Comfy) -> None:

@@ -339,7 +339,7 @@ def test_names_that_are_markup_are_no_choices(comfy: Comfy, drawn_dataset: Path,
     for file in ("config.json", "model.safetensors"):
         (model / file).touch()
     assert LIVE_IMAGE + ".safetensors" in comfy.core("folder_paths").get_filename_list("loras")
-    for choices in (host.loras(), host.datasets(), host.photo_folders(), host.models("owlv2")):
+    for choices in (host.loras(), host.datasets(), host.photo_folders(), host.models("detector")):
         assert not any("<" in choice for choice in choices)
     lora.unlink()
     for one in (folder, photos, model):

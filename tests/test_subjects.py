@@ -212,7 +212,7 @@ def test_the_twelfth_subject_is_refused():
 
 
 def test_the_embedded_models_errors_say_that_they_know_drawn_toys_only():
-    from mudi_core.eyes.embedded import mini_detector, mini_segmenter
+    from mudi_core.eyes.embedded import load_detector, load_segmenter
 
     def nothing(image, xyxy):
         return torch.zeros(len(xyxy), *image.shape[:2])
@@ -221,7 +221,7 @@ def test_the_embedded_models_errors_say_that_they_know_drawn_toys_only():
     with pytest.raises(
         NotFound, match="IMG_1.jpg: no 'cat' was found.* by hand. The embedded .* drawn toys only.*OWLv2"
     ):
-        find_boxes(photo, "cat", mini_detector(), threshold=0.999)
-    nothing.limits = mini_segmenter().limits
+        find_boxes(photo, "cat", load_detector(), threshold=0.999)
+    nothing.limits = load_segmenter().limits
     with pytest.raises(NotFound, match="the mask is empty.* The embedded segmenter knows drawn toys only.*SAM"):
         segment_boxes(photo, torch.tensor([[0.0, 0, 30, 30]]), nothing)

@@ -54,17 +54,17 @@ def checkpoint() -> Checkpoint:
 
 @cache
 def detector() -> Owlv2Detector:
-    return eyes.mini_detector()
+    return eyes.load_detector()
 
 
 @cache
 def segmenter() -> SamSegmenter:
-    return eyes.mini_segmenter()
+    return eyes.load_segmenter()
 
 
 @cache
 def embedder() -> Dinov2Embedder:
-    return eyes.mini_embedder()
+    return eyes.load_embedder()
 
 
 @cache

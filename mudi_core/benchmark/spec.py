@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..bases.checkpoint import MINI
 from ..demo.settings import DemoSettings
-from ..eyes import DETECTORS, EMBEDDERS, TEXT_SCORERS
+from ..eyes import eyes
 from ..files import NotText, read_text
 from ..jobs.generate import GenerateConfig
 from ..stage.layout import LayoutConfig
@@ -100,7 +100,11 @@ class Judges:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise BadSpec(f"[judges] threshold is {self.threshold}; it must be 0..1.")
-        tables = {"detector": DETECTORS, "embedder": EMBEDDERS, "text_scorer": {"": None, **TEXT_SCORERS}}
+        tables = {
+            "detector": list(eyes("detector")),
+            "embedder": list(eyes("embedder")),
+            "text_scorer": ["", *eyes("text scorer")],
+        }
         for role, table in tables.items():
             if (name := getattr(self, role)) not in table:
                 raise BadSpec(f"[judges] {role}: there is no '{name}'; there are: {', '.join(filter(None, table))}.")

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     import torch
 
     from ..bases.checkpoint import Checkpoint
-    from ..eyes import Detector, Embedder, Segmenter, TextScorer
+    from ..eyes import Detector, Embedder, Role, Segmenter, TextScorer
 
 MINI = "mini"
-EMBEDDER_WEIGHTS = {"dinov2": "dinov2-base", "clip": "clip-vit-large"}
-"""What `weights` calls the weights of an embedder that it can find."""
+"""The base model that comes with the package."""
 
 
 class BadDevice(MudiError):
@@ -63,17 +62,16 @@ def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help=f"{what} (default: 0); the same seed gives the same result")
 
 
-def add_models(parser: argparse.ArgumentParser, *kinds: str, threshold: str = "") -> None:
+def add_models(parser: argparse.ArgumentParser, *kinds: Role, threshold: str = "") -> None:
     """``kinds`` of "detector", "segmenter", "embedder"; ``threshold``: a default of the command, in words."""
-    choices = {
-        "detector": "mini, owlv2",
-        "segmenter": "mini, sam-vit-b, sam-vit-l, sam-vit-h",
-        "embedder": "mini, dinov2, dreamsim, clip",
-    }
+    from ..eyes import EMBEDDED, eyes
+
     for kind in kinds:
-        real = choices[kind].split(", ")[1]
+        known = list(eyes(kind))
         parser.add_argument(
-            f"--{kind}", metavar="NAME", help=f"{choices[kind]}; default: mini with --base mini, else {real}"
+            f"--{kind}",
+            metavar="NAME",
+            help=f"{', '.join(known)}; default: {EMBEDDED} with --base {MINI}, else {known[0]}",
         )
     add_weights(parser)
     parser.add_argument(
@@ -133,31 +131,42 @@ def open_base(args: argparse.Namespace, on: torch.device, unet_on: torch.device 
 
 
 def load_detector(args: argparse.Namespace, on: torch.device, talk: Talk) -> Detector:
-    from .. import eyes as backends
+    from .. import eyes
 
-    name = args.detector or (MINI if args.base == MINI else "owlv2")
-    return backends.load_detector(name, _weights(args, {"owlv2": "owlv2-base"}.get(name), talk), on)
+    return eyes.load_detector(*_chosen(args, "detector", talk), on)
 
 
 def load_segmenter(args: argparse.Namespace, on: torch.device, talk: Talk) -> Segmenter:
-    from .. import eyes as backends
+    from .. import eyes
 
-    name = args.segmenter or (MINI if args.base == MINI else "sam-vit-b")
-    return backends.load_segmenter(name, _weights(args, name if name.startswith("sam-vit-") else None, talk), on)
+    return eyes.load_segmenter(*_chosen(args, "segmenter", talk), on)
 
 
 def load_embedder(args: argparse.Namespace, on: torch.device, talk: Talk) -> Embedder:
-    from .. import eyes as backends
+    from .. import eyes
 
-    name = args.embedder or (MINI if args.base == MINI else "dinov2")
-    return backends.load_embedder(name, _weights(args, EMBEDDER_WEIGHTS.get(name), talk), on)
+    return eyes.load_embedder(*_chosen(args, "embedder", talk), on)
 
 
 def load_text_scorer(args: argparse.Namespace, on: torch.device, talk: Talk) -> TextScorer:
-    from .. import eyes as backends
+    from .. import eyes
 
-    name = args.text_scorer
-    return backends.load_text_scorer(name, _weights(args, EMBEDDER_WEIGHTS.get(name), talk), on)
+    return eyes.load_text_scorer(*_chosen(args, "text scorer", talk), on)
+
+
+def _chosen(args: argparse.Namespace, role: Role, talk: Talk) -> tuple[str, Path | None]:
+    """The name that was asked for, or the usual one of the base model, and where its weights lie."""
+    from ..eyes import eyes
+
+    known, name = eyes(role), getattr(args, role.replace(" ", "_")) or usual_eye(args, role)
+    return name, _weights(args, known[name].weights if name in known else None, talk)
+
+
+def usual_eye(args: argparse.Namespace, role: Role) -> str:
+    """What looks at this base model's pictures: the embedded model's own at its own, else the first of the table."""
+    from ..eyes import EMBEDDED, eyes
+
+    return EMBEDDED if args.base == MINI else next(iter(eyes(role)))
 
 
 def _no_foreign_bars() -> None:

@@ -1,13 +1,15 @@
 """The four promises a model makes to the rest of the library, and the table of those who keep them.
 
-A new backend is one file here, one line in a table, one test.
+A new one is one file here, one line in the table, one test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..types import MudiError
 from .weights import locate
@@ -43,110 +45,76 @@ class TextScorer(Protocol):
         """Float ``[n, m]`` on the CPU: how well each of n float images ``[h, w, 3]`` shows each of m texts."""
 
 
-T = TypeVar("T")
-Loader = Callable[["Path | None", "torch.device"], T]
+Role = Literal["detector", "segmenter", "embedder", "text scorer"]
 
 
-def _owlv2(path: Path | None, device: torch.device) -> Detector:
-    from .owlv2 import load
+@dataclass(frozen=True)
+class Eye:
+    """One who keeps a promise, and where it is had from."""
 
-    return load(path or locate("owlv2-base"), device)
-
-
-def _mini_detector(path: Path | None, device: torch.device) -> Detector:
-    from .embedded import mini_detector
-
-    return mini_detector()
-
-
-def _sam(size: str) -> Loader[Segmenter]:
-    def load_sam(path: Path | None, device: torch.device) -> Segmenter:
-        from .sam import load
-
-        return load(path or locate(f"sam-vit-{size}"), device)
-
-    return load_sam
+    role: Role
+    load: str
+    """Its module in this room, and the function there that loads it from a path onto a device."""
+    weights: str | None = None
+    """Its name in `weights.TABLE`; None: it brings or finds its own."""
+    folder: str | None = None
+    """The folder of ComfyUI's models where it lies, with others of its kind; None: it comes with the package."""
 
 
-def _mini_segmenter(path: Path | None, device: torch.device) -> Segmenter:
-    from .embedded import mini_segmenter
-
-    return mini_segmenter()
-
-
-def _dinov2(path: Path | None, device: torch.device) -> Embedder:
-    from .dinov2 import load
-
-    return load(path or locate("dinov2-base"), device)
-
-
-def _dreamsim(path: Path | None, device: torch.device) -> Embedder:
-    from .dreamsim import load
-
-    return load(path, device)
-
-
-def _clip(path: Path | None, device: torch.device) -> Embedder:
-    from .clip import load
-
-    return load(path or locate("clip-vit-large"), device)
+EMBEDDED = "mini"
+"""The name of the embedded family's own, which know the drawn world only."""
+EYES: tuple[tuple[str, Eye], ...] = (
+    ("owlv2", Eye("detector", "owlv2.load", "owlv2-base", "owlv2")),
+    ("sam-vit-b", Eye("segmenter", "sam.load", "sam-vit-b", "sams")),
+    ("sam-vit-l", Eye("segmenter", "sam.load", "sam-vit-l", "sams")),
+    ("sam-vit-h", Eye("segmenter", "sam.load", "sam-vit-h", "sams")),
+    ("dinov2", Eye("embedder", "dinov2.load", "dinov2-base", "dinov2")),
+    ("dreamsim", Eye("embedder", "dreamsim.load", None, "dreamsim")),
+    ("clip", Eye("embedder", "clip.load", "clip-vit-large", "clip_vit")),
+    ("clip", Eye("text scorer", "clip.load_scorer", "clip-vit-large", "clip_vit")),
+    ("image-reward", Eye("text scorer", "image_reward.load", None, "image_reward")),
+    (EMBEDDED, Eye("detector", "embedded.load_detector")),
+    (EMBEDDED, Eye("segmenter", "embedded.load_segmenter")),
+    (EMBEDDED, Eye("embedder", "embedded.load_embedder")),
+)
+"""All that there are, by name: the command line, the nodes and the benchmark read nothing else. Of each role the first
+is the usual one."""
 
 
-def _clip_scorer(path: Path | None, device: torch.device) -> TextScorer:
-    from .clip import ClipScorer, load
-
-    return ClipScorer(load(path or locate("clip-vit-large"), device))
-
-
-def _image_reward(path: Path | None, device: torch.device) -> TextScorer:
-    from .image_reward import load
-
-    return load(path, device)
-
-
-def _mini_embedder(path: Path | None, device: torch.device) -> Embedder:
-    from .embedded import mini_embedder
-
-    return mini_embedder()
-
-
-DETECTORS: Mapping[str, Loader[Detector]] = {"mini": _mini_detector, "owlv2": _owlv2}
-SEGMENTERS: Mapping[str, Loader[Segmenter]] = {
-    "mini": _mini_segmenter,
-    "sam-vit-b": _sam("b"),
-    "sam-vit-l": _sam("l"),
-    "sam-vit-h": _sam("h"),
-}
-EMBEDDERS: Mapping[str, Loader[Embedder]] = {
-    "mini": _mini_embedder,
-    "dinov2": _dinov2,
-    "dreamsim": _dreamsim,
-    "clip": _clip,
-}
-TEXT_SCORERS: Mapping[str, Loader[TextScorer]] = {"clip": _clip_scorer, "image-reward": _image_reward}
+def eyes(role: Role) -> dict[str, Eye]:
+    """Return those of a role, by name."""
+    return {name: eye for name, eye in EYES if eye.role == role}
 
 
 def load_detector(name: str, path: Path | None, device: torch.device) -> Detector:
     """Load a detector by its name; without a path its weights are looked for in the default folder."""
-    return _loader(DETECTORS, name, "detector")(path, device)
+    found: Detector = _load("detector", name, path, device)
+    return found
 
 
 def load_segmenter(name: str, path: Path | None, device: torch.device) -> Segmenter:
     """Load a segmenter by its name; with a path, the size of a SAM is read from the file, whatever the name says."""
-    return _loader(SEGMENTERS, name, "segmenter")(path, device)
+    found: Segmenter = _load("segmenter", name, path, device)
+    return found
 
 
 def load_embedder(name: str, path: Path | None, device: torch.device) -> Embedder:
     """Load an embedder by its name; without a path its weights are looked for in the default folder."""
-    return _loader(EMBEDDERS, name, "embedder")(path, device)
+    found: Embedder = _load("embedder", name, path, device)
+    return found
 
 
 def load_text_scorer(name: str, path: Path | None, device: torch.device) -> TextScorer:
     """Load a text scorer by its name; without a path its weights are looked for in the default folder."""
-    return _loader(TEXT_SCORERS, name, "text scorer")(path, device)
+    found: TextScorer = _load("text scorer", name, path, device)
+    return found
 
 
-def _loader(table: Mapping[str, Loader[T]], name: str, kind: str) -> Loader[T]:
-    if name not in table:
-        raise UnknownBackend(f"No {kind} is called '{name}'; there are: {', '.join(table)}.")
-    return table[name]
+def _load(role: Role, name: str, path: Path | None, device: torch.device) -> Any:
+    known = eyes(role)
+    if name not in known:
+        raise UnknownBackend(f"No {role} is called '{name}'; there are: {', '.join(known)}.")
+    module, _, function = known[name].load.partition(".")
+    if path is None and (wanted := known[name].weights) is not None:
+        path = locate(wanted)
+    return getattr(importlib.import_module(f".{module}", __package__), function)(path, device)

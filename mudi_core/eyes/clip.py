@@ -66,3 +66,8 @@ def load(path: Path, device: torch.device) -> ClipEmbedder:
 
     model = read_model(CLIPModel, path, "a CLIP")
     return ClipEmbedder(model, tokenizer(length=model.config.text_config.max_position_embeddings), device)
+
+
+def load_scorer(path: Path, device: torch.device) -> ClipScorer:
+    """Read a CLIP as `load` does, to say how well pictures show texts."""
+    return ClipScorer(load(path, device))

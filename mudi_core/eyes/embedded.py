@@ -7,6 +7,7 @@ what the rest of the library uses.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,8 +114,11 @@ def load_dinov2() -> Dinov2Model:
     return family.load(build_dinov2(), "dinov2")
 
 
-def mini_detector() -> Owlv2Detector:
-    """The trained detector: it knows "character" (toy, animal, ...), the species, and species with a colour."""
+def load_detector(path: Path | None = None, device: torch.device | None = None) -> Owlv2Detector:
+    """The trained detector: it knows "character" (toy, animal, ...), the species, and species with a colour.
+
+    It lies in the package and stays on the CPU, whatever path and device are asked for; so do the other two.
+    """
     from .owlv2 import Owlv2Detector
 
     detector = Owlv2Detector(load_owlv2(), tokenizer("!", QUERY_LENGTH), torch.device("cpu"), SAME_BOX)
@@ -122,7 +126,8 @@ def mini_detector() -> Owlv2Detector:
     return detector
 
 
-def mini_segmenter() -> SamSegmenter:
+def load_segmenter(path: Path | None = None, device: torch.device | None = None) -> SamSegmenter:
+    """The trained segmenter of drawn toys."""
     from .sam import SamSegmenter
 
     segmenter = SamSegmenter(load_sam(), torch.device("cpu"))
@@ -130,7 +135,7 @@ def mini_segmenter() -> SamSegmenter:
     return segmenter
 
 
-def mini_embedder() -> Dinov2Embedder:
+def load_embedder(path: Path | None = None, device: torch.device | None = None) -> Dinov2Embedder:
     """The trained embedder: it tells characters apart by their looks, whatever the pose and the place."""
     from .dinov2 import Dinov2Embedder
 

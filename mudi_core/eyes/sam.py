@@ -24,7 +24,8 @@ class SamSegmenter:
     def __init__(self, sam: Sam, device: torch.device) -> None:
         from segment_anything import SamPredictor
 
-        self.predictor = SamPredictor(sam.to(device).eval())
+        self.model = sam.to(device).eval()
+        self.predictor = SamPredictor(self.model)
         self.limits = ""
         """A sentence on what it does not know, for errors about what it did not cut out."""
 
