@@ -162,11 +162,10 @@ class _Choices(list[str]):
 
 def models(role: backends.Role) -> list[str]:
     """The choices of a model widget: those with a known link, what else lies in their folders, the embedded model."""
-    choices = _Choices()
-    for name, eye in backends.eyes(role).items():
-        if eye.folder is not None:
-            choices += [choice for choice in (eye.weights or name, *_local_models(eye)) if choice not in choices]
-    return _Choices([*choices, MINI])
+    known = {name: eye for name, eye in backends.eyes(role).items() if eye.folder is not None}
+    choices = [eye.weights or name for name, eye in known.items()]
+    own = [name for eye in known.values() for name in _local_models(eye)]
+    return _Choices([*dict.fromkeys([*choices, *own]), MINI])
 
 
 def _model_folders(eye: backends.Eye) -> list[Path]:
