@@ -26,7 +26,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mudi_core.bases.checkpoint import MINI, Checkpoint, open_checkpoint  # noqa: E402
+from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from mudi_core.bases.families import EMBEDDED  # noqa: E402
 from mudi_core.demo.job import draw_photos, prepare_photos  # noqa: E402
 from mudi_core.demo.settings import DemoSettings  # noqa: E402
 from mudi_core.eyes import load_detector, load_embedder  # noqa: E402
@@ -58,7 +59,7 @@ class Judge:
 
     def __init__(self, subjects: SubjectSet) -> None:
         cpu = torch.device("cpu")
-        self.detector, self.embedder = load_detector(MINI, None, cpu), load_embedder(MINI, None, cpu)
+        self.detector, self.embedder = load_detector(EMBEDDED, None, cpu), load_embedder(EMBEDDED, None, cpu)
         self.references = References(subjects, self.embedder, SETTINGS.cut_out_references)
 
     def __call__(self, pictures: Sequence[Picture]) -> list[Comparison]:
@@ -79,7 +80,7 @@ def on_its_side(comparison: Comparison, token: str, left: bool, width: int) -> b
 def sides(demo: Path, seeds: int) -> dict[str, Any]:
     """By gamma: pictures, and of how many subjects in them each stands on its side, of how many both do."""
     subjects = storage.read_subjects(demo / "dataset")
-    cutouts, judge, checkpoint = cut_outs(subjects, SETTINGS.size), Judge(subjects), open_checkpoint(MINI)
+    cutouts, judge, checkpoint = cut_outs(subjects, SETTINGS.size), Judge(subjects), open_checkpoint(EMBEDDED)
     apply_lora(checkpoint.unet, load_lora(demo / "segmix.safetensors")[0])
     config = replace(SETTINGS.generate_config(default_prompt(subjects), True, 0), count=seeds)
     results: dict[str, dict[str, int]] = {}
@@ -125,7 +126,7 @@ def five(folder: Path, checkpoint: Checkpoint) -> SubjectSet:
 
 def numbers(folder: Path, seeds: int) -> dict[str, Any]:
     """By number asked, with and without the start: pictures, subjects found in them, pictures with all, figures."""
-    checkpoint = open_checkpoint(MINI)
+    checkpoint = open_checkpoint(EMBEDDED)
     everybody = five(folder, checkpoint)
     apply_lora(checkpoint.unet, load_lora(folder / "segmix.safetensors")[0])
     results: dict[str, dict[str, dict[str, int]]] = {}

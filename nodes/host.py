@@ -22,6 +22,7 @@ from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 
 from ..mudi_core import eyes as backends
+from ..mudi_core.bases.families import EMBEDDED
 from ..mudi_core.eyes import weights
 from ..mudi_core.names import BadName, plain_name
 from ..mudi_core.progress import Progress, Update
@@ -229,7 +230,7 @@ def _load(
         name, path = _find(role, choice, download)
         backend: Any = load(name, path, device())
         patcher = None
-        if device().type != "cpu" and name != backends.EMBEDDED:
+        if device().type != "cpu" and name != EMBEDDED:
             offload = comfy.model_management.unet_offload_device()
             patcher = comfy.model_patcher.ModelPatcher(backend.model, device(), offload)
         kept = _loaded[role] = _Loaded(choice, backend, patcher)
@@ -242,7 +243,7 @@ def _load(
 def _find(role: backends.Role, choice: str, download: bool) -> tuple[str, Path | None]:
     """The library's name of the backend, and where its weights lie."""
     if choice in (MINI, _OLD_MINI):
-        return backends.EMBEDDED, None
+        return EMBEDDED, None
     known = {name: eye for name, eye in backends.eyes(role).items() if eye.folder is not None}
     for name, eye in known.items():
         if choice == eye.weights:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mudi_core import boxes
 from mudi_core.bases import embedded as family
-from mudi_core.bases.checkpoint import MINI, Checkpoint, open_checkpoint
+from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
+from mudi_core.bases.families import EMBEDDED
 from mudi_core.eyes import embedded as eyes
 from mudi_core.toy import world
 from mudi_core.toy.draw import Rendered, render
@@ -49,7 +50,7 @@ class Figure:
 
 @cache
 def checkpoint() -> Checkpoint:
-    return open_checkpoint(MINI)
+    return open_checkpoint(EMBEDDED)
 
 
 @cache

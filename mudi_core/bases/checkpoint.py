@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import vocabulary
 from ..types import MudiError
 from . import sd, sdxl
+from .families import EMBEDDED, Family, usual
 from .promise import Conditions
 from .tokens import TokenVectors
 from .unet import UNetDenoiser
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MINI = "mini"
-"""The name of the embedded model."""
 PIXELS_AT_ONCE = 1024 * 1024
 """How much the VAE encodes or decodes at a time."""
 NEGATIVE_PROMPT = "sticker, collage"
@@ -92,6 +91,11 @@ class Checkpoint:
         for model in (vae, *text_encoders):
             model.eval().requires_grad_(False)
         self._parts: _Parts | None = _Parts(tokenizers, text_encoders, vae)
+
+    @property
+    def usual(self) -> Family:
+        """What is usual for this kind of base model."""
+        return usual(self.name, self.family)
 
     @property
     def device(self) -> torch.device:
@@ -233,8 +237,8 @@ def open_checkpoint(
     """
     device = device or torch.device("cpu")
     path = Path(base)
-    if str(base) == MINI:
-        checkpoint = _open_mini()
+    if (built_in := _BUILT_IN.get(str(base))) is not None:
+        checkpoint = built_in()
     elif path.is_dir():
         reader = sd.read_folder if sd.is_folder(path) else sdxl.read_folder
         checkpoint = _of_pipeline(path.name, reader(path, dtype))
@@ -264,7 +268,7 @@ def _open_mini() -> Checkpoint:
     from . import embedded as family
 
     checkpoint = Checkpoint(
-        MINI,
+        EMBEDDED,
         family.load_unet(),
         family.load_vae(),
         (vocabulary.tokenizer(), vocabulary.tokenizer("!")),
@@ -274,6 +278,10 @@ def _open_mini() -> Checkpoint:
     # Words it never saw would only push its pictures somewhere; it learned the empty caption.
     checkpoint.negative_prompt = ""
     return checkpoint
+
+
+_BUILT_IN: dict[str, Callable[[], Checkpoint]] = {EMBEDDED: _open_mini}
+"""Base models that come with the package, by name."""
 
 
 def _of_pipeline(name: str, pipeline: Any) -> Checkpoint:

@@ -9,13 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..bases.checkpoint import MINI
-from ..demo.settings import DemoSettings
+from ..bases.families import BUILT_IN, usual
 from ..eyes import eyes
 from ..files import NotText, read_text
 from ..jobs.generate import GenerateConfig
 from ..stage.layout import LayoutConfig
-from ..start.init_latent import default_gamma
 from ..subjects.prompt import SUBJECTS, write_prompt
 from ..train.config import TrainConfig
 from ..types import MudiError, SubjectSet
@@ -172,19 +170,15 @@ class Spec:
 
     def train_config(self, method: str, side: int) -> TrainConfig:
         """How a method is trained; ``side``: of the base model's pictures, in pixels."""
-        usual = TrainConfig(seed=self.seed, resolution=side)
-        if self.base == MINI:
-            usual = DemoSettings().train_config("segmix", self.seed)
-        return replace(usual, **{**self.train, **METHODS[method].train})
+        start = TrainConfig.usual(usual(self.base), seed=self.seed, resolution=side)
+        return replace(start, **{**self.train, **METHODS[method].train})
 
     def generate_config(self, cell: Cell, subjects: SubjectSet) -> GenerateConfig:
         """How a cell's one picture is made. Cells of one seed and combo start from the same noise and places."""
         names = [subject.name for subject in self.told(cell, subjects)]
         prompt = write_prompt(names, self.prompts[cell.prompt])
-        usual = GenerateConfig(prompt, gamma=default_gamma(len(subjects)))
-        if self.base == MINI:
-            usual = DemoSettings().generate_config(prompt, True, cell.seed)
-        config = replace(usual, count=1, seed=cell.seed, **self.generate)
+        start = GenerateConfig.usual(usual(self.base), prompt, len(subjects))
+        config = replace(start, count=1, seed=cell.seed, **self.generate)
         return config if METHODS[cell.method].with_start else replace(config, gamma=0.0)
 
     def told(self, cell: Cell, subjects: SubjectSet) -> SubjectSet:
@@ -218,8 +212,10 @@ def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
     for name in ("base", "combos", "methods", "prompts", "seeds"):
         if name not in given:
             raise BadSpec(f"{path} does not say '{name}'.")
-    here, mini = path.absolute().parent, given["base"] == MINI
-    usual = Judges("mini", "mini", DemoSettings().threshold, True) if mini else Judges()
+    here, family = path.absolute().parent, usual(given["base"])
+    judging = Judges(threshold=family.threshold, cut_out=family.cut_out)
+    if family.eye is not None:
+        judging = replace(judging, detector=family.eye, embedder=family.eye)
     try:
         values = of_their_kinds({key: value for key, value in given.items() if key != "judges"}, Spec, str(path))
         judges = of_their_kinds(given.get("judges", {}), Judges, f"{path}, [judges]")
@@ -228,8 +224,15 @@ def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
     except BadKind as error:
         raise BadSpec(str(error)) from error
     combos = {name: str(here / where) if isinstance(where, str) else where for name, where in values["combos"].items()}
-    made = {"combos": combos, "judges": replace(usual, **judges), "train": train, "generate": generate}
-    spec = Spec(**{"name": path.stem, **values, "base": MINI if mini else str(here / values["base"]), **made})
+    made = {"combos": combos, "judges": replace(judging, **judges), "train": train, "generate": generate}
+    spec = Spec(
+        **{
+            "name": path.stem,
+            **values,
+            "base": values["base"] if values["base"] in BUILT_IN else str(here / values["base"]),
+            **made,
+        }
+    )
     table = "train"
     try:
         for method in spec.methods:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import MINI, add_base, add_command, add_device, add_precision, add_seed, device, open_base, relative_scale
+from .options import add_base, add_command, add_device, add_precision, add_seed, device, open_base, relative_scale
 from .talk import Answer, Talk
 
 if TYPE_CHECKING:
@@ -99,19 +99,15 @@ def size(text: str) -> tuple[int, int]:
 
 
 def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoint) -> GenerateConfig:
-    """The paper's settings, or the demo's for the embedded model, and what the user said otherwise."""
-    from ..demo.settings import DemoSettings
+    """What is usual for the base model, and what the user said otherwise."""
     from ..jobs.generate import GenerateConfig, default_prompt
     from ..stage.cutouts import Poses, parse_photos
-    from ..start.init_latent import default_gamma
     from ..subjects.prompt import SUBJECTS, write_prompt
 
     prompt = (args.prompt or "").strip() or default_prompt(subjects)
     if SUBJECTS in prompt:
         prompt = write_prompt([subject.name for subject in subjects], prompt)
-    start = GenerateConfig(prompt, gamma=default_gamma(len(subjects)), batch_size=1)
-    if args.base == MINI:
-        start = replace(DemoSettings().generate_config(prompt, True, args.seed), size=None)
+    start = GenerateConfig.usual(checkpoint.usual, prompt, len(subjects))
     said = {
         "gamma": args.gamma,
         "batch_size": args.batch,

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bases.families import EMBEDDED, usual
 from ..types import MudiError
 from .talk import Talk
 
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
     from ..bases.checkpoint import Checkpoint
     from ..eyes import Detector, Embedder, Role, Segmenter, TextScorer
-
-MINI = "mini"
-"""The base model that comes with the package."""
 
 
 class BadDevice(MudiError):
@@ -64,14 +62,14 @@ def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
 
 def add_models(parser: argparse.ArgumentParser, *kinds: Role, threshold: str = "") -> None:
     """``kinds`` of "detector", "segmenter", "embedder"; ``threshold``: a default of the command, in words."""
-    from ..eyes import EMBEDDED, eyes
+    from ..eyes import eyes
 
     for kind in kinds:
         known = list(eyes(kind))
         parser.add_argument(
             f"--{kind}",
             metavar="NAME",
-            help=f"{', '.join(known)}; default: {EMBEDDED} with --base {MINI}, else {known[0]}",
+            help=f"{', '.join(known)}; default: {usual(EMBEDDED).eye} with --base {EMBEDDED}, else {known[0]}",
         )
     add_weights(parser)
     parser.add_argument(
@@ -117,7 +115,7 @@ def device(args: argparse.Namespace) -> torch.device:
 
 def precision(args: argparse.Namespace, on: torch.device) -> str:
     """ "fp32" or "bf16"."""
-    return str(args.precision or ("bf16" if on.type == "cuda" and args.base != MINI else "fp32"))
+    return str(args.precision or ("bf16" if on.type == "cuda" and usual(args.base).bf16 else "fp32"))
 
 
 def open_base(args: argparse.Namespace, on: torch.device, unet_on: torch.device | None = None) -> Checkpoint:
@@ -164,9 +162,9 @@ def _chosen(args: argparse.Namespace, role: Role, talk: Talk) -> tuple[str, Path
 
 def usual_eye(args: argparse.Namespace, role: Role) -> str:
     """What looks at this base model's pictures: the embedded model's own at its own, else the first of the table."""
-    from ..eyes import EMBEDDED, eyes
+    from ..eyes import eyes
 
-    return EMBEDDED if args.base == MINI else next(iter(eyes(role)))
+    return usual(args.base).eye or next(iter(eyes(role)))
 
 
 def _no_foreign_bars() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import MINI, add_models, load_detector, load_embedder
+from .options import add_models, load_detector, load_embedder
 from .talk import Talk
 
 if TYPE_CHECKING:
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ..jobs.previews import Preview, Previews
     from ..train.config import TrainConfig
     from ..types import SubjectSet
+
+
+STEPS = 25
+"""Of the sampler, at most: a preview is a look."""
 
 
 def add_previews(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +42,8 @@ def open_previews(
     """What looks at the LoRA on its way, if asked to. The judges stay on the CPU, out of the training's way."""
     import torch
 
-    from ..demo.settings import DemoSettings
     from ..jobs.generate import GenerateConfig, default_prompt
     from ..jobs.previews import Previews, scorer
-    from ..start.init_latent import default_gamma
     from ..subjects.prompt import SUBJECTS, write_prompt
 
     if not settings.preview_every:
@@ -49,19 +51,16 @@ def open_previews(
     prompt = args.preview_prompt or default_prompt(subjects)
     if SUBJECTS in prompt:
         prompt = write_prompt([subject.name for subject in subjects], prompt)
-    demo = DemoSettings()
-    if args.base == MINI:
-        config, threshold = demo.generate_config(prompt, True, args.seed), demo.threshold
-    else:
-        gamma = default_gamma(len(subjects))
-        config, threshold = GenerateConfig(prompt, steps=25, gamma=gamma, batch_size=1, seed=args.seed), 0.25
+    family = checkpoint.usual
+    config = GenerateConfig.usual(family, prompt, len(subjects), seed=args.seed)
+    config = replace(config, steps=min(STEPS, config.steps))
     cpu = torch.device("cpu")
     score = scorer(
         subjects,
         load_detector(args, cpu, talk),
         load_embedder(args, cpu, talk),
-        threshold if args.threshold is None else args.threshold,
-        cut_out=args.base == MINI and demo.cut_out_references,
+        family.threshold if args.threshold is None else args.threshold,
+        cut_out=family.cut_out,
     )
     config = replace(config, count=args.preview_count, size=settings.size, layout=settings.layout)
     return Previews(checkpoint, subjects, config, score)

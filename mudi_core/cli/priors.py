@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .options import (
-    MINI,
     add_base,
     add_command,
     add_device,
@@ -50,7 +49,6 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
-    from ..demo.settings import DemoSettings
     from ..jobs.generate import GenerateConfig, generate
     from ..stage.cutouts import cut_outs
     from ..subjects import priors, storage
@@ -60,12 +58,11 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     detector, segmenter = load_detector(args, on, talk), load_segmenter(args, on, talk)
     checkpoint = open_base(args, on)
     cutouts = cut_outs(subjects, max_side=64)  # the plain sampler only asks them for places
-    config = GenerateConfig("", negative_prompt=priors.NEGATIVE_PROMPT, gamma=0.0, count=1, batch_size=1)
-    prompt, threshold = args.prompt or priors.PROMPT, priors.THRESHOLD
-    if args.base == MINI:
-        demo = DemoSettings()
-        config = replace(demo.generate_config("", False, 0), count=1)
-        prompt, threshold = args.prompt or "a photo of {}", demo.photo_threshold
+    family = checkpoint.usual
+    config = GenerateConfig.usual(family, "", 1, gamma=0.0, count=1)
+    prompt, threshold = args.prompt or family.prior_prompt or priors.PROMPT, family.photo_threshold
+    if family.prior_prompt is None:
+        config = replace(config, negative_prompt=priors.NEGATIVE_PROMPT)
     config = replace(config, steps=args.steps or config.steps)
 
     def sample(text: str, seed: int) -> Tensor:

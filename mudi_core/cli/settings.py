@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .options import MINI, relative_scale
+from .options import relative_scale
 
 if TYPE_CHECKING:
     from ..train.config import TrainConfig
@@ -110,12 +110,12 @@ def _gigabytes(text: str) -> int:
 
 
 def train_config(args: argparse.Namespace, side: int, compute: str) -> TrainConfig:
-    """The paper's settings, or the demo's for the embedded model; presets; and what the user said otherwise."""
-    from ..demo.settings import DemoSettings
+    """What is usual for the base model; presets; and what the user said otherwise."""
+    from ..bases.families import usual
     from ..train.config import PRESETS, TrainConfig
     from ..train.memory import memory_settings
 
-    start = DemoSettings().train_config(args.method, args.seed) if args.base == MINI else TrainConfig(resolution=side)
+    start = TrainConfig.usual(usual(args.base), resolution=side)
     preset = (PRESETS[args.preset] if args.preset else {}) | (memory_settings(args.memory) if args.memory else {})
     names = [row[0] for table in (SETTINGS, CHOICES, SWITCHES) for row in table.values()]
     said: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..bases.checkpoint import MINI, Checkpoint, open_checkpoint
+from ..bases.checkpoint import Checkpoint, open_checkpoint
+from ..bases.families import EMBEDDED
 from ..eyes import load_detector, load_embedder, load_segmenter
 from ..jobs.generate import Picture, default_prompt, generate
 from ..lora.adapter import apply_lora
@@ -94,7 +95,7 @@ def measure(
         mix_config = SegMixConfig(size=(settings.size, settings.size), layout=settings.layout)
         sheet = tuple(segmix(cutouts, random.Random(f"{seed}/sheet/{i}"), mix_config) for i in range(SHEET))
 
-    checkpoint = open_checkpoint(MINI)
+    checkpoint = open_checkpoint(EMBEDDED)
     trained: dict[Method, TrainResult] = {}
     methods: tuple[Method, ...] = tuple(dict.fromkeys(arm.training for arm in ARMS.values()))
     for method in methods:
@@ -112,7 +113,10 @@ def measure(
 
     comparisons: dict[str, tuple[Comparison, ...]] = {}
     with clock.stage("compare", "comparing") as update:
-        detector, embedder = load_detector(MINI, None, checkpoint.device), load_embedder(MINI, None, checkpoint.device)
+        detector, embedder = (
+            load_detector(EMBEDDED, None, checkpoint.device),
+            load_embedder(EMBEDDED, None, checkpoint.device),
+        )
         references = References(subjects, embedder, settings.cut_out_references)
         for i, name in enumerate(ARMS):
             comparisons[name] = tuple(
@@ -141,7 +145,7 @@ def prepare_photos(folders: list[Path], pair: Pair, settings: DemoSettings, upda
     import torch
 
     cpu = torch.device("cpu")
-    detector, segmenter = load_detector(MINI, None, cpu), load_segmenter(MINI, None, cpu)
+    detector, segmenter = load_detector(EMBEDDED, None, cpu), load_segmenter(EMBEDDED, None, cpu)
     found: list[Subject] = []
     for folder, spec in zip(folders, pair, strict=True):
         photos = storage.read_photos(folder)

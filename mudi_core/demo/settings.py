@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..bases.families import EMBEDDED, FAMILIES
 from ..jobs.generate import GenerateConfig
 from ..stage.layout import LayoutConfig
 from ..train.config import Method, TrainConfig
@@ -34,42 +35,45 @@ ARMS: dict[str, Arm] = {
 """The report's methods by their names in report.json. They share photos, steps, seeds and noise."""
 
 
+_USUAL = FAMILIES[EMBEDDED]
+_TRAINING, _PICTURES = _USUAL.training, _USUAL.pictures
+
+
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes, strengths and counts of the demo; the command line takes them as defaults for ``--base mini``."""
+    """Sizes, strengths and counts of the demo: what is usual for the embedded family, as far as that says it."""
 
     photos: int = 5
     """Photos of each character."""
     photo_side: int = 320
     """Pixels."""
-    size: int = 192
+    size: int = _TRAINING["resolution"]
     """Side of training images and pictures in pixels."""
 
-    train_steps: int = 300
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    token_learning_rate: float = 2e-2
-    """Of tokens' vectors, for the rivals that learn them: the best of 1e-3, 5e-3, 2e-2 and 5e-2."""
-    rank: int = 16
+    train_steps: int = _TRAINING["steps"]
+    batch_size: int = _TRAINING["batch_size"]
+    learning_rate: float = _TRAINING["learning_rate"]
+    token_learning_rate: float = _TRAINING["token_learning_rate"]
+    """Of tokens' vectors, for the rivals that learn them."""
+    rank: int = _TRAINING["rank"]
     segmix_prob: float = 0.3
     background_weight: float = 1.0
-    dco_beta: float = 0.0
-    """0: plain mean squared error; so small a model needs no holding back."""
+    dco_beta: float = _TRAINING["dco_beta"]
     min_snr_gamma: float | None = None
 
     pictures: int = 16
     """Pictures of each method."""
-    sampler_steps: int = 20
-    guidance: float = 5.0
-    gamma: float = 2.0
-    layout: LayoutConfig = field(default_factory=lambda: LayoutConfig(max_overlap=0.2))
+    sampler_steps: int = _PICTURES["steps"]
+    guidance: float = _PICTURES["guidance"]
+    gamma: float = _PICTURES["gamma"]
+    layout: LayoutConfig = field(default_factory=lambda: TrainConfig.usual(_USUAL).layout)
     """Of compositions and of starts."""
 
-    photo_threshold: float = 0.03
+    photo_threshold: float = _USUAL.photo_threshold
     """Least confidence of the detector in a photo, which shows one character: the best box is taken."""
-    threshold: float = 0.05
-    """Least confidence of the detector in the pictures; low, since it doubts what a small model draws."""
-    cut_out_references: bool = True
+    threshold: float = _USUAL.threshold
+    """Least confidence of the detector in the pictures."""
+    cut_out_references: bool = _USUAL.cut_out
     """Compare with the subjects cut out, as the figures in the pictures are."""
 
     def train_config(self, method: Method, seed: int) -> TrainConfig:
@@ -98,6 +102,6 @@ class DemoSettings:
             gamma=self.gamma if with_start else 0.0,
             count=self.pictures,
             seed=seed,
-            batch_size=8,
+            batch_size=_PICTURES["batch_size"],
             layout=self.layout,
         )

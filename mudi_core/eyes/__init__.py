@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ..bases.families import EMBEDDED
 from ..types import MudiError
 from .weights import locate
 
@@ -61,8 +62,6 @@ class Eye:
     """The folder of ComfyUI's models where it lies, with others of its kind; None: it comes with the package."""
 
 
-EMBEDDED = "mini"
-"""The name of the embedded family's own, which know the drawn world only."""
 EYES: tuple[tuple[str, Eye], ...] = (
     ("owlv2", Eye("detector", "owlv2.load", "owlv2-base", "owlv2")),
     ("sam-vit-b", Eye("segmenter", "sam.load", "sam-vit-b", "sams")),

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from ..bases.checkpoint import Checkpoint
+from ..bases.families import Family
 from ..files import whole
 from ..stage.cutouts import CutOuts, Poses
 from ..stage.layout import Figure, LayoutConfig, given_layout, ordered_layout, random_layout
 from ..stage.layout_text import Place, photo_number
 from ..stage.segmix import compose
-from ..start.init_latent import init_latent, shifted_noise
+from ..start.init_latent import default_gamma, init_latent, shifted_noise
 from ..subjects.prompt import write_prompt
 from ..types import Layout, Mix, MudiError, SubjectSet
 
@@ -74,6 +75,13 @@ class GenerateConfig:
     places: Mapping[str, Place] | None = None
     """Given places by token, name or class noun, instead of any arrangement."""
     poses: Poses = field(default_factory=Poses)
+
+    @classmethod
+    def usual(cls, family: Family, prompt: str, subjects: int, **settings: Any) -> GenerateConfig:
+        """Return what is usual for a kind of base model and so many subjects, and ``settings`` in its place."""
+        layout = LayoutConfig() if family.max_overlap is None else LayoutConfig(max_overlap=family.max_overlap)
+        values = {"gamma": default_gamma(subjects), **family.pictures, "layout": layout, **settings}
+        return cls(prompt=prompt, **values)
 
     def __post_init__(self) -> None:
         def check(name: str, ok: bool, wanted: str) -> None:

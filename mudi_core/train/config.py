@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args
 
+from ..bases.families import Family
 from ..bases.quantize import BASE_WEIGHTS, BaseWeights
 from ..stage.layout import LayoutConfig
 from ..types import MudiError
@@ -176,6 +177,12 @@ class TrainConfig:
         for name in ("segmix_prob", "background_weight"):
             check(name, 0 <= getattr(self, name) <= 1, "0..1")
         check("min_snr_gamma", self.min_snr_gamma is None or self.min_snr_gamma > 0, "more than 0, or None")
+
+    @classmethod
+    def usual(cls, family: Family, **settings: Any) -> TrainConfig:
+        """Return what is usual for a kind of base model, and ``settings`` in its place."""
+        layout = LayoutConfig() if family.max_overlap is None else LayoutConfig(max_overlap=family.max_overlap)
+        return cls(**{**family.training, "layout": layout, **settings})
 
     @property
     def size(self) -> tuple[int, int]:
