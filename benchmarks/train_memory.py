@@ -103,7 +103,7 @@ def some_plan(config: TrainConfig, side: int) -> Plan:
         names=("one", "two"),
         time_ids=torch.tensor([[8.0 * side, 8.0 * side, 0, 0, 8.0 * side, 8.0 * side]] * 2),
         captions=("a photo of olis corgi",),
-        caption_of=torch.tensor([0, 0]),
+        caption_of=(0, 0),
         conditions=({"context": torch.randn(77, 2048), "pooled": torch.randn(1280)},),
         steps=torch.arange(config.samples_per_step).repeat(config.steps, 1) % 2,
         priors=torch.empty(config.steps, 0, dtype=torch.long),

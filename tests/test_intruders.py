@@ -296,11 +296,14 @@ from resource import RUSAGE_SELF, getrusage
 import torch
 from PIL import Image
 
-from mudi_core import photos, prompt, sd, sdxl, storage
+from mudi_core.bases import sd, sdxl
+from mudi_core.lora import file as lora
+from mudi_core.lora.metadata import read_lora_subjects
+from mudi_core.subjects import photos, storage
 from mudi_core.eyes import sam
 from mudi_core.benchmark.spec import read_spec
 from mudi_core.stage.layout_text import parse_places
-from mudi_core.train import lora, resume
+from mudi_core.train import resume
 from mudi_core.tensor_file import read_tensors
 from mudi_core.types import MudiError
 
@@ -347,7 +350,7 @@ files = {
     "a checkpoint without a run": tensors({"__metadata__": run}),
 }
 readers = {
-    "tensors": lambda path: lora.load_lora(path), "subjects": prompt.read_lora_subjects, "run": resume.losses_so_far,
+    "tensors": lambda path: lora.load_lora(path), "subjects": read_lora_subjects, "run": resume.losses_so_far,
     "sdxl": lambda path: sdxl.read_file(path, torch.float32), "sd": sd.is_file,
     "sam": lambda path: sam.load(path, torch.device("cpu")),
 }

@@ -48,7 +48,7 @@ def plan(conditions: Any, latents: torch.Tensor) -> Plan:
         names=("a", "b", "c", "d"),
         time_ids=SIZES,
         captions=("a photo of olis cat", "a photo of hta dog"),
-        caption_of=torch.tensor([0, 1, 0, 1]),
+        caption_of=(0, 1, 0, 1),
         conditions=tuple(conditions),
         steps=torch.tensor([[0, 1], [2, 3]]),
         priors=torch.empty(2, 0, dtype=torch.long),

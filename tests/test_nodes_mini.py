@@ -11,7 +11,7 @@ from comfyui import Comfy
 from mudi_core.bases import embedded as family
 from mudi_core.bases.checkpoint import open_checkpoint
 from mudi_core.lora.adapter import Adapter
-from mudi_core.lora.file import kohya_name, save_lora
+from mudi_core.lora.file import save_lora
 from mudi_core.toy.world import PAIRS
 
 PROMPT = "a photo of olis cat and hta cat, on the beach"
@@ -75,10 +75,10 @@ def test_the_stock_sampler_runs(comfy: Comfy, mini: tuple[Any, Any, Any]) -> Non
 
 
 def test_a_lora_patches_every_module(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
-    with Adapter(family.load_unet(), 2, 2.0, ("to_k", "to_q", "to_v", "to_out.0")) as adapter:
+    with Adapter.new(open_checkpoint("mini").denoiser(), 2, 2.0, ("to_k", "to_q", "to_v", "to_out.0")) as adapter:
         adapter.start(0)
         state = adapter.state()
-        modules = {kohya_name(name) for name in adapter.layers}
+    modules = {key for key in state if key.endswith(".alpha")}
     save_lora(comfy.base / "models" / "loras" / "all_modules.safetensors", state, {})
     model, _ = comfy.run_stock(
         "LoraLoader", model=mini[0], clip=mini[1], lora_name="all_modules.safetensors",

@@ -281,7 +281,7 @@ def test_names_that_are_not_in_the_set_are_told() -> None:
     cutouts = cut_outs(coloured("red", "blue"))
     with pytest.raises(BadLayout, match="'zzz', but the subjects are: red, blue"):
         compose(alone("zzz", (0.0, 0.0, 1.0, 1.0)), cutouts)
-    with pytest.raises(BadLayout, match="photo 7 of 'red', which has 2 photos"):
+    with pytest.raises(BadLayout, match="photo #8 of 'red', which has 2 photos"):
         compose(alone("red", (0.0, 0.0, 1.0, 1.0), photo=7), cutouts)
     with pytest.raises(BadLayout, match="relative_scale names 'zzz'"):
         segmix(cutouts, random.Random(0), SegMixConfig(layout=LayoutConfig(relative_scale={"zzz": 2})))

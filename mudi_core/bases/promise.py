@@ -46,8 +46,6 @@ class NoiseLevel:
 
     def wanted(self, z0: Tensor, eps: Tensor) -> Tensor:
         """What it should answer: ``[b, c, ...]``."""
-        if not self.of_latent.any():  # 0 * z0 would only cost time, and the last bit
-            return _spread(self.of_noise, z0) * eps
         return _spread(self.of_noise, z0) * eps + _spread(self.of_latent, z0) * z0
 
     def min_snr(self, gamma: float) -> Tensor:

@@ -33,11 +33,13 @@ class Encoder:
     def __init__(self, encode_image: EncodeImage, encode_text: EncodeText, cache: Cache) -> None:
         self._encode_image, self._encode_text, self._cache = encode_image, encode_text, cache
         self._image_probe = self._text_probe = ""
+        self._names: set[str] = set()
+        """Of what the text encoders say of a caption."""
         if cache.folder is not None:
             self._image_probe = content_key(*self._latents([torch.linspace(0, 1, 64 * 64 * 3).reshape(64, 64, 3)]))
-            self._text_probe = content_key(
-                *(part for name, value in self._conditions(["a photo"])[0].items() for part in (name, value))
-            )
+            said = self._conditions(["a photo"])[0]
+            self._names = set(said)
+            self._text_probe = content_key(*(part for one in said.items() for part in one))
 
     @property
     def identity(self) -> str:
@@ -75,8 +77,7 @@ class Encoder:
             if waiting and sizes[waiting[0][0]] != sizes[i]:
                 flush()
             key = content_key(self._image_probe, image) if self._cache.folder is not None else ""
-            kept = self._kept(key)
-            if kept is not None and "latent" in kept:
+            if kept := self._kept(key, {"latent"}):
                 keep(i, kept["latent"])
             else:
                 waiting.append((i, image, key))
@@ -90,7 +91,7 @@ class Encoder:
     def texts(self, captions: Sequence[str], on_step: OnEncoded | None) -> tuple[Conditions, ...]:
         """The conditions of different captions, float32 on the CPU."""
         keys = [content_key(self._text_probe, caption) for caption in captions]
-        done: dict[int, Conditions] = {i: kept for i, key in enumerate(keys) if (kept := self._kept(key))}
+        done: dict[int, Conditions] = {i: kept for i, key in enumerate(keys) if (kept := self._kept(key, self._names))}
         todo = [i for i in range(len(captions)) if i not in done]
         for first in range(0, len(todo), _CAPTIONS_AT_ONCE):
             batch = todo[first : first + _CAPTIONS_AT_ONCE]
@@ -119,9 +120,9 @@ class Encoder:
             raise BadEncoding("The text encoders answered with NaN. Load them in float32 or bfloat16.")
         return list(found)
 
-    def _kept(self, key: str) -> dict[str, Tensor] | None:
+    def _kept(self, key: str, names: set[str]) -> dict[str, Tensor] | None:
         found = self._cache.read(key) if key else None
-        return found[0] if found is not None else None
+        return found[0] if found is not None and found[0].keys() == names else None
 
 
 def _room(latent: Tensor, size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:

@@ -51,8 +51,8 @@ class Plan:
     """Float ``[n, 6]``: original height and width, crop top and left, target height and width, in pixels."""
     captions: tuple[str, ...]
     """The ``m`` different captions."""
-    caption_of: Tensor
-    """Long ``[n]``: index of a sample's caption."""
+    caption_of: tuple[int, ...]
+    """Of each of the ``n`` samples: index of a sample's caption."""
     conditions: tuple[Conditions, ...]
     """Of each caption what the text encoders say: only the model knows what is in it."""
     steps: Tensor
@@ -146,7 +146,7 @@ def make_plan(
         names=tuple(label(draw, subjects, priors) for draw in draws),
         time_ids=torch.tensor(time_ids, dtype=torch.float32),
         captions=tuple(different),
-        caption_of=torch.tensor([different[caption] for caption in captions], dtype=torch.long),
+        caption_of=tuple(different[caption] for caption in captions),
         conditions=conditions,
         steps=steps,
         priors=prior_steps,
@@ -181,7 +181,7 @@ def _contents(subjects: SubjectSet | None) -> Iterator[str | Tensor]:
         yield mask
 
 
-_WHOLE = ("time_ids", "caption_of", "steps", "priors")
+_WHOLE = ("time_ids", "steps", "priors")
 """A plan's tensors that are kept as they are."""
 
 
@@ -193,7 +193,8 @@ def _write(cache: Cache, key: str, plan: Plan) -> None:
     tensors["shapes"] = torch.tensor([latent.shape for latent in plan.latents])
     for i, conditions in enumerate(plan.conditions):
         tensors |= {f"caption.{i}.{name}": value for name, value in conditions.items()}
-    words = {"names": json.dumps(plan.names), "captions": json.dumps(plan.captions), "plan_hash": plan.plan_hash}
+    words = {part: json.dumps(getattr(plan, part)) for part in ("names", "captions", "caption_of")}
+    words["plan_hash"] = plan.plan_hash
     cache.write(key, tensors, words)
 
 
@@ -217,6 +218,7 @@ def _read(cache: Cache, key: str) -> Plan | None:
             latents=tuple(latent.reshape(shape) for latent, shape in zip(latents, shapes, strict=True)),
             masks=tuple(mask.reshape(1, *shape[-2:]) for mask, shape in zip(masks, shapes, strict=True)),
             names=tuple(json.loads(words["names"])),
+            caption_of=tuple(json.loads(words["caption_of"])),
             captions=captions,
             conditions=tuple(conditions),
             plan_hash=words["plan_hash"],

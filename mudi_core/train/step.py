@@ -84,7 +84,7 @@ def _of_group(
     weight = mask_weight(mask.reshape(len(mask), *[1] * (z0.ndim - 3), *mask.shape[-2:]), config.background_weight)
     if config.min_snr_gamma is not None:
         weight = weight * level.min_snr(config.min_snr_gamma).reshape(-1, *[1] * (z0.ndim - 1))
-    texts, sizes = plan.caption_of[samples].tolist(), plan.time_ids[samples]
+    texts, sizes = [plan.caption_of[i] for i in samples], plan.time_ids[samples]
     conditions = [plan.conditions[i] for i in texts]
     reference = drift = None
     if config.dco_beta > 0 or config.kl_weight > 0:
