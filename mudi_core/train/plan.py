@@ -52,7 +52,7 @@ class Plan:
     captions: tuple[str, ...]
     """The ``m`` different captions."""
     caption_of: tuple[int, ...]
-    """Of each of the ``n`` samples: index of a sample's caption."""
+    """Of each of the ``n`` samples the index of its caption."""
     conditions: tuple[Conditions, ...]
     """Of each caption what the text encoders say: only the model knows what is in it."""
     steps: Tensor
