@@ -18,6 +18,7 @@ from mudi_core.bases import embedded as family
 from mudi_core.subjects.storage import write_subjects
 from mudi_core.toy.world import PAIRS, photo
 from mudi_core.types import Photo, Subject, SubjectSet
+from workshop import judge
 
 # A busy machine is no reason to fail; --hypothesis-profile=long tries thousands of cases.
 settings.register_profile("short", deadline=None)
@@ -53,11 +54,8 @@ def random_mini(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def mini_weights() -> None:
     """Skips where the embedded family's weights are not part of the checkout."""
-    missing = [
-        name
-        for name in (*PARTS, "owlv2", "sam", "dinov2", "judge")
-        if not (family.WEIGHTS / f"{name}.safetensors").is_file()
-    ]
+    files = [family.WEIGHTS / f"{name}.safetensors" for name in (*PARTS, "owlv2", "sam", "dinov2")]
+    missing = [path.stem for path in (*files, judge.WEIGHTS / "judge.safetensors") if not path.is_file()]
     if missing:
         pytest.skip(f"no embedded weights: {', '.join(missing)}")
 
