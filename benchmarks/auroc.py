@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mudi_core.compare import References, compare  # noqa: E402
 from mudi_core.mini import eyes, family, world  # noqa: E402
+from mudi_core.mini.figures import auroc  # noqa: E402
 from mudi_core.mini.world import DEV_PAIRS, PAIRS, Actor, Character, Rendered, Scene, SubjectSpec  # noqa: E402
 from mudi_core.types import Photo, Subject, SubjectSet  # noqa: E402
 
@@ -120,12 +121,6 @@ def judged(pairs: Sequence[Pair], each: int, threshold: float, cut_out: bool) ->
                 }
                 results.append(Judged(number, kind, scores))
     return results
-
-
-def auroc(good: Sequence[float], bad: Sequence[float]) -> float:
-    """Probability that one of the good is above one of the bad, ties counting half."""
-    above = np.subtract.outer(np.asarray(good), np.asarray(bad))
-    return float((above > 0).mean() + 0.5 * (above == 0).mean())
 
 
 def aurocs(results: Sequence[Judged], name: str) -> dict[str, float]:

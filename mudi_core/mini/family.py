@@ -166,8 +166,8 @@ def _name_among(names: Collection[str], key: str) -> str:
     return next((name for name in (key, before, f"text_model.{key}") if name in names), key)
 
 
-def _load(model: nn.Module, name: str) -> Any:
-    """Fill the model from its file of the family; the word vectors are there already."""
+def fill(model: nn.Module, name: str) -> None:
+    """Give the model the weights of its file of the family; the word vectors are there already."""
     from safetensors.torch import load_file
 
     path = WEIGHTS / f"{name}.safetensors"
@@ -185,6 +185,11 @@ def _load(model: nn.Module, name: str) -> Any:
     wrong = [key for key in missing if not key.endswith(("token_embedding.weight", "position_ids"))] + list(unexpected)
     if wrong:
         raise MissingMiniWeights(f"The embedded model's file {path} does not fit this version: {wrong[0]}.")
+
+
+def _load(model: nn.Module, name: str) -> Any:
+    """Fill the model from its file and freeze it."""
+    fill(model, name)
     return model.eval().requires_grad_(False)
 
 

@@ -15,6 +15,7 @@ from torchvision.ops import generalized_box_iou_loss
 from .. import eyes, family
 from ..world import COLORS, SPECIES
 from . import views
+from .data import crowded
 from .loop import Recipe, fit
 from .views import Pixels
 
@@ -84,10 +85,13 @@ def start(model: Any) -> None:
 def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str, dict[str, Tensor]]:
     """Return the state dict, without the fixed word vectors, under the name of its file."""
     torch.manual_seed(recipe.seed)
-    pool = views.pool(work, SCENES)
+    pool = views.pool(work, SCENES, crowded)
     tokenize = family.tokenizer("!", eyes.QUERY_LENGTH)
     model: Any = eyes.build_owlv2()
-    start(model)
+    if recipe.further:
+        family.fill(model, "owlv2")
+    else:
+        start(model)
     model.to(device)
     patches = model.num_patches_height
     from ...backends.owlv2 import CLIP_MEAN, CLIP_STD
