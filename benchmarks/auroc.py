@@ -33,6 +33,7 @@ from mudi_core.score.compare import References, compare  # noqa: E402
 from mudi_core.toy import world  # noqa: E402
 from mudi_core.toy.world import DEV_PAIRS, PAIRS, Actor, Character, Rendered, Scene, SubjectSpec  # noqa: E402
 from mudi_core.types import Photo, Subject, SubjectSet  # noqa: E402
+from workshop.figures import auroc  # noqa: E402
 
 Pair = tuple[SubjectSpec, SubjectSpec]
 KINDS = ("right", "mixed", "duplicate", "missing", "extra", "strangers")
@@ -122,12 +123,6 @@ def judged(pairs: Sequence[Pair], each: int, threshold: float, cut_out: bool) ->
                 }
                 results.append(Judged(number, kind, scores))
     return results
-
-
-def auroc(good: Sequence[float], bad: Sequence[float]) -> float:
-    """Probability that one of the good is above one of the bad, ties counting half."""
-    above = np.subtract.outer(np.asarray(good), np.asarray(bad))
-    return float((above > 0).mean() + 0.5 * (above == 0).mean())
 
 
 def aurocs(results: Sequence[Judged], name: str) -> dict[str, float]:

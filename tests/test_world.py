@@ -41,6 +41,21 @@ def test_everybody_is_inside_and_mostly_visible():
             assert world.render(scene, 96).masks[i].sum() >= 0.65 * whole
 
 
+@pytest.mark.parametrize("count", range(1, world.MOST + 1))
+def test_a_crowd_is_inside_and_everybody_is_seen(count):
+    for scene in scenes(20, seed=count, count=count):
+        drawn = world.render(scene, 128)
+        assert len(scene.actors) == count and all(0 <= min(a.xyxy) and max(a.xyxy) <= 1 for a in scene.actors)
+        assert (drawn.masks.sum((1, 2)) > 0.01 * 128**2).all()
+
+
+def test_scenes_are_shared_out():
+    numbers = [len(scene.actors) for scene in scenes(1500, shares=world.CROWDED)]
+    shares = [numbers.count(count) / 1500 for count in range(1, world.MOST + 1)]
+    assert sum(world.CROWDED) == pytest.approx(1) and shares == pytest.approx(world.CROWDED, abs=0.04)
+    assert max(len(scene.actors) for scene in scenes(100)) == len(world.USUAL) == 3
+
+
 def test_the_same_scene_gives_the_same_picture():
     for scene in scenes(5):
         a, b = world.render(scene, 96), world.render(scene, 96)

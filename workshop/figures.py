@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from mudi_core.bases.families import EMBEDDED
 from mudi_core.eyes import embedded as eyes
 from mudi_core.toy import world
 from mudi_core.toy.draw import Rendered, render
+from mudi_core.toy.world import Character
 
-from .train.data import HELD_OUT, scene
+from .train.data import HELD_OUT, VALUES, scene
 
 if TYPE_CHECKING:
     from mudi_core.eyes.dinov2 import Dinov2Embedder
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.25
 """Least confidence of the detector."""
+ALL_FOUND = (97, 97, 90, 90, 75)
+"""Per cent of the scenes of one, two, ... in which everybody is to be found."""
+TOLD_APART = ("species", "color", "pattern", "headwear", "neckwear", "glasses")
+"""Looks by which the embedder is to tell two apart that share all others."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,43 @@ def identity_top_1() -> Figure:
     return Figure("DINOv2 top-1 identity, other pose and place", value, 95, True, "%", len(images), note)
 
 
+def auroc(good: Sequence[float], bad: Sequence[float]) -> float:
+    """Probability that one of the good is above one of the bad, ties counting half."""
+    above = np.subtract.outer(np.asarray(good), np.asarray(bad))
+    return float((above > 0).mean() + 0.5 * (above == 0).mean())
+
+
+def twin(character: Character, look: str, rng: random.Random) -> Character:
+    """Somebody who differs in one look; what is put on gets a colour, what is taken off loses it."""
+    now = getattr(character, look)
+    value = rng.choice([other for other in VALUES[look] if other not in ("none", now)])
+    if look.endswith("wear") and now != "none" and rng.random() < 0.25:
+        value = "none"
+    changed: dict[str, Any] = {look: value}
+    if look.endswith("wear") and "none" in (value, now):
+        cloth = rng.choice([color for color in world.CLOTH_COLORS if color != character.color])
+        changed[f"{look}_color"] = "none" if value == "none" else cloth
+    return replace(character, **changed)
+
+
+def told_apart(rounds: int = 3) -> list[Figure]:
+    """Whether a held-out character's cut-out is more like another photo of it than like one of somebody who differs in
+    one look: AUROC over all characters, so that one limit of likeness serves for everybody."""
+    own = (crops_of_others([pixels(r) for r in others()[: 100 * rounds]]) * cut_outs().repeat(rounds, 1)).sum(1)
+    measured = []
+    for look in TOLD_APART:
+        crops = []
+        for i, character in enumerate(world.HELD_OUT_IDENTITIES * rounds):
+            shot = world.photo(
+                twin(character, look, random.Random(f"{look} {i}")), random.Random(f"at {i}"), family.SIZE
+            )
+            crops.append(crop(pixels(shot), Tensor(shot.boxes[0])))
+        strangers = (embedder()(crops) * cut_outs().repeat(rounds, 1)).sum(1)
+        value = auroc(own.tolist(), strangers.tolist())
+        measured.append(Figure(f"DINOv2: AUROC of another {look}", value, 0.95, samples=len(crops)))
+    return measured
+
+
 def identity_lost_by_vae() -> Figure:
     """Points of top-1 identity that it costs when the other photos went through the VAE."""
     images = torch.stack([pixels(r) for r in others()])
@@ -169,6 +211,22 @@ def detection(count: int = 300) -> Figure:
         by_species.append(matched(detector()(pixels(r), [species], THRESHOLD).xyxy, Tensor(r.boxes)))
     note = f"photos of one, asked for by species: {100 * np.mean(by_species):.0f} %"
     return Figure("OWLv2: right count, each IoU > 0.5", 100 * float(np.mean(right)), 97, True, "%", count, note)
+
+
+def company(count: int, number: int) -> Rendered:
+    """A scene of so many that no training saw."""
+    return render(world.random_scene(random.Random(HELD_OUT + number), count=count), family.SIZE)
+
+
+def everybody_found(samples: int = 100) -> list[Figure]:
+    """Scenes of one to five characters, asked for "character"."""
+    measured = []
+    for count, bound in enumerate(ALL_FOUND, 1):
+        scenes = [company(count, i) for i in range(samples)]
+        right = [matched(detector()(pixels(r), ["character"], THRESHOLD).xyxy, Tensor(r.boxes)) for r in scenes]
+        name = f"OWLv2: {count} found of {count}"
+        measured.append(Figure(name, 100 * float(np.mean(right)), bound, True, "%", samples))
+    return measured
 
 
 def mask_iou(found: Tensor, true: Tensor) -> Tensor:

@@ -36,8 +36,10 @@ def measure() -> list[Figure]:
         figures.identity_lost_by_vae(),
         pictures.captions_followed(),
         figures.detection(),
+        *figures.everybody_found(),
         *figures.segmentation(),
         figures.identity_top_1(),
+        *figures.told_apart(),
         pictures.seconds_of_picture(),
         pictures.seconds_of_lora(),
     ]

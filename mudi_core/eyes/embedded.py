@@ -31,6 +31,7 @@ QUERY_LENGTH = 16
 SEGMENTER_SIDE = 128
 SEGMENTER_CHANNELS = 64
 EMBEDDER_SIDE = 112
+EMBEDDER_PATCH = 14
 
 
 def build_owlv2() -> Owlv2ForObjectDetection:
@@ -97,7 +98,11 @@ def build_dinov2() -> Dinov2Model:
 
     return Dinov2Model(
         Dinov2Config(
-            hidden_size=128, num_hidden_layers=4, num_attention_heads=4, image_size=EMBEDDER_SIDE, patch_size=14
+            hidden_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=EMBEDDER_SIDE,
+            patch_size=EMBEDDER_PATCH,
         )
     )
 

@@ -7,7 +7,7 @@ neckwear) never come out of random_character, so what a model knows of them it l
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from .backdrop import BACKGROUNDS
@@ -32,6 +32,12 @@ __all__ = [
     "ARMS", "CLOTH_COLORS", "COLORS", "EYES", "HEADWEAR", "NECKWEAR", "PATTERNS", "SPECIES", "Actor", "Character",
     "Pose", "Rendered", "Scene", "SubjectSpec", "aspect", "render",
 ]  # fmt: skip
+USUAL = (0.45, 0.45, 0.1)
+"""Shares of the scenes by how many stand in them, from one on."""
+CROWDED = (0.3, 0.37, 0.15, 0.1, 0.08)
+"""The same with crowds, for models that are to know them."""
+MOST = len(CROWDED)
+"""Characters in a scene."""
 
 PLACES = {
     "beach": "on the beach", "meadow": "in the meadow", "desert": "in the desert", "snow": "in the snow",
@@ -154,9 +160,11 @@ def random_background(rng: random.Random) -> tuple[str, int]:
     return rng.choice(BACKGROUNDS[6:] if plain else BACKGROUNDS[:6]), rng.randrange(2**31)
 
 
-def random_scene(rng: random.Random, *, count: int | None = None, named_prob: float = 0.0) -> Scene:
-    """Somebody, mostly one or two, anywhere; each is named with probability named_prob."""
-    count = count or rng.choices((1, 2, 3), (0.45, 0.45, 0.1))[0]
+def random_scene(
+    rng: random.Random, *, count: int | None = None, shares: Sequence[float] = USUAL, named_prob: float = 0.0
+) -> Scene:
+    """Somebody, as many as count or shares say, anywhere; each is named with probability named_prob."""
+    count = count or rng.choices(range(1, len(shares) + 1), shares)[0]
     named = list(NAMED.values())
     cast: list[Character] = []
     akin = count == 2 and rng.random() < 0.45
@@ -184,9 +192,14 @@ def _relative(rng: random.Random, other: Character) -> Character:
     return c
 
 
+_HEIGHTS = {1: (0.5, 0.9), 2: (0.42, 0.75), 3: (0.36, 0.52), 4: (0.30, 0.42), 5: (0.27, 0.37)}
+"""Least and greatest height of a character among so many, as a share of the picture."""
+
+
 def _layout(rng: random.Random, aspects: list[float], grounded: bool) -> list[tuple[float, float, float, float]]:
     """Boxes inside the canvas: apart, or (one of four) mildly over each other."""
-    lowest, tallest = {1: (0.5, 0.9), 2: (0.42, 0.75), 3: (0.36, 0.52)}[len(aspects)]
+    lowest, tallest = _HEIGHTS[len(aspects)]
+    farthest = 0.74 if len(aspects) <= 3 else 0.5  # more than three need a second row
     overlap = len(aspects) > 1 and rng.random() < 0.25
     alike = rng.random() < 0.6  # sizes of one scene are often close
     base = rng.uniform(lowest, tallest)
@@ -197,7 +210,7 @@ def _layout(rng: random.Random, aspects: list[float], grounded: bool) -> list[tu
             height = max(lowest, height * 0.998**attempt)
             height = min(height, 0.96 / ratio)
             x0 = rng.uniform(0.02, 0.98 - height * ratio)
-            floor = max(rng.uniform(0.74, 0.97), height + 0.02) if grounded else rng.uniform(height + 0.02, 0.98)
+            floor = max(rng.uniform(farthest, 0.97), height + 0.02) if grounded else rng.uniform(height + 0.02, 0.98)
             boxes.append((x0, floor - height, x0 + height * ratio, floor))
         shares = [_shared(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
         if all(s == 0 for s in shares) if not overlap else 0.03 < max(shares) < 0.24 and sum(shares) < 0.26:
@@ -228,11 +241,15 @@ def caption(scene: Scene, rng: random.Random, names: Mapping[Character, str] | N
     return told(scene, rng, names)[0]
 
 
+_DETAIL = {1: (1.0, 0.6, 0.0, 0.0), 2: (1.0, 0.6, 0.0, 0.0), 3: (0.6, 0.0), 4: (0.3, 0.0), 5: (0.0,)}
+"""How much of the looks a caption of so many tells, so that it fits CLIP's 77 tokens."""
+
+
 def told(
     scene: Scene, rng: random.Random, names: Mapping[Character, str] | None = None
 ) -> tuple[str, tuple[Actor, ...]]:
     """A caption, and the actors in the order in which it tells of them."""
-    detail = rng.choice((1.0, 0.6, 0.0, 0.0)) if len(scene.actors) < 3 else rng.choice((0.6, 0.0))
+    detail = rng.choice(_DETAIL[len(scene.actors)])
     order = tuple(rng.sample(scene.actors, len(scene.actors)))
     who = []
     for actor in order:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -41,19 +42,30 @@ def scene(number: int) -> Scene:
     return random_scene(random.Random(number), named_prob=0.25)
 
 
-def picture(number: int, size: int) -> np.ndarray:
+def crowded(number: int) -> Scene:
+    """The scene of this number, where up to `world.MOST` may stand."""
+    return random_scene(random.Random(number), shares=world.CROWDED, named_prob=0.25)
+
+
+Source = Callable[[int], Scene]
+"""`scene` or `crowded`; a pool's file is called after it."""
+
+
+def picture(number: int, source: Source, size: int) -> np.ndarray:
     """The scene's picture, uint8 ``[size, size, 3]``."""
-    return render(scene(number), size).image
+    return render(source(number), size).image
 
 
-def pool(work: Path, count: int, size: int) -> np.ndarray:
+def pool(work: Path, count: int, size: int, source: Source = scene) -> np.ndarray:
     """Pictures of scenes 0..count-1, uint8 ``[count, size, size, 3]``, rendered once and kept in a file."""
-    path = work / f"scenes-{count}-{size}.npy"
+    path = work / f"{source.__name__}-{count}-{size}.npy"
     if not path.is_file():
         part = path.with_suffix(".part")
         pictures = np.lib.format.open_memmap(part, "w+", np.uint8, (count, size, size, 3))
         with ProcessPoolExecutor() as workers:
-            for i, image in enumerate(workers.map(partial(picture, size=size), range(count), chunksize=64)):
+            for i, image in enumerate(
+                workers.map(partial(picture, source=source, size=size), range(count), chunksize=64)
+            ):
                 pictures[i] = image
         pictures.flush()
         part.replace(path)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mudi_core.bases import embedded as family
 
-from .data import pool, to_tensor
+from .data import crowded, pool, to_tensor
 from .loop import Recipe, fit
 from .unet import SCENES, encoded
 from .vae import NOISE, reconstruction_loss
@@ -21,7 +21,7 @@ BATCH = 8
 def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str, dict[str, Tensor]]:
     """Return the whole VAE's state dict under the name of its file."""
     torch.manual_seed(recipe.seed)
-    pictures, latents = pool(work, SCENES, family.SIZE), encoded(work, device)
+    pictures, latents = pool(work, SCENES, family.SIZE, crowded), encoded(work, device)
     vae = family.load_vae().to(device)
     model = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder}).requires_grad_(True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from mudi_core.bases import embedded as family
 from mudi_core.eyes import embedded as eyes
 from mudi_core.toy import world
 from mudi_core.toy.world import Actor, Character, Scene, random_character, random_pose
@@ -21,15 +22,25 @@ from .data import VALUES, looks
 from .loop import Recipe, fit
 from .views import SIDE, Pixels, owner_map, spoiled
 
-RECIPE = Recipe(steps=2500, learning_rate=1.0e-3, warmup=100, cooldown=0.5, ema=0.995, weight_decay=0.02)
-FAMILIES = 450
-KIN = 4
-"""Characters of a family: they differ in one or two things, so that every batch holds look-alikes."""
-SHOTS = 6
-"""Pictures of each character: half alone, half beside somebody else."""
-GROUPS = 6
-"""Families in a batch; each character in three views: whole photo, crop, cut out."""
-TEMPERATURE = 0.1
+RECIPE = Recipe(
+    steps=6000, learning_rate=1.0e-3, matrix_rate=2.0e-3, warmup=100, cooldown=0.4, ema=0.995, weight_decay=0.02
+)
+CHARACTERS = 6000
+SHOTS = 3
+"""Pictures of each character: two alone, the last one beside somebody else."""
+BATCH = 36
+"""Characters in a batch, each in two of its pictures."""
+KINDS = (0.2, 0.45, 0.35)
+"""How often a picture is seen whole, as the crop of a box, and cut out."""
+WEIGHTS = {
+    "species": 1.2, "color": 1.0, "pattern": 1.2, "headwear": 1.2, "headwear_color": 0.7,
+    "neckwear": 1.2, "neckwear_color": 0.7, "glasses": 0.6,
+}  # fmt: skip
+"""How much of the likeness of two characters each of their looks makes."""
+LIKENESS, NAMING, NAMING_EACH = 10.0, 0.5, 0.3
+"""Weights of the losses: of likenesses, of looks as the mean names them, and as every patch of the character does."""
+SHOWN = 0.3
+"""A patch is the character's that shows at least this much of it."""
 
 
 @dataclass(frozen=True)
@@ -44,27 +55,10 @@ class Album:
     """int ``[characters, 8]``: indices into `VALUES`."""
 
 
-def kin(rng: random.Random) -> list[Character]:
-    """A family: somebody, and others that differ in one or two things."""
-    base = random_character(rng)
-    members = [base]
-    while len(members) < KIN:
-        other = random_character(rng)
-        changed = rng.sample(("color", "pattern", "headwear", "neckwear", "glasses", "species"), rng.choice((1, 1, 2)))
-        parts = {name: getattr(other, name) for name in changed}
-        for kind in ("headwear", "neckwear"):
-            if kind in parts:
-                parts[f"{kind}_color"] = getattr(other, f"{kind}_color")
-        member = replace(base, **parts)
-        if member not in members and member.combination not in world.HELD_OUT:
-            members.append(member)
-    return members
-
-
 def members() -> list[Character]:
-    """All characters of the training, family by family."""
+    """All characters of the training."""
     rng = random.Random(11)
-    return [member for _ in range(FAMILIES) for member in kin(rng)]
+    return [random_character(rng) for _ in range(CHARACTERS)]
 
 
 def beside(character: Character, rng: random.Random) -> Scene:
@@ -85,7 +79,7 @@ def _shots(number: int, character: Character) -> tuple[Pixels, Pixels]:
     rng = random.Random(number)
     pictures, owners = [], []
     for shot in range(SHOTS):
-        alone = shot < SHOTS // 2
+        alone = shot < SHOTS - 1
         rendered = world.photo(character, rng, SIDE) if alone else world.render(beside(character, rng), SIDE)
         pictures.append(rendered.image)
         owners.append(owner_map(rendered.masks))
@@ -106,36 +100,45 @@ def album(work: Path) -> Album:
     return Album(stored["pictures"], stored["owners"], torch.tensor([looks(c) for c in everyone]))
 
 
-def view(picture: Pixels, owners: Pixels, kind: int, rng: np.random.Generator) -> Pixels:
+def view(picture: Pixels, owners: Pixels, kind: int, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
     """Float ``[EMBEDDER_SIDE, EMBEDDER_SIDE, 3]``, 0..1: 0 the whole photo, 1 the crop of a box on a white square, as
-    Detect-and-Compare makes it, 2 the character on white."""
+    Detect-and-Compare makes it, 2 the character on white; and how much of each patch it fills, 0..1."""
+    mask = (owners == 1).view(np.uint8)
     if kind:
-        mask = (owners == 1).view(np.uint8)
         x, y, w, h = cv2.boundingRect(mask)
         if kind == 2:
             picture = np.where(mask[..., None] > 0, picture, np.uint8(255))
         # A detector's box is never exact.
         x0, x1 = (int(v + rng.normal(0, 0.04) * w) for v in (x, x + w))
         y0, y1 = (int(v + rng.normal(0, 0.04) * h) for v in (y, y + h))
-        crop = picture[max(y0, 0) : max(y1, y0 + 8), max(x0, 0) : max(x1, x0 + 8)]
-        side = max(crop.shape[:2])
-        picture = np.full((side, side, 3), 255, np.uint8)
-        top, left = (side - crop.shape[0]) // 2, (side - crop.shape[1]) // 2
-        picture[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
-    size = (eyes.EMBEDDER_SIDE, eyes.EMBEDDER_SIDE)
-    picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if len(picture) > size[0] else cv2.INTER_CUBIC)
+        rows, columns = slice(max(y0, 0), max(y1, y0 + 8)), slice(max(x0, 0), max(x1, x0 + 8))
+        picture, mask = _squared(picture[rows, columns], 255), _squared(mask[rows, columns], 0)
+    side, patches = eyes.EMBEDDER_SIDE, eyes.EMBEDDER_SIDE // eyes.EMBEDDER_PATCH
+    finely = cv2.INTER_AREA if len(picture) > side else cv2.INTER_CUBIC
+    picture = cv2.resize(picture, (side, side), interpolation=finely)
+    cover = cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR)
     if rng.random() < 0.5:
-        picture = picture[:, ::-1]
-    return spoiled(picture, rng)
+        picture, cover = picture[:, ::-1], cover[:, ::-1]
+    return spoiled(picture, rng), cv2.resize(cover, (patches, patches), interpolation=cv2.INTER_AREA)
 
 
-def contrast(vectors: Tensor, identity: Tensor) -> Tensor:
-    """Supervised contrastive loss (Khosla et al., arXiv 2004.11362, equation 2) of unit vectors ``[n, d]``."""
-    itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
-    logits = (vectors @ vectors.T / TEMPERATURE).masked_fill(itself, -1e9)
-    same = (identity[:, None] == identity) & ~itself
-    likely = logits - logits.logsumexp(1, keepdim=True)
-    return -(likely * same).sum(1).div(same.sum(1)).mean()
+def _squared(part: Pixels, around: int) -> Pixels:
+    """A part of a picture or mask in the middle of a square of one value."""
+    side = max(part.shape[:2])
+    square: Pixels = np.full((side, side, *part.shape[2:]), around, np.uint8)
+    top, left = (side - part.shape[0]) // 2, (side - part.shape[1]) // 2
+    square[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return square
+
+
+def likeness(looks: Tensor) -> Tensor:
+    """How alike characters are by what they look like ``[n, 8]``: a matrix with 1 for the same and about 0 for others
+    drawn at random. Each look has as many directions as values, the same angle apart."""
+    total = torch.zeros(len(looks), len(looks), device=looks.device)
+    for column, (name, values) in zip(looks.T, VALUES.items(), strict=True):
+        same = (column[:, None] == column).float()
+        total += WEIGHTS[name] * (same - (1 - same) / (len(values) - 1))
+    return total / sum(WEIGHTS.values())
 
 
 class Pupil(nn.Module):
@@ -146,10 +149,15 @@ class Pupil(nn.Module):
         self.model = eyes.build_dinov2()
         self.heads = nn.Linear(self.model.config.hidden_size, sum(len(v) for v in VALUES.values()))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Mean tokens ``[b, d]`` and the logits of every look, for normalised pictures."""
-        mean = self.model(pixel_values=x).last_hidden_state.mean(1)
-        return mean.float(), list(self.heads(mean).float().split([len(v) for v in VALUES.values()], 1))
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``[b, 1 + patches, d]`` of normalised pictures; their mean is the vector."""
+        tokens: Tensor = self.model(pixel_values=x).last_hidden_state.float()
+        return tokens
+
+    def misnamed(self, vectors: Tensor, looks: Tensor) -> Tensor:
+        """Cross entropy of the looks ``[n, 8]`` as the heads read them in vectors ``[n, d]``, summed over the looks."""
+        answers = self.heads(vectors).float().split([len(values) for values in VALUES.values()], 1)
+        return torch.stack([cross_entropy(a, right) for a, right in zip(answers, looks.T, strict=True)]).sum()
 
 
 def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str, dict[str, Tensor]]:
@@ -158,22 +166,29 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
 
     torch.manual_seed(recipe.seed)
     photos = album(work)
-    pupil = Pupil().to(device)
+    pupil = Pupil()
+    if recipe.further:
+        family.fill(pupil.model, "dinov2")
+    pupil.to(device)
 
     def loss(generator: torch.Generator) -> Tensor:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        chosen = (rng.choice(FAMILIES, GROUPS, replace=False)[:, None] * KIN + np.arange(KIN)).ravel().repeat(3)
-        pictures = []
-        for row, who in enumerate(chosen):
-            kind = row % 3
-            shot = rng.integers(SHOTS // 2 if kind == 0 else SHOTS)
-            pictures.append(view(photos.pictures[who, shot], photos.owners[who, shot], kind, rng))
-        x = torch.from_numpy((np.stack(pictures) - IMAGENET_MEAN) / IMAGENET_STD).permute(0, 3, 1, 2)
-        mean, named = pupil(x.contiguous().float().to(device))
-        identity = torch.from_numpy(chosen).to(device)
-        wanted = photos.looks[chosen].to(device)
-        naming = torch.stack([cross_entropy(logits, wanted[:, i]) for i, logits in enumerate(named)]).sum()
-        return contrast(normalize(mean, dim=1), identity) + 0.5 * naming
+        chosen = rng.choice(CHARACTERS, BATCH, replace=False)
+        shots = [rng.choice(SHOTS, 2, replace=False) for _ in chosen]
+        seen = [(who, shot) for who, two in zip(chosen, shots, strict=True) for shot in two]
+        views = []
+        for who, shot in seen:
+            # Of two in one picture, nobody could say who is meant.
+            kind = rng.choice(3, p=KINDS) if shot < SHOTS - 1 else rng.integers(1, 3)
+            views.append(view(photos.pictures[who, shot], photos.owners[who, shot], int(kind), rng))
+        x = torch.from_numpy((np.stack([v[0] for v in views]) - IMAGENET_MEAN) / IMAGENET_STD).permute(0, 3, 1, 2)
+        tokens = pupil(x.contiguous().float().to(device))
+        mean, looks = tokens.mean(1), photos.looks[[who for who, _ in seen]].to(device)
+        directions = normalize(mean, dim=1)
+        wrong = (directions @ directions.T - likeness(looks)).square().mean()
+        row, patch = torch.from_numpy(np.stack([v[1] for v in views]) > SHOWN).flatten(1).to(device).nonzero().T
+        each = pupil.misnamed(tokens[row, 1 + patch], looks[row])
+        return LIKENESS * wrong + NAMING * pupil.misnamed(mean, looks) + NAMING_EACH * each
 
     average = fit(pupil, loss, recipe, work / "dinov2.pt")
     assert isinstance(average, Pupil)

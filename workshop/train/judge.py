@@ -15,8 +15,8 @@ from mudi_core.toy import world
 from mudi_core.toy.draw import render
 
 from ..judge import SIDE, Judge, framed
-from .data import pool, scene
-from .loop import Recipe, fit
+from .data import crowded, pool
+from .loop import Recipe, fit, half_is_fast
 from .text import padded, tokenized
 from .unet import LENGTH, SCENES, encoded, tell
 
@@ -77,7 +77,7 @@ def painted(numbers: range, work: Path, device: torch.device, rng: random.Random
         times = [*np.linspace(rng.uniform(*NOISED), 0, STEPS + 1).round().astype(int).tolist()]
         noise = torch.randn(z.shape, generator=generator).to(device)
         z = abar[times[0]].sqrt() * z + (1 - abar[times[0]]).sqrt() * noise
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half_is_fast(device)):
             for now, then in zip(times, times[1:], strict=False):
                 plain, told = unet(torch.cat([z, z]), now, context, added_cond_kwargs=added).sample.float().chunk(2)
                 eps = plain + guidance * (told - plain)
@@ -94,12 +94,12 @@ def examples(work: Path, device: torch.device) -> tuple[Tensor, Tensor]:
     path = work / "judge-examples.pt"
     if not path.is_file():
         rng = random.Random(0)
-        drawn = pool(work, SCENES, family.SIZE)[:DRAWN]
+        drawn = pool(work, SCENES, family.SIZE, crowded)[:DRAWN]
         pictures = [torch.from_numpy(np.array(picture)) / 255 for picture in drawn]
         pictures += painted(range(DRAWN, DRAWN + PAINTED), work, device, rng)
         crops, looks = [], []
         for number, picture in enumerate(pictures):
-            shown = scene(number)
+            shown = crowded(number)
             for actor, box in zip(shown.actors, render(shown, family.SIZE // SHRUNK).boxes, strict=True):
                 x0, y0, x1, y1 = (SHRUNK * edge for edge in box)
                 for _ in range(1 if number < DRAWN else LOOKS):

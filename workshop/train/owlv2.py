@@ -18,6 +18,7 @@ from mudi_core.toy.world import COLORS, SPECIES
 from mudi_core.vocabulary import tokenizer
 
 from . import views
+from .data import crowded
 from .loop import Recipe, fit
 from .views import Pixels
 
@@ -87,10 +88,13 @@ def start(model: Any) -> None:
 def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str, dict[str, Tensor]]:
     """Return the state dict, without the fixed word vectors, under the name of its file."""
     torch.manual_seed(recipe.seed)
-    pool = views.pool(work, SCENES)
+    pool = views.pool(work, SCENES, crowded)
     tokenize = tokenizer("!", eyes.QUERY_LENGTH)
     model: Any = eyes.build_owlv2()
-    start(model)
+    if recipe.further:
+        family.fill(model, "owlv2")
+    else:
+        start(model)
     model.to(device)
     patches = model.num_patches_height
     from mudi_core.eyes.owlv2 import CLIP_MEAN, CLIP_STD

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from mudi_core.eyes import embedded as eyes
+from mudi_core.toy.world import MOST
 
 from . import views
 from .loop import Recipe, fit
@@ -72,7 +73,7 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         wanted: list[Pixels] = []
         while len(pictures) < BATCH:
             picture, owners = views.drawn(pool, int(rng.integers(len(pool.pictures))), rng)
-            seen = [k for k in range(1, views.MOST + 1) if (owners == k).sum() >= SMALLEST]
+            seen = [k for k in range(1, MOST + 1) if (owners == k).sum() >= SMALLEST]
             if seen:
                 mask = (owners == rng.choice(seen)).astype(np.uint8)
                 pictures.append(picture)

@@ -15,10 +15,10 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, group_norm
 
 from mudi_core.bases import embedded as family
 from mudi_core.toy.draw import render
-from mudi_core.toy.world import NAMED, told
+from mudi_core.toy.world import MOST, NAMED, told
 
-from .data import VALUES, looks, pool, scene, to_tensor
-from .loop import Recipe, fit
+from .data import VALUES, crowded, looks, pool, to_tensor
+from .loop import Recipe, fit, half_is_fast
 from .text import NAMES, padded, read, tokenized
 
 RECIPE = Recipe(steps=12_600, learning_rate=1.0e-3, warmup=200, ema=0.998)
@@ -33,19 +33,17 @@ SHOWING = 0.03
 """Weight of the loss that asks every place what stands there."""
 ASKED = ("species", "color", "pattern", "headwear", "neckwear")
 """What it asks."""
-MOST = 3
-"""Characters in a scene."""
 LENGTH = 77
 
 
 def encoded(work: Path, device: torch.device) -> Tensor:
     """The latents of every scene of the pool, fp16 ``[n, 4, SIZE / 8, SIZE / 8]``, encoded once and kept in a file."""
-    path = work / f"latents-{SCENES}-{family.SIZE}.npy"
+    path = work / f"latents-{crowded.__name__}-{SCENES}-{family.SIZE}.npy"
     if not path.is_file():
-        pictures = pool(work, SCENES, family.SIZE)
+        pictures = pool(work, SCENES, family.SIZE, crowded)
         vae = family.load_vae().to(device)
         rows = []
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half_is_fast(device)):
             for i in range(0, len(pictures), 50):
                 z = vae.encode(to_tensor(pictures[i : i + 50]).to(device)).latent_dist.mode()
                 rows.append((z.float() * family.LATENT_SCALE).half().cpu().numpy())
@@ -110,7 +108,7 @@ def tell(scenes: list[int | None], rng: random.Random) -> Told:
         if number is None:
             lines.append(tokenized(())[0])
             continue
-        shown = scene(number)
+        shown = crowded(number)
         caption, order = told(shown, rng, NAMES)
         understood = read(caption, NAMED)
         line, ends = tokenized(understood.words)
@@ -173,7 +171,10 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
     torch.manual_seed(recipe.seed)
     latents = encoded(work, device)
     encoders = [encoder.to(device) for encoder in family.load_text_encoders()]
-    painter = Painter().to(device)
+    painter = Painter()
+    if recipe.further:
+        family.fill(painter.unet, "unet")
+    painter.to(device)
     model = painter.unet
     seen: list[Tensor] = []
     features: list[Tensor] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mudi_core.toy.world import COLORS, SPECIES, render
+from mudi_core.toy.world import COLORS, MOST, SPECIES, render
 
-from .data import scene
+from .data import Source, scene
 
 Pixels = NDArray[Any]
 SIDE = 128
 """Pixels; the side of the pool's pictures."""
-MOST = 3
-"""Characters in a scene."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,20 @@ def owner_map(masks: Pixels) -> Pixels:
     return owners
 
 
-def _rendered(number: int) -> tuple[Pixels, Pixels, Pixels]:
-    rendered = render(scene(number), SIDE)
+def _rendered(number: int, source: Source = scene) -> tuple[Pixels, Pixels, Pixels]:
+    rendered = render(source(number), SIDE)
     labels = np.full((MOST, 2), -1)
     for i, actor in enumerate(rendered.scene.actors):
         labels[i] = SPECIES.index(actor.character.species), COLORS.index(actor.character.color)
     return rendered.image, owner_map(rendered.masks), labels
 
 
-def pool(work: Path, count: int) -> Pool:
+def pool(work: Path, count: int, source: Source = scene) -> Pool:
     """Scenes 0..count-1, rendered once on all cores and kept in a file."""
-    path = work / f"truth-{count}-{SIDE}.npz"
+    path = work / f"truth-{source.__name__}-{count}-{SIDE}.npz"
     if not path.is_file():
         with ProcessPoolExecutor() as workers:
-            rows = list(workers.map(_rendered, range(count), chunksize=64))
+            rows = list(workers.map(partial(_rendered, source=source), range(count), chunksize=64))
         part = path.with_suffix(".part.npz")
         pictures, owners, labels = (np.stack(column) for column in zip(*rows, strict=True))
         np.savez(part, pictures=pictures, owners=owners, labels=labels)

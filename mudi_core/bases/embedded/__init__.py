@@ -158,8 +158,8 @@ def _name_among(names: Collection[str], key: str) -> str:
     return next((name for name in (key, before, f"text_model.{key}") if name in names), key)
 
 
-def load(model: nn.Module, name: str, folder: Path | None = None) -> Any:
-    """Fill a model ``build_*`` from its file of the family and freeze it; the word vectors are there already.
+def fill(model: nn.Module, name: str, folder: Path | None = None) -> None:
+    """Give a model ``build_*`` the weights of its file of the family; the word vectors are there already.
 
     Raises `MissingMiniWeights` where the file is not there or does not fit.
     """
@@ -180,6 +180,11 @@ def load(model: nn.Module, name: str, folder: Path | None = None) -> Any:
     wrong = [key for key in missing if not key.endswith(("token_embedding.weight", "position_ids"))] + list(unexpected)
     if wrong:
         raise MissingMiniWeights(f"The embedded model's file {path} does not fit this version: {wrong[0]}.")
+
+
+def load(model: nn.Module, name: str, folder: Path | None = None) -> Any:
+    """`fill` a model and freeze it."""
+    fill(model, name, folder)
     return model.eval().requires_grad_(False)
 
 
