@@ -112,7 +112,7 @@ def is_clean(place: Path) -> bool:
 
 
 def is_whole(folder: Path, there: bool, allowed: list[tuple[str, ...]]) -> bool:
-    if not there and not (folder.exists() and any(folder.iterdir())):
+    if not there and not folder.exists():
         return True  # nothing was saved yet
     try:
         if there and not ((folder / "empty").is_dir() and (folder / "notes.txt").read_text() == "mine"):
