@@ -308,6 +308,32 @@ def test_what_cannot_move_to_its_place_is_told_and_waits_there(tmp_path: Path, m
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("moved", range(3))
+def test_a_new_set_whose_files_are_on_their_way_is_no_foreign_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    """Killed while they move: the next who saves there, without a look before, may do so."""
+    folder, move, left = tmp_path / "set", os.replace, iter(range(moved))
+
+    def refused(source: Any, target: Any) -> None:
+        if next(left, None) is None:
+            raise PermissionError(13, "Permission denied", str(target))
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(Unfinished):
+        write_subjects(coloured("red", photos=1), folder)
+    monkeypatch.setattr(os, "replace", move)
+    (blue,) = coloured("blue", photos=1)
+    add_subject(folder, blue)
+    assert read_subjects(folder).tokens == ("red", "blue")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.png").touch()
+    with pytest.raises(CannotWrite, match="is no dataset"):
+        write_subjects(coloured("red", photos=1), tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["mine.png"]
+
+
 def coloured_state() -> dict[str, Any]:
     return {"x": torch.arange(1000.0)}
 
