@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from .lock import claimed
+from .lock import claimed, sweep
 from .types import MudiError
 
 _HALF = re.compile(r"(\..+|.+\.safetensors)\.([0-9a-f]{8}|[0-9]+)\.part", re.DOTALL)
@@ -74,6 +74,4 @@ def whole(path: Path) -> Iterator[Path]:
 def forget_halves(folder: Path) -> None:
     """Remove what killed processes left of files that they wrote here: nobody claims those any more."""
     with suppress(OSError):
-        for half in [path for path in folder.iterdir() if _HALF.fullmatch(path.name)]:
-            with suppress(OSError), claimed(half):
-                pass
+        sweep([path for path in folder.iterdir() if _HALF.fullmatch(path.name)])

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,6 +51,24 @@ def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
             if os.name == "nt":  # where a file that is open stays
                 with suppress(OSError):
                     path.unlink()
+
+
+@contextmanager
+def beginning(folder: Path, locks: re.Pattern[str]) -> Iterator[None]:
+    """Within the block this process claims locks of this pattern in a folder; those of the dead are removed before.
+
+    One at a time, so that nobody takes a lock that is being swept for one that is held. Raises `OSError`.
+    """
+    with claimed(folder / ".mudi.lock", wait=True):
+        sweep(path for path in folder.iterdir() if locks.fullmatch(path.name))
+        yield
+
+
+def sweep(paths: Iterable[Path]) -> None:
+    """Remove of these files, which are claimed while they are of use, those that nobody claims: the dead left them."""
+    for path in list(paths):
+        with suppress(OSError), claimed(path):
+            pass
 
 
 def _is(file: int, path: Path) -> bool:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -28,7 +28,7 @@ from ..mudi_core.names import BadName, plain_name
 from ..mudi_core.progress import Progress, Update
 from ..mudi_core.subjects.metadata import CLASS_METADATA
 from ..mudi_core.subjects.photos import OTHER_PICTURES, SUFFIXES
-from ..mudi_core.subjects.saving import METADATA, take_up
+from ..mudi_core.subjects.saving import METADATA, take_up_all
 from ..mudi_core.types import MudiError, readable
 from . import drawing
 from .listing import can_be_chosen, entries, is_file, is_folder
@@ -296,11 +296,8 @@ def _check_links(folder: Path, root: Path) -> None:
 
 def datasets() -> list[str]:
     """The names of the datasets in ComfyUI's input folder, priors of the official code among them."""
-    folders = _input_folders()
-    for folder in folders:
-        with suppress(MudiError, OSError):  # said when it is read
-            take_up(folder, wait=False)
-    return [one.name for one in folders if is_file(one / METADATA) or is_file(one / CLASS_METADATA)]
+    take_up_all(input_root())
+    return [one.name for one in _input_folders() if is_file(one / METADATA) or is_file(one / CLASS_METADATA)]
 
 
 def photo_folders() -> list[str]:

@@ -36,6 +36,10 @@ _STOPPED = re.compile(r"stopped_((?P<number>\d{5,9})_)?(?P<key>[0-9a-f]{12})\.sa
 """Kept of a training: the number of its LoRA, and what tells it from others. Earlier versions left the number out."""
 
 
+_LOCK = re.compile(r"\.(mudi-[0-9a-f]{12}|.+_\d{5,9})\.lock", re.DOTALL)
+"""Claimed in the LoRA folder while a training lasts: by what tells it from others, and by the name of its LoRA."""
+
+
 class LoraNotApplied(MudiError):
     """ComfyUI's LoRA loader did not find a place for every layer of a LoRA that was just trained."""
 
@@ -92,19 +96,20 @@ class Run:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Within the block nobody else, on this machine or another, writes this LoRA or goes on with this run."""
-        from ..mudi_core.lock import claimed
+        from ..mudi_core.lock import beginning, claimed
 
         loras = self.path.parent
-        with claimed(loras / f".mudi-{self.key}.lock") as ours, ExitStack() as stack:
-            if not ours:
-                raise AlreadyTrained(
-                    "Another ComfyUI is doing this very training in the same folders. Wait until it is done, or change "
-                    "the seed or a setting."
-                )
-            # Two that begin at once see the same free number: the second takes the next.
-            while not stack.enter_context(claimed(loras / f".{self.path.stem}.lock")):
-                name, _, number = self.path.stem.rpartition("_")
-                self.path = self.path.with_stem(f"{name}_{int(number) + 1:05d}")
+        with ExitStack() as stack:
+            with beginning(loras, _LOCK):
+                if not stack.enter_context(claimed(loras / f".mudi-{self.key}.lock")):
+                    raise AlreadyTrained(
+                        "Another ComfyUI is doing this very training in the same folders. Wait until it is done, or "
+                        "change the seed or a setting."
+                    )
+                # Two that begin at once see the same free number: the second takes the next.
+                while not stack.enter_context(claimed(loras / f".{self.path.stem}.lock")):
+                    name, _, number = self.path.stem.rpartition("_")
+                    self.path = self.path.with_stem(f"{name}_{int(number) + 1:05d}")
             if not self.goes_on:
                 self.stopped = self.stopped.with_name(
                     f"stopped_{self.path.stem.rpartition('_')[2]}_{self.key}.safetensors"

@@ -10,7 +10,6 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_server import Graph, Run
+from comfyui_server import CHECKOUT, Graph, Run
 
 ROOT = Path(__file__).parent.parent
 PACK = "mudi_pack"
@@ -119,11 +118,15 @@ class _OneLibrary(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 @pytest.fixture(scope="session")
 def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
     """Skips, saying so, where there is no ComfyUI."""
-    checkout = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "ComfyUI")
-    if not (checkout / "comfy" / "sd.py").is_file():
-        pytest.skip(f"no ComfyUI in {checkout}: set COMFYUI_DIR to a checkout")
-    base = tmp_path_factory.mktemp("comfyui")
-    sys.path.insert(0, str(checkout))
+    if not (CHECKOUT / "comfy" / "sd.py").is_file():
+        pytest.skip(f"no ComfyUI in {CHECKOUT}: set COMFYUI_DIR to a checkout")
+    yield load(tmp_path_factory.mktemp("comfyui"))
+    sys.path.remove(str(CHECKOUT))
+
+
+def load(base: Path) -> Comfy:
+    """ComfyUI on the CPU with a base directory, and the pack; once in a process."""
+    sys.path.insert(0, str(CHECKOUT))
     arguments = importlib.import_module("comfy.cli_args").args
     arguments.cpu = True
     arguments.base_directory = str(base)
@@ -140,5 +143,4 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
         extension = await pack.comfy_entrypoint()
         return list(await extension.get_node_list())
 
-    yield Comfy(base, {node.GET_SCHEMA().node_id: node for node in asyncio.run(classes())})
-    sys.path.remove(str(checkout))
+    return Comfy(base, {node.GET_SCHEMA().node_id: node for node in asyncio.run(classes())})

@@ -97,9 +97,10 @@ def run_sets(wanted: int, seed: int, folder: Path) -> Report:
         ended = [was_killed(process) for process in [dying(one, rng, place, 1500) for one in save]]
         report.kills += sum(ended)
         report.with_two += sum(ended) if len(ended) == 2 else 0
-        take_up(place / "set")
-        report.left += not is_clean(place)
-        report.lost += not is_whole(place / "set", there, [sets[tokens].tokens for tokens in (OLD, *writers)])
+        if rng.random() < 0.7:  # else the next who saves is the first who looks
+            take_up(place / "set")
+            report.left += not is_clean(place)
+            report.lost += not is_whole(place / "set", there, [sets[tokens].tokens for tokens in (OLD, *writers)])
         report.lost += read_subjects(write_subjects(sets[OLD], place / "set")).tokens != OLD
         report.left += not is_clean(place)
         shutil.rmtree(place)
@@ -112,7 +113,7 @@ def is_clean(place: Path) -> bool:
 
 
 def is_whole(folder: Path, there: bool, allowed: list[tuple[str, ...]]) -> bool:
-    if not there and not (folder.exists() and any(folder.iterdir())):
+    if not there and not folder.exists():
         return True  # nothing was saved yet
     try:
         if there and not ((folder / "empty").is_dir() and (folder / "notes.txt").read_text() == "mine"):

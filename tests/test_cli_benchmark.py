@@ -182,8 +182,11 @@ with claimed(Path({str(tmp_path / "out" / ".cats.segmix.lock")!r})):
         assert not ours
     other.kill()
     other.wait()
+    results.sweep()
+    assert not list(results.folder.glob(".*"))
     with results.claimed("cats/segmix", wait=True) as ours:
-        assert ours
+        results.sweep()
+        assert ours and [path.name for path in results.folder.glob(".*")] == [".cats.segmix.lock"]
 
 
 @pytest.fixture

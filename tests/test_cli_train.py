@@ -220,3 +220,6 @@ def test_a_second_training_of_one_file_is_told(drawn_dataset: Path, tmp_path: Pa
     with claimed(tmp_path / ".cats.safetensors.lock"):
         assert main(command(drawn_dataset, out)) == 1
     assert "Another training writes" in capsys.readouterr().err and not list(tmp_path.glob("*.safetensors"))
+    (tmp_path / ".dogs.safetensors.lock").touch()  # of a training that was killed
+    assert main(command(drawn_dataset, out)) == 0
+    assert not list(tmp_path.glob(".*"))

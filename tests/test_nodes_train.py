@@ -356,6 +356,12 @@ def test_two_that_train_at_once_into_one_folder_take_two_numbers(
     with claimed(folder / f".mudi-{key}.lock"), pytest.raises(comfy.module("training").AlreadyTrained):
         train(comfy, mini, dataset, "both", steps=3)
     assert not list(folder.glob(".*"))
+    for left in (".others_00003.lock", f".mudi-{'0' * 12}.lock"):
+        (folder / left).touch()
+    (folder / ".not ours.lock").touch()
+    train(comfy, mini, dataset, "both", steps=1)
+    assert [path.name for path in folder.glob(".*")] == [".not ours.lock"]
+    (folder / ".not ours.lock").unlink()
 
 
 def cancelled_key(comfy: Comfy, mini: Any, dataset: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -23,9 +24,9 @@ from coloured import coloured
 from test_train_loop import CONFIG, plan_for
 from tiny_sdxl import tiny_unet
 
-from mudi_core.lock import claimed
+from mudi_core.lock import beginning, claimed
 from mudi_core.lora.file import save_lora
-from mudi_core.subjects.saving import Unfinished, take_up
+from mudi_core.subjects.saving import Unfinished, take_up, take_up_all
 from mudi_core.subjects.storage import CannotWrite, add_subject, read_subjects, write_subjects
 from mudi_core.tensor_file import BadTensorFile, read_tensors, write_tensors
 from mudi_core.train import loop
@@ -130,8 +131,7 @@ def test_killed_before_any_dealing_with_a_file_a_set_is_the_old_or_the_new_and_n
         _, status = os.waitpid(kills.in_a_process(save), 0)
         assert os.WIFSIGNALED(status) or status == 0
         take_up(folder)
-        # An empty folder may be the user's own, so it stays.
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists():
             assert read_subjects(folder).tokens in ((OLD, NEW) if there == "a set" else (NEW,))
         assert (there == "nothing") or ((folder / "empty").is_dir() and (folder / "notes.txt").read_text() == "mine")
         assert [path.name for path in place.iterdir()] in ([], ["set"])
@@ -140,6 +140,87 @@ def test_killed_before_any_dealing_with_a_file_a_set_is_the_old_or_the_new_and_n
         if status == 0:
             break
     assert 20 < number < 99
+
+
+DEAD, ALIVE = 2**22 + 1, 1
+"""Numbers of processes: Linux gives none so high, and always gives the first."""
+
+
+def left_by_an_earlier_version(place: Path, kind: str, process: int, *tokens: str, files: tuple[str, ...] = ()) -> Path:
+    """A set out of the way, or in the making, as versions before this one had them."""
+    folder = place / f".set.{process}.{kind}"
+    write_subjects(coloured(*tokens, photos=1), place / "made").rename(folder)
+    for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("look", ["one", "all", "a writer"])
+def test_what_earlier_versions_left_comes_back(tmp_path: Path, look: str) -> None:
+    """Killed between two renames: no set has the name, the old one is out of the way, the new one is complete."""
+    folder = tmp_path / "set"
+    left_by_an_earlier_version(tmp_path, "old", ALIVE, *OLD, files=("notes.txt", "more/notes.txt"))
+    left_by_an_earlier_version(tmp_path, "new", os.getpid(), *NEW)
+    if look == "one":
+        take_up(folder)
+    elif look == "all":
+        take_up_all(tmp_path)
+    else:
+        (orange,) = coloured("orange", photos=1)
+        add_subject(folder, orange)
+    assert read_subjects(folder).tokens == ((*OLD, "orange") if look == "a writer" else OLD)
+    assert (folder / "more" / "notes.txt").read_text() == "mine" and (folder / "empty").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_what_earlier_versions_left_beside_a_set_goes_and_the_users_files_do_not(tmp_path: Path) -> None:
+    """Killed while the user's files move from the old set to the new one, twice, and once in the photos."""
+    folder = write_subjects(coloured(*NEW, photos=1), tmp_path / "set")
+    (folder / "notes.txt").write_text("newer")
+    left_by_an_earlier_version(tmp_path, "old", DEAD, *OLD, files=("notes.txt", "more/notes.txt"))
+    left_by_an_earlier_version(tmp_path, "old", os.getpid(), "red", files=("others.txt",))
+    (left_by_an_earlier_version(tmp_path, "new", DEAD, *OLD) / "metadata.jsonl").unlink()
+    take_up_all(tmp_path)
+    assert read_subjects(folder).tokens == NEW and (folder / "notes.txt").read_text() == "newer"
+    assert {(folder / name).read_text() for name in ("more/notes.txt", "others.txt")} == {"mine"}
+    assert (folder / "empty").is_dir() and [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_what_may_still_be_needed_stays(tmp_path: Path) -> None:
+    """A folder of the user's has the name by now, or the process lives."""
+    old = left_by_an_earlier_version(tmp_path, "old", DEAD, *OLD)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "notes.txt").write_text("mine")
+    take_up_all(tmp_path)
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["notes.txt"] and read_subjects(old).tokens == OLD
+    (tmp_path / "set" / "notes.txt").unlink()
+    if Path("/proc/1").exists():
+        new = left_by_an_earlier_version(tmp_path, "new", ALIVE, *NEW)
+        take_up_all(tmp_path)
+        assert read_subjects(tmp_path / "set").tokens == OLD and new.is_dir()
+
+
+@posix
+def test_a_new_folder_of_a_killed_writer_goes_and_an_empty_one_of_the_user_does_not(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "killed").mkdir()
+    (tmp_path / ".mudi-killed.new").touch()
+    with claimed(tmp_path / ".mudi-living.new"):
+        (tmp_path / "living").mkdir()
+        take_up_all(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"mine", "living", ".mudi-living.new"}
+
+
+@posix
+def test_locks_of_killed_trainings_are_swept_when_another_begins(tmp_path: Path) -> None:
+    for name in (".a.safetensors.lock", ".b.safetensors.lock", ".c.lock", "d.safetensors.lock"):
+        (tmp_path / name).touch()
+    with claimed(tmp_path / ".b.safetensors.lock"), beginning(tmp_path, re.compile(r"\..+\.safetensors\.lock")):
+        found = {path.name for path in tmp_path.iterdir()}
+    assert found == {".b.safetensors.lock", ".c.lock", "d.safetensors.lock", ".mudi.lock"}
+    assert not (tmp_path / ".mudi.lock").exists()
 
 
 @posix
@@ -225,6 +306,32 @@ def test_what_cannot_move_to_its_place_is_told_and_waits_there(tmp_path: Path, m
     (subject,) = read_subjects(folder)
     assert (subject.token, len(subject.photos)) == ("blue", 2)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("moved", range(3))
+def test_a_new_set_whose_files_are_on_their_way_is_no_foreign_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    """Killed while they move: the next who saves there, without a look before, may do so."""
+    folder, move, left = tmp_path / "set", os.replace, iter(range(moved))
+
+    def refused(source: Any, target: Any) -> None:
+        if next(left, None) is None:
+            raise PermissionError(13, "Permission denied", str(target))
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(Unfinished):
+        write_subjects(coloured("red", photos=1), folder)
+    monkeypatch.setattr(os, "replace", move)
+    (blue,) = coloured("blue", photos=1)
+    add_subject(folder, blue)
+    assert read_subjects(folder).tokens == ("red", "blue")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.png").touch()
+    with pytest.raises(CannotWrite, match="is no dataset"):
+        write_subjects(coloured("red", photos=1), tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["mine.png"]
 
 
 def coloured_state() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import whole
-from ..lock import claimed
+from ..lock import claimed, sweep
 from ..subjects.photos import read_photo
 from ..types import Comparison, Detections, MudiError, Verdict
 from .spec import Cell, Spec
@@ -88,6 +88,10 @@ class Results:
         """
         with claimed(self.folder / f".{name.replace('/', '.')}.lock", wait) as ours:
             yield ours
+
+    def sweep(self) -> None:
+        """Remove the claims of processes that died."""
+        sweep(self.folder.glob(".*.lock"))
 
     def _path(self, cell: Cell, suffix: str) -> Path:
         return self.folder / cell.combo / cell.method / f"{cell.prompt}-{cell.seed:03d}{suffix}"

@@ -55,6 +55,7 @@ class Worker:
 
     def run(self) -> None:
         """Returns when every cell is there, whoever made it."""
+        self.results.sweep()
         while parts := self._open_parts():
             idle = True
             for name, cells in parts.items():
@@ -152,7 +153,7 @@ class Worker:
             return storage.read_subjects(Path(where))
         place = self.results.folder / combo
         with self.results.claimed(f"{combo}/photos", wait=True):
-            if not (place / "dataset").is_dir():
+            if not (place / "dataset" / storage.METADATA).is_file():
                 settings, pair = DemoSettings(), PAIRS[where]
                 folders = [draw_photos(place / "photos", spec, self.spec.seed, settings) for spec in pair]
                 with self.progress(f"cutting out {combo}") as update:

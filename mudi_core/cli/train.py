@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from ..train.plan import Plan
     from ..train.team import Team
     from ..types import SubjectSet
+
+
+_LOCK = re.compile(r"\..+\.safetensors\.lock", re.DOTALL)
+"""Claimed beside a LoRA while it is trained."""
 
 
 class OutputExists(MudiError):
@@ -86,10 +91,12 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer | None:
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Nobody else trains into this file while the block lasts. Raises `OutputBusy`."""
-    from ..lock import claimed
+    from ..lock import beginning, claimed
 
     _check_writable(out)
-    with claimed(out.with_name(f".{out.name}.lock")) as ours:
+    with ExitStack() as stack:
+        with beginning(out.parent, _LOCK):
+            ours = stack.enter_context(claimed(out.with_name(f".{out.name}.lock")))
         if not ours:
             raise OutputBusy(
                 f"Another training writes {out} just now. Wait until it is done, or choose another name with --out."

@@ -16,7 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from ..files import forget_halves, whole
-from ..lock import claimed
+from ..lock import claimed, sweep
 from ..types import MudiError
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,9 @@ def locate(name: str, folders: Sequence[Path] = (), download: bool = False, on_s
     """
     wanted, folders = weights(name), list(folders) or [default_folder()]
     for folder in folders:
-        forget_halves(folder / wanted.folder)
+        place = folder / wanted.folder
+        forget_halves(place)
+        sweep(lock for file in wanted.files if (lock := place / f".{file.name}.lock").exists())
     found = find(wanted, folders)
     if found is not None:
         return found

@@ -2,17 +2,18 @@
 
 New files are made in a hidden folder inside, the stage. When all are there the stage gets another name: from then on
 the new set is saved, and its files move to their places, which the next who opens the folder finishes if need be.
-Other files of the folder are never touched.
+Other files of the folder are never touched. A file beside a folder, the mark, stands there while the folder is new.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,9 @@ METADATA = "metadata.jsonl"
 OURS = ".mudi-"
 """Begins the names of what lies in a folder only while it is saved."""
 _LOCK, _STAGE, _COMPLETE = f"{OURS}lock", f"{OURS}stage-", f"{OURS}complete"
+_MARK = re.compile(rf"{re.escape(OURS)}(?P<name>.+)\.new", re.DOTALL)
+_EARLIER = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>old|new)", re.DOTALL)
+"""Folders beside a set while earlier versions saved it: the old set out of the way, and the new one in the making."""
 _ATTEMPTS = 5
 _PAUSE = 0.02
 """Seconds between two looks at a writer whose files move to their places."""
@@ -44,16 +48,16 @@ def held(folder: Path) -> Iterator[None]:
 
     Raises `OSError`, `Unfinished`.
     """
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+    _bring_back(folder)
+    with ExitStack() as stack:
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(claimed(_mark(folder), wait=True))
+            folder.mkdir(exist_ok=True)
+            stack.callback(_remove_if_empty, folder)
         with claimed(folder / _LOCK, wait=True):
             _settle(folder)
             yield
-    finally:
-        if is_new:  # and nothing was written
-            with suppress(OSError):
-                folder.rmdir()
 
 
 @contextmanager
@@ -73,11 +77,29 @@ def stage(folder: Path) -> Iterator[Path]:
     _move_in(folder)
 
 
-def take_up(folder: Path, wait: bool = True) -> None:
+def take_up(folder: Path) -> None:
     """Finish what a killed writer had completed, remove what it had not, and the folder if there is nothing else.
 
-    ``wait``: for a writer that is at it. Raises `Unfinished`.
+    Waits for a writer that is at it. Raises `Unfinished`.
     """
+    _bring_back(folder)
+    _finish(folder, wait=True)
+
+
+def take_up_all(root: Path) -> None:
+    """`take_up` of every folder in ``root`` that nobody writes to; what cannot be is told when the folder is read."""
+    try:
+        names = os.listdir(root)
+    except OSError:
+        return
+    for name in {match["name"] for name in names if (match := _MARK.fullmatch(name) or _EARLIER.fullmatch(name))}:
+        _bring_back(root / name)
+    for name in names:
+        with suppress(MudiError, OSError):
+            _finish(root / name, wait=False)
+
+
+def _finish(folder: Path, wait: bool) -> None:
     ours = False
     while _left_in(folder) and not ours:
         complete = (folder / _COMPLETE).exists()
@@ -94,8 +116,77 @@ def take_up(folder: Path, wait: bool = True) -> None:
                 return
             time.sleep(_PAUSE)
     if ours:
-        with suppress(OSError):
-            folder.rmdir()
+        _remove_if_empty(folder)
+
+
+def _mark(folder: Path) -> Path:
+    """Claimed by whoever makes the folder, so that an empty one is known for what it is."""
+    return folder.with_name(f"{OURS}{folder.name}.new")
+
+
+def _bring_back(folder: Path) -> None:
+    """A set that an earlier version had out of the way comes back; what killed writers left beside it goes."""
+    earlier = _earlier(folder)
+    is_marked = _mark(folder).exists()
+    if not (earlier or is_marked):
+        return
+    with suppress(OSError), claimed(_mark(folder)) as ours:
+        if not ours:
+            return
+        if is_marked:
+            _remove_if_empty(folder)
+        for left in earlier:
+            with suppress(OSError):
+                _take_in(left, folder)
+
+
+def _earlier(folder: Path) -> list[Path]:
+    """What earlier versions left beside a folder: old sets first, the latest of them first."""
+    try:
+        named = [
+            (match, folder.with_name(name)) for name in os.listdir(folder.parent) if (match := _EARLIER.fullmatch(name))
+        ]
+        left = [
+            (match["kind"] == "new", -path.lstat().st_mtime, path)
+            for match, path in named
+            if match["name"] == folder.name
+        ]
+    except OSError:
+        return []
+    return [path for *_, path in sorted(left) if path.is_dir() and not path.is_symlink()]
+
+
+def _take_in(left: Path, folder: Path) -> None:
+    """One of `_earlier` becomes the set, if there is none; else the set gets what it lacks, and the rest goes."""
+    match = _EARLIER.fullmatch(left.name)
+    assert match is not None
+    if (left / METADATA).exists() and not (folder / METADATA).exists():
+        _remove_if_empty(folder)
+        if not folder.exists():
+            left.rename(folder)
+    elif (match["kind"] == "new" or (folder / METADATA).exists()) and not _is_alive(match["process"]):
+        if match["kind"] == "old":
+            _add_missing(left, folder)
+        shutil.rmtree(left)
+
+
+def _add_missing(source: Path, folder: Path) -> None:
+    for path in sorted(source.rglob("*")):
+        target = folder / path.relative_to(source)
+        if path.is_dir() and not path.is_symlink():
+            target.mkdir(parents=True, exist_ok=True)
+        elif not target.exists():
+            path.rename(target)
+
+
+def _is_alive(process: str) -> bool:
+    """Whether another process has the number, as far as is known. Ours writes no such folders."""
+    return int(process) != os.getpid() and Path("/proc", process).exists()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def unchanged(folder: Path, read: Callable[[], Found]) -> Found:

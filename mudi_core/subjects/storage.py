@@ -198,15 +198,21 @@ def _writable(folder: Path) -> Iterator[Path]:
     """The folder's full path, for one writer at a time. Raises `CannotWrite`."""
     folder = Path(os.path.realpath(folder))
     try:
-        if folder.exists() and not (folder.is_dir() and (_is_empty(folder) or (folder / METADATA).exists())):
-            raise CannotWrite(f"{folder} is there and is no dataset. Choose a new folder; nothing was changed.")
-        with held(folder):
+        if folder.exists() and not folder.is_dir():
+            raise _no_dataset(folder)
+        with held(folder):  # only then is there nothing of a set whose files are on their way
+            if not (_is_empty(folder) or (folder / METADATA).exists()):
+                raise _no_dataset(folder)
             yield folder
     except OSError as error:
         raise CannotWrite(
             f"{folder} cannot be written: {error.strerror or error}. What was there is unchanged. "
             "Choose another folder, or make room."
         ) from error
+
+
+def _no_dataset(folder: Path) -> CannotWrite:
+    return CannotWrite(f"{folder} is there and is no dataset. Choose a new folder; nothing was changed.")
 
 
 def _is_empty(folder: Path) -> bool:
