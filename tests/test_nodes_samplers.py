@@ -138,7 +138,7 @@ def test_every_pair_of_stock_sampler_and_scheduler_runs_from_the_start(
 
 
 def another_lora(comfy: Comfy, model: Any, words: Any) -> tuple[Any, Any]:
-    with Adapter(open_checkpoint("mini").unet, 2, 2.0, ("to_q", "to_v")) as adapter:
+    with Adapter.new(open_checkpoint("mini").denoiser(), 2, 2.0, ("to_q", "to_v")) as adapter:
         state = {
             key: value if key.endswith(".alpha") else torch.full_like(value, 0.1)
             for key, value in adapter.state().items()
