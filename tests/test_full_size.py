@@ -28,6 +28,8 @@ from mudi_core.types import Photo, Subject, SubjectSet
 
 pytestmark = pytest.mark.full_size
 
+SIDE = 64
+"""Pixels of training images: the models are whole, the pictures small, since many CPUs are slow in bfloat16."""
 MEMORY_LIMIT = 20 * 2**30
 """Bytes, of the whole process and of what it has mapped from disk."""
 SDXL, SD = 560, 128
@@ -66,10 +68,10 @@ def peak() -> int:
 
 
 def settings(comfy: Comfy) -> Any:
-    """256 px and bfloat16; all else as Train Settings has it."""
+    """Small pictures and bfloat16; all else as Train Settings has it."""
     inputs = comfy.node("MudiTrainSettings").GET_SCHEMA().inputs
     defaults = {one.id: one.options[0] if hasattr(one, "options") else one.default for one in inputs}
-    told = {"memory": "16 GB", "resolution": 256}
+    told = {"memory": "16 GB", "resolution": SIDE}
     return comfy.run("MudiTrainSettings", **{**defaults, **told}).result[0]
 
 
@@ -105,7 +107,7 @@ def in_bfloat16(comfy: Comfy, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sdxl_goes_through_comfyui(comfy: Comfy, written: Callable[[str], Path], in_bfloat16: None) -> None:
     about = through_comfyui(comfy, written("sdxl"), "SDXL, 1024 px", SDXL)
-    assert about["ss_base_model_version"] == "sdxl_base_v1-0" and about["ss_resolution"] == "(256, 256)"
+    assert about["ss_base_model_version"] == "sdxl_base_v1-0" and about["ss_resolution"] == f"({SIDE}, {SIDE})"
     assert peak() < MEMORY_LIMIT
 
 
@@ -123,7 +125,7 @@ def test_the_library_trains_a_step_of_the_same_file(
 ) -> None:
     checkpoint = open_checkpoint(written(kind), dtype=torch.bfloat16)
     assert checkpoint.side == side
-    config = TrainConfig(steps=1, batch_size=1, resolution=256, precision="bf16", dco_beta=0, rank=32)
+    config = TrainConfig(steps=1, batch_size=1, resolution=SIDE, precision="bf16", dco_beta=0, rank=32)
     plan = make_plan(two_subjects(), config, checkpoint.encode_image, checkpoint.condition)
     checkpoint.release_encoders()
     state = train(checkpoint.denoiser(), plan, config).state
