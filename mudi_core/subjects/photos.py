@@ -247,8 +247,9 @@ def _read_picture(path: Path, within: Path | None) -> Image.Image:
             if within is not None and leads_out(file, path, within):
                 raise BadPhoto(f"{path} is a link that leads out of {within}. Put there what it leads to.")
             _check_tags(file, path)
+            _check_scans(file, path)
             with Image.open(file, formats=FORMATS) as picture:
-                _check_picture(picture, file, path)
+                _check_picture(picture, path)
                 picture.load()
                 upright = _upright(picture, picture)
     except FileNotFoundError:
@@ -274,7 +275,7 @@ def _read_picture(path: Path, within: Path | None) -> Image.Image:
     return upright
 
 
-def _check_picture(picture: Image.Image, file: BinaryIO, path: Path) -> None:
+def _check_picture(picture: Image.Image, path: Path) -> None:
     """Raises `BadPhoto` for what would take too long or too much memory to decode, or shows several pictures."""
     if picture.width * picture.height > MOST_PIXELS:
         raise BadPhoto(f"{path} is too large ({picture.width}x{picture.height} px). {_SMALLER}")
@@ -283,13 +284,6 @@ def _check_picture(picture: Image.Image, file: BinaryIO, path: Path) -> None:
         raise BadPhoto(f"{path} is animated or has several pages: which one shows the subject? Save that one as PNG.")
     if picture.format == "TIFF" and "jpeg" in str(picture.info.get("compression")):
         raise BadPhoto(f"{path} is a TIFF with JPEGs inside, which is not read. Save it as PNG or JPEG.")
-    if picture.format in ("JPEG", "MPO"):
-        at = file.tell()
-        file.seek(0)
-        scans = _scans(file.read())
-        file.seek(at)
-        if scans > MOST_SCANS:
-            raise BadPhoto(f"{path} draws over itself {scans} times or more, which no camera does. Save it again.")
     exif = picture.info.get("exif", b"").removeprefix(b"Exif\0\0")
     if _tag_bytes(exif) > MOST_TAG_BYTES:
         raise BadPhoto(f"{path} has EXIF data of an impossible size. Save it again without them.")
@@ -320,6 +314,16 @@ def _scans(jpeg: bytes) -> int:
         scans += found[1] == b"\xda"
         at = found.end() + max(int.from_bytes(jpeg[found.end() : found.end() + 2], "big"), 2)
     return MOST_SCANS + 1
+
+
+def _check_scans(file: BinaryIO, path: Path) -> None:
+    """Raises `BadPhoto` for a JPEG that draws over itself, or is cut into pieces: Pillow looks at each at once."""
+    if file.read(2) == b"\xff\xd8":
+        file.seek(0)
+        scans = _scans(file.read())
+        if scans > MOST_SCANS:
+            raise BadPhoto(f"{path} draws over itself {scans} times or more, which no camera does. Save it again.")
+    file.seek(0)
 
 
 def _check_tags(file: BinaryIO, path: Path) -> None:

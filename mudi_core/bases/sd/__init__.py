@@ -62,10 +62,6 @@ def read_folder(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
 
 def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     """SD as one ``.safetensors`` file with its authors' names. Raises `sdxl.BadCheckpointFile`."""
-    from diffusers import StableDiffusionPipeline
-
-    from ...vocabulary import tokenizer
-
     shapes = header(path)
     kind = next(kind for kind, mark in _MARKS.items() if mark in shapes)
     first = "model.diffusion_model.input_blocks.0.0.weight"
@@ -73,6 +69,10 @@ def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
         if key not in shapes:
             raise BadCheckpointFile(f"{path} has no {what}: it is no whole checkpoint. Download it again.")
     check_kind(path, shapes)
+    from diffusers import StableDiffusionPipeline
+
+    from ...vocabulary import tokenizer
+
     try:
         pipeline = StableDiffusionPipeline.from_single_file(
             str(path),

@@ -66,10 +66,10 @@ def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
 
     Finetunes that predict v, or whose noise schedule ends in pure noise, say so by a key "v_pred" or "ztsnr".
     """
-    from diffusers import StableDiffusionXLPipeline
-
     shapes = header(path)
     _check_file(path, shapes)
+    from diffusers import StableDiffusionXLPipeline
+
     from ...vocabulary import tokenizer
 
     try:
