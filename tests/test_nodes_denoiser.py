@@ -105,17 +105,21 @@ def as_diffusers_reads_it(encoded: Plan) -> Plan:
     return replace(encoded, conditions=tuple({n: one[ours] for n, ours in names.items()} for one in encoded.conditions))
 
 
-def test_a_step_on_the_model_is_a_step_on_diffusers_unet(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
+@pytest.mark.parametrize(("config", "rounding"), [(PLAIN, 1e-6), (CONFIG, 1e-4)], ids=["plain", "dco"])
+def test_a_step_on_the_model_is_a_step_on_diffusers_unet(
+    comfy: Comfy, mini: tuple[Any, Any, Any], config: TrainConfig, rounding: float
+) -> None:
+    """DCO takes a difference of errors times its beta of 1000, and so makes as much more of their rounding."""
     checkpoint = open_checkpoint("mini")
     theirs, (ours, encoded) = checkpoint.denoiser(), of_mini(comfy, mini)
     read = as_diffusers_reads_it(encoded)
     with worn(theirs) as adapter:
-        loss, gradient = gradients(Trainee(theirs, adapter, read, CONFIG))
+        loss, gradient = gradients(Trainee(theirs, adapter, read, config))
     before = weights(mini[0])
     with worn(ours) as adapter:
-        model_loss, model_gradient = gradients(Trainee(ours, adapter, encoded, CONFIG))
-    assert model_loss == pytest.approx(loss, rel=1e-6)
-    assert apart(gradient, model_gradient) < 1e-5
+        model_loss, model_gradient = gradients(Trainee(ours, adapter, encoded, config))
+    assert model_loss == pytest.approx(loss, rel=rounding)
+    assert apart(gradient, model_gradient) < 10 * rounding
     assert all(map(torch.equal, weights(mini[0]), before))
 
 
@@ -225,7 +229,7 @@ def test_a_model_is_kept_in_few_bits_as_diffusers_unet_is(
     before = weights(mini[0])
     for _ in range(2):  # as after a preview
         with worn(ours) as adapter:
-            model_loss, model_gradient = gradients(Trainee(ours, adapter, encoded, PLAIN))
+            model_loss, model_gradient = gradients(Trainee(ours, adapter, encoded, config))
         assert model_loss == pytest.approx(loss, rel=1e-3) and apart(gradient, model_gradient) < 0.02
     assert all(map(torch.equal, weights(mini[0]), before))
 
