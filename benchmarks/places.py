@@ -117,7 +117,7 @@ def five(folder: Path, checkpoint: Checkpoint) -> SubjectSet:
         )
         storage.write_subjects(subjects, dataset)
         config = replace(SETTINGS, train_steps=SETTINGS.train_steps * 3 // 2).train_config("segmix", 0)
-        plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.condition)
+        plan = make_plan(subjects, config.samples, checkpoint.encode_image, checkpoint.condition)
         result = train(checkpoint.denoiser(), plan, config)
         about = lora_metadata(config.described(), subjects, base=checkpoint.name, plan_hash=plan.plan_hash)
         save_lora(lora, result.state, about)

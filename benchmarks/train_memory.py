@@ -22,7 +22,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -105,8 +104,8 @@ def some_plan(config: TrainConfig, side: int) -> Plan:
         captions=("a photo of olis corgi",),
         caption_of=(0, 0),
         conditions=({"context": torch.randn(77, 2048), "pooled": torch.randn(1280)},),
-        steps=torch.arange(config.samples_per_step).repeat(config.steps, 1) % 2,
-        priors=torch.empty(config.steps, 0, dtype=torch.long),
+        steps=torch.arange(config.samples.samples_per_step).repeat(config.samples.steps, 1) % 2,
+        priors=torch.empty(config.samples.steps, 0, dtype=torch.long),
         plan_hash="made up",
     )
 
@@ -118,7 +117,7 @@ def sdxl_unet(config: TrainConfig) -> Any:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(sdxl.CONFIGS / "unet"))
         nn.Module.to(unet, torch.bfloat16).requires_grad_(False)  # diffusers' own warns of nothing
-        quantize(unet, config.base_weights)
+        quantize(unet, config.learning.base_weights)
     return unet
 
 
@@ -154,7 +153,7 @@ def reckon(config: TrainConfig, card: bool = True, counts: bool = False) -> dict
 
     ``card``: on a CUDA card rather than a CPU; ``counts``: the step's operations too.
     """
-    side = config.size[0] // 8
+    side = config.samples.size[0] // 8
     unet, plan = sdxl_unet(config), some_plan(config, side)
     samples = [step.batch_of(plan, config, number) for number in range(config.accumulation)]
     ledger = Ledger()
@@ -162,10 +161,12 @@ def reckon(config: TrainConfig, card: bool = True, counts: bool = False) -> dict
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         _with_fake_tensors(unet)
         denoiser = UNetDenoiser(unet, ABAR, "epsilon", 0.13025)
-        adapter = Adapter.new(denoiser, config.rank, config.lora_alpha, config.target_modules)
-        stack.enter_context(denoiser.ready(config.precision == "bf16"))
+        adapter = Adapter.new(
+            denoiser, config.learning.rank, config.learning.lora_alpha, config.learning.target_modules
+        )
+        stack.enter_context(denoiser.ready(config.learning.precision == "bf16"))
         stack.enter_context(adapter)
-        stack.enter_context(checkpointing(denoiser, config.gradient_checkpointing))
+        stack.enter_context(checkpointing(denoiser, config.fit.gradient_checkpointing))
         trainee = step.Trainee(denoiser, adapter, plan, config)
         if card:
             stack.enter_context(as_on_a_card())
@@ -208,12 +209,12 @@ def _with_fake_tensors(unet: nn.Module) -> None:
 def really(config: TrainConfig) -> dict[str, float]:
     """The ledger of a true training on the CPU and by how much the process grew, in bytes; seconds of its last step."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unet = filled(sdxl_unet(replace(config, base_weights="full")), torch.bfloat16, torch.device("cpu"))
-    quantize(unet, config.base_weights)
+    unet = filled(sdxl_unet(config.but(base_weights="full")), torch.bfloat16, torch.device("cpu"))
+    quantize(unet, config.learning.base_weights)
     ledger = Ledger()
     for tensor in (*unet.parameters(), *unet.buffers()):
         ledger.enter(tensor)
-    plan = some_plan(config, config.size[0] // 8)
+    plan = some_plan(config, config.samples.size[0] // 8)
     ends: list[float] = []
     events = Events(lambda *_: ends.append(time.process_time()))
     peak = ledger.peak_of(lambda: train(UNetDenoiser(unet, ABAR, "epsilon", 0.13025), plan, config, events))
@@ -240,9 +241,9 @@ def main() -> None:
         parser.error("a process remembers only the most it ever had: check one preset at a time, --presets 12, say")
     results: dict[int, dict[str, float]] = {}
     for gigabytes in options.presets:
-        config = TrainConfig(**memory_settings(gigabytes), steps=2, resolution=options.check or options.resolution)
+        config = TrainConfig.of(**memory_settings(gigabytes), steps=2, resolution=options.check or options.resolution)
         if options.checkpointing:
-            config = replace(config, gradient_checkpointing=options.checkpointing)
+            config = config.but(gradient_checkpointing=options.checkpointing)
         if options.check:
             reckoned = reckon(config, card=False)
             results[gigabytes] = {**really(config), "reckoned": reckoned["peak"], "expected": reckoned["expected"]}

@@ -86,18 +86,18 @@ class Bench:
 
     def plan(self) -> Plan:
         encoders = self.checkpoint.encode_image, self.checkpoint.condition
-        return make_plan(self.subjects, self.config, *encoders)
+        return make_plan(self.subjects, self.config.samples, *encoders)
 
     def ours(self, plan: Plan, steps: int) -> list[float]:
         """Seconds of each step but the first, which warms up."""
         ends: list[float] = []
-        config = replace(self.config, steps=steps)
+        config = self.config.but(steps=steps)
         part = replace(plan, steps=plan.steps[:steps], priors=plan.priors[:steps])
         train(self.denoiser, part, config, Events(lambda *_: ends.append(self.clock())))
         return [after - before for before, after in pairwise(ends)]
 
     def floor(self, plan: Plan, steps: int) -> list[float]:
-        chosen = plan.steps[0, : self.config.batch_size]
+        chosen = plan.steps[0, : self.config.fit.batch_size]
         inputs = self._inputs(
             torch.stack([plan.latents[i] for i in chosen.tolist()]),
             *(
@@ -110,13 +110,13 @@ class Bench:
 
     def naive(self, steps: int) -> list[float]:
         """Crops, VAE and text encoders in every step; the captions are re-read as they are written."""
-        width, height = self.config.size
+        width, height = self.config.samples.size
         photos = [(subject, one) for subject in self.subjects for one in subject.photos]
         rng = random.Random(0)
 
         def inputs() -> dict[str, Any]:
             images, captions, time_ids = [], [], []
-            for subject, one in rng.choices(photos, k=self.config.batch_size):
+            for subject, one in rng.choices(photos, k=self.config.fit.batch_size):
                 scale = max(width / one.size[0], height / one.size[1])
                 full = torch.nn.functional.interpolate(
                     one.image.movedim(2, 0)[None], scale_factor=scale * 1.0001, mode="bicubic", antialias=True
@@ -135,8 +135,8 @@ class Bench:
     def official(self, folder: Path, steps: int) -> tuple[list[float], int]:
         """Seconds of each of the official script's steps but the first, and its peak of the card's memory in bytes."""
         config = self.config
-        if config.base_weights != "full":
-            raise DoesNotRun(f"it knows no weights in {config.base_weights}")
+        if config.learning.base_weights != "full":
+            raise DoesNotRun(f"it knows no weights in {config.learning.base_weights}")
         with tempfile.TemporaryDirectory() as place:
             out = Path(place) / "times.json"
             write_subjects(self.subjects, Path(place) / "dataset")
@@ -145,20 +145,20 @@ class Bench:
                 "instance_data_dir": f"{place}/dataset",
                 "pretrained_model_name_or_path": f"{place}/model",
                 "output_dir": f"{place}/out",
-                "repeats": config.batch_size,  # or its batches would be no larger than the dataset
-                "resolution": config.size[0],
-                "train_batch_size": config.batch_size,
+                "repeats": config.fit.batch_size,  # or its batches would be no larger than the dataset
+                "resolution": config.samples.size[0],
+                "train_batch_size": config.fit.batch_size,
                 "gradient_accumulation_steps": config.accumulation,
                 "max_train_steps": steps,
-                "learning_rate": config.learning_rate,
+                "learning_rate": config.learning.learning_rate,
                 "lr_warmup_steps": 0,
-                "rank": config.rank,
-                "segmix_prob": config.segmix_prob if config.size[0] == 1024 else 0.0,
+                "rank": config.learning.rank,
+                "segmix_prob": config.samples.segmix_prob if config.samples.size[0] == 1024 else 0.0,
                 "dco_beta": 0,
-                "mixed_precision": "bf16" if config.precision == "bf16" else "no",
+                "mixed_precision": "bf16" if config.learning.precision == "bf16" else "no",
             }
             options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-            options += ["--gradient_checkpointing"] if config.gradient_checkpointing != "off" else []
+            options += ["--gradient_checkpointing"] if config.fit.gradient_checkpointing != "off" else []
             command = [sys.executable, "-c", DRIVER, str(torch.get_num_threads()), str(out), str(folder / OFFICIAL)]
             environment = {**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
             if self.device.type == "cpu":
@@ -189,9 +189,11 @@ class Bench:
         config, unet = self.config, self.checkpoint.unet
         ends = []
         with (
-            self.denoiser.ready(config.precision == "bf16"),
-            Adapter.new(self.denoiser, config.rank, config.lora_alpha, config.target_modules) as adapter,
-            checkpointing(self.denoiser, config.gradient_checkpointing),
+            self.denoiser.ready(config.learning.precision == "bf16"),
+            Adapter.new(
+                self.denoiser, config.learning.rank, config.learning.lora_alpha, config.learning.target_modules
+            ) as adapter,
+            checkpointing(self.denoiser, config.fit.gradient_checkpointing),
         ):
             adapter.start(0)
             optimizer = make_optimizer(config, adapter.parameters())
@@ -200,7 +202,7 @@ class Bench:
                 for _ in range(config.accumulation):
                     given = dict(inputs())
                     wanted = given.pop("wanted")
-                    with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=config.learning.precision == "bf16"):
                         answer = unet(**given).sample
                     (torch.nn.functional.mse_loss(answer.float(), wanted) / config.accumulation).backward()
                 optimizer.step()
@@ -298,13 +300,13 @@ def full_size(device: torch.device) -> tuple[Checkpoint, tuple[Any, ...]]:
 
 def benches(presets: Sequence[int], side: int, device: torch.device) -> Iterator[tuple[str, Bench]]:
     """What to measure, one by one: each lets the last one's weights go. Without presets it is the embedded model."""
-    config = TrainConfig(steps=64, dco_beta=0.0, crops_per_photo=4, max_composites=16, gradient_checkpointing="off")
+    config = TrainConfig.of(steps=64, dco_beta=0.0, crops_per_photo=4, max_composites=16, gradient_checkpointing="off")
     if not presets:
-        settings = replace(config, resolution=192, rank=16, batch_size=8)
+        settings = config.but(resolution=192, rank=16, batch_size=8)
         yield "embedded model, 192 px", Bench(open_checkpoint("mini", device), settings, 320)
         return
     for gigabytes in presets:
-        settings = replace(config, **(memory_settings(gigabytes) | {"resolution": side}))
+        settings = config.but(**(memory_settings(gigabytes) | {"resolution": side}))
         checkpoint, encoders = full_size(device)
         quantize(checkpoint.unet, settings.base_weights)
         yield f"SDXL, {side} px, {gigabytes} GB preset", Bench(checkpoint, settings, side * 11 // 8, encoders)

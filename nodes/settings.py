@@ -6,8 +6,9 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ..mudi_core.train.config import PRESETS, LrSchedule, OptimizerName, TrainConfig
+from ..mudi_core.train.config import PRESETS, TrainConfig
 from ..mudi_core.train.memory import MEMORY
+from ..mudi_core.train.parts import LrSchedule, OptimizerName
 from . import host, written
 from .sockets import Settings, TrainSettings
 
@@ -196,7 +197,8 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
         if resolution:
             values["resolution"] = resolution
         if learning in PRESETS:
-            values |= {name: getattr(TrainConfig, name) for name in _DECIDED} | PRESETS[learning]
+            usual = TrainConfig().flat()
+            values |= {name: usual[name] for name in _DECIDED} | PRESETS[learning]
             if optimizer == "prodigy":  # the presets' rates are AdamW's
                 values["learning_rate"] = 1.0
         return io.NodeOutput(TrainSettings(values, MEMORIES[memory], host.lora(start_from), dco_beta))

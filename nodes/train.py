@@ -12,8 +12,9 @@ from comfy_api.latest import io
 from ..mudi_core.names import plain_name
 from ..mudi_core.stage.layout import LayoutConfig, parse_relative_scale, random_layout
 from ..mudi_core.stage.segmix import SegMixConfig, compose, cut_outs, segmix
-from ..mudi_core.train.config import Method, TrainConfig
+from ..mudi_core.train.config import TrainConfig
 from ..mudi_core.train.memory import memory_settings
+from ..mudi_core.train.parts import Method
 from ..mudi_core.types import MudiError, SubjectSet
 from . import convert, drawing, host, widgets, written
 from .denoiser import ComfyDenoiser, foreign_patches, kohya_family
@@ -285,7 +286,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             loss,
         )
         start = None if settings.start is None else load_lora(settings.start)[0]
-        family, denoiser = kohya_family(model), ComfyDenoiser(model, config.base_weights)
+        family, denoiser = kohya_family(model), ComfyDenoiser(model, config.learning.base_weights)
         remark = "" if preview is None else weak_preview(preview, model)
         plan = _plan(dataset, config, denoiser, clip, vae)
         comfy.model_management.unload_all_models()
@@ -310,13 +311,13 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             run.finish()
         values = (name, method, preset, steps, rank, learning_rate, batch_size, seed, loss)
         written.remember("MudiTrainLora", dict(zip(_WIDGETS, values, strict=True)), path)
-        drawn = drawing.loss_curve(result.losses, config.steps)
+        drawn = drawing.loss_curve(result.losses, config.samples.steps)
         named = " and ".join(f"'{subject.name}'" for subject in dataset.subjects)
         megabytes = path.stat().st_size / 1e6
-        text = f"{path.name}: {config.steps} steps of {method}, {megabytes:.1f} MB. Prompt it with {named}."
+        text = f"{path.name}: {config.samples.steps} steps of {method}, {megabytes:.1f} MB. Prompt it with {named}."
         if plan.composed:
             text += f" {plan.composed}."
-        if config.dco_beta == 0 and "dco_beta" not in PRESETS[preset] and dataset.priors is None:
+        if config.learning.dco_beta == 0 and "dco_beta" not in PRESETS[preset] and dataset.priors is None:
             text += " The paper's loss wants priors: connect Make Priors to Seg-Mix Dataset, or choose DCO."
         if run.best.step:
             text += f" The pictures were best after {run.best.step} steps, {run.best.score:.2f}: {run.best.path.name}."
@@ -366,7 +367,7 @@ def _config(values: dict[str, Any], settings: TrainSettings, loss: str) -> Train
         if needed.get("batch_size") == 1:
             needed["accumulation"] = values["batch_size"] * values.get("accumulation", 1)
         values |= needed
-    return TrainConfig(**values)
+    return TrainConfig.of(**values)
 
 
 def _computes_in_bf16(preset: str) -> bool:
@@ -379,14 +380,16 @@ def _plan(dataset: TrainingSet, config: TrainConfig, denoiser: ComfyDenoiser, cl
     from ..mudi_core.train.plan import make_plan
 
     encode_image, encode_text = convert.encode_image(vae, denoiser.patcher), convert.encode_text(clip)
-    denoiser.check(encode_image(torch.zeros(1, 64, 64, 3))[0], encode_text(["a photo"])[0], config.precision == "bf16")
+    denoiser.check(
+        encode_image(torch.zeros(1, 64, 64, 3))[0], encode_text(["a photo"])[0], config.learning.precision == "bf16"
+    )
     if patches := foreign_patches(denoiser.patcher):
         host.log.warning("Other nodes' patches on the MODEL are not trained with: %s.", ", ".join(patches))
     # What training saves for its gradients must not have been made in inference mode, where nodes run.
     with host.progress()("encoding") as update, torch.inference_mode(False), torch.no_grad():
         return make_plan(
             dataset.subjects,
-            config,
+            config.samples,
             encode_image,
             encode_text,
             priors=dataset.priors,

@@ -120,7 +120,7 @@ class Run:
         from ..mudi_core.train import loop
         from ..mudi_core.train.pace import Pace
 
-        pace, steps = Pace(), self.config.steps
+        pace, steps = Pace(), self.config.samples.steps
         if self.begins:
             log.info("%s: %s", self.path.stem, self.begins)
             host.say(f"training: {self.begun_at} / {steps}, {self.begins}")
@@ -171,7 +171,7 @@ class Run:
             self.folder.rmdir()
 
     def _shown(self) -> Tensor:
-        return drawing.column([drawing.loss_curve(self.losses, self.config.steps), *self.sheets[-1:]])
+        return drawing.column([drawing.loss_curve(self.losses, self.config.samples.steps), *self.sheets[-1:]])
 
     def _look(self, step: int, state: LoraState) -> None:
         assert self.preview is not None

@@ -14,7 +14,6 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -61,7 +60,7 @@ def refuses(read: Callable[[], object]) -> bool:
 
 def kinds(folder: Path) -> dict[str, Flip]:
     """A reader of each kind of file, made and kept in ``folder``."""
-    config = replace(CONFIG, rank=1)
+    config = CONFIG.but(rank=1)
     run, lora, cache = folder / "run.safetensors", folder / "lora.safetensors", folder / "cache"
     try:
         train(tiny_unet(), plan_for(config), config, stop_after(2, Stop()), checkpoint=run)

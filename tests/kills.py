@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from tiny_sdxl import tiny_unet
 from mudi_core.lora.file import save_lora
 from mudi_core.tensor_file import read_tensors
 
-SETTINGS = replace(CONFIG, steps=9, save_every=2, rank=2)
+SETTINGS = CONFIG.but(steps=9, save_every=2, rank=2)
 KINDS = ("in a step", "before a file is dealt with", "at a byte of a file")
 LORA, STOPPED = "lora.safetensors", "stopped.safetensors"
 KILLS_OF_A_RUN = 3

@@ -29,6 +29,7 @@ FLOORS = (
 """The house from the ground up. A room knows those below it and those beside it, never those above."""
 
 TRAIN = (
+    ("parts",),
     ("config",),
     ("cache", "ctrl_c", "loss", "optimizer", "pace", "recompute", "team"),
     ("draw", "encode"),

@@ -25,7 +25,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def unet(config: TrainConfig) -> Any:
         made = tiny_unet().to(torch.bfloat16).requires_grad_(False)
-        quantize(made, config.base_weights)
+        quantize(made, config.learning.base_weights)
         return made.to("meta")
 
     def plan(config: TrainConfig, side: int) -> Plan:
@@ -38,7 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def preset(gigabytes: int) -> TrainConfig:
     settings = {name: value for name, value in MEMORY[gigabytes].items() if name != "optimizer"}
-    return replace(CONFIG, **settings, steps=2, resolution=256, dco_beta=10.0)
+    return CONFIG.but(**settings, steps=2, resolution=256, dco_beta=10.0)
 
 
 @pytest.mark.parametrize("gigabytes", [24, 12, 6])

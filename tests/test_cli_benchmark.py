@@ -28,7 +28,7 @@ from mudi_core.benchmark.table import COLUMNS, clustered_interval, paired, summa
 from mudi_core.cli import main
 from mudi_core.eyes import embedded as eyes
 from mudi_core.report.chart import Bar, bar_chart
-from mudi_core.train.config import TrainConfig
+from mudi_core.train.config import SETTINGS as TRAIN_SETTINGS
 from mudi_core.types import Comparison, Detections, SubjectSet, Verdict
 
 SPECS = Path(__file__).parent.parent / "benchmarks"
@@ -116,8 +116,16 @@ def test_rivals_share_steps_seed_and_noise(drawn_subjects: SubjectSet) -> None:
     small = read_spec(SPECS / "embedded.toml")
     spec = replace(small, methods=tuple(METHODS), general_nouns=dict.fromkeys(small.combos, "animal"))
     trained = [spec.train_config(method, 192) for method in METHODS]
-    assert len({(config.steps, config.seed, config.rank, config.learning_rate) for config in trained}) == 1
-    overlaps = {method: config.layout.max_overlap for method, config in zip(METHODS, trained, strict=True)}
+    assert (
+        len(
+            {
+                (config.samples.steps, config.samples.seed, config.learning.rank, config.learning.learning_rate)
+                for config in trained
+            }
+        )
+        == 1
+    )
+    overlaps = {method: config.samples.layout.max_overlap for method, config in zip(METHODS, trained, strict=True)}
     assert [method for method, overlap in overlaps.items() if overlap != 0.2] == ["apart"] and overlaps["apart"] == 0
     made = {method: spec.generate_config(Cell("cats", method, 1, 7), drawn_subjects) for method in METHODS}
     assert {(config.seed, config.steps, config.guidance, config.count) for config in made.values()} == {(7, 20, 5.0, 1)}
@@ -457,7 +465,7 @@ KEYS = {
     "combos": ("cats",),
     "general_nouns": ("cats",),
     "judges": tuple(Judges.__dataclass_fields__),
-    "train": tuple(name for name in TrainConfig.__dataclass_fields__ if name not in ("method", "seed", "layout")),
+    "train": tuple(name for name in TRAIN_SETTINGS if name not in ("method", "seed", "layout")),
     "generate": ("negative_prompt", "size", "steps", "guidance", "gamma"),
 }
 

@@ -36,15 +36,20 @@ def settings(*options: str, base: str = "x.safetensors") -> TrainConfig:
 
 def test_presets_stand_below_what_is_said() -> None:
     assert settings() == settings("--preset", "official code") == TrainConfig()
-    assert settings("--preset", "paper") == TrainConfig(dco_beta=0.0)
+    assert settings("--preset", "paper") == TrainConfig.of(dco_beta=0.0)
     for name, values in PRESETS.items():
-        assert settings("--preset", name) == replace(TrainConfig(), **values)
+        assert settings("--preset", name) == TrainConfig.of(**values)
     quick = settings("--preset", "quick look", "--rank", "64", "--memory", "12")
-    assert (quick.steps, quick.rank, quick.batch_size, quick.accumulation) == (PRESETS["quick look"]["steps"], 64, 1, 2)
-    assert settings("--memory", "16") == replace(TrainConfig(), **{**MEMORY[16], "precision": "fp32"})
-    assert settings("--optimizer", "prodigy").learning_rate == 1.0
-    assert settings("--optimizer", "prodigy", "--learning-rate", "0.5").learning_rate == 0.5
-    assert settings("--target-modules", "to_k", "to_v").target_modules == ("to_k", "to_v")
+    assert (quick.samples.steps, quick.learning.rank, quick.fit.batch_size, quick.accumulation) == (
+        PRESETS["quick look"]["steps"],
+        64,
+        1,
+        2,
+    )
+    assert settings("--memory", "16") == TrainConfig.of(**{**MEMORY[16], "precision": "fp32"})
+    assert settings("--optimizer", "prodigy").learning.learning_rate == 1.0
+    assert settings("--optimizer", "prodigy", "--learning-rate", "0.5").learning.learning_rate == 0.5
+    assert settings("--target-modules", "to_k", "to_v").learning.target_modules == ("to_k", "to_v")
 
 
 @pytest.mark.parametrize("said", ["12", " 12", "12 GB", "12gb", "012"])
@@ -71,12 +76,12 @@ def test_a_preset_that_is_not_there_is_told(size: Any) -> None:
 def test_every_option_reaches_its_setting() -> None:
     for option, (name, kind, *_) in SETTINGS.items():
         value = kind(64 if name == "resolution" else 3 if kind is int else 0.5)
-        assert getattr(settings(option, str(value)), name) == value != getattr(TrainConfig(), name)
+        assert settings(option, str(value)).flat()[name] == value != TrainConfig().flat()[name]
     for option, (name, values, _) in CHOICES.items():
         said = (option, values[-1]) if name != "optimizer" else (option, values[-1], "--learning-rate", "1")
-        assert getattr(settings(*said), name) == values[-1] != getattr(TrainConfig(), name)
+        assert settings(*said).flat()[name] == values[-1] != TrainConfig().flat()[name]
     for option, (name, _) in SWITCHES.items():
-        assert getattr(settings(option), name) is True and getattr(TrainConfig(), name) is False
+        assert settings(option).flat()[name] is True and TrainConfig().flat()[name] is False
 
 
 def test_a_lora_that_is_there_is_kept_unless_it_would_be_the_same(

@@ -125,8 +125,8 @@ def test_the_library_trains_a_step_of_the_same_file(
 ) -> None:
     checkpoint = open_checkpoint(written(kind), dtype=torch.bfloat16)
     assert checkpoint.side == side
-    config = TrainConfig(steps=1, batch_size=1, resolution=SIDE, precision="bf16", dco_beta=0, rank=32)
-    plan = make_plan(two_subjects(), config, checkpoint.encode_image, checkpoint.condition)
+    config = TrainConfig.of(steps=1, batch_size=1, resolution=SIDE, precision="bf16", dco_beta=0, rank=32)
+    plan = make_plan(two_subjects(), config.samples, checkpoint.encode_image, checkpoint.condition)
     checkpoint.release_encoders()
     state = train(checkpoint.denoiser(), plan, config).state
     assert len(state) == 3 * layers
@@ -137,6 +137,6 @@ def test_the_library_trains_a_step_of_the_same_file(
 def test_a_step_at_1024_px_fits_into_a_card_of_12_gb() -> None:
     """Reckoned with tensors that have no numbers; one gigabyte is left to CUDA itself, to workspaces and to holes."""
     settings = memory_settings(12) | {"accumulation": 1}
-    found = reckon(TrainConfig(**settings, steps=2, resolution=1024))
+    found = reckon(TrainConfig.of(**settings, steps=2, resolution=1024))
     assert 5 * 2**30 < found["peak"] < 11 * 2**30
     assert found["expected"] == pytest.approx(found["peak"], rel=MARGIN)

@@ -43,6 +43,7 @@ from mudi_core.subjects.prompt import write_prompts
 from mudi_core.subjects.storage import read_subjects
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.optimizer import learning_rate
+from mudi_core.train.parts import Fit, Learning, Samples
 from mudi_core.train.resume import losses_so_far
 from mudi_core.types import Layout, MudiError, Placement
 
@@ -276,7 +277,9 @@ TYPES: dict[str, st.SearchStrategy[Any]] = {
 }
 DRAWN = {
     one.name: TYPES[str(one.type)] if str(one.type) in TYPES else st.just(None) | any_number
-    for one in fields(TrainConfig)
+    for part in (Samples, Learning, Fit)
+    for one in fields(part)
+    if one.name != "samples_per_step"
     if str(one.type) in TYPES or str(one.type) == "float | None"
 }
 
@@ -285,11 +288,12 @@ DRAWN = {
 @example({"learning_rate": 10**400, "lr_warmup": 1})
 @example({"steps": 157, "lr_warmup": 157})
 def test_training_settings_are_sound_or_refused(settings: dict[str, Any]) -> None:
-    config = told(lambda: TrainConfig(**settings))
+    config = told(lambda: TrainConfig.of(**settings))
     if config is not None:
-        assert json.loads(config.to_json())["steps"] == config.steps
-        for step in (0, config.steps // 2, config.steps - 1):
-            assert 0 < learning_rate(config, step) <= config.learning_rate
+        assert json.loads(config.to_json())["steps"] == config.samples.steps
+        steps = config.samples.steps
+        for step in (0, steps // 2, steps - 1):
+            assert 0 < learning_rate(config.learning, step, steps) <= config.learning.learning_rate
 
 
 # Files

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from mudi_core.train.step import Trainee, batch_loss
 from mudi_core.types import Photo, Subject, SubjectSet
 
 FROZEN = Path(__file__).parent / "loss_of_a_batch.json"
-CONFIG = TrainConfig(steps=2, batch_size=2, resolution=192, rank=8, segmix_prob=0.5, background_weight=0.5)
+CONFIG = TrainConfig.of(steps=2, batch_size=2, resolution=192, rank=8, segmix_prob=0.5, background_weight=0.5)
 LOSSES = {
     "mean squared error": {"dco_beta": 0.0},
     "DCO": {"dco_beta": 1000.0},
@@ -43,13 +42,13 @@ def subjects() -> SubjectSet:
 
 
 def numbers(changed: dict[str, float]) -> dict[str, float]:
-    config = replace(CONFIG, **changed)  # type: ignore[arg-type]
+    config = CONFIG.but(**changed)  # type: ignore[arg-type]
     checkpoint = open_checkpoint("mini")
-    plan = make_plan(subjects(), config, checkpoint.encode_image, checkpoint.condition)
+    plan = make_plan(subjects(), config.samples, checkpoint.encode_image, checkpoint.condition)
     denoiser = checkpoint.denoiser()
-    adapter = Adapter.new(denoiser, config.rank, config.lora_alpha, config.target_modules)
+    adapter = Adapter.new(denoiser, config.learning.rank, config.learning.lora_alpha, config.learning.target_modules)
     with denoiser.ready(bf16=False), adapter:
-        adapter.start(config.seed)
+        adapter.start(config.samples.seed)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():  # a LoRA that does something, by the layers' names
             for _, matrix in sorted(zip(adapter.state(), _with_alphas(adapter), strict=True), key=lambda pair: pair[0]):

@@ -26,10 +26,10 @@ from mudi_core.train.plan import Plan
 from mudi_core.train.recompute import checkpointing
 from mudi_core.train.step import Trainee, batch_loss
 
-CONFIG = TrainConfig(
+CONFIG = TrainConfig.of(
     steps=2, batch_size=2, resolution=64, rank=4, dco_beta=1000.0, kl_weight=1.0, background_weight=0.5
 )
-PLAIN = replace(CONFIG, dco_beta=0.0, kl_weight=0.0)
+PLAIN = CONFIG.but(dco_beta=0.0, kl_weight=0.0)
 SIZES = torch.tensor([[64.0, 64, 0, 0, 64, 64], [96, 64, 8, 0, 64, 64]] * 2)
 
 
@@ -57,7 +57,7 @@ def plan(conditions: Any, latents: torch.Tensor) -> Plan:
 
 
 @contextmanager
-def worn(denoiser: Denoiser, modules: tuple[str, ...] = CONFIG.target_modules) -> Iterator[Adapter]:
+def worn(denoiser: Denoiser, modules: tuple[str, ...] = CONFIG.learning.target_modules) -> Iterator[Adapter]:
     """A network with a LoRA that does something, by the layers' names in files."""
     adapter = Adapter.new(denoiser, 4, 4.0, modules)
     adapter.start(3)
@@ -126,7 +126,7 @@ def test_a_step_on_the_model_is_a_step_on_diffusers_unet(
 def test_a_fresh_lora_starts_alike_on_both(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
     """In the same order of layers: one seed means one LoRA, on the command line and in ComfyUI."""
     both = [open_checkpoint("mini").denoiser(), of_mini(comfy, mini)[0]]
-    first, second = (Adapter.new(one, 2, 2.0, CONFIG.target_modules) for one in both)
+    first, second = (Adapter.new(one, 2, 2.0, CONFIG.learning.target_modules) for one in both)
     for adapter in (first, second):
         adapter.start(5)
     assert list(first.state()) == list(second.state())
@@ -194,7 +194,7 @@ def test_a_model_in_fewer_bits_is_trained_upon_without_a_copy(
     before = weights(model)
     few, _ = of_mini(comfy, mini, model)
     few.check(encoded.latents[0], encoded.conditions[0], bf16)
-    few_bits = Adapter.new(few, 4, 4.0, CONFIG.target_modules)
+    few_bits = Adapter.new(few, 4, 4.0, CONFIG.learning.target_modules)
     few_bits.load(adapter.state())
     kept: list[torch.Tensor] = []
     with few.ready(bf16), few_bits:
@@ -229,7 +229,7 @@ def test_a_model_is_kept_in_few_bits_as_diffusers_unet_is(
     before = weights(mini[0])
     for _ in range(2):  # as after a preview
         with worn(ours) as adapter:
-            model_loss, model_gradient = gradients(Trainee(ours, adapter, encoded, config))
+            model_loss, model_gradient = gradients(Trainee(ours, adapter, encoded, PLAIN))
         assert model_loss == pytest.approx(loss, rel=1e-3) and apart(gradient, model_gradient) < 0.02
     assert all(map(torch.equal, weights(mini[0]), before))
 
@@ -277,7 +277,7 @@ def test_a_lora_in_bypass_mode_is_refused_for_training_would_not_see_it(
     sd = comfy.core("comfy.sd")
     if not hasattr(sd, "load_bypass_lora_for_models"):
         pytest.skip("this ComfyUI has no bypass mode")
-    lora = Adapter.new(open_checkpoint("mini").denoiser(), 2, 2.0, CONFIG.target_modules)
+    lora = Adapter.new(open_checkpoint("mini").denoiser(), 2, 2.0, CONFIG.learning.target_modules)
     worn = sd.load_bypass_lora_for_models(mini[0], None, lora.state(), 1.0, 0.0)[0]
     with pytest.raises(comfy.module("convert").BadModel, match="bypass_lora.*Load the LoRA without bypass"):
         comfy.module("denoiser").ComfyDenoiser(worn)
@@ -296,11 +296,13 @@ def test_sdxl_itself_is_known(comfy: Comfy) -> None:
     denoiser = comfy.module("denoiser")
     assert type(detected).__name__ == "SDXL" and denoiser.kohya_family(model) == "sdxl_base_v1-0"
     ours = denoiser.ComfyDenoiser(model)
-    named = [ours.file_name(name) for name in ours.layers() if name.endswith(TrainConfig().target_modules)]
+    named = [ours.file_name(name) for name in ours.layers() if name.endswith(TrainConfig().learning.target_modules)]
     with meta:
         theirs = UNet2DConditionModel.from_config(wanted)
     expected = [
-        kohya_name(name) for name, layer in theirs.named_modules() if name.endswith(TrainConfig().target_modules)
+        kohya_name(name)
+        for name, layer in theirs.named_modules()
+        if name.endswith(TrainConfig().learning.target_modules)
     ]
     assert named == expected and len(named) == 560
 

@@ -285,7 +285,7 @@ def test_names_of_files_and_folders_are_refused_plainly(comfy: Comfy, shown: lis
 
 def a_lora(base: Path, subjects: SubjectSet, name: str = "hostile", **about: str) -> Path:
     path = base / "models" / "loras" / f"{name}.safetensors"
-    own = lora_metadata(TrainConfig(resolution=192).described(), subjects, base="sdxl.safetensors", plan_hash="")
+    own = lora_metadata(TrainConfig.of(resolution=192).described(), subjects, base="sdxl.safetensors", plan_hash="")
     save_file({"x": torch.zeros(1)}, path, {**own, **about})
     return path
 

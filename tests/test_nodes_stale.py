@@ -48,7 +48,7 @@ def training(name: str, start: str) -> dict[str, Any]:
 def a_lora(path: Path, seed: int, subjects: SubjectSet) -> None:
     with Adapter.new(open_checkpoint("mini").denoiser(), 2, 2.0, TARGETS) as adapter:
         adapter.start(seed)
-        about = lora_metadata(TrainConfig(resolution=192).described(), subjects, base=f"base {seed}", plan_hash="")
+        about = lora_metadata(TrainConfig.of(resolution=192).described(), subjects, base=f"base {seed}", plan_hash="")
         save_lora(path, adapter.state(), about)
 
 

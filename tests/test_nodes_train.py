@@ -185,7 +185,7 @@ def test_sd_is_trained_too(
         with ours.ready(bf16=False):
             found = ours.predict(x / level.signal, ours.level(level.noise / level.signal), read[:1], sizes)
     assert torch.allclose(found, answer, atol=1e-4)
-    first, second = (Adapter.new(one, 2, 2.0, TrainConfig().target_modules).state() for one in (ours, theirs))
+    first, second = (Adapter.new(one, 2, 2.0, TrainConfig().learning.target_modules).state() for one in (ours, theirs))
     assert list(first) == list(second)
     parts = (model, clip, mini[2])
     wearing, name, _ = train(comfy, parts, dataset, f"sd_{version}", preset="SD 1.5 and 2, 512 px", steps=1).result
@@ -440,7 +440,7 @@ def test_the_loss_is_the_presets_unless_one_is_chosen(
     node = comfy.module("train")
     settings = train_settings(comfy, learning=learning, dco_beta=500.0, prior_weight=0.5)
     config = node._config({"steps": 3, "batch_size": 1, **node.PRESETS[preset]}, settings, loss)
-    assert config.dco_beta == beta and config.prior_loss_weight == 0.5
+    assert config.learning.dco_beta == beta and config.samples.prior_loss_weight == 0.5
 
 
 def test_a_small_card_keeps_the_steps_and_leaves_the_model_alone(

@@ -31,7 +31,7 @@ def written(comfy: Comfy, **more: Any) -> Any:
 @pytest.fixture
 def lora(comfy: Comfy, drawn_subjects: SubjectSet) -> Iterator[str]:
     """A LoRA of the drawn subjects, by its name in models/loras."""
-    about = lora_metadata(TrainConfig(resolution=192).described(), drawn_subjects, base="SDXL", plan_hash="")
+    about = lora_metadata(TrainConfig.of(resolution=192).described(), drawn_subjects, base="SDXL", plan_hash="")
     path = comfy.base / "models" / "loras" / "cats.safetensors"
     save_file({"x": torch.zeros(1)}, path, about)
     yield path.name

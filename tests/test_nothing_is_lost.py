@@ -364,7 +364,7 @@ def with_full_disk(work: Callable[[], None], byte: int) -> str:
 @pytest.mark.parametrize("byte", [0, 9, 5000])
 def test_a_full_disk_ends_training_in_a_sentence_and_leaves_the_last_checkpoint(tmp_path: Path, byte: int) -> None:
     stopped, lora = tmp_path / "stopped.safetensors", tmp_path / "lora.safetensors"
-    unet, config = tiny_unet(), replace(CONFIG, save_every=2)
+    unet, config = tiny_unet(), CONFIG.but(save_every=2)
 
     def train(on_step: Any, resume: bool = False) -> Any:
         return tiny_sdxl.train(
@@ -400,7 +400,7 @@ def test_a_full_disk_leaves_the_dataset_as_it_was(tmp_path: Path, byte: int) -> 
 
 def test_a_folder_that_is_removed_during_the_run_is_made_again(tmp_path: Path) -> None:
     stopped = tmp_path / "output" / "mudi" / "stopped.safetensors"
-    config = replace(CONFIG, save_every=1)
+    config = CONFIG.but(save_every=1)
 
     def remove(done: int, *_: Any) -> None:
         if done == 2:

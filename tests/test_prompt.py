@@ -49,7 +49,7 @@ def test_the_negative_prompt_is_that_of_the_pictures() -> None:
 @pytest.mark.parametrize(("resolution", "size"), [(768, (768, 768)), ((832, 1216), (832, 1216))])
 def test_a_lora_says_whom_it_knows(tmp_path: Path, resolution: int | tuple[int, int], size: tuple[int, int]) -> None:
     about = lora_metadata(
-        TrainConfig(resolution=resolution).described(), coloured("red", "blue"), base="sdxl.x", plan_hash=""
+        TrainConfig.of(resolution=resolution).described(), coloured("red", "blue"), base="sdxl.x", plan_hash=""
     )
     part = torch.zeros(1, 1)
     state = {"lora_unet_q.lora_down.weight": part, "lora_unet_q.lora_up.weight": part, "lora_unet_q.alpha": part[0, 0]}
@@ -131,6 +131,6 @@ def test_names_that_train_are_known_again_others_never_train(tmp_path: Path, tok
     except BadSubject as error:
         assert misread_in_prompts(token + noun) and "Write it in plain words." in str(error)
         return
-    about = lora_metadata(TrainConfig(resolution=64).described(), SubjectSet((subject,)), base="mini", plan_hash="")
+    about = lora_metadata(TrainConfig.of(resolution=64).described(), SubjectSet((subject,)), base="mini", plan_hash="")
     save_file({"x": torch.zeros(1)}, tmp_path / "l.safetensors", about)
     assert read_lora_subjects(tmp_path / "l.safetensors").names == [f"{token} {noun}"]

@@ -91,8 +91,8 @@ def test_sd2_shows_what_it_predicts(
 def lora_of(checkpoint: Checkpoint, path: Path) -> TrainConfig:
     photo, mask = Photo("a.png", torch.rand(64, 64, 3)), torch.ones(64, 64)
     subjects = SubjectSet(tuple(Subject(token, "dog", (photo,), (mask,)) for token in ("olis", "hta")))
-    config = TrainConfig(steps=2, batch_size=2, resolution=64, rank=2, learning_rate=1e-2, dco_beta=1.0)
-    plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.condition)
+    config = TrainConfig.of(steps=2, batch_size=2, resolution=64, rank=2, learning_rate=1e-2, dco_beta=1.0)
+    plan = make_plan(subjects, config.samples, checkpoint.encode_image, checkpoint.condition)
     state = train(checkpoint.denoiser(), plan, config).state
     about = lora_metadata(
         config.described(), subjects, base=checkpoint.name, plan_hash=plan.plan_hash, family=checkpoint.family
@@ -119,7 +119,9 @@ def test_a_lora_is_trained_that_diffusers_loads(version: str, folders: dict[str,
         return answer
 
     base = predict(checkpoint.unet)
-    with Adapter.new(checkpoint.denoiser(), config.rank, config.lora_alpha, config.target_modules) as adapter:
+    with Adapter.new(
+        checkpoint.denoiser(), config.learning.rank, config.learning.lora_alpha, config.learning.target_modules
+    ) as adapter:
         adapter.load(state)
         expected = predict(checkpoint.unet)
     pipeline = StableDiffusionPipeline.from_pretrained(folders[version], safety_checker=None)
@@ -165,5 +167,5 @@ def test_the_real_configurations_are_sds() -> None:
             text = CLIPTextModel(CLIPTextConfig.from_pretrained(configs / "text_encoder"))
         sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (unet, vae, text)]
         assert sizes == [unet_size, 83_653_863, text_size] and sd.version(unet) == version
-        attention = [name for name, _ in unet.named_modules() if name.endswith(TrainConfig().target_modules)]
+        attention = [name for name, _ in unet.named_modules() if name.endswith(TrainConfig().learning.target_modules)]
         assert len(attention) == 128

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def test_a_run_that_goes_on_holds_no_file_that_it_will_replace(tmp_path: Path) -
     def look(*_: Any) -> None:
         held.append([line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line])
 
-    config = replace(CONFIG, save_every=1)
+    config = CONFIG.but(save_every=1)
     train(unet, plan_for(config), config, look, resume=file, checkpoint=file)
     assert held == [[], []]
 

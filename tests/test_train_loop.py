@@ -30,7 +30,7 @@ from mudi_core.train.step import draw_noise, places_of
 
 ASKED = denoiser(tiny_unet())
 """Whose noise levels are drawn."""
-CONFIG = TrainConfig(steps=5, batch_size=2, resolution=64, rank=4, learning_rate=1e-3, dco_beta=0.0)
+CONFIG = TrainConfig.of(steps=5, batch_size=2, resolution=64, rank=4, learning_rate=1e-3, dco_beta=0.0)
 
 
 def places(step: int, count: int) -> list[str]:
@@ -43,7 +43,7 @@ def plan_for(config: TrainConfig, priors: bool = False, seed: int = 0) -> Plan:
     generator = torch.Generator().manual_seed(seed)
 
     def indices(width: int) -> Tensor:
-        return torch.randint(0, 6, (config.steps, width), generator=generator)
+        return torch.randint(0, 6, (config.samples.steps, width), generator=generator)
 
     latents = torch.randn(6, 4, 8, 8, generator=generator) / SCALE
     masks = torch.rand(6, 1, 8, 8, generator=generator).round()
@@ -57,8 +57,8 @@ def plan_for(config: TrainConfig, priors: bool = False, seed: int = 0) -> Plan:
         captions=("a", "b", "c"),
         caption_of=(0, 0, 1, 1, 2, 2),
         conditions=tuple({"context": one, "pooled": pool} for one, pool in zip(contexts, pools, strict=True)),
-        steps=indices(config.samples_per_step),
-        priors=indices(config.samples_per_step if priors else 0),
+        steps=indices(config.samples.samples_per_step),
+        priors=indices(config.samples.samples_per_step if priors else 0),
         plan_hash=f"hash {seed}",
     )
 
@@ -106,7 +106,7 @@ def stopped(unet: Any, config: TrainConfig, file: Path, step: int = 3, **more: A
 )
 def test_it_learns_what_it_is_shown(unet: Any, prediction_type: str, beta: float, left: float) -> None:
     """On the noise of the training itself the LoRA predicts better than the base."""
-    config = replace(CONFIG, steps=30, rank=8, learning_rate=1e-2, dco_beta=beta)
+    config = CONFIG.but(steps=30, rank=8, learning_rate=1e-2, dco_beta=beta)
     plan = plan_for(config)
     one_sample = replace(plan, steps=torch.zeros_like(plan.steps))
     result = train(unet, one_sample, config, prediction_type=prediction_type)
@@ -139,20 +139,20 @@ def test_it_learns_what_it_is_shown(unet: Any, prediction_type: str, beta: float
     ],
 )
 def test_resumed_training_equals_uninterrupted_training(unet: Any, tmp_path: Path, setting: dict[str, Any]) -> None:
-    config = replace(CONFIG, **setting)
+    config = CONFIG.but(**setting)
     whole = train(unet, plan_for(config), config)
     file = tmp_path / "run.safetensors"
     assert stopped(unet, config, file, step=2).checkpoint == file
     torch.manual_seed(99)
     stopped(unet, config, file, step=4, resume=file)
     resumed = train(unet, plan_for(config), config, resume=file)
-    assert len(resumed.losses) == config.steps and same(resumed, whole)
+    assert len(resumed.losses) == config.samples.steps and same(resumed, whole)
 
 
 def test_the_same_seed_gives_the_same_lora_and_another_seed_another(unet: Any) -> None:
     first, again = (train(unet, plan_for(CONFIG), CONFIG) for _ in range(2))
     assert same(first, again)
-    assert not same(first, train(unet, plan_for(CONFIG), replace(CONFIG, seed=1)))
+    assert not same(first, train(unet, plan_for(CONFIG), CONFIG.but(seed=1)))
 
 
 def test_ctrl_c_in_the_middle_of_a_step_finishes_the_step(unet: Any, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_hosts_own_handler_of_ctrl_c_is_kept(unet: Any) -> None:
         train(unet, plan_for(CONFIG), CONFIG, on_step=lambda *_: os.kill(os.getpid(), signal.SIGINT))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert len(pressed) == CONFIG.steps
+    assert len(pressed) == CONFIG.samples.steps
 
 
 def test_a_hosts_cancel_passes_through_and_leaves_a_checkpoint(unet: Any, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_reason(unet: Any, tmp_p
     with pytest.raises(BadCheckpoint, match="photos, masks, captions or priors are others"):
         resume(plan=plan_for(CONFIG, seed=1))
     with pytest.raises(BadCheckpoint, match="learning_rate was 0.001, is 0.01"):
-        resume(config=replace(CONFIG, learning_rate=1e-2))
+        resume(config=CONFIG.but(learning_rate=1e-2))
     with pytest.raises(BadCheckpoint, match="base model is another"):
         resume(unet=tiny_unet(seed=1))
     save_lora(tmp_path / "lora.safetensors", train(unet, plan_for(CONFIG), CONFIG).state, {})
@@ -246,7 +246,7 @@ def test_the_unet_is_not_changed(end: str, tmp_path: Path) -> None:
     flags = [(id(value), value.requires_grad) for value in unet.parameters()]
     modules = [(name, type(module)) for name, module in unet.named_modules()]
     answer = predict(unet)
-    config = replace(CONFIG, gradient_checkpointing="full", dco_beta=10.0)
+    config = CONFIG.but(gradient_checkpointing="full", dco_beta=10.0)
     if end == "done":
         train(unet, plan_for(config), config)
     elif end == "stopped":
@@ -278,16 +278,16 @@ def test_the_trained_state_is_what_the_file_and_the_unet_get(unet: Any, tmp_path
 def test_priors_pull_on_the_lora_and_a_weight_of_0_does_not(unet: Any) -> None:
     plan, with_priors = plan_for(CONFIG), replace(plan_for(CONFIG), priors=plan_for(CONFIG, priors=True).priors)
     # Noise is drawn for the whole batch, own samples first within each sample's own numbers, so compare like with like.
-    ignored = train(unet, with_priors, replace(CONFIG, prior_loss_weight=0.0))
-    pulled = train(unet, with_priors, replace(CONFIG, prior_loss_weight=1.0))
+    ignored = train(unet, with_priors, CONFIG.but(prior_loss_weight=0.0))
+    pulled = train(unet, with_priors, CONFIG.but(prior_loss_weight=1.0))
     other = replace(with_priors, priors=(with_priors.priors + 1) % 6)
-    assert same(ignored, train(unet, other, replace(CONFIG, prior_loss_weight=0.0)))
+    assert same(ignored, train(unet, other, CONFIG.but(prior_loss_weight=0.0)))
     assert not same(ignored, pulled) and pulled.losses[0] > ignored.losses[0]
     assert plan.priors.shape[1] == 0
 
 
 def test_priors_and_dco_train_together(unet: Any) -> None:
-    config = replace(CONFIG, dco_beta=100.0, steps=3)
+    config = CONFIG.but(dco_beta=100.0, steps=3)
     result = train(unet, plan_for(config, priors=True), config)
     assert result.losses[0] == pytest.approx(0.6931, abs=1e-3)
     assert any(value.abs().max() > 0 for key, value in result.state.items() if "lora_up" in key)
@@ -295,7 +295,7 @@ def test_priors_and_dco_train_together(unet: Any) -> None:
 
 def test_background_weight_reaches_the_loss(unet: Any) -> None:
     plan = replace(plan_for(CONFIG), masks=(torch.zeros(1, 8, 8),) * 6)
-    assert train(unet, plan, replace(CONFIG, background_weight=0.0)).losses == (0.0,) * CONFIG.steps
+    assert train(unet, plan, CONFIG.but(background_weight=0.0)).losses == (0.0,) * CONFIG.samples.steps
 
 
 def test_warmup_starts_small(unet: Any) -> None:
@@ -303,10 +303,10 @@ def test_warmup_starts_small(unet: Any) -> None:
         state = train(unet, plan_for(config), config).state
         return max(value.abs().max().item() for key, value in state.items() if "lora_up" in key)
 
-    once = replace(CONFIG, steps=1)
+    once = CONFIG.but(steps=1)
     # Adam's first step is as long as the learning rate.
     assert moved(once) == pytest.approx(1e-3, rel=0.01)
-    assert moved(replace(once, lr_warmup=10)) == pytest.approx(1e-4, rel=0.01)
+    assert moved(once.but(lr_warmup=10)) == pytest.approx(1e-4, rel=0.01)
 
 
 def up(state: LoraState) -> Tensor:
@@ -315,12 +315,16 @@ def up(state: LoraState) -> Tensor:
 
 def test_accumulation_averages_the_gradients_of_its_batches(unet: Any) -> None:
     """Against AdamW on gradients that are taken batch by batch, as plainly as can be."""
-    config = replace(CONFIG, steps=2, batch_size=1, accumulation=3, max_grad_norm=0.0)
+    config = CONFIG.but(steps=2, batch_size=1, accumulation=3, max_grad_norm=0.0)
     plan = plan_for(config)
     stepped = denoiser(unet)
-    with Adapter.new(stepped, config.rank, config.lora_alpha, config.target_modules) as adapter:
-        adapter.start(config.seed)
-        optimizer = torch.optim.AdamW(adapter.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    with Adapter.new(
+        stepped, config.learning.rank, config.learning.lora_alpha, config.learning.target_modules
+    ) as adapter:
+        adapter.start(config.samples.seed)
+        optimizer = torch.optim.AdamW(
+            adapter.parameters(), lr=config.learning.learning_rate, weight_decay=config.learning.weight_decay
+        )
         for step in range(2):
             losses = []
             for part in range(3):
@@ -348,11 +352,11 @@ def test_accumulation_averages_the_gradients_of_its_batches(unet: Any) -> None:
 
 @pytest.mark.parametrize("beta", [0.0, 50.0])
 def test_a_strong_kl_holds_the_lora_at_the_base(unet: Any, beta: float) -> None:
-    config = replace(CONFIG, steps=15, learning_rate=1e-2, dco_beta=beta)
+    config = CONFIG.but(steps=15, learning_rate=1e-2, dco_beta=beta)
     base = predict(unet)
 
     def drift(kl_weight: float) -> float:
-        result = train(unet, plan_for(config), replace(config, kl_weight=kl_weight))
+        result = train(unet, plan_for(config), config.but(kl_weight=kl_weight))
         with apply_lora(unet, result.state):
             return (predict(unet) - base).abs().max().item()
 
@@ -361,7 +365,7 @@ def test_a_strong_kl_holds_the_lora_at_the_base(unet: Any, beta: float) -> None:
 
 def test_samples_of_different_sizes_share_a_batch(unet: Any) -> None:
     """The loss is the mean over samples, whatever their sizes and their order."""
-    config = replace(CONFIG, steps=1, batch_size=3)
+    config = CONFIG.but(steps=1, batch_size=3)
     plan = plan_for(config)
     tall = replace(
         plan,
@@ -386,7 +390,7 @@ def test_samples_of_different_sizes_share_a_batch(unet: Any) -> None:
 
 
 def test_every_so_often_the_lora_is_given_out_and_the_run_kept(unet: Any, tmp_path: Path) -> None:
-    config, file = replace(CONFIG, save_every=2), tmp_path / "run.safetensors"
+    config, file = CONFIG.but(save_every=2), tmp_path / "run.safetensors"
     given: list[tuple[int, LoraState]] = []
 
     def keep(step: int, state: LoraState) -> None:
@@ -401,7 +405,7 @@ def test_every_so_often_the_lora_is_given_out_and_the_run_kept(unet: Any, tmp_pa
 
 
 def test_a_preview_samples_the_lora_of_its_step_and_disturbs_nothing(unet: Any, tmp_path: Path) -> None:
-    config = replace(CONFIG, preview_every=2)
+    config = CONFIG.but(preview_every=2)
     seen: dict[int, Tensor] = {}
 
     bare = predict(unet)
@@ -420,7 +424,7 @@ def test_a_preview_samples_the_lora_of_its_step_and_disturbs_nothing(unet: Any, 
 
 
 def test_ctrl_c_ends_a_preview_at_once(unet: Any, tmp_path: Path) -> None:
-    config, file = replace(CONFIG, preview_every=2), tmp_path / "run.safetensors"
+    config, file = CONFIG.but(preview_every=2), tmp_path / "run.safetensors"
 
     def look(step: int, state: LoraState) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -434,7 +438,7 @@ def test_ctrl_c_ends_a_preview_at_once(unet: Any, tmp_path: Path) -> None:
 
 
 def test_a_preview_that_does_not_fit_is_named_and_the_run_kept(unet: Any, tmp_path: Path) -> None:
-    config, file = replace(CONFIG, preview_every=2), tmp_path / "run.safetensors"
+    config, file = CONFIG.but(preview_every=2), tmp_path / "run.safetensors"
 
     def look(step: int, state: LoraState) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -491,7 +495,7 @@ def test_a_run_can_start_from_a_lora(unet: Any, tmp_path: Path) -> None:
     with apply_lora(unet, first):
         expected = predict(unet)
     # One step too small to matter shows what the run began with, here with more rank and another alpha.
-    still = replace(CONFIG, steps=1, learning_rate=1e-12, rank=6, alpha=3.0)
+    still = CONFIG.but(steps=1, learning_rate=1e-12, rank=6, alpha=3.0)
     begun = train(unet, plan_for(still), still, start=first).state
     with apply_lora(unet, begun):
         torch.testing.assert_close(predict(unet), expected, rtol=0, atol=1e-5)
@@ -502,25 +506,25 @@ def test_a_run_can_start_from_a_lora(unet: Any, tmp_path: Path) -> None:
     whole = train(unet, plan_for(CONFIG), CONFIG, start=first)
     assert same(train(unet, plan_for(CONFIG), CONFIG, start=first, resume=file), whole)
     with pytest.raises(BadLora, match="has rank 4.*here rank 2"):
-        train(unet, plan_for(CONFIG), replace(CONFIG, rank=2), start=first)
+        train(unet, plan_for(CONFIG), CONFIG.but(rank=2), start=first)
     fewer = {key: value for key, value in first.items() if "mid_block" not in key}
     with pytest.raises(BadLora, match="other layers than this training.*mid_block"):
         train(unet, plan_for(CONFIG), CONFIG, start=fewer)
 
 
 def test_only_the_modules_asked_for_are_trained(unet: Any) -> None:
-    config = replace(CONFIG, steps=1, target_modules=("attn2.to_k", "attn2.to_v"))
+    config = CONFIG.but(steps=1, target_modules=("attn2.to_k", "attn2.to_v"))
     state = train(unet, plan_for(config), config).state
     assert len(state) == 3 * 8 and all("attn2_to_k" in key or "attn2_to_v" in key for key in state)
 
 
 def test_bf16_stays_near_fp32_and_trains_a_bf16_unet(unet: Any) -> None:
-    config = replace(CONFIG, steps=3)
+    config = CONFIG.but(steps=3)
     exact = train(unet, plan_for(config), config)
-    rough = train(unet, plan_for(config), replace(config, precision="bf16"))
+    rough = train(unet, plan_for(config), config.but(precision="bf16"))
     assert rough.losses != exact.losses and rough.losses == pytest.approx(exact.losses, rel=0.05)
     half = copy.deepcopy(unet).to(torch.bfloat16)
-    result = train(half, plan_for(config), replace(config, precision="bf16"))
+    result = train(half, plan_for(config), config.but(precision="bf16"))
     assert result.losses == pytest.approx(exact.losses, rel=0.05)
     assert {value.dtype for value in result.state.values()} == {torch.float32}
 
@@ -528,12 +532,12 @@ def test_bf16_stays_near_fp32_and_trains_a_bf16_unet(unet: Any) -> None:
 @pytest.mark.parametrize("dtype, precision", [(torch.bfloat16, "fp32"), (torch.float16, "bf16")])
 def test_a_unet_that_the_precision_cannot_train_is_refused(dtype: torch.dtype, precision: Any) -> None:
     with pytest.raises(BadPrecision, match=str(dtype).removeprefix("torch.")):
-        train(tiny_unet().to(dtype), plan_for(CONFIG), replace(CONFIG, precision=precision))
+        train(tiny_unet().to(dtype), plan_for(CONFIG), CONFIG.but(precision=precision))
 
 
 def test_a_plan_of_another_length_is_refused(unet: Any) -> None:
     with pytest.raises(BadRun, match="5 steps of 2 samples.*7 of 2"):
-        train(unet, plan_for(CONFIG), replace(CONFIG, steps=7))
+        train(unet, plan_for(CONFIG), CONFIG.but(steps=7))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(unet: Any, tmp_path: Path) -> None:
@@ -543,7 +547,7 @@ def test_a_loss_that_is_no_number_stops_the_run(unet: Any, tmp_path: Path) -> No
     file = tmp_path / "run.safetensors"
     with pytest.raises(NonFiniteLoss, match=r"nan at step 3, with photo 3\. Lower.*2 steps before is kept in.*run\."):
         train(unet, plan, CONFIG, checkpoint=file)
-    two = replace(CONFIG, steps=2)
+    two = CONFIG.but(steps=2)
     expected = train(unet, replace(plan, steps=plan.steps[:2], priors=plan.priors[:2]), two)
     kept, _ = load_lora(file)
     assert all(torch.equal(kept[key], value) for key, value in expected.state.items())
@@ -554,7 +558,7 @@ def test_a_lora_that_is_no_number_replaces_no_checkpoint(
 ) -> None:
     file, adapters, new = tmp_path / "run.safetensors", list[Adapter](), Adapter.new
     monkeypatch.setattr(Adapter, "new", lambda *about: adapters.append(new(*about)) or adapters[-1])
-    config = replace(CONFIG, save_every=1)
+    config = CONFIG.but(save_every=1)
 
     def spoil(step: int, state: LoraState) -> None:
         if step == 2:  # what an overflow in the third step's update would leave
@@ -587,12 +591,12 @@ def test_a_run_that_did_not_fit_goes_on_with_less_memory(unet: Any, tmp_path: Pa
     file = tmp_path / "run.safetensors"
     with pytest.raises(Stop):
         train(unet, plan_for(CONFIG), CONFIG, on_step=stop_after(3, Stop()), checkpoint=file)
-    less = replace(CONFIG, batch_size=1, accumulation=2, gradient_checkpointing="full", save_every=1, preview_every=1)
+    less = CONFIG.but(batch_size=1, accumulation=2, gradient_checkpointing="full", save_every=1, preview_every=1)
     resumed = train(unet, plan_for(less), less, resume=file)
     whole = train(unet, plan_for(CONFIG), CONFIG)
     assert resumed.losses[:3] == whole.losses[:3] and len(resumed.losses) == 5
     with pytest.raises(BadCheckpoint, match="images of a step .* was 2, is 1"):
-        one = replace(CONFIG, batch_size=1)
+        one = CONFIG.but(batch_size=1)
         train(unet, plan_for(one), one, resume=file)
 
 
@@ -618,8 +622,8 @@ def test_a_run_of_an_earlier_version_is_not_gone_on_with(unet: Any, tmp_path: Pa
 @pytest.mark.parametrize("with_priors", [False, True])
 def test_two_batches_of_one_train_what_one_batch_of_two_trains(unet: Any, beta: float, with_priors: bool) -> None:
     """DCO has a gate for each sample, and noise hangs on a sample's place in its step."""
-    two = replace(CONFIG, dco_beta=beta, batch_size=2, accumulation=1, max_grad_norm=0.0)
-    one = replace(two, batch_size=1, accumulation=2)
+    two = CONFIG.but(dco_beta=beta, batch_size=2, accumulation=1, max_grad_norm=0.0)
+    one = two.but(batch_size=1, accumulation=2)
     plan = plan_for(two, priors=with_priors)
     first, second = train(unet, plan, two), train(unet, plan, one)
     assert first.losses == pytest.approx(second.losses, rel=1e-5)
@@ -638,7 +642,7 @@ def test_noise_hangs_on_seed_and_step_alone() -> None:
     again = draw(CONFIG, 5)
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], draw(CONFIG, 6)[0])
-    assert not torch.equal(first[0], draw(replace(CONFIG, seed=1), 5)[0])
+    assert not torch.equal(first[0], draw(CONFIG.but(seed=1), 5)[0])
 
 
 def test_own_samples_and_priors_of_a_step_have_noise_of_their_own() -> None:
@@ -655,5 +659,5 @@ def test_timesteps_are_uniform_and_noise_is_normal() -> None:
 
 
 def test_noise_offset_moves_whole_channels() -> None:
-    eps, _ = draw_noise(replace(CONFIG, noise_offset=0.5), ASKED, [torch.Size((4, 8, 8))] * 200, places(0, 200))
+    eps, _ = draw_noise(CONFIG.but(noise_offset=0.5), ASKED, [torch.Size((4, 8, 8))] * 200, places(0, 200))
     assert torch.stack(eps).mean(dim=(2, 3)).std().item() == pytest.approx((0.25 + 1 / 64) ** 0.5, rel=0.1)

@@ -17,10 +17,11 @@ from mudi_core.lora.adapter import Adapter, apply_lora
 from mudi_core.lora.file import BadLora, LoraState, kohya_name, load_lora, save_lora
 from mudi_core.lora.metadata import lora_metadata
 from mudi_core.tensor_file import BadTensorFile
-from mudi_core.train.config import BadTrainConfig, TrainConfig
+from mudi_core.train.config import TrainConfig
+from mudi_core.train.parts import BadTrainConfig
 from mudi_core.types import Photo, Subject, SubjectSet
 
-TARGETS = TrainConfig().target_modules
+TARGETS = TrainConfig().learning.target_modules
 LAYERS = 4 * 2 * 4  # four transformers of one block x two attentions x four linear layers
 
 
@@ -288,7 +289,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_whole(unet: Any, tmp_p
 
 
 def test_the_metadata_tells_what_was_trained(unet: Any, subjects: SubjectSet, tmp_path: Path) -> None:
-    config = TrainConfig(rank=4, alpha=2.0, steps=7, seed=9, learning_rate=3e-4)
+    config = TrainConfig.of(rank=4, alpha=2.0, steps=7, seed=9, learning_rate=3e-4)
     metadata = lora_metadata(config.described(), subjects, base="mini", plan_hash="abc")
     save_lora(tmp_path / "lora.safetensors", trained(unet)[0], metadata)
     with safe_open(tmp_path / "lora.safetensors", "pt") as file:
@@ -339,8 +340,8 @@ def test_the_metadata_tells_what_was_trained(unet: Any, subjects: SubjectSet, tm
 )
 def test_settings_out_of_range_are_refused_by_name(setting: dict[str, Any]) -> None:
     with pytest.raises(BadTrainConfig, match=next(iter(setting))):
-        TrainConfig(**setting)
+        TrainConfig.of(**setting)
 
 
 def test_alpha_is_the_rank_unless_said() -> None:
-    assert TrainConfig(rank=16).lora_alpha == 16.0 and TrainConfig(rank=16, alpha=4.0).lora_alpha == 4.0
+    assert Learning(rank=16).lora_alpha == 16.0 and Learning(rank=16, alpha=4.0).lora_alpha == 4.0

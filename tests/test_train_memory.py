@@ -62,7 +62,7 @@ def about_to_train(config: TrainConfig, side: int = 64) -> Iterator[Trainee]:
     plan = replace(plan, latents=(*plan.latents[:5], torch.zeros(4, side, side)))
     asked = denoiser(unet)
     with (
-        Adapter.new(asked, config.rank, config.lora_alpha, config.target_modules) as adapter,
+        Adapter.new(asked, config.learning.rank, config.learning.lora_alpha, config.learning.target_modules) as adapter,
         asked.ready(bf16=False),
     ):
         adapter.start(0)
@@ -73,7 +73,7 @@ def about_to_train(config: TrainConfig, side: int = 64) -> Iterator[Trainee]:
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_the_estimate_is_inferred_from_smaller_steps(batch_size: int) -> None:
-    with about_to_train(replace(CONFIG, batch_size=batch_size)) as asked:
+    with about_to_train(CONFIG.but(batch_size=batch_size)) as asked:
         card = Card(asked.denoiser.network, 10**12)
         needed = estimate(asked, card)
         moments = 8 * sum(parameter.numel() for parameter in asked.adapter.parameters())
@@ -82,7 +82,7 @@ def test_the_estimate_is_inferred_from_smaller_steps(batch_size: int) -> None:
 
 
 def test_too_little_memory_is_told_before_the_first_step_with_the_preset_to_take(caplog: Any) -> None:
-    with about_to_train(replace(CONFIG, gradient_checkpointing="off")) as asked:
+    with about_to_train(CONFIG.but(gradient_checkpointing="off")) as asked:
         with pytest.raises(OutOfMemory, match=r"will need about 0\.0 GB.*memory preset of 24 GB"):
             preflight(asked, Card(asked.denoiser.network, 10_000_000))
         with pytest.raises(OutOfMemory, match="Not even a small step fits.*memory preset of 24 GB"):
@@ -97,17 +97,17 @@ def test_too_little_memory_is_told_before_the_first_step_with_the_preset_to_take
 )
 @pytest.mark.parametrize("refuses", [False, True])
 def test_as_little_is_computed_twice_as_the_card_allows(room: int, way: str, refuses: bool) -> None:
-    assert CONFIG.gradient_checkpointing == "auto"
+    assert CONFIG.fit.gradient_checkpointing == "auto"
     with about_to_train(CONFIG) as asked:
         card = Card(asked.denoiser.network, room, needs=room if refuses else None)
-        assert preflight(asked, card).gradient_checkpointing == way
+        assert preflight(asked, card).fit.gradient_checkpointing == way
         assert list(card.seen)[-1] == way
 
 
 def test_a_cpu_is_not_measured() -> None:
     with about_to_train(CONFIG) as asked:
-        assert preflight(asked) == replace(CONFIG, gradient_checkpointing="off")
-        full = replace(CONFIG, gradient_checkpointing="full")
+        assert preflight(asked) == CONFIG.but(gradient_checkpointing="off")
+        full = CONFIG.but(gradient_checkpointing="full")
         assert preflight(replace(asked, config=full)) == full
 
 
@@ -116,12 +116,12 @@ def test_every_preset_is_a_configuration_and_needs_less_than_the_one_above() -> 
     config, told = TrainConfig(), []
     for settings in MEMORY.values():
         told.append(advice(config))
-        config = replace(config, **settings)
-        assert config.samples_per_step == 2
+        config = config.but(**settings)
+        assert config.samples.samples_per_step == 2
     assert told == [f"Use the memory preset of {size} GB, or a smaller resolution." for size in MEMORY]
     assert advice(config) == "Use a smaller resolution or rank."
     for settings in PRESETS.values():
-        TrainConfig(**settings)
+        TrainConfig.of(**settings)
 
 
 @pytest.mark.parametrize("installed", [False, True])

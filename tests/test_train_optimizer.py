@@ -16,15 +16,15 @@ import torch
 from test_train_loop import CONFIG, plan_for, same, stopped
 from tiny_sdxl import tiny_unet, train
 
-from mudi_core.train.config import OptimizerName, TrainConfig
 from mudi_core.train.optimizer import MissingOptimizer, learning_rate, make_optimizer
+from mudi_core.train.parts import Learning, OptimizerName
 
 
 def test_the_learning_rate_rises_and_then_follows_its_schedule() -> None:
-    config = TrainConfig(steps=12, lr_warmup=4, learning_rate=0.8)
+    learning = Learning(lr_warmup=4, learning_rate=0.8)
 
     def rates(schedule: Any) -> Sequence[float]:
-        return [learning_rate(replace(config, lr_schedule=schedule), step) for step in range(12)]
+        return [learning_rate(replace(learning, lr_schedule=schedule), step, 12) for step in range(12)]
 
     rising = [0.2, 0.4, 0.6, 0.8]
     assert rates("constant") == pytest.approx(rising + [0.8] * 8)
@@ -34,16 +34,16 @@ def test_the_learning_rate_rises_and_then_follows_its_schedule() -> None:
 
 
 def test_a_warm_up_longer_than_the_run_never_ends() -> None:
-    config = TrainConfig(steps=3, lr_warmup=10, learning_rate=1.0, lr_schedule="linear")
-    assert [learning_rate(config, step) for step in range(3)] == pytest.approx([0.1, 0.2, 0.3])
+    learning = Learning(lr_warmup=10, learning_rate=1.0, lr_schedule="linear")
+    assert [learning_rate(learning, step, 3) for step in range(3)] == pytest.approx([0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize("name, package", [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
 def test_a_missing_package_is_a_sentence(name: OptimizerName, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    config = replace(CONFIG, optimizer=name, learning_rate=1.0)
+    config = CONFIG.but(optimizer=name, learning_rate=1.0)
     with pytest.raises(MissingOptimizer, match=f"pip install {package}.*'adamw'"):
-        make_optimizer(config, [torch.nn.Parameter(torch.zeros(2))])
+        make_optimizer(config.learning, [torch.nn.Parameter(torch.zeros(2))])
 
 
 class Remembering(torch.optim.Optimizer):
@@ -84,8 +84,8 @@ def test_a_resumed_run_of_any_optimizer_equals_an_uninterrupted_one(
     if real and (importlib.util.find_spec(package) is None):
         pytest.skip(f"{package} is not installed")
     unet = tiny_unet()
-    config = replace(CONFIG, optimizer=name, learning_rate=0.1, weight_decay=0.0)
-    plain = train(unet, plan_for(config), replace(config, optimizer="adamw"))
+    config = CONFIG.but(optimizer=name, learning_rate=0.1, weight_decay=0.0)
+    plain = train(unet, plan_for(config), config.but(optimizer="adamw"))
     if not real:
         module = SimpleNamespace(optim=SimpleNamespace(AdamW8bit=Remembering), Prodigy=Remembering)
         monkeypatch.setitem(sys.modules, package, module)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from mudi_core.train.encode import BadEncoding
 from mudi_core.train.plan import OneSubject, Plan, _read, _write, make_plan
 from mudi_core.types import Photo, Subject, SubjectSet
 
-CONFIG = TrainConfig(steps=30, batch_size=2, resolution=64, crops_per_photo=3, max_composites=4)
+CONFIG = TrainConfig.of(steps=30, batch_size=2, resolution=64, crops_per_photo=3, max_composites=4)
 
 
 def photo(name: str, width: int, height: int, seed: int) -> tuple[Photo, Tensor]:
@@ -72,7 +72,7 @@ class Encoders:
 
 def plan_of(subjects: SubjectSet, config: TrainConfig = CONFIG, **more: Any) -> tuple[Plan, Encoders]:
     encoders = more.pop("encoders", None) or Encoders()
-    return make_plan(subjects, config, encoders.image, encoders.text, **more), encoders
+    return make_plan(subjects, config.samples, encoders.image, encoders.text, **more), encoders
 
 
 def same(a: Plan, b: Plan) -> bool:
@@ -91,7 +91,7 @@ def same(a: Plan, b: Plan) -> bool:
 def test_the_seed_is_the_whole_run(subjects: SubjectSet, priors: SubjectSet) -> None:
     first, again = (plan_of(subjects, priors=priors)[0] for _ in range(2))
     assert same(first, again)
-    assert plan_of(subjects, replace(CONFIG, seed=1), priors=priors)[0].plan_hash != first.plan_hash
+    assert plan_of(subjects, CONFIG.but(seed=1), priors=priors)[0].plan_hash != first.plan_hash
 
 
 def test_the_hash_sees_photos_masks_captions_and_priors(subjects: SubjectSet, priors: SubjectSet) -> None:
@@ -107,13 +107,13 @@ def test_the_hash_sees_photos_masks_captions_and_priors(subjects: SubjectSet, pr
         plan_of(subjects, priors=priors)[0].plan_hash,
         *(plan_of(changed(**values))[0].plan_hash for values in ({"photos": other_photo}, {"masks": other_mask})),
         plan_of(changed(photos=other_words))[0].plan_hash,
-        plan_of(subjects, replace(CONFIG, layout=LayoutConfig(scale=(0.5, 0.6))))[0].plan_hash,
+        plan_of(subjects, CONFIG.but(layout=LayoutConfig(scale=(0.5, 0.6))))[0].plan_hash,
     ]
     assert len(set(hashes)) == len(hashes)
 
 
 def test_the_hash_does_not_see_how_the_steps_are_taken(subjects: SubjectSet) -> None:
-    other = replace(CONFIG, learning_rate=1e-3, dco_beta=0.0, rank=4, precision="bf16", gradient_checkpointing="full")
+    other = CONFIG.but(learning_rate=1e-3, dco_beta=0.0, rank=4, precision="bf16", gradient_checkpointing="full")
     assert plan_of(subjects, other)[0].plan_hash == plan_of(subjects)[0].plan_hash
 
 
@@ -125,9 +125,9 @@ def test_each_image_and_each_caption_is_encoded_once(subjects: SubjectSet, prior
 
 
 def test_memory_is_bounded_by_the_pools_and_not_by_the_steps(subjects: SubjectSet) -> None:
-    plan, _ = plan_of(subjects, replace(CONFIG, steps=500))
+    plan, _ = plan_of(subjects, CONFIG.but(steps=500))
     # Two photos have more crops than the pool takes; the square one has a single crop.
-    assert len(plan.latents) == 2 * CONFIG.crops_per_photo + 1 + CONFIG.max_composites
+    assert len(plan.latents) == 2 * CONFIG.samples.crops_per_photo + 1 + CONFIG.samples.max_composites
     assert plan.steps.shape == (500, 2) and plan.steps.max() == len(plan.latents) - 1
 
 
@@ -141,7 +141,7 @@ def test_progress_counts_up_to_the_total(subjects: SubjectSet) -> None:
 
 def test_time_ids_say_where_a_crop_was_cut(subjects: SubjectSet) -> None:
     """The colours of a photo are its coordinates, so the latents tell where the crop lay."""
-    plan, _ = plan_of(subjects, replace(CONFIG, method="dreambooth"))
+    plan, _ = plan_of(subjects, CONFIG.but(method="dreambooth"))
     sizes = {(80, 100), (64, 64), (90, 40)}
     assert {tuple(ids[:2]) for ids in plan.time_ids.int().tolist()} == sizes
     moved = 0
@@ -156,7 +156,7 @@ def test_time_ids_say_where_a_crop_was_cut(subjects: SubjectSet) -> None:
 
 
 def test_the_mask_is_cut_with_its_photo(subjects: SubjectSet) -> None:
-    plan, _ = plan_of(subjects, replace(CONFIG, method="dreambooth"))
+    plan, _ = plan_of(subjects, CONFIG.but(method="dreambooth"))
     for latent, mask in zip(plan.latents, plan.masks, strict=True):
         inside = ((latent[0] - 0.5).abs() < 0.25) & ((latent[1] - 0.5).abs() < 0.25)
         outside = ((latent[0] - 0.5).abs() > 0.4) | ((latent[1] - 0.5).abs() > 0.4)
@@ -164,9 +164,9 @@ def test_the_mask_is_cut_with_its_photo(subjects: SubjectSet) -> None:
 
 
 def test_composites_have_white_outside_their_masks_and_full_time_ids(subjects: SubjectSet) -> None:
-    config = replace(CONFIG, segmix_prob=1.0)
+    config = CONFIG.but(segmix_prob=1.0)
     plan, _ = plan_of(subjects, config)
-    assert len(plan.latents) == config.max_composites
+    assert len(plan.latents) == config.samples.max_composites
     assert plan.time_ids.int().tolist() == [[64, 64, 0, 0, 64, 64]] * len(plan.latents)
     assert all("olis dog" in caption and "ht cat" in caption for caption in plan.captions)
     latents, masks = torch.stack(plan.latents), torch.stack(plan.masks)
@@ -176,14 +176,17 @@ def test_composites_have_white_outside_their_masks_and_full_time_ids(subjects: S
 
 def test_every_composition_is_new_and_the_plan_says_so(subjects: SubjectSet) -> None:
     """As in the official code, whatever the number of steps, up to a limit that hangs on their size alone."""
-    config = replace(CONFIG, steps=20, segmix_prob=1.0, max_composites=None)
+    config = CONFIG.but(steps=20, segmix_prob=1.0, max_composites=None)
     plan, _ = plan_of(subjects, config)
     assert len({latent.numpy().tobytes() for latent in plan.latents}) == 40
     assert plan.composed == "40 compositions, all different"
-    few, _ = plan_of(subjects, replace(config, max_composites=7))
+    few, _ = plan_of(subjects, config.but(max_composites=7))
     assert few.composed == "40 compositions, 7 of them different"
-    assert plan_of(subjects, replace(config, method="dreambooth"))[0].composed == ""
-    assert replace(config, resolution=1024).composites == 8192 and replace(config, resolution=2048).composites == 2048
+    assert plan_of(subjects, config.but(method="dreambooth"))[0].composed == ""
+    assert (
+        config.but(resolution=1024).samples.composites == 8192
+        and config.but(resolution=2048).samples.composites == 2048
+    )
 
 
 def test_captions_name_the_subject_unless_the_photo_says_more(subjects: SubjectSet, priors: SubjectSet) -> None:
@@ -201,38 +204,38 @@ def test_captions_name_the_subject_unless_the_photo_says_more(subjects: SubjectS
 @pytest.mark.parametrize("method", ["segmix", "cutmix", "dreambooth"])
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_as_many_composites_as_asked(method: Any, probability: float) -> None:
-    config = replace(CONFIG, method=method, segmix_prob=probability, steps=1000)
-    draws = [draw for row in draw_steps(config, [16, 1, 16], True) for draw in row]
+    config = CONFIG.but(method=method, segmix_prob=probability, steps=1000)
+    draws = [draw for row in draw_steps(config.samples, [16, 1, 16], True) for draw in row]
     share = sum(draw.photo < 0 for draw in draws) / len(draws)
     assert share == pytest.approx(0 if method == "dreambooth" else probability, abs=0.03)
 
 
 def test_no_composite_before_its_start_step_and_some_after() -> None:
-    table = draw_steps(replace(CONFIG, segmix_start_step=20, segmix_prob=0.5), [3, 3, 3], True)
+    table = draw_steps(CONFIG.but(segmix_start_step=20, segmix_prob=0.5).samples, [3, 3, 3], True)
     mixed = [step for step, row in enumerate(table) if any(draw.photo < 0 for draw in row)]
     assert mixed and min(mixed) >= 20
 
 
 def test_every_photo_comes_once_before_any_comes_twice() -> None:
-    draws = [draw.photo for row in draw_steps(replace(CONFIG, method="dreambooth"), [2] * 5, True) for draw in row]
+    draws = [draw.photo for row in draw_steps(CONFIG.but(method="dreambooth").samples, [2] * 5, True) for draw in row]
     for first in range(0, len(draws), 5):
         assert sorted(draws[first : first + 5]) == list(range(5))
 
 
 def test_a_prior_composite_stands_beside_an_own_one(subjects: SubjectSet, priors: SubjectSet) -> None:
-    own, prior = draw_steps(CONFIG, [3] * 3, True), draw_steps(CONFIG, [3] * 7, True, prior=True)
+    own, prior = draw_steps(CONFIG.samples, [3] * 3, True), draw_steps(CONFIG.samples, [3] * 7, True, prior=True)
     assert [[d.photo < 0 for d in row] for row in own] == [[d.photo < 0 for d in row] for row in prior]
     plan, _ = plan_of(subjects, priors=priors)
     assert plan.priors.shape == (30, 2) and not set(plan.priors.flatten().tolist()) & set(plan.steps.flatten().tolist())
     assert plan_of(subjects)[0].priors.shape == (30, 0)
-    assert plan_of(subjects, replace(CONFIG, prior_loss_weight=0.0), priors=priors)[0].priors.shape == (30, 0)
+    assert plan_of(subjects, CONFIG.but(prior_loss_weight=0.0), priors=priors)[0].priors.shape == (30, 0)
 
 
 def test_one_subject_alone_trains_only_when_no_composition_is_asked_for(subjects: SubjectSet) -> None:
     alone = SubjectSet(subjects.subjects[:1])
     with pytest.raises(OneSubject, match="only one subject, 'olis dog'.*'dreambooth'"):
         plan_of(alone)
-    plan, _ = plan_of(alone, replace(CONFIG, method="dreambooth"))
+    plan, _ = plan_of(alone, CONFIG.but(method="dreambooth"))
     assert plan.captions == ("a photo of olis dog",)
 
 
@@ -253,19 +256,19 @@ def test_samples_are_named_by_what_they_show(subjects: SubjectSet, priors: Subje
 
 
 def test_a_step_has_the_samples_of_all_its_batches(subjects: SubjectSet) -> None:
-    at_once, _ = plan_of(subjects, replace(CONFIG, batch_size=4))
-    in_parts, _ = plan_of(subjects, replace(CONFIG, batch_size=2, accumulation=2))
+    at_once, _ = plan_of(subjects, CONFIG.but(batch_size=4))
+    in_parts, _ = plan_of(subjects, CONFIG.but(batch_size=2, accumulation=2))
     assert at_once.steps.shape == (30, 4) and same(at_once, in_parts)
 
 
 def test_relative_scale_of_the_subjects_does_not_trouble_the_priors(subjects: SubjectSet, priors: SubjectSet) -> None:
-    config = replace(CONFIG, segmix_prob=1.0, layout=LayoutConfig(relative_scale={"olis": 1, "ht": 2}))
+    config = CONFIG.but(segmix_prob=1.0, layout=LayoutConfig(relative_scale={"olis": 1, "ht": 2}))
     assert plan_of(subjects, config, priors=priors)[0].priors.shape == (30, 2)
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 128)])
 def test_any_size_of_picture(subjects: SubjectSet, size: tuple[int, int]) -> None:
-    plan, _ = plan_of(subjects, replace(CONFIG, resolution=size, steps=4))
+    plan, _ = plan_of(subjects, CONFIG.but(resolution=size, steps=4))
     assert {latent.shape for latent in plan.latents} == {(4, size[1] // 8, size[0] // 8)}
     assert {mask.shape for mask in plan.masks} == {(1, size[1] // 8, size[0] // 8)}
     assert {tuple(ids[4:]) for ids in plan.time_ids.int().tolist()} == {(size[1], size[0])}
@@ -275,7 +278,7 @@ def test_any_size_of_picture(subjects: SubjectSet, size: tuple[int, int]) -> Non
 def test_the_crops_of_a_photo_differ_and_a_square_photo_has_one(width: int, height: int, count: int) -> None:
     one, mask = photo("a.png", width, height, 1)
     image, _ = cover(one.image, mask, (64, 64))
-    corners = crops((width, height), CONFIG, random.Random(0))
+    corners = crops((width, height), CONFIG.samples, random.Random(0))
     assert len(set(corners)) == len(corners) == count
     assert all(0 <= top <= image.shape[0] - 64 and 0 <= left <= image.shape[1] - 64 for top, left in corners)
 
@@ -302,9 +305,9 @@ def test_cover_keeps_the_aspect_and_leaves_no_gap(width: int, height: int) -> No
     ],
 )
 def test_a_bucket_has_the_photos_aspect_and_no_more_pixels(photo: tuple[int, int], size: tuple[int, int]) -> None:
-    config = TrainConfig(resolution=512, buckets=True)
-    assert training_size(photo, config) == size and size[0] * size[1] <= 512 * 512
-    assert training_size(photo, replace(config, buckets=False)) == (512, 512)
+    config = TrainConfig.of(resolution=512, buckets=True)
+    assert training_size(photo, config.samples) == size and size[0] * size[1] <= 512 * 512
+    assert training_size(photo, config.but(buckets=False).samples) == (512, 512)
 
 
 def test_with_buckets_a_tall_photo_stays_whole(subjects: SubjectSet, tmp_path: Path) -> None:
@@ -318,8 +321,8 @@ def test_with_buckets_a_tall_photo_stays_whole(subjects: SubjectSet, tmp_path: P
         ]
         return min(float(span) for span in spans)
 
-    squares, _ = plan_of(subjects, replace(CONFIG, method="dreambooth"))
-    config = replace(CONFIG, buckets=True, segmix_prob=0.5)
+    squares, _ = plan_of(subjects, CONFIG.but(method="dreambooth"))
+    config = CONFIG.but(buckets=True, segmix_prob=0.5)
     plan, _ = plan_of(subjects, config, cache_dir=tmp_path)
     assert seen(plan) > 0.65 > 0.5 > seen(squares)
     for latent, mask, ids, name in zip(plan.latents, plan.masks, plan.time_ids.int().tolist(), plan.names, strict=True):
@@ -339,14 +342,14 @@ def test_a_second_run_with_other_learning_settings_encodes_and_draws_nothing(
     first, _ = plan_of(subjects, cache_dir=tmp_path / "cache", priors=priors)
     assert same(first, plan_of(subjects, priors=priors)[0])
     monkeypatch.setattr("mudi_core.train.plan.render", None)
-    other = replace(CONFIG, learning_rate=1e-3, rank=4, dco_beta=0.0, batch_size=1, accumulation=2)
+    other = CONFIG.but(learning_rate=1e-3, rank=4, dco_beta=0.0, batch_size=1, accumulation=2)
     again, encoders = plan_of(subjects, other, cache_dir=tmp_path / "cache", priors=priors)
     assert same(first, again) and (len(encoders.images), encoders.captions) == PROBES
 
 
 def test_a_run_of_other_length_encodes_only_what_is_new(subjects: SubjectSet, tmp_path: Path) -> None:
     first, _ = plan_of(subjects, cache_dir=tmp_path)
-    longer = replace(CONFIG, steps=40)
+    longer = CONFIG.but(steps=40)
     again, encoders = plan_of(subjects, longer, cache_dir=tmp_path)
     assert same(again, plan_of(subjects, longer)[0]) and len(again.latents) == len(first.latents)
     assert (len(encoders.images), encoders.captions) == PROBES
@@ -436,7 +439,7 @@ def test_encoders_that_cannot_be_trained_on_are_told(subjects: SubjectSet) -> No
         plan_of(subjects, encoders=Encoders(factor=float("nan")))
     encoders = Encoders()
     with pytest.raises(BadEncoding, match="shrinks every image by the same whole number"):
-        make_plan(subjects, CONFIG, lambda batch: encoders.image(batch)[..., ::2], encoders.text)
+        make_plan(subjects, CONFIG.samples, lambda batch: encoders.image(batch)[..., ::2], encoders.text)
 
 
 @pytest.mark.parametrize("shrinks", [4, 16])
@@ -447,8 +450,8 @@ def test_latents_may_be_of_any_shape_and_factor(subjects: SubjectSet, shrinks: i
     def image(batch: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(batch.movedim(3, 1), shrinks)[:, :, None].repeat(1, 6, 1, 1, 1)
 
-    plan = make_plan(subjects, CONFIG, image, encoders.text, cache_dir=tmp_path)
-    width, height = CONFIG.size
+    plan = make_plan(subjects, CONFIG.samples, image, encoders.text, cache_dir=tmp_path)
+    width, height = CONFIG.samples.size
     assert {tuple(latent.shape) for latent in plan.latents} == {(18, 1, height // shrinks, width // shrinks)}
     assert {tuple(mask.shape) for mask in plan.masks} == {(1, height // shrinks, width // shrinks)}
-    assert same(plan, make_plan(subjects, CONFIG, image, encoders.text, cache_dir=tmp_path))
+    assert same(plan, make_plan(subjects, CONFIG.samples, image, encoders.text, cache_dir=tmp_path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,15 +115,15 @@ def test_a_unet_in_few_bits_answers_nearly_the_same_and_shares_nothing(base_weig
 def test_a_lora_is_trained_on_it_with_checkpointing_in_bf16(base_weights: BaseWeights) -> None:
     unet = tiny_unet().to(torch.bfloat16)
     quantize(unet, base_weights)
-    config = replace(CONFIG, base_weights=base_weights, precision="bf16", gradient_checkpointing="full", dco_beta=10.0)
+    config = CONFIG.but(base_weights=base_weights, precision="bf16", gradient_checkpointing="full", dco_beta=10.0)
     result = train(unet, plan_for(config), config)
-    plain = train(tiny_unet(), plan_for(config), replace(CONFIG, dco_beta=10.0))
+    plain = train(tiny_unet(), plan_for(config), CONFIG.but(dco_beta=10.0))
     assert result.losses == pytest.approx(plain.losses, rel=0.1)
     assert {value.dtype for value in result.state.values()} == {torch.float32}
     assert any(value.abs().max() > 0 for key, value in result.state.items() if "lora_up" in key)
 
 
 def test_weights_that_are_not_as_the_settings_say_are_refused() -> None:
-    config = replace(CONFIG, base_weights="nf4")
+    config = CONFIG.but(base_weights="nf4")
     with pytest.raises(BadRun, match="kept as 'full', the settings say 'nf4'"):
         train(tiny_unet(), plan_for(config), config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from benchmarks.train_memory import Ledger
 from mudi_core.bases.quantize import BaseWeights, quantize
 from mudi_core.lora.adapter import Adapter
 from mudi_core.train import recompute
-from mudi_core.train.config import GradientCheckpointing, Precision
+from mudi_core.train.parts import GradientCheckpointing, Precision
 from mudi_core.train.recompute import checkpointing, multiplications
 from mudi_core.train.step import Trainee, batch_loss
 
@@ -27,12 +26,12 @@ def test_the_result_is_the_same_to_the_bit(
     base_weights: BaseWeights, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recompute, "DEAR", 64)  # the tiny U-Net's layers are cheap
-    config = replace(CONFIG, steps=3, dco_beta=10.0, precision=precision, base_weights=base_weights)
+    config = CONFIG.but(steps=3, dco_beta=10.0, precision=precision, base_weights=base_weights)
     results = []
     for way in WAYS:
         unet = tiny_unet()
         quantize(unet, base_weights)
-        results.append(train(unet, plan_for(config), replace(config, gradient_checkpointing=way)))
+        results.append(train(unet, plan_for(config), config.but(gradient_checkpointing=way)))
     for other in results[1:]:
         assert other.losses == results[0].losses
         assert all(torch.equal(value, results[0].state[key]) for key, value in other.state.items())
@@ -43,7 +42,7 @@ def test_selective_keeps_less_than_all_and_more_than_what_goes_into_the_blocks(m
 
     def kept(way: GradientCheckpointing) -> int:
         ledger, asked = Ledger(), denoiser(tiny_unet())
-        adapter = Adapter.new(asked, 4, 4.0, CONFIG.target_modules)
+        adapter = Adapter.new(asked, 4, 4.0, CONFIG.learning.target_modules)
         with asked.ready(bf16=False), adapter, checkpointing(asked, way):
             adapter.start(0)
             with ledger:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or not hasattr(os, "fork"), reason="a process that knows a GPU cannot be forked"
 )
-SHARED = replace(CONFIG, batch_size=1, accumulation=2)
+SHARED = CONFIG.but(batch_size=1, accumulation=2)
 
 
 def together(work: Callable[[Team, Path], str], folder: Path) -> list[str]:

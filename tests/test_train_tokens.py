@@ -16,19 +16,20 @@ from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
 from mudi_core.bases.tokens import ENCODERS, BadTokens, load_token, save_token
 from mudi_core.lora.adapter import apply_lora
 from mudi_core.lora.file import save_lora
-from mudi_core.train.config import BadTrainConfig, TrainConfig
+from mudi_core.train.config import TrainConfig
 from mudi_core.train.loop import BadRun, Beginning, Events, TrainResult, train
+from mudi_core.train.parts import BadTrainConfig
 from mudi_core.train.plan import Plan, make_plan
 from mudi_core.types import SubjectSet
 
 TOKENS = ("olis", "hta")
 PROMPT, OTHER = "a photo of olis cat and hta cat", "a photo of a cat in the snow"
-CONFIG = TrainConfig(
+CONFIG = TrainConfig.of(
     method="dreambooth", steps=4, batch_size=2, resolution=64, rank=2, crops_per_photo=1, learning_rate=1e-3,
     dco_beta=0.0, target_modules=(), learn_tokens=True,
 )  # fmt: skip
 """Textual Inversion."""
-CUSTOM_DIFFUSION = replace(CONFIG, target_modules=("attn2.to_k", "attn2.to_v"))
+CUSTOM_DIFFUSION = CONFIG.but(target_modules=("attn2.to_k", "attn2.to_v"))
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def checkpoint(random_mini: None) -> Checkpoint:
 
 @pytest.fixture
 def plan(checkpoint: Checkpoint, drawn_subjects: SubjectSet) -> Plan:
-    return make_plan(drawn_subjects, CONFIG, checkpoint.encode_image, checkpoint.condition)
+    return make_plan(drawn_subjects, CONFIG.samples, checkpoint.encode_image, checkpoint.condition)
 
 
 def run(base: Checkpoint, plan: Plan, config: TrainConfig = CONFIG, **more: Any) -> TrainResult:
@@ -78,17 +79,19 @@ def test_textual_inversion_learns_nothing_but_the_vectors(checkpoint: Checkpoint
     assert [rows.shape for rows in result.vectors.values()] == [(2, 96), (2, 160)]
     for name, rows in result.vectors.items():
         moved = (rows - first[name]).abs()
-        assert (moved > 0).any(dim=1).all() and moved.max() <= 1.01 * CONFIG.steps * CONFIG.token_learning_rate
+        assert (moved > 0).any(
+            dim=1
+        ).all() and moved.max() <= 1.01 * CONFIG.samples.steps * CONFIG.learning.token_learning_rate
     after = weights(checkpoint)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_it_lowers_the_loss(checkpoint: Checkpoint, plan: Plan) -> None:
     """The same steps again, from what they had led to: noise and timesteps are the same."""
-    config = replace(CONFIG, steps=30, token_learning_rate=0.02)
+    config = CONFIG.but(steps=30, token_learning_rate=0.02)
     steps = plan.steps.repeat(8, 1)[:30]
     plan = replace(plan, steps=steps, priors=plan.priors.repeat(8, 1)[:30])
-    rest = replace(config, token_learning_rate=1e-12)
+    rest = config.but(token_learning_rate=1e-12)
     assert sum(run(checkpoint, plan, config).losses[-10:]) < sum(run(checkpoint, plan, rest).losses[-10:])
 
 
@@ -113,7 +116,7 @@ def test_a_run_goes_on_to_the_bit(config: TrainConfig, checkpoint: Checkpoint, p
 
 
 def test_the_reference_of_dco_is_the_model_with_its_own_vectors(checkpoint: Checkpoint, plan: Plan) -> None:
-    losses = run(checkpoint, plan, replace(CONFIG, dco_beta=1000.0, token_learning_rate=0.1)).losses
+    losses = run(checkpoint, plan, CONFIG.but(dco_beta=1000.0, token_learning_rate=0.1)).losses
     assert losses[0] == pytest.approx(math.log(2), abs=1e-4) and losses[1] != pytest.approx(math.log(2), abs=1e-4)
 
 
@@ -123,11 +126,11 @@ def test_what_cannot_be_learned_is_told(checkpoint: Checkpoint, plan: Plan, tmp_
     with pytest.raises(BadRun, match="learn_tokens"):
         train(checkpoint.denoiser(), plan, CONFIG)
     with pytest.raises(BadRun, match="learn_tokens"):
-        run(checkpoint, plan, replace(CUSTOM_DIFFUSION, learn_tokens=False))
+        run(checkpoint, plan, CUSTOM_DIFFUSION.but(learn_tokens=False))
     with pytest.raises(BadTrainConfig, match="target_modules"):
-        replace(CONFIG, learn_tokens=False)
+        CONFIG.but(learn_tokens=False)
     with pytest.raises(BadTrainConfig, match="token_learning_rate"):
-        replace(CONFIG, token_learning_rate=0)
+        CONFIG.but(token_learning_rate=0)
     lora = tmp_path / "lora.safetensors"
     save_lora(lora, run(checkpoint, plan, CUSTOM_DIFFUSION).state, {})
     with pytest.raises(BadTokens, match="lora.safetensors is not one token's embedding: it holds lora_unet"):

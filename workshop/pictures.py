@@ -146,7 +146,7 @@ def seconds_of_lora(steps: int = 25) -> Figure:
     base = checkpoint()
     config = SETTINGS.train_config("segmix", seed=0)
     begun = time.monotonic()
-    plan = make_plan(SubjectSet(tuple(subjects)), config, base.encode_image, base.condition)
+    plan = make_plan(SubjectSet(tuple(subjects)), config.samples, base.encode_image, base.condition)
     planned = time.monotonic() - begun
     marks: list[float] = []
 
@@ -160,8 +160,8 @@ def seconds_of_lora(steps: int = 25) -> Figure:
     except _Enough:
         pass
     each = (marks[-1] - marks[4]) / (len(marks) - 5)
-    words = f"reckoned from {len(marks) - 5} of {config.steps} steps, {_threads()}"
-    return Figure("one LoRA", planned + each * config.steps, 240, False, "s", 1, words)
+    words = f"reckoned from {len(marks) - 5} of {config.samples.steps} steps, {_threads()}"
+    return Figure("one LoRA", planned + each * config.samples.steps, 240, False, "s", 1, words)
 
 
 class _Enough(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from ..types import MudiError
 
@@ -20,12 +20,12 @@ class BadKind(MudiError):
     """A value of another kind than its key wants."""
 
 
-def of_their_kinds(given: object, config: type, where: str, fixed: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A table's values as the fields of ``config`` take them: lists as tuples. ``fixed``: fields that it may not name.
+def of_their_kinds(given: object, wanted: Mapping[str, Any], where: str, fixed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A table's values as ``wanted`` says for each key: lists as tuples. ``fixed``: keys that it may not name.
 
     Raises `BadKind` with ``where`` and the key.
     """
-    kinds = {name: kind for name, kind in get_type_hints(config).items() if name not in fixed}
+    kinds = {name: kind for name, kind in wanted.items() if name not in fixed}
     if not isinstance(given, Mapping):
         raise BadKind(f"{where} is {_words(given)}; it must be a table.")
     for name in given:

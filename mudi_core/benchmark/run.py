@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -103,16 +102,18 @@ class Worker:
         base, lora = self._checkpoint, self.results.folder / f"{name}.safetensors"
         config = self.spec.train_config(cell.method, base.side)
         if self.dtype == torch.bfloat16:
-            config = replace(config, precision="bf16")
-        embeddings = [lora.with_suffix(f".{token}.safetensors") for token in subjects.tokens if config.learn_tokens]
+            config = config.but(precision="bf16")
+        embeddings = [
+            lora.with_suffix(f".{token}.safetensors") for token in subjects.tokens if config.learning.learn_tokens
+        ]
         with ExitStack() as worn:
-            vectors = worn.enter_context(base.token_vectors(subjects.tokens)) if config.learn_tokens else None
-            if not all(path.is_file() for path in [*embeddings, *([lora] if config.target_modules else [])]):
+            vectors = worn.enter_context(base.token_vectors(subjects.tokens)) if config.learning.learn_tokens else None
+            if not all(path.is_file() for path in [*embeddings, *([lora] if config.learning.target_modules else [])]):
                 self._train(name, config, self.spec.told(cell, subjects), vectors, lora, embeddings)
             if vectors is not None:
                 loaded = [load_token(path) for path in embeddings]
                 vectors.load({encoder: torch.cat([one[encoder] for one in loaded]) for encoder in loaded[0]})
-            if config.target_modules:
+            if config.learning.target_modules:
                 worn.enter_context(apply_lora(base.unet, lora))
             yield
 
@@ -128,7 +129,7 @@ class Worker:
         base, stopped = self._checkpoint, lora.with_suffix(".stopped.safetensors")
         lora.parent.mkdir(parents=True, exist_ok=True)
         with self.progress(f"training {name}") as update:
-            plan = make_plan(subjects, config, base.encode_image, base.condition)
+            plan = make_plan(subjects, config.samples, base.encode_image, base.condition)
             trained = train(
                 base.denoiser(),
                 plan,
@@ -142,7 +143,7 @@ class Worker:
         )
         for i, path in enumerate(embeddings):
             save_token(path, {encoder: rows[i : i + 1] for encoder, rows in trained.vectors.items()}, about)
-        if config.target_modules:
+        if config.learning.target_modules:
             save_lora(lora, trained.state, about)
         stopped.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from ..bases.families import BUILT_IN, usual
 from ..eyes import eyes
@@ -15,7 +15,7 @@ from ..files import NotText, read_text
 from ..jobs.generate import GenerateConfig
 from ..stage.layout import LayoutConfig
 from ..subjects.prompt import SUBJECTS, write_prompt
-from ..train.config import TrainConfig
+from ..train.config import SETTINGS, TrainConfig
 from ..types import MudiError, SubjectSet
 from .kinds import BadKind, of_their_kinds
 
@@ -171,7 +171,7 @@ class Spec:
     def train_config(self, method: str, side: int) -> TrainConfig:
         """How a method is trained; ``side``: of the base model's pictures, in pixels."""
         start = TrainConfig.usual(usual(self.base), seed=self.seed, resolution=side)
-        return replace(start, **{**self.train, **METHODS[method].train})
+        return start.but(**{**self.train, **METHODS[method].train})
 
     def generate_config(self, cell: Cell, subjects: SubjectSet) -> GenerateConfig:
         """How a cell's one picture is made. Cells of one seed and combo start from the same noise and places."""
@@ -217,10 +217,14 @@ def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
     if family.eye is not None:
         judging = replace(judging, detector=family.eye, embedder=family.eye)
     try:
-        values = of_their_kinds({key: value for key, value in given.items() if key != "judges"}, Spec, str(path))
-        judges = of_their_kinds(given.get("judges", {}), Judges, f"{path}, [judges]")
-        train = of_their_kinds(given.get("train", {}), TrainConfig, f"{path}, [train]", _NOT_TRAIN)
-        generate = of_their_kinds(given.get("generate", {}), GenerateConfig, f"{path}, [generate]", _NOT_GENERATE)
+        values = of_their_kinds(
+            {key: value for key, value in given.items() if key != "judges"}, get_type_hints(Spec), str(path)
+        )
+        judges = of_their_kinds(given.get("judges", {}), get_type_hints(Judges), f"{path}, [judges]")
+        train = of_their_kinds(given.get("train", {}), SETTINGS, f"{path}, [train]", _NOT_TRAIN)
+        generate = of_their_kinds(
+            given.get("generate", {}), get_type_hints(GenerateConfig), f"{path}, [generate]", _NOT_GENERATE
+        )
     except BadKind as error:
         raise BadSpec(str(error)) from error
     combos = {name: str(here / where) if isinstance(where, str) else where for name, where in values["combos"].items()}

@@ -46,7 +46,7 @@ def open_previews(
     from ..jobs.previews import Previews, scorer
     from ..subjects.prompt import SUBJECTS, write_prompt
 
-    if not settings.preview_every:
+    if not settings.fit.preview_every:
         return None
     prompt = args.preview_prompt or default_prompt(subjects)
     if SUBJECTS in prompt:
@@ -62,7 +62,7 @@ def open_previews(
         family.threshold if args.threshold is None else args.threshold,
         cut_out=family.cut_out,
     )
-    config = replace(config, count=args.preview_count, size=settings.size, layout=settings.layout)
+    config = replace(config, count=args.preview_count, size=settings.samples.size, layout=settings.samples.layout)
     return Previews(checkpoint, subjects, config, score)
 
 

@@ -123,10 +123,9 @@ def train_config(args: argparse.Namespace, side: int, compute: str) -> TrainConf
         said.setdefault("learning_rate", 1.0)
     if args.target_modules:
         said["target_modules"] = tuple(args.target_modules)
-    return replace(
-        start,
+    return start.but(
         method=args.method,
         seed=args.seed,
-        layout=replace(start.layout, relative_scale=args.relative_scale),
+        layout=replace(start.samples.layout, relative_scale=args.relative_scale),
         **(preset | {"precision": compute} | said),
     )

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +126,7 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     checkpoint = open_base(args, on, torch.device("cpu"))  # the U-Net waits until the encoders have left the card
     settings = train_config(args, checkpoint.side, precision(args, on))
     # Written so that it says the same of a step whatever the number of processes.
-    settings = replace(settings, accumulation=settings.accumulation * team.size)
+    settings = settings.but(accumulation=settings.accumulation * team.size)
     made_of = {
         "mudi_config": (settings.to_json(), "other settings"),
         "mudi_base": (checkpoint.name, "another base model"),
@@ -147,7 +146,7 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
         checkpoint.move_encoders(torch.device("cpu"))
     if on.type == "cuda":
         torch.cuda.empty_cache()
-    quantize.quantize(checkpoint.unet, settings.base_weights)
+    quantize.quantize(checkpoint.unet, settings.learning.base_weights)
     checkpoint.unet.to(on)
     about = lora_metadata(
         settings.described(), subjects, base=checkpoint.name, plan_hash=drawn.plan_hash, family=checkpoint.family
@@ -187,7 +186,7 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     stopped.unlink(missing_ok=True)
     last = trained.losses[-max(1, len(trained.losses) // 10) :]
     words = (
-        f"{args.out}: a LoRA for {_named(subjects)}, {settings.steps} steps of {settings.method}, "
+        f"{args.out}: a LoRA for {_named(subjects)}, {settings.samples.steps} steps of {settings.samples.method}, "
         f"{args.out.stat().st_size / 1e6:.1f} MB. Prompt it with those names."
     )
     if best.step:
@@ -196,9 +195,9 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
         words,
         {
             "lora": str(args.out),
-            "method": settings.method,
-            "steps": settings.steps,
-            "seed": settings.seed,
+            "method": settings.samples.method,
+            "steps": settings.samples.steps,
+            "seed": settings.samples.seed,
             "layers": len(trained.state) // 3,
             "loss": sum(last) / len(last),
             "plan_hash": drawn.plan_hash,
@@ -227,7 +226,7 @@ def _plan(
         with talk.progress("encoding") as progress:
             plan = make_plan(
                 subjects,
-                settings,
+                settings.samples,
                 checkpoint.encode_image,
                 checkpoint.condition,
                 priors=priors,

@@ -30,8 +30,8 @@ from ..stage.segmix import SegMixConfig, segmix
 from ..subjects import storage
 from ..subjects.find import segment_subject
 from ..toy.world import PAIRS, SubjectSpec, photo
-from ..train.config import Method
 from ..train.loop import Events, TrainResult, train
+from ..train.parts import Method
 from ..train.plan import make_plan
 from ..types import Comparison, MudiError, Subject, SubjectSet
 from .page import page
@@ -179,7 +179,7 @@ def _train(
     update: Update,
 ) -> TrainResult:
     config = settings.train_config(method, seed)
-    plan = make_plan(subjects, config, checkpoint.encode_image, checkpoint.condition)
+    plan = make_plan(subjects, config.samples, checkpoint.encode_image, checkpoint.condition)
     events = Events(lambda step, total, loss: update(step, total, f"loss {loss:.3f}"))
     result = train(checkpoint.denoiser(), plan, config, events)
     about = lora_metadata(config.described(), subjects, base=checkpoint.name, plan_hash=plan.plan_hash)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..jobs.generate import Picture
 from ..stage.cutouts import CutOuts
 from ..toy.world import SubjectSpec
-from ..train.config import Method
+from ..train.parts import Method
 from ..types import Comparison, Mix, SubjectSet
 from .settings import DemoSettings
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from ..bases.families import EMBEDDED, FAMILIES
 from ..jobs.generate import GenerateConfig
 from ..stage.layout import LayoutConfig
-from ..train.config import Method, TrainConfig
+from ..train.config import TrainConfig
+from ..train.parts import Method
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class DemoSettings:
     sampler_steps: int = _PICTURES["steps"]
     guidance: float = _PICTURES["guidance"]
     gamma: float = _PICTURES["gamma"]
-    layout: LayoutConfig = field(default_factory=lambda: TrainConfig.usual(_USUAL).layout)
+    layout: LayoutConfig = field(default_factory=lambda: TrainConfig.usual(_USUAL).samples.layout)
     """Of compositions and of starts."""
 
     photo_threshold: float = _USUAL.photo_threshold
@@ -77,7 +78,7 @@ class DemoSettings:
     """Compare with the subjects cut out, as the figures in the pictures are."""
 
     def train_config(self, method: Method, seed: int) -> TrainConfig:
-        return TrainConfig(
+        return TrainConfig.of(
             method=method,
             steps=self.train_steps,
             batch_size=self.batch_size,

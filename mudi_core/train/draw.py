@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from ..stage.layout import LayoutConfig
 from ..stage.segmix import SegMixConfig, cut_outs, cutmix, segmix
 from ..types import Mix, Photo, Subject, SubjectSet
-from .config import TrainConfig
+from .parts import Samples
 
 COMPOSITION = "composition "
 """Begins what a composition is called, before its number."""
@@ -47,32 +47,32 @@ def all_photos(subjects: SubjectSet) -> list[tuple[Subject, Photo, Tensor]]:
     ]
 
 
-def crop_counts(subjects: SubjectSet, config: TrainConfig) -> list[int]:
+def crop_counts(subjects: SubjectSet, settings: Samples) -> list[int]:
     """How many different crops each photo of a set has."""
-    return [len(crops(photo.size, config, random.Random(0))) for _, photo, _ in all_photos(subjects)]
+    return [len(crops(photo.size, settings, random.Random(0))) for _, photo, _ in all_photos(subjects)]
 
 
-def training_size(photo: tuple[int, int], config: TrainConfig) -> tuple[int, int]:
+def training_size(photo: tuple[int, int], settings: Samples) -> tuple[int, int]:
     """Width and height at which a photo of this width and height is trained, all in pixels.
 
-    With buckets: as many pixels as ``config.size`` or a little fewer, the photo's own aspect within 1:2 and 2:1, and
+    With buckets: as many pixels as ``settings.size`` or a little fewer, the photo's own aspect within 1:2 and 2:1, and
     sides that are multiples of 64 (16 below 512 px), so that there are only some twenty different ones.
     """
-    if not config.buckets:
-        return config.size
-    area, step = config.size[0] * config.size[1], 64 if min(config.size) >= 512 else 16
+    if not settings.buckets:
+        return settings.size
+    area, step = settings.size[0] * settings.size[1], 64 if min(settings.size) >= 512 else 16
     aspect = min(2.0, max(0.5, photo[0] / photo[1]))
     width = max(step, round(math.sqrt(area * aspect) / step) * step)
     return width, max(step, area // width // step * step)
 
 
 def sizes(
-    draws: Sequence[Draw], subjects: SubjectSet, priors: SubjectSet | None, config: TrainConfig
+    draws: Sequence[Draw], subjects: SubjectSet, priors: SubjectSet | None, settings: Samples
 ) -> list[tuple[int, int]]:
-    """Width and height of what each draw shows, in pixels; compositions have ``config.size``."""
+    """Width and height of what each draw shows, in pixels; compositions have ``settings.size``."""
     photos = {False: all_photos(subjects), True: [] if priors is None else all_photos(priors)}
     return [
-        config.size if draw.photo < 0 else training_size(photos[draw.prior][draw.photo][1].size, config)
+        settings.size if draw.photo < 0 else training_size(photos[draw.prior][draw.photo][1].size, settings)
         for draw in draws
     ]
 
@@ -86,23 +86,23 @@ def label(draw: Draw, subjects: SubjectSet, priors: SubjectSet | None) -> str:
     return f"{whose}{all_photos(own)[draw.photo][1].name}"
 
 
-def draw_steps(config: TrainConfig, pools: Sequence[int], can_mix: bool, *, prior: bool = False) -> list[list[Draw]]:
+def draw_steps(settings: Samples, pools: Sequence[int], can_mix: bool, *, prior: bool = False) -> list[list[Draw]]:
     """Which photo's crop, or which composition, each sample of each step is. ``pools``: how many crops a photo has.
 
     Every photo comes once before any comes twice. Own and prior samples share the coins, so a prior composition stands
     beside an own one (paper, appendix B).
     """
     who = "prior" if prior else "own"
-    order, coins = random.Random(f"{config.seed}/{who}/order"), random.Random(f"{config.seed}/coins")
+    order, coins = random.Random(f"{settings.seed}/{who}/order"), random.Random(f"{settings.seed}/coins")
     waiting: list[int] = []
     used, composites = [0] * len(pools), 0
     table = []
-    for step in range(config.steps):
+    for step in range(settings.steps):
         row = []
-        for _ in range(config.samples_per_step):
-            mixes = coins.random() < config.segmix_prob and step >= config.segmix_start_step
-            if mixes and can_mix and config.method != "dreambooth":
-                row.append(Draw(prior, -1, composites % config.composites))
+        for _ in range(settings.samples_per_step):
+            mixes = coins.random() < settings.segmix_prob and step >= settings.segmix_start_step
+            if mixes and can_mix and settings.method != "dreambooth":
+                row.append(Draw(prior, -1, composites % settings.composites))
                 composites += 1
                 continue
             if not waiting:
@@ -115,29 +115,29 @@ def draw_steps(config: TrainConfig, pools: Sequence[int], can_mix: bool, *, prio
 
 
 def render(
-    draws: Sequence[Draw], subjects: SubjectSet, priors: SubjectSet | None, config: TrainConfig
+    draws: Sequence[Draw], subjects: SubjectSet, priors: SubjectSet | None, settings: Samples
 ) -> Iterator[Sample]:
     """The samples of sorted ``draws``, one at a time: compositions first, then photo by photo, each resized once."""
-    mix = cutmix if config.method == "cutmix" else segmix
+    mix = cutmix if settings.method == "cutmix" else segmix
     for prior, own in ((False, subjects), (True, priors)):
         chosen = [draw for draw in draws if draw.prior == prior]
         if own is None or not chosen:
             continue
         who = "prior" if prior else "own"
         photos = all_photos(own)
-        mix_config = SegMixConfig(size=config.size, layout=_layout(config, own, prior))
-        cuts = cut_outs(own, max_side=max(config.size)) if chosen[0].photo < 0 else None
+        mix_config = SegMixConfig(size=settings.size, layout=_layout(settings, own, prior))
+        cuts = cut_outs(own, max_side=max(settings.size)) if chosen[0].photo < 0 else None
         at, image, mask, corners = -1, torch.empty(0), torch.empty(0), [(0, 0)]
         for draw in chosen:
             if cuts is not None and draw.photo < 0:
-                rng = random.Random(f"{config.seed}/{who}/composite/{draw.number}")
+                rng = random.Random(f"{settings.seed}/{who}/composite/{draw.number}")
                 yield _composite(mix(cuts, rng, mix_config), own if prior else None)
                 continue
             subject, photo, photo_mask = photos[draw.photo]
-            width, height = training_size(photo.size, config)
+            width, height = training_size(photo.size, settings)
             if draw.photo != at:
                 at, (image, mask) = draw.photo, cover(photo.image, photo_mask, (width, height))
-                corners = crops(photo.size, config, random.Random(f"{config.seed}/{who}/{draw.photo}"))
+                corners = crops(photo.size, settings, random.Random(f"{settings.seed}/{who}/{draw.photo}"))
             top, left = corners[draw.number]
             crop = slice(top, top + height), slice(left, left + width)
             time_ids = (photo.size[1], photo.size[0], top, left, height, width)
@@ -161,12 +161,12 @@ def cover(image: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, T
     return resized[..., :3], resized[..., 3]
 
 
-def crops(photo: tuple[int, int], config: TrainConfig, rng: random.Random) -> list[tuple[int, int]]:
+def crops(photo: tuple[int, int], settings: Samples, rng: random.Random) -> list[tuple[int, int]]:
     """Top and left of the crops of a photo of this width and height: all different, ``crops_per_photo`` at most."""
-    size = training_size(photo, config)
+    size = training_size(photo, settings)
     width, height = cover_size(photo, size)
     columns, rows = width - size[0] + 1, height - size[1] + 1
-    chosen = rng.sample(range(rows * columns), min(config.crops_per_photo, rows * columns))
+    chosen = rng.sample(range(rows * columns), min(settings.crops_per_photo, rows * columns))
     return [divmod(corner, columns) for corner in chosen]
 
 
@@ -179,12 +179,12 @@ def _composite(mix: Mix, priors: SubjectSet | None) -> Sample:
     return Sample(mix.image, mix.mask, caption, (height, width, 0, 0, height, width))
 
 
-def _layout(config: TrainConfig, own: SubjectSet, prior: bool) -> LayoutConfig:
+def _layout(settings: Samples, own: SubjectSet, prior: bool) -> LayoutConfig:
     """The configured layout; both priors of a composition stand at one height, as in the official code."""
     if not prior:
-        return config.layout
-    known = {token: part for token, part in (config.layout.relative_scale or {}).items() if token in own.tokens}
-    return replace(config.layout, shared_y=True, relative_scale=known or None)
+        return settings.layout
+    known = {token: part for token, part in (settings.layout.relative_scale or {}).items() if token in own.tokens}
+    return replace(settings.layout, shared_y=True, relative_scale=known or None)
 
 
 def _caption(subject: Subject, prior: bool) -> str:

@@ -76,9 +76,9 @@ class Events:
 
     on_step: OnStep | None = None
     on_save: OnSave | None = None
-    """Every ``config.save_every`` steps."""
+    """Every ``fit.save_every`` steps."""
     on_preview: OnPreview | None = None
-    """Every ``config.preview_every`` steps and after the last."""
+    """Every ``fit.preview_every`` steps and after the last."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ def train(
     the seed and the step alone, so a run that was stopped and resumed ends with the same bits.
 
     ``checkpoint``: where to leave a file to go on from when the run ends early, every `KEPT_EVERY` seconds, and every
-    ``config.save_every`` steps. ``team``: the processes that share the batches of a step; each calls this with the same
+    ``fit.save_every`` steps. ``team``: the processes that share the batches of a step; each calls this with the same
     arguments, all get the same result, and the first alone writes.
 
     Raises `Interrupted` at Ctrl-C (within one step, at once in a preview), `NonFiniteLoss`, `OutOfMemory`, `BadRun`,
@@ -117,18 +117,19 @@ def train(
     """
     team = team or Team()
     _check_run(denoiser, plan, config, team)
-    if config.learn_tokens != (begin.vectors is not None):
+    if config.learning.learn_tokens != (begin.vectors is not None):
         raise BadRun("Token vectors are given to a run exactly when its settings say learn_tokens.")
     origin = origin_of(plan, denoiser, begin.lora, config)
     team.agree(json.dumps(origin) + config.to_json(), "photos, settings or base models")
     with torch.inference_mode(False), torch.enable_grad(), ctrl_c_waits() as asked_to_stop:
-        adapter = Adapter.new(denoiser, config.rank, config.lora_alpha, config.target_modules, begin.vectors)
-        adapter.start(config.seed, begin.lora)
+        learning = config.learning
+        adapter = Adapter.new(denoiser, learning.rank, learning.lora_alpha, learning.target_modules, begin.vectors)
+        adapter.start(config.samples.seed, begin.lora)
         trainee = Trainee(denoiser, adapter, plan, config)
-        with _ready(replace(trainee, config=replace(config, gradient_checkpointing="off"))):
+        with _ready(replace(trainee, config=config.but(gradient_checkpointing="off"))):
             trainee = replace(trainee, config=preflight(trainee))
         vectors = begin.vectors.parameters() if begin.vectors is not None else ()
-        optimizer = make_optimizer(config, adapter.matrices(), vectors)
+        optimizer = make_optimizer(learning, adapter.matrices(), vectors)
         losses = [] if begin.stopped is None else restore_run(begin.stopped, origin, adapter, optimizer)
         run = _Run(trainee, optimizer, losses, origin, checkpoint, events, team, asked_to_stop)
         try:
@@ -145,9 +146,9 @@ def _ready(trainee: Trainee) -> Iterator[None]:
     """Within the block the network wears the LoRA, and its answers have gradients."""
     config = trainee.config
     with (
-        trainee.denoiser.ready(config.precision == "bf16"),
+        trainee.denoiser.ready(config.learning.precision == "bf16"),
         trainee.adapter,
-        checkpointing(trainee.denoiser, config.gradient_checkpointing),
+        checkpointing(trainee.denoiser, config.fit.gradient_checkpointing),
     ):
         yield
 
@@ -170,10 +171,10 @@ class _Run:
 
     def to_the_end(self) -> None:
         """Take all steps that are left, from one preview to the next."""
-        config = self.trainee.config
-        while len(self.losses) < config.steps:
+        steps = self.trainee.config.samples.steps
+        while len(self.losses) < steps:
             with _ready(self.trainee):
-                while len(self.losses) < config.steps:
+                while len(self.losses) < steps:
                     self._step()
                     if self._previews():
                         break
@@ -183,22 +184,23 @@ class _Run:
                     self.events.on_preview(len(self.losses), self.trainee.adapter.state())
 
     def _previews(self) -> bool:
-        config, done = self.trainee.config, len(self.losses)
-        return bool(config.preview_every) and (done % config.preview_every == 0 or done == config.steps)
+        every, done = self.trainee.config.fit.preview_every, len(self.losses)
+        return bool(every) and (done % every == 0 or done == self.trainee.config.samples.steps)
 
     def _step(self) -> None:
         """One step, and what is due after it."""
-        config, done = self.trainee.config, len(self.losses) + 1
+        steps, save_every = self.trainee.config.samples.steps, self.trainee.config.fit.save_every
+        done = len(self.losses) + 1
         self.doing = f"Step {done}"
         loss, stop = _step(self.trainee, self.optimizer, self.team, self.asked_to_stop, done - 1)
         self.losses.append(loss)
         if self.events.on_step is not None:
-            self.events.on_step(done, config.steps, loss)
-        if done == config.steps:
+            self.events.on_step(done, steps, loss)
+        if done == steps:
             return
         if stop or (self.team.size == 1 and self.asked_to_stop()):
             raise KeyboardInterrupt
-        saves = bool(config.save_every) and done % config.save_every == 0
+        saves = bool(save_every) and done % save_every == 0
         if saves or time.monotonic() - self.kept_at > KEPT_EVERY:
             self.save()
             self.kept_at = time.monotonic()
@@ -227,12 +229,13 @@ class _Run:
         saved = self.save()
         hint = f"Resume from {saved}." if saved is not None else "There is nothing to resume from."
         if isinstance(error, KeyboardInterrupt):
-            message = f"Training was stopped after step {len(self.losses)} of {config.steps}. {hint}"
+            message = f"Training was stopped after step {len(self.losses)} of {config.samples.steps}. {hint}"
             raise Interrupted(message, saved) from error
         if _is_out_of_memory(error):
+            width, height = config.samples.size
             raise OutOfMemory(
-                f"{self.doing} did not fit into memory ({config.size[0]}x{config.size[1]} px, batch "
-                f"{config.batch_size}, {config.precision}). {advice(config)} {hint}"
+                f"{self.doing} did not fit into memory ({width}x{height} px, batch {config.fit.batch_size}, "
+                f"{config.learning.precision}). {advice(config)} {hint}"
             ) from error
 
 
@@ -245,7 +248,7 @@ def _step(
 ) -> tuple[float, bool]:
     """One optimizer step; gives its loss, and whether any process was asked to stop."""
     plan, config = trainee.plan, trainee.config
-    set_learning_rate(optimizer, config, step)
+    set_learning_rate(optimizer, config.learning, step, config.samples.steps)
     optimizer.zero_grad(set_to_none=True)
     losses = torch.zeros(config.accumulation, dtype=torch.float64)
     strange = torch.zeros(len(plan.latents), dtype=torch.float64)
@@ -265,32 +268,33 @@ def _step(
         raise NonFiniteLoss(
             f"The loss became {losses.sum().item()} at step {step + 1}"
             + (f", with {', '.join(names)}" if names else "")
-            + f". Lower the learning rate (it is {config.learning_rate:g}), or check that the base model makes sound "
-            "pictures in this precision."
+            + f". Lower the learning rate (it is {config.learning.learning_rate:g}), or check that the base model "
+            "makes sound pictures in this precision."
         )
     parameters = trainee.adapter.parameters()
     team.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if config.max_grad_norm > 0:
-        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    if (longest := config.learning.max_grad_norm) > 0:
+        torch.nn.utils.clip_grad_norm_(parameters, longest)
     optimizer.step()
     return losses.mean().item(), bool(stop.item())
 
 
 def _check_run(denoiser: Denoiser, plan: Plan, config: TrainConfig, team: Team) -> None:
-    if tuple(plan.steps.shape) != (config.steps, config.samples_per_step):
+    samples = config.samples
+    if tuple(plan.steps.shape) != (samples.steps, samples.samples_per_step):
         raise BadRun(
             f"The plan has {plan.steps.shape[0]} steps of {plan.steps.shape[1]} samples, the configuration "
-            f"{config.steps} of {config.samples_per_step}. Make the plan with the configuration that trains."
+            f"{samples.steps} of {samples.samples_per_step}. Make the plan with the configuration that trains."
         )
     if config.accumulation % team.size:
         raise BadRun(
             f"{team.size} processes cannot share {config.accumulation} batches of a step evenly. Set accumulation to a "
             f"multiple of {team.size}."
         )
-    if denoiser.stored_as != config.base_weights:
+    if denoiser.stored_as != config.learning.base_weights:
         raise BadRun(
-            f"The model's weights are kept as '{denoiser.stored_as}', the settings say '{config.base_weights}'. Give "
-            "the model to quantize() first."
+            f"The model's weights are kept as '{denoiser.stored_as}', the settings say "
+            f"'{config.learning.base_weights}'. Give the model to quantize() first."
         )
 
 

@@ -18,7 +18,8 @@ import torch
 
 from ..bases.quantize import BASE_WEIGHTS
 from ..types import MudiError
-from .config import GradientCheckpointing, TrainConfig
+from .config import TrainConfig
+from .parts import GradientCheckpointing
 from .recompute import checkpointing
 from .step import Trainee, batch_loss
 
@@ -106,7 +107,7 @@ def advice(config: TrainConfig) -> str:
     """The largest memory preset that needs less than these settings, in a sentence."""
     have = _sizes(config)
     for gigabytes, settings in MEMORY.items():
-        wants = _sizes(replace(config, **settings))
+        wants = _sizes(config.but(**settings))
         if wants != have and all(want <= size for want, size in zip(wants, have, strict=True)):
             return f"Use the memory preset of {gigabytes} GB, or a smaller resolution."
     return "Use a smaller resolution or rank."
@@ -115,12 +116,12 @@ def advice(config: TrainConfig) -> str:
 def _sizes(config: TrainConfig) -> list[int]:
     """Of each setting that a preset changes how much memory it wants, in the order of its choices."""
     from_largest = [
-        (("fp32", "bf16"), config.precision),
-        (BASE_WEIGHTS, config.base_weights),
-        (get_args(GradientCheckpointing), config.gradient_checkpointing),
-        (("prodigy", "adamw", "adamw8bit"), config.optimizer),
+        (("fp32", "bf16"), config.learning.precision),
+        (BASE_WEIGHTS, config.learning.base_weights),
+        (get_args(GradientCheckpointing), config.fit.gradient_checkpointing),
+        (("prodigy", "adamw", "adamw8bit"), config.learning.optimizer),
     ]
-    return [config.batch_size, *(-choices.index(choice) for choices, choice in from_largest)]
+    return [config.fit.batch_size, *(-choices.index(choice) for choices, choice in from_largest)]
 
 
 def preflight(trainee: Trainee, meter: Meter | None = None) -> TrainConfig:
@@ -130,16 +131,16 @@ def preflight(trainee: Trainee, meter: Meter | None = None) -> TrainConfig:
     `estimate` is more than there is by over `MARGIN`, and warns when it is close. A CPU is not measured.
     """
     config, device = trainee.config, trainee.denoiser.device
-    ways: tuple[GradientCheckpointing, ...] = (config.gradient_checkpointing,)
-    if config.gradient_checkpointing == "auto":
+    ways: tuple[GradientCheckpointing, ...] = (config.fit.gradient_checkpointing,)
+    if config.fit.gradient_checkpointing == "auto":
         ways = ("off", "selective", "full")
     if meter is None:
         if device.type != "cuda":
-            return replace(config, gradient_checkpointing=ways[0])
+            return config.but(gradient_checkpointing=ways[0])
         meter = CudaMeter(device)
     room = meter.room()
     for way in ways:
-        config = replace(config, gradient_checkpointing=way)
+        config = config.but(gradient_checkpointing=way)
         with checkpointing(trainee.denoiser, way):
             needed = estimate(replace(trainee, config=config), meter)
         if needed is not None and needed <= room * (1 - MARGIN):
@@ -173,7 +174,7 @@ def estimate(trainee: Trainee, meter: Meter) -> int | None:
         for parameter in adapter.parameters():
             parameter.grad = None
     slope = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
-    state = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}[trainee.config.optimizer]
+    state = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}[trainee.config.learning.optimizer]
     moments = state * sum(parameter.numel() for parameter in adapter.parameters())
     return max(peaks[1], round(peaks[1] + slope * (largest - sizes[1]))) + moments
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..types import MudiError
-from .config import TrainConfig
+from .parts import Learning
 
 _PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 
@@ -22,50 +22,54 @@ class MissingOptimizer(MudiError):
 
 
 def make_optimizer(
-    config: TrainConfig, parameters: Sequence[nn.Parameter], vectors: Sequence[nn.Parameter] = ()
+    learning: Learning, parameters: Sequence[nn.Parameter], vectors: Sequence[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
     """The optimizer that the settings name; ``vectors``: those of tokens. Raises `MissingOptimizer`."""
-    common: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
-    token_pace = config.token_learning_rate / config.learning_rate
+    common: dict[str, Any] = {
+        "lr": learning.learning_rate,
+        "betas": learning.betas,
+        "weight_decay": learning.weight_decay,
+    }
+    token_pace = learning.token_learning_rate / learning.learning_rate
     groups = [{"params": list(part), "pace": pace} for part, pace in ((parameters, 1.0), (vectors, token_pace)) if part]
-    if config.optimizer == "adamw":
+    if learning.optimizer == "adamw":
         return torch.optim.AdamW(groups, **common)
-    package = _PACKAGES[config.optimizer]
+    package = _PACKAGES[learning.optimizer]
     try:
         module = importlib.import_module(package)
-        if config.optimizer == "adamw8bit":
+        if learning.optimizer == "adamw8bit":
             kind: Any = module.optim.AdamW8bit
         else:
             kind = module.Prodigy
-            common |= {"use_bias_correction": True, "safeguard_warmup": config.lr_warmup > 0}
+            common |= {"use_bias_correction": True, "safeguard_warmup": learning.lr_warmup > 0}
         optimizer: torch.optim.Optimizer = kind(groups, **common)
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MissingOptimizer(
-            f"Optimizer '{config.optimizer}' needs the package {package}, which does not work here ({reason}). Install "
-            f"it (pip install {package}), or use the optimizer 'adamw'."
+            f"Optimizer '{learning.optimizer}' needs the package {package}, which does not work here ({reason}). "
+            f"Install it (pip install {package}), or use the optimizer 'adamw'."
         ) from error
     return optimizer
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
-    """For a step, counted from 0: token vectors go at their own pace."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning: Learning, step: int, steps: int) -> None:
+    """For a step of so many, counted from 0: token vectors go at their own pace."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step) * group["pace"]
+        group["lr"] = learning_rate(learning, step, steps) * group["pace"]
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Of a step, counted from 0: it rises over ``lr_warmup`` steps, then follows ``lr_schedule``.
+def learning_rate(learning: Learning, step: int, steps: int) -> float:
+    """Of a step of so many, counted from 0: it rises over ``lr_warmup`` steps, then follows ``lr_schedule``.
 
     The last step is never one without effect: "linear" and "cosine" reach 0 where the step after it would be.
     """
-    if step < config.lr_warmup:
-        return config.learning_rate * ((step + 1) / config.lr_warmup)
-    if config.lr_schedule == "constant":
-        return config.learning_rate
-    progress = (step - config.lr_warmup) / (config.steps - config.lr_warmup)
-    factor = 1 - progress if config.lr_schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return config.learning_rate * factor
+    if step < learning.lr_warmup:
+        return learning.learning_rate * ((step + 1) / learning.lr_warmup)
+    if learning.lr_schedule == "constant":
+        return learning.learning_rate
+    progress = (step - learning.lr_warmup) / (steps - learning.lr_warmup)
+    factor = 1 - progress if learning.lr_schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return learning.learning_rate * factor
 
 
 def pack_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:

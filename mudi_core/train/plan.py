@@ -24,9 +24,10 @@ from ..bases.promise import Conditions, EncodeImage, EncodeText
 from ..subjects.find import doubts
 from ..types import MudiError, SubjectSet
 from .cache import Cache, content_key
-from .config import TrainConfig
+from .config import plan_json
 from .draw import COMPOSITION, Draw, all_photos, crop_counts, draw_steps, label, render, sizes
 from .encode import Encoder, OnEncoded
+from .parts import Samples
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Plan:
 
 def make_plan(
     subjects: SubjectSet,
-    config: TrainConfig,
+    settings: Samples,
     encode_image: EncodeImage,
     encode_text: EncodeText,
     *,
@@ -84,44 +85,44 @@ def make_plan(
     on_step: OnEncoded | None = None,
     cache_dir: Path | None = None,
 ) -> Plan:
-    """Draw all samples of a run from ``config.seed`` and encode each image and each caption once.
+    """Draw all samples of a run from ``settings.seed`` and encode each image and each caption once.
 
     ``encode_image`` and ``encode_text`` are the base model's (`bases.promise`). ``priors``: pictures of other members
     of each class, with masks (paper, appendix B). ``cache_dir`` keeps the plan and what was encoded, by content: a
     second run that only learns differently reads the plan at once, any other encodes what is new. Raises `OneSubject`,
     `encode.BadEncoding`, and what Seg-Mix raises when the subjects cannot be composed.
     """
-    if len(subjects) < 2 and config.method != "dreambooth":
+    if len(subjects) < 2 and settings.method != "dreambooth":
         raise OneSubject(
-            f"There is only one subject, '{subjects.subjects[0].name}', and {config.method} composes two. Add another "
-            "subject, or train with the method 'dreambooth'."
+            f"There is only one subject, '{subjects.subjects[0].name}', and {settings.method} composes two. Add "
+            "another subject, or train with the method 'dreambooth'."
         )
-    if config.prior_loss_weight == 0:
+    if settings.prior_loss_weight == 0:
         priors = None
     _warn(subjects)
     cache = Cache(cache_dir)
     encoder = Encoder(encode_image, encode_text, cache)
     key = ""
     if cache_dir is not None:
-        made_of = (config.plan_json(), *_contents(subjects), "priors", *_contents(priors))
+        made_of = (plan_json(settings), *_contents(subjects), "priors", *_contents(priors))
         key = content_key(_FORMAT, encoder.identity, *made_of)
         if kept := _read(cache, key):
             return kept
 
-    table = draw_steps(config, crop_counts(subjects, config), len(subjects) > 1)
+    table = draw_steps(settings, crop_counts(subjects, settings), len(subjects) > 1)
     prior_table: list[list[Draw]] = [[] for _ in table]
     if priors is not None:
-        prior_table = draw_steps(config, crop_counts(priors, config), len(priors) > 1, prior=True)
+        prior_table = draw_steps(settings, crop_counts(priors, settings), len(priors) > 1, prior=True)
     draws = sorted({draw for row in table + prior_table for draw in row})
 
-    digest = hashlib.sha256(config.plan_json().encode())
-    size_of = sizes(draws, subjects, priors, config)
+    digest = hashlib.sha256(plan_json(settings).encode())
+    size_of = sizes(draws, subjects, priors, settings)
     masks: list[Tensor] = []
     captions: list[str] = []
     time_ids: list[tuple[int, ...]] = []
 
     def images() -> Iterator[Tensor]:
-        for draw, size, sample in zip(draws, size_of, render(draws, subjects, priors, config), strict=True):
+        for draw, size, sample in zip(draws, size_of, render(draws, subjects, priors, settings), strict=True):
             # At the size of the latents a mask is small enough to keep; the picture is let go after encoding.
             masks.append(interpolate(sample.mask[None, None].float(), (size[1] // 8, size[0] // 8), mode="area")[0])
             captions.append(sample.caption)
@@ -136,7 +137,7 @@ def make_plan(
     conditions = encoder.texts(list(different), on_step)
     index = {draw: i for i, draw in enumerate(draws)}
     steps, prior_steps = (
-        torch.tensor([[index[draw] for draw in row] for row in rows], dtype=torch.long).reshape(config.steps, -1)
+        torch.tensor([[index[draw] for draw in row] for row in rows], dtype=torch.long).reshape(settings.steps, -1)
         for rows in (table, prior_table)
     )
     digest.update(_bytes(steps) + _bytes(prior_steps))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..bases.promise import Denoiser
-from .config import GradientCheckpointing
+from .parts import GradientCheckpointing
 
 log = logging.getLogger(__name__)
 

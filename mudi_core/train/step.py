@@ -31,14 +31,14 @@ class Trainee:
 def batch_of(plan: Plan, config: TrainConfig, number: int) -> list[int]:
     """The samples of batch ``number``, counted over the whole run: its own ones, then as many priors if there are."""
     step, part = divmod(number, config.accumulation)
-    own = slice(part * config.batch_size, (part + 1) * config.batch_size)
+    own = slice(part * config.fit.batch_size, (part + 1) * config.fit.batch_size)
     return [*plan.steps[step, own].tolist(), *plan.priors[step, own].tolist()]
 
 
 def places_of(plan: Plan, config: TrainConfig, number: int) -> list[str]:
     """What the noise of each of these samples hangs on: its place among the step's samples, whatever the batches."""
     step, part = divmod(number, config.accumulation)
-    places = range(part * config.batch_size, (part + 1) * config.batch_size)
+    places = range(part * config.fit.batch_size, (part + 1) * config.fit.batch_size)
     kinds = ("own", "prior") if plan.priors.shape[1] else ("own",)
     return [f"{step}/{kind}/{place}" for kind in kinds for place in places]
 
@@ -59,14 +59,15 @@ def batch_loss(trainee: Trainee, number: int) -> tuple[Tensor, Tensor]:
             references[places] = reference
         if drift is not None:
             drifts[places] = drift
+    learning = config.learning
     loss = training_loss(
         errors,
-        priors=len(samples) - config.batch_size,
-        prior_weight=config.prior_loss_weight,
-        reference=references if config.dco_beta > 0 else None,
-        dco_beta=config.dco_beta,
-        drift=drifts if config.kl_weight > 0 else None,
-        kl_weight=config.kl_weight,
+        priors=len(samples) - config.fit.batch_size,
+        prior_weight=config.samples.prior_loss_weight,
+        reference=references if learning.dco_beta > 0 else None,
+        dco_beta=learning.dco_beta,
+        drift=drifts if learning.kl_weight > 0 else None,
+        kl_weight=learning.kl_weight,
     )
     return loss, errors.detach()
 
@@ -75,26 +76,26 @@ def _of_group(
     trainee: Trainee, samples: Sequence[int], eps: Tensor, drawn: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Of samples of one size: squared errors ``[b]``, those without the LoRA, and how far both answers are apart."""
-    denoiser, adapter, plan, config = trainee.denoiser, trainee.adapter, trainee.plan, trainee.config
+    denoiser, adapter, plan, learning = trainee.denoiser, trainee.adapter, trainee.plan, trainee.config.learning
     device = denoiser.device
     z0 = denoiser.latents(torch.stack([plan.latents[i] for i in samples]).to(device))
     eps, level = eps.to(device), denoiser.level(drawn)
     x, wanted = level.noisy(z0, eps), level.wanted(z0, eps)
     mask = torch.stack([plan.masks[i] for i in samples]).to(device)
-    weight = mask_weight(mask.reshape(len(mask), *[1] * (z0.ndim - 3), *mask.shape[-2:]), config.background_weight)
-    if config.min_snr_gamma is not None:
-        weight = weight * level.min_snr(config.min_snr_gamma).reshape(-1, *[1] * (z0.ndim - 1))
+    weight = mask_weight(mask.reshape(len(mask), *[1] * (z0.ndim - 3), *mask.shape[-2:]), learning.background_weight)
+    if learning.min_snr_gamma is not None:
+        weight = weight * level.min_snr(learning.min_snr_gamma).reshape(-1, *[1] * (z0.ndim - 1))
     texts, sizes = [plan.caption_of[i] for i in samples], plan.time_ids[samples]
     conditions = [plan.conditions[i] for i in texts]
     reference = drift = None
-    if config.dco_beta > 0 or config.kl_weight > 0:
+    if learning.dco_beta > 0 or learning.kl_weight > 0:
         with torch.no_grad(), adapter.off():
             without_lora = denoiser.predict(x, level, conditions, sizes)
         reference = squared_errors(without_lora, wanted, weight)
     if adapter.vectors is not None:
         conditions = _understood_now(plan, texts, adapter.vectors)
     prediction = denoiser.predict(x, level, conditions, sizes)
-    if config.kl_weight > 0:
+    if learning.kl_weight > 0:
         drift = squared_errors(prediction, without_lora)
     return squared_errors(prediction, wanted, weight), reference, drift
 
@@ -108,13 +109,13 @@ def draw_noise(
     """
     noise, levels = [], []
     for shape, place in zip(shapes, places, strict=True):
-        digest = hashlib.sha256(f"{config.seed}/noise/{place}".encode()).digest()
+        digest = hashlib.sha256(f"{config.samples.seed}/noise/{place}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
         eps = torch.randn(shape, generator=generator)
         levels.append(denoiser.draw_level(generator))
-        if config.noise_offset > 0:
+        if config.learning.noise_offset > 0:
             offset = torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator)
-            eps = eps + config.noise_offset * offset
+            eps = eps + config.learning.noise_offset * offset
         noise.append(eps)
     return noise, torch.cat(levels)
 

@@ -1,0 +1,199 @@
+"""The three parts of a training's settings: which samples it sees, what it learns from them, how a step fits.
+
+What a part decides is what its fields decide, and no list of names says it again: a plan hangs on `Samples` alone, the
+weights of a LoRA on `Samples` and `Learning`, and neither on `Fit`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from ..bases.quantize import BASE_WEIGHTS, BaseWeights
+from ..stage.layout import LayoutConfig
+from ..types import MudiError
+
+Method = Literal["segmix", "dreambooth", "cutmix"]
+Precision = Literal["fp32", "bf16"]
+OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
+LrSchedule = Literal["constant", "linear", "cosine"]
+GradientCheckpointing = Literal["auto", "off", "selective", "full"]
+
+COMPOSED_PIXELS = 8192 * 1024 * 1024
+"""Of all different compositions of a run, and of its priors as many again: 8192 of 1024 px, whose latents and masks
+take 2.5 GB. A fixed number and not the memory of the machine, so that a run is the same everywhere."""
+
+
+class BadTrainConfig(MudiError):
+    """A training setting out of its range."""
+
+
+def _check(part: Any, name: str, ok: bool, wanted: str) -> None:
+    if not ok:
+        raise BadTrainConfig(f"{name} is {getattr(part, name)!r}; it must be {wanted}.")
+
+
+def _check_choices(part: Any, **choices: tuple[str, ...]) -> None:
+    for name, among in choices.items():
+        _check(part, name, getattr(part, name) in among, f"one of {', '.join(among)}")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Which samples a run draws and encodes: what a plan hangs on. Raises `BadTrainConfig`."""
+
+    method: Method = "segmix"
+    """"segmix": photos and Seg-Mix compositions (paper 4.1); "cutmix": hard halves; "dreambooth": photos only."""
+    steps: int = 1200
+    """Optimizer steps. 1000 to 1200 for plain subjects, 1400 to 1600 for detailed ones."""
+    samples_per_step: int = 2
+    """Own samples of a step; with priors as many of these again."""
+    seed: int = 0
+    """Every random choice hangs on it: crops, compositions, their order, noise, timesteps, the LoRA's start."""
+    resolution: int | tuple[int, int] = 1024
+    """Pixels, width and height; one number means a square. Multiples of 8."""
+    buckets: bool = False
+    """Train each photo near its own aspect, up to 1:2 and 2:1, at as many pixels; else all are cropped to
+    ``resolution``, as compositions always are."""
+    segmix_prob: float = 0.3
+    """0..1: how many of the samples are compositions. More than three subjects want more."""
+    segmix_start_step: int = 0
+    """The first step that may use a composition."""
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    """How large the subjects of a composition are and where they stand."""
+    crops_per_photo: int = 16
+    """The most different random crops of a photo that are drawn (and encoded); steps then use them in turn."""
+    max_composites: int | None = None
+    """The most different compositions that are drawn (and encoded); steps then use them in turn. None: every one is
+    new, as in the official code, up to `COMPOSED_PIXELS` in all."""
+    prior_loss_weight: float = 1.0
+    """Weight of the prior images' loss, if prior images are given, with DCO and without; 0 leaves them out."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self, method=get_args(Method))
+        for name in ("steps", "samples_per_step", "crops_per_photo"):
+            _check(self, name, getattr(self, name) >= 1, "1 or more")
+        composites = self.max_composites
+        _check(self, "max_composites", composites is None or composites >= 1, "1 or more, or None for all new")
+        _check(self, "segmix_start_step", self.segmix_start_step >= 0, "0 or more")
+        sizes = (self.resolution,) if isinstance(self.resolution, int) else self.resolution
+        _check(self, "resolution", len(sizes) in (1, 2), "a number, or a width and a height")
+        _check(
+            self, "resolution", all(side >= 32 and side % 8 == 0 for side in sizes), "a multiple of 8 px, 32 or more"
+        )
+        _check(self, "segmix_prob", 0 <= self.segmix_prob <= 1, "0..1")
+        _check(self, "prior_loss_weight", self.prior_loss_weight >= 0, "0 or more")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+
+    @property
+    def composites(self) -> int:
+        """How many different compositions a run draws at most."""
+        return self.max_composites or max(1, COMPOSED_PIXELS // (self.size[0] * self.size[1]))
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What a run learns from its samples: what its weights hang on beside them. Raises `BadTrainConfig`."""
+
+    optimizer: OptimizerName = "adamw"
+    """"adamw8bit" keeps AdamW's state in 8 bits (package bitsandbytes); "prodigy" finds its own step size (package
+    prodigyopt)."""
+    learning_rate: float = 1e-4
+    """How far a step goes: about 1e-4 for AdamW; for Prodigy a factor of the size that it finds, usually 1."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """The optimizer's decay of the mean and of the square of the gradient, each 0..1."""
+    weight_decay: float = 1e-4
+    """Share of a weight that is taken off in a step, times the learning rate."""
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are shortened to it; 0 leaves them."""
+    lr_schedule: LrSchedule = "constant"
+    """How the learning rate goes on after the warm-up: as it is, or down to 0 by the last step."""
+    lr_warmup: int = 0
+    """Steps over which the learning rate rises linearly."""
+
+    rank: int = 32
+    alpha: float | None = None
+    """The LoRA is scaled by alpha / rank; None means alpha = rank."""
+    target_modules: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
+    """Ends of the names of the network's linear layers that get a LoRA; none is for Textual Inversion."""
+    learn_tokens: bool = False
+    """Learn the vectors of the subjects' tokens too, through the frozen text encoders (Textual Inversion)."""
+    token_learning_rate: float = 5e-3
+    """The learning rate of these vectors, under the same schedule."""
+
+    background_weight: float = 1.0
+    """Loss weight outside the subjects, in photos and compositions: 0 ignores the background, 1 is no mask."""
+    dco_beta: float = 1000.0
+    """Strength of Direct Consistency Optimization: the official code has 1000; 0 is the mean squared error, the paper's
+    own loss, which it uses with prior images."""
+    kl_weight: float = 0.0
+    """Weight of the squared distance between what the model predicts with and without the LoRA (KL regularization): 0
+    is none; the paper has 1 where it trains on a model that already knows the subjects (sections 5.4 and 5.5). The
+    official code has no such loss."""
+    min_snr_gamma: float | None = None
+    """Caps the signal-to-noise weight of a timestep (5 is common); None weighs all timesteps the same."""
+    noise_offset: float = 0.0
+    """Standard deviation of a constant that is added to each channel's noise; 0.05 is common, 0 is none."""
+
+    precision: Precision = "fp32"
+    """"bf16" computes in bfloat16 (the LoRA itself stays in float32)."""
+    base_weights: BaseWeights = "full"
+    """How the frozen network is kept: "full", or its transformers in 8 ("int8", or "fp8" which is exact for a model
+    that comes in it) or 4 ("nf4") bits. `quantize` does it."""
+
+    def __post_init__(self) -> None:
+        _check_choices(
+            self,
+            precision=get_args(Precision),
+            optimizer=get_args(OptimizerName),
+            lr_schedule=get_args(LrSchedule),
+            base_weights=BASE_WEIGHTS,
+        )
+        _check(self, "rank", self.rank >= 1, "1 or more")
+        _check(self, "learning_rate", 0 < self.learning_rate <= 1000, "more than 0, for example 1e-4")
+        if self.optimizer == "prodigy":
+            _check(
+                self, "learning_rate", self.learning_rate >= 0.01, "about 1 with Prodigy, which finds the size itself"
+            )
+        _check(self, "betas", len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "two numbers 0..1")
+        for name in ("lr_warmup", "weight_decay", "max_grad_norm", "dco_beta", "kl_weight", "noise_offset"):
+            _check(self, name, getattr(self, name) >= 0, "0 or more")
+        _check(self, "alpha", self.alpha is None or self.alpha > 0, "more than 0, or None for the rank")
+        _check(self, "target_modules", bool(self.target_modules or self.learn_tokens), "at least one name of a layer")
+        _check(self, "token_learning_rate", self.token_learning_rate > 0, "more than 0, for example 5e-3")
+        _check(self, "background_weight", 0 <= self.background_weight <= 1, "0..1")
+        gamma = self.min_snr_gamma
+        _check(self, "min_snr_gamma", gamma is None or gamma > 0, "more than 0, or None")
+
+    @property
+    def lora_alpha(self) -> float:
+        """What the LoRA is scaled by, times its rank."""
+        return float(self.rank if self.alpha is None else self.alpha)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a step fits into memory, and how often somebody looks: a stopped run may go on with others of these.
+
+    Raises `BadTrainConfig`.
+    """
+
+    batch_size: int = 2
+    """Samples that the network sees at once (as many priors again, if there are any)."""
+    gradient_checkpointing: GradientCheckpointing = "auto"
+    """Compute activations twice to keep fewer of them: those that are cheap to compute, hardly slower ("selective"), or
+    all of them with the least memory ("full"). The result is the same. "auto" is as little of it as the card allows."""
+    save_every: int = 0
+    """Steps between two savings of the LoRA so far, and of what a later run goes on from; 0 saves at the end alone."""
+    preview_every: int = 0
+    """Steps between two looks at pictures of the LoRA so far, of which the best is kept; 0 looks at none."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self, gradient_checkpointing=get_args(GradientCheckpointing))
+        _check(self, "batch_size", self.batch_size >= 1, "1 or more")
+        for name in ("save_every", "preview_every"):
+            _check(self, name, getattr(self, name) >= 0, "0 or more")
