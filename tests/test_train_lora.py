@@ -18,7 +18,7 @@ from mudi_core.lora.file import BadLora, LoraState, kohya_name, load_lora, save_
 from mudi_core.lora.metadata import lora_metadata
 from mudi_core.tensor_file import BadTensorFile
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.parts import BadTrainConfig
+from mudi_core.train.parts import BadTrainConfig, Learning
 from mudi_core.types import Photo, Subject, SubjectSet
 
 TARGETS = TrainConfig().learning.target_modules
