@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from . import convert, drawing, host, widgets
+from . import convert, drawing, host
+from .host import widgets
 from .sockets import Subjects
 
 if TYPE_CHECKING:

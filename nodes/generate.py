@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..mudi_core.types import BadLayout, Layout
-from . import convert, drawing, editor, host, samplers, widgets
+from . import convert, drawing, editor, host, samplers
+from .host import widgets
 from .sockets import LayoutSocket, PlacedSubjects, Subjects, boxes_input
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from comfy_api.latest import io
 
 from ..mudi_core.bases import embedded as family
 from ..mudi_core.toy.world import PAIRS, photo
-from . import host, widgets
+from . import host
+from .host import widgets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,9 +11,10 @@ import comfy.sample
 import comfy.samplers
 from comfy_api.latest import io
 
-from . import convert, host, widgets
+from . import convert, host
 from .compare import compared
 from .generate import drawn_layout
+from .host import widgets
 from .samplers import weak_start
 from .sockets import LayoutSocket, PlacedSubjects, PreviewSocket, TrainPreview
 

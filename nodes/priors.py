@@ -9,7 +9,8 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..mudi_core.subjects.priors import NEGATIVE_PROMPT, PROMPT, THRESHOLD
-from . import convert, drawing, host, widgets
+from . import convert, drawing, host
+from .host import widgets
 from .sockets import Subjects
 
 if TYPE_CHECKING:

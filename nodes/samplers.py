@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from . import host, widgets
+from . import host
+from .host import widgets
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,9 +8,10 @@ import comfy.sample
 import comfy.samplers
 from comfy_api.latest import io
 
-from . import convert, drawing, host, widgets
+from . import convert, drawing, host
 from .compare import compared, ranking
 from .generate import drawn_layout
+from .host import widgets
 from .samplers import weak_start
 from .sockets import LayoutSocket, PlacedSubjects
 

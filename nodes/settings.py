@@ -9,7 +9,8 @@ from comfy_api.latest import io
 from ..mudi_core.train.config import PRESETS, TrainConfig
 from ..mudi_core.train.memory import MEMORY
 from ..mudi_core.train.parts import LrSchedule, OptimizerName
-from . import host, written
+from . import host
+from .host import written
 from .sockets import Settings, TrainSettings
 
 LEARNING: tuple[str, ...] = ("as in Train LoRA", *PRESETS)

@@ -85,7 +85,7 @@ class TrainPreview:
     scheduler: str
     detector: str
     embedder: str
-    """Choices of `host.models`."""
+    """Choices of `host.eye_choices`."""
     threshold: float
     cut_out: bool
 

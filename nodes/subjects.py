@@ -10,7 +10,8 @@ from comfy_api.latest import io
 from ..mudi_core.names import plain_name
 from ..mudi_core.subjects.storage import METADATA
 from ..mudi_core.types import BadSubject, MudiError, Photo
-from . import convert, drawing, host, widgets, written
+from . import convert, drawing, host
+from .host import widgets, written
 from .sockets import BoundingBoxes, Subjects, boxes_input
 
 if TYPE_CHECKING:

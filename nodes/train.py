@@ -16,8 +16,9 @@ from ..mudi_core.train.config import TrainConfig
 from ..mudi_core.train.memory import memory_settings
 from ..mudi_core.train.parts import Method
 from ..mudi_core.types import MudiError, SubjectSet
-from . import convert, drawing, host, widgets, written
+from . import convert, drawing, host
 from .denoiser import ComfyDenoiser, foreign_patches, kohya_family
+from .host import widgets, written
 from .preview import weak_preview
 from .sockets import Dataset, PreviewSocket, Settings, Subjects, TrainingSet, TrainPreview, TrainSettings
 from .training import Run, read_lora, with_lora

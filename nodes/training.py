@@ -18,7 +18,7 @@ import folder_paths
 from ..mudi_core.types import MudiError
 from . import drawing, host
 from .denoiser import ComfyDenoiser
-from .listing import entries
+from .host.listing import entries
 from .preview import sampled
 from .sockets import TrainPreview
 

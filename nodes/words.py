@@ -9,7 +9,8 @@ from comfy_api.latest import io
 
 from ..mudi_core.subjects.prompt import NEGATIVE
 from ..mudi_core.types import MudiError
-from . import host, widgets, written
+from . import host
+from .host import widgets, written
 from .sockets import Subjects
 
 if TYPE_CHECKING:

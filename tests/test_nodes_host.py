@@ -154,8 +154,8 @@ def test_a_dataset_lies_in_the_input_folder(comfy: Comfy, host: Any, name: str) 
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a\\b", "/etc", "C:", ".x", "x.", "nul", "NUL.txt", "a\0b"])
-def test_a_dataset_lies_nowhere_else(host: Any, name: str) -> None:
-    with pytest.raises(host.BadName, match="dataset"):
+def test_a_dataset_lies_nowhere_else(comfy: Comfy, host: Any, name: str) -> None:
+    with pytest.raises(comfy.module("host.folders").BadName, match="dataset"):
         host.input_folder(name, "dataset")
 
 
@@ -197,9 +197,9 @@ def test_the_choices_of_models(comfy: Comfy, host: Any) -> None:
         file.touch()
     for name in ("config.json", "model.safetensors"):
         (owls / name).touch()
-    assert host.models("segmenter") == ["sam-vit-b", "sam-vit-l", "sam-vit-h", "other.pth", host.MINI]
-    assert host.models("detector") == ["owlv2-base", "my_owl", host.MINI]
-    assert host.models("embedder") == ["dinov2-base", "dreamsim", "clip-vit-large", host.MINI]
+    assert host.eye_choices("segmenter") == ["sam-vit-b", "sam-vit-l", "sam-vit-h", "other.pth", host.MINI]
+    assert host.eye_choices("detector") == ["owlv2-base", "my_owl", host.MINI]
+    assert host.eye_choices("embedder") == ["dinov2-base", "dreamsim", "clip-vit-large", host.MINI]
 
 
 def test_every_model_widget_starts_on_one_that_knows_photos(comfy: Comfy) -> None:

@@ -48,9 +48,9 @@ def shown(comfy: Comfy, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Every line that goes to the page beside the nodes' own outputs."""
     lines: list[str] = []
     server = SimpleNamespace(send_progress_text=lambda text, node_id: lines.append(text))
-    host = comfy.module("host")
-    monkeypatch.setattr(host, "get_executing_context", lambda: SimpleNamespace(node_id="1"))
-    monkeypatch.setitem(host.sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server)))
+    page = comfy.module("host.page")
+    monkeypatch.setattr(page, "get_executing_context", lambda: SimpleNamespace(node_id="1"))
+    monkeypatch.setitem(page.sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server)))
     yield lines
 
 
@@ -339,7 +339,7 @@ def test_names_that_are_markup_are_no_choices(comfy: Comfy, drawn_dataset: Path,
     for file in ("config.json", "model.safetensors"):
         (model / file).touch()
     assert LIVE_IMAGE + ".safetensors" in comfy.core("folder_paths").get_filename_list("loras")
-    for choices in (host.loras(), host.datasets(), host.photo_folders(), host.models("detector")):
+    for choices in (host.loras(), host.datasets(), host.photo_folders(), host.eye_choices("detector")):
         assert not any("<" in choice for choice in choices)
     lora.unlink()
     for one in (folder, photos, model):
@@ -354,7 +354,7 @@ def test_a_stopped_training_with_markup_in_its_metadata_is_shown_plainly(
     management = comfy.core("comfy.model_management")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            comfy.module("host"), "say", lambda words: management.interrupt_current_processing("1 / 2" in words)
+            comfy.module("host.page"), "say", lambda words: management.interrupt_current_processing("1 / 2" in words)
         )
         with pytest.raises(management.InterruptProcessingException):
             comfy.run("MudiTrainLora", **training)

@@ -302,7 +302,7 @@ def test_cancel_leaves_no_lora_and_the_next_run_goes_on(
 
 def cancelled(comfy: Comfy, mini: Any, dataset: Any, name: str, after: int, **changed: Any) -> list[str]:
     """What the node says of a training that is cancelled after so many steps."""
-    host, said = comfy.module("host"), []
+    places, said = [comfy.module("host"), comfy.module("host.page")], []
     management = comfy.core("comfy.model_management")
 
     def say(words: str) -> None:
@@ -310,12 +310,15 @@ def cancelled(comfy: Comfy, mini: Any, dataset: Any, name: str, after: int, **ch
         if words.startswith(f"training: {after} / "):
             management.interrupt_current_processing()
 
-    before, host.say = host.say, say
+    before = places[0].say
+    for place in places:
+        place.say = say
     try:
         with pytest.raises(management.InterruptProcessingException):
             train(comfy, mini, dataset, name, **changed)
     finally:
-        host.say = before
+        for place in places:
+            place.say = before
         management.interrupt_current_processing(False)
     return said
 
@@ -511,5 +514,5 @@ def test_cancel_while_encoding_leaves_nothing(
 def test_a_lora_name_leads_nowhere_else(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any, name: str) -> None:
     told = comfy.node("MudiTrainLora").validate_inputs(name=name)
     assert isinstance(told, str) and "LoRA" in told
-    with pytest.raises(comfy.module("host").BadName):
+    with pytest.raises(comfy.module("host.folders").BadName):
         train(comfy, mini, dataset, name)

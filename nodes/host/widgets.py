@@ -1,11 +1,32 @@
-"""Widgets that several nodes have."""
+"""How nodes are declared: their schema, and the widgets that several of them have."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..mudi_core.eyes import Role
-from . import host
+from ...mudi_core.eyes import Role
+from ...mudi_core.types import MudiError
+from .models import eye_choices
+
+
+class BadChoice(MudiError):
+    """A choice that a widget does not have: ComfyUI lets any pass in a prompt that was written by hand."""
+
+
+def schema(**settings: Any) -> io.Schema:
+    """An `io.Schema`; settings that this ComfyUI does not know yet, such as search_aliases, are left out."""
+    known = {field.name for field in fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in settings.items() if name in known})
+
+
+def check_choice(what: str, choice: str, choices: Sequence[str]) -> None:
+    """Raises `BadChoice` for one that is not among a widget's."""
+    if choice not in choices:
+        raise BadChoice(f"There is no {what} {choice!r}. Choose one of: {', '.join(choices)}.")
 
 
 def seed(tooltip: str) -> io.Int.Input:
@@ -25,7 +46,7 @@ def threshold(tooltip: str) -> io.Float.Input:
 
 def model(role: Role, tooltip: str) -> io.Combo.Input:
     """A choice of models of a role; one that knows photos stands first, and is the default."""
-    choices = host.models(role)
+    choices = eye_choices(role)
     said = f"{tooltip} The embedded one knows the drawings of Mini Photos only, nothing in photos."
     return io.Combo.Input(role, options=choices, default=choices[0], tooltip=said)
 

@@ -1,0 +1,94 @@
+"""The LoRA files in ComfyUI's folders: which there are, where one lies, and where a new one goes."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+import folder_paths
+
+from ...mudi_core.types import MudiError
+from .listing import can_be_chosen, entries
+
+log = logging.getLogger(__name__)
+
+NO_LORA = "none"
+"""The choice of a LoRA widget that needs none."""
+
+
+class ReadOnly(MudiError):
+    """A folder of ComfyUI that cannot be written."""
+
+
+class MissingLora(MudiError):
+    """A LoRA that lies in none of ComfyUI's folders any more."""
+
+
+def loras() -> list[str]:
+    """The choices of a LoRA widget."""
+    try:
+        found = folder_paths.get_filename_list("loras")
+    except (OSError, ValueError) as error:  # ComfyUI walks every folder below it
+        log.warning("the LoRAs cannot be listed (%s)", error)
+        found = []
+    return [NO_LORA, *filter(can_be_chosen, found)]
+
+
+def find_lora(choice: str | None) -> Path | None:
+    """Where the LoRA of a choice of `loras` lies; None for none, and for one that is gone."""
+    path = None if choice in (None, NO_LORA) else folder_paths.get_full_path("loras", choice)
+    return None if path is None else Path(path)
+
+
+def newer_lora(choice: str | None) -> str | None:
+    """The choice with the highest number of the same name, where it is higher: "cats_00003.safetensors"."""
+    path = find_lora(choice)
+    match = path and re.fullmatch(r"(.+)_(\d{5,9})((-\d+|-best)?)\.safetensors", path.name)
+    if path is None or choice is None or not match:
+        return None
+    done = re.compile(re.escape(match[1]) + r"_(\d{5,9})\.safetensors", re.IGNORECASE)
+    numbered = {int(found[1]): other for other in entries(path.parent) if (found := done.fullmatch(other.name))}
+    if max(numbered, default=0) <= int(match[2]):
+        return None
+    return str(PurePath(choice).with_name(numbered[max(numbered)].name))
+
+
+def lora(choice: str | None) -> Path | None:
+    """Where the LoRA of a choice of `loras` lies. Raises `MissingLora`."""
+    if choice in (None, NO_LORA):
+        return None
+    path = find_lora(choice)
+    if path is None:
+        raise MissingLora(
+            f"There is no LoRA {choice!r} in ComfyUI's models/loras. Choose another one, or put it there."
+        )
+    return path
+
+
+def loras_folder() -> Path:
+    """Where new LoRAs go: ComfyUI's first folder of them. Raises `ReadOnly` before hours of training, not after."""
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ReadOnly(f"{folder} cannot be written: {error.strerror or error}. Make it writable.") from error
+    return folder
+
+
+def numbers(folder: Path, name: str, suffix: str) -> list[int]:
+    """Those of the files "<name>_00001<suffix>" of a folder.
+
+    Those with a step behind the number, "<name>_00001-000200<suffix>", count too.
+    """
+    pattern = re.compile(re.escape(name) + r"_(\d{1,9})(-\d+)?" + re.escape(suffix), re.IGNORECASE)
+    return [int(match[1]) for path in entries(folder) if (match := pattern.fullmatch(path.name))]
+
+
+def numbered(folder: Path, name: str, suffix: str, reserved: Sequence[int] = ()) -> Path:
+    """The next free "<name>_00001<suffix>" of a folder, after the highest that is there or ``reserved``."""
+    return folder / f"{name}_{max([*numbers(folder, name, suffix), *reserved], default=0) + 1:05d}{suffix}"
