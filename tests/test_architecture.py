@@ -41,7 +41,7 @@ TRAIN = (
 """The floors inside the training: settings, what a step is made of, samples, steps, runs."""
 
 NODES = (
-    ("host", "sockets", "drawing", "frozen"),
+    ("host", "sockets", "drawing"),
     ("convert", "editor", "ranges"),
     ("denoiser",),
     ("samplers", "compare", "generate", "preview", "training"),
@@ -55,6 +55,14 @@ HOST = (
     ("widgets",),
 )
 """The floors inside the host: what it shows and reads, folders and models, widgets."""
+
+DENOISER = (
+    ("guards", "linear", "patches"),
+    ("asking", "copies", "noise"),
+    ("check", "names"),
+    ("model",),
+)
+"""The floors inside a MODEL's denoiser: layers and patches, noise and questions, names, the denoiser itself."""
 
 
 def room(path: Path) -> str:
@@ -95,7 +103,13 @@ def test_imports_only_go_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "floors"), [(CORE / "train", TRAIN), (ROOT / "nodes", NODES), (ROOT / "nodes" / "host", HOST)]
+    ("package", "floors"),
+    [
+        (CORE / "train", TRAIN),
+        (ROOT / "nodes", NODES),
+        (ROOT / "nodes" / "host", HOST),
+        (ROOT / "nodes" / "denoiser", DENOISER),
+    ],
 )
 def test_imports_only_go_down_inside_a_room(package: Path, floors: tuple[tuple[str, ...], ...]) -> None:
     for path in package.rglob("*.py"):

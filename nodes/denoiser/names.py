@@ -1,0 +1,74 @@
+"""What a MODEL and its layers are called: its family in kohya's words, its layers as LoRA files name them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.supported_models
+import comfy.utils
+from torch import nn
+
+from ..convert import BadModel
+from .noise import predicts_v
+from .patches import name_of
+
+_ORDER = (
+    "down_blocks", "up_blocks", "mid_block", "attentions", "resnets", "proj_in", "transformer_blocks", "attn1", "attn2",
+    "ff", "to_q", "to_k", "to_v", "to_out", "proj_out",
+)  # fmt: skip
+"""Parts of diffusers' names of a U-Net's layers in the order of its modules: a LoRA's start is drawn in it."""
+
+
+def kohya_family(model: Any) -> str:
+    """Return kohya's name for a MODEL's kind, as LoRA files have it: "sdxl_base_v1-0".
+
+    Raise `BadModel` for a kind that cannot be trained yet.
+    """
+    kind, unet = model.model.model_config, model.model.model_config.unet_config
+    reads_pictures = getattr(kind, "noise_aug_config", None) or unet.get("in_channels", 4) != 4  # unCLIP, inpainting
+    if not reads_pictures and "transformer_depth" in unet:
+        if isinstance(kind, comfy.supported_models.SDXL) and model.model.adm_channels:
+            return "sdxl_base_v1-0"
+        if isinstance(kind, comfy.supported_models.SD20):
+            return "sd_v2" + ("_v" if predicts_v(model) else "")
+        if isinstance(kind, comfy.supported_models.SD15):
+            return "sd_v1" + ("_v" if predicts_v(model) else "")
+    raise BadModel(
+        f"This MODEL ({name_of(model)}) is not of the architecture of SD 1.5, SD 2 or SDXL, and only such can be "
+        "trained here: these themselves, their finetunes (Pony, Illustrious, ...), and the embedded mini model."
+    )
+
+
+def diffusers_names(model: Any) -> dict[str, str]:
+    """Return diffusers' names of a U-Net's layers by ComfyUI's; nothing for other networks."""
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    return {
+        ours.removesuffix(".weight"): theirs.removesuffix(".weight")
+        for theirs, ours in names.items()
+        if theirs.endswith(".weight")
+    }
+
+
+def place_in_order(name: str) -> list[tuple[int, str]]:
+    """Return what sorts diffusers' names of layers in the order of diffusers' modules."""
+    return [
+        (int(part), "") if part.isdigit() else (_ORDER.index(part), "") if part in _ORDER else (len(_ORDER), part)
+        for part in name.split(".")
+    ]
+
+
+def repeated_parts(module: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a network: the outermost modules in its lists that have parts of their own."""
+    found: list[nn.Module] = []
+
+    def walk(place: nn.Module, in_list: bool) -> None:
+        for child in place.children():
+            if isinstance(child, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+                walk(child, in_list or isinstance(child, nn.ModuleList))
+            elif not in_list:
+                walk(child, False)
+            elif any(True for _ in child.children()):
+                found.append(child)
+
+    walk(module, False)
+    return found

@@ -1,0 +1,113 @@
+"""A MODEL that training cannot step on is refused in a sentence before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from comfyui import Comfy
+from models import in_fewer_bits
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+class Packed(nn.Linear):
+    """Two weights of four bits in each byte, as nvfp4 and GGUF files have them; only the layer itself unpacks them."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        self.step = layer.weight.abs().max() / 7
+        levels = (layer.weight / self.step).round().clamp(-7, 7).to(torch.int8) + 8
+        packed = (levels[:, ::2] * 16 + levels[:, 1::2]).to(torch.uint8)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = torch.stack([self.weight // 16, self.weight % 16], dim=-1).flatten(-2)
+        return linear(x, ((pairs.to(x.dtype) - 8) * self.step).to(x.dtype), self.bias)
+
+
+class Scaled(nn.Linear):
+    """Whole numbers of eight bits, and a scale for each row that only the layer itself knows of."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        self.steps = layer.weight.abs().amax(1, keepdim=True) / 127
+        self.weight = nn.Parameter((layer.weight / self.steps).round().to(torch.int8), requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, (self.weight * self.steps).to(x.dtype), self.bias)
+
+
+@pytest.fixture
+def mini(comfy: Comfy, random_mini: None) -> tuple[Any, Any, Any]:
+    model, clip, vae = comfy.run("MudiMiniCheckpoint").result
+    return model, clip, vae
+
+
+def check(comfy: Comfy, mini: tuple[Any, Any, Any], model: Any, bf16: bool = False) -> None:
+    """What Train LoRA asks of a MODEL before anything else."""
+    convert = comfy.module("convert")
+    encoded = convert.encode_image(mini[2], model)(torch.zeros(1, 64, 64, 3))[0]
+    conditions = convert.encode_text(mini[1])(["a photo"])[0]
+    comfy.module("denoiser").ComfyDenoiser(model).check(encoded, conditions, bf16)
+
+
+def with_layers(model: Any, kind: type[nn.Module], part: str = ".attn1.to_q") -> Any:
+    """The same MODEL with other linear layers in some places."""
+    network = model.model.diffusion_model
+    with torch.inference_mode():
+        for name, layer in list(network.named_modules()):
+            if name.endswith(part):
+                place, _, leaf = name.rpartition(".")
+                setattr(network.get_submodule(place), leaf, kind(layer))
+    return model
+
+
+@pytest.mark.parametrize("kind", [Packed, Scaled])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_layers_that_store_their_weights_in_an_unknown_way_are_named(
+    comfy: Comfy, mini: tuple[Any, Any, Any], kind: type[nn.Module], bf16: bool
+) -> None:
+    """Also in half precision, where the answers of whole networks cannot be compared exactly."""
+    check(comfy, mini, mini[0], bf16)
+    sentence = rf"weights of \d+ of its \d+ layers .* cannot read \({kind.__name__}, such as .*attn1\.to_q\)"
+    with pytest.raises(comfy.module("convert").BadModel, match=sentence):
+        check(comfy, mini, with_layers(mini[0], kind), bf16)
+
+
+def test_a_layer_that_says_how_its_weight_is_read_is_trained_upon(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
+    """As those of GGUF loaders do."""
+
+    class Unpacking(Packed):
+        def cast_bias_weight(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
+            unit = torch.eye(self.in_features, dtype=dtype, device=device)
+            bias = None if self.bias is None else self.bias.to(device, dtype)
+            return (Packed.forward(self, unit) - (0 if bias is None else bias)).T.contiguous(), bias
+
+    check(comfy, mini, with_layers(mini[0], Unpacking))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_in_fewer_bits_are_read(comfy: Comfy, mini: tuple[Any, Any, Any], dtype: torch.dtype) -> None:
+    check(comfy, mini, in_fewer_bits(comfy, mini[0], dtype))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION"])
+def test_a_sampling_that_bends_the_answer_is_refused(comfy: Comfy, mini: tuple[Any, Any, Any], kind: str) -> None:
+    """What the network should answer is only known where the clean latent is a sum of shares of answer and input."""
+    law = comfy.core("comfy.model_sampling")
+    own = mini[0].get_model_object("model_sampling")
+
+    class Bent(law.ModelSamplingDiscrete, getattr(law, kind)):  # type: ignore[misc, name-defined]
+        def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
+            return super().calculate_denoised(sigma, model_output, model_input).clamp(-1, 1)
+
+    bent = Bent(mini[0].model.model_config)
+    bent.set_sigmas(own.sigmas)
+    patched = mini[0].clone()
+    patched.add_object_patch("model_sampling", bent)
+    with pytest.raises(comfy.module("convert").BadModel, match="not taught noise in a way that is known here"):
+        comfy.module("denoiser").ComfyDenoiser(patched)
