@@ -11,15 +11,18 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""
         from .compare import CompareSubjects
+        from .find import DetectSubjects, SamMask
         from .generate import InitLatent, MakeLayout
         from .mini import MiniCheckpoint, MiniPhotos
+        from .photos import LoadPhotos
         from .preview import MakeTrainPreview
         from .priors import MakePriors
         from .ranges import checked
         from .samplers import StartNoise
         from .search import FindSeed
         from .settings import MakeTrainSettings
-        from .subjects import DetectSubjects, LoadPhotos, LoadSubjectSet, MakeSubject, SamMask, SaveSubjectSet
+        from .subject import MakeSubject
+        from .subject_sets import LoadSubjectSet, SaveSubjectSet
         from .train import SegMixDataset, TrainLora
         from .watermark import AddWatermark, FindWatermark
         from .words import AskLayout, SubjectPrompt

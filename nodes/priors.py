@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import comfy.sample
-import comfy.samplers
+import torch
 from comfy_api.latest import io
 
 from ..mudi_core.subjects.priors import NEGATIVE_PROMPT, PROMPT, THRESHOLD
@@ -43,14 +43,7 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
                 io.Int.Input("count", default=50, min=1, max=1000, tooltip="Pictures of each class."),
                 *widgets.size("Pixels of a picture; 192 for the mini."),
                 widgets.seed("Of the pictures."),
-                io.Int.Input("steps", default=30, min=1, max=1000, tooltip="As in KSampler."),
-                io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip="As in KSampler."),
-                io.Combo.Input(
-                    "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="euler", tooltip="As in KSampler."
-                ),
-                io.Combo.Input(
-                    "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="normal", tooltip="As in KSampler."
-                ),
+                *host.sampler_widgets(scheduler="normal"),
                 io.String.Input(
                     "prompt", default=PROMPT, multiline=True, tooltip="Has {} where the class noun belongs."
                 ),
@@ -98,42 +91,23 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
         threshold: float,
         download: bool,
     ) -> io.NodeOutput:
-        import torch
-
         from ..mudi_core.subjects.priors import make_priors
 
-        host.check_choice("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
-        host.check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
+        host.check_sampler(sampler_name, scheduler)
         detect, segment = host.detector(detector, download), host.segmenter(segmenter, download)
-        conditionings: dict[str, Any] = {}
-
-        def said(text: str) -> Any:
-            if text not in conditionings:
-                conditionings[text] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-            return conditionings[text]
-
-        latest: list[Tensor] = [torch.ones(8, 8, 3)]
-        with host.progress(lambda: latest[-1])("making priors") as update:
-            kept = 0
-
-            def heard(done: int, total: int) -> None:
-                nonlocal kept
-                kept = done
-                update(done, total)
+        reads = cache(lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text)))
+        latest: list[Tensor] = []
+        with host.progress(lambda: latest[-1] if latest else torch.ones(8, 8, 3))("making priors") as update:
 
             def sample(text: str, noise_seed: int) -> Tensor:
-                latent = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, height // 8, width // 8))
-                update(kept, count * len(subjects))  # hears Cancel, also where picture after picture is no good
-                samples = comfy.sample.sample(
-                    model, comfy.sample.prepare_noise(latent, noise_seed), steps, cfg, sampler_name, scheduler,
-                    said(text), said(negative), latent, denoise=1.0, disable_pbar=True, seed=noise_seed,
-                )  # fmt: skip
-                latest[:] = convert.decoded(vae, samples)
+                host.hear_cancel()  # also where picture after picture is no good
+                sampler = host.Sampler(model, reads(text), reads(negative), steps, cfg, sampler_name, scheduler)
+                latest[:] = convert.decoded(vae, sampler.sample(sampler.empty(width, height), noise_seed))
                 return latest[-1]
 
             made = make_priors(
                 subjects, sample, detect, segment, count=count, seed=seed, threshold=threshold, prompt=prompt,
-                on_step=heard,
+                on_step=update,
             )  # fmt: skip
         sheet = drawing.grid([drawing.small(photo.image) for one in made for photo in one.photos], COLUMNS)
         return io.NodeOutput(made, ui=host.preview([drawing.small(sheet)], cls, f"{count} pictures of each class"))

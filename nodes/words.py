@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import comfy.model_management
 from comfy_api.latest import io
 
 from ..mudi_core.subjects.prompt import NEGATIVE
@@ -14,6 +13,7 @@ from .host import widgets, written
 from .sockets import Subjects
 
 if TYPE_CHECKING:
+    from ..mudi_core.lora.metadata import LoraSubjects
     from ..mudi_core.types import SubjectSet
 
 CATEGORY = "MuDI/3 generate"
@@ -104,41 +104,52 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
         negative: str,
         subjects: SubjectSet | None = None,
     ) -> io.NodeOutput:
-        from ..mudi_core.lora.metadata import UnknownLora, read_lora_subjects
         from ..mudi_core.subjects.find import name_doubts
         from ..mudi_core.subjects.prompt import write_prompts
 
-        path, known, doubts = host.lora(lora_name), None, []
-        try:
-            known = None if path is None else read_lora_subjects(path)
-        except UnknownLora as error:
-            if subjects is None:
-                raise
-            doubts.append(f"{error} Here the connected subjects are named.")
-        if subjects is not None:
-            names = [subject.name for subject in subjects]
-            pairs = [(subject.token, subject.class_noun) for subject in subjects]
-        elif known is not None:
-            names = known.names
-            pairs = list(zip(known.tokens, known.class_nouns, strict=True))
-        else:
-            raise NobodyToName("There is nobody to name. Choose a LoRA that Train LoRA has made, or connect subjects.")
+        known, remarks = _read(lora_name, subjects)
+        whom = _whom(known, subjects)
+        names = [f"{token} {noun}" for token, noun in whom]
         prompts = write_prompts(names, text, kind, every_order)
-        lines = list(prompts)
-        width, height = 1024, 1024
+        lines, (width, height) = list(prompts), (1024, 1024)
         if known is not None:
             width, height = known.size
             lines.append(f"trained on {known.base} at {width}x{height} px")
-            doubts += known.disagreements(names)
-        doubts += name_doubts(pairs)
-        for doubt in doubts:
-            host.log.warning(doubt)
-        lines += doubts
+            remarks += known.disagreements(names)
+        remarks += name_doubts(whom)
         if newer := host.newer_lora(lora_name):
-            lines.append(f"{newer} is newer than {lora_name}: choose it here and in the LoRA loader to use it.")
-            host.log.warning(lines[-1])
-        shown = host.preview([], cls, "\n".join(lines))
+            remarks.append(f"{newer} is newer than {lora_name}: choose it here and in the LoRA loader to use it.")
+        for remark in remarks:
+            host.log.warning(remark)
+        shown = host.preview([], cls, "\n".join(lines + remarks))
         return io.NodeOutput(prompts, negative, ", ".join(names), width, height, ui=shown)
+
+
+def _read(lora_name: str, subjects: SubjectSet | None) -> tuple[LoraSubjects | None, list[str]]:
+    """What a LoRA says of its subjects, if one is chosen, and remarks.
+
+    Raises `UnknownLora` for a LoRA that says nothing, unless there are ``subjects``.
+    """
+    from ..mudi_core.lora.metadata import UnknownLora, read_lora_subjects
+
+    path = host.lora(lora_name)
+    if path is None:
+        return None, []
+    try:
+        return read_lora_subjects(path), []
+    except UnknownLora as error:
+        if subjects is None:
+            raise
+        return None, [f"{error} Here the connected subjects are named."]
+
+
+def _whom(known: LoraSubjects | None, subjects: SubjectSet | None) -> list[tuple[str, str]]:
+    """Token and class noun of everybody whom the prompt names. Raises `NobodyToName`."""
+    if subjects is not None:
+        return [(subject.token, subject.class_noun) for subject in subjects]
+    if known is not None:
+        return list(zip(known.tokens, known.class_nouns, strict=True))
+    raise NobodyToName("There is nobody to name. Choose a LoRA that Train LoRA has made, or connect subjects.")
 
 
 class AskLayout(io.ComfyNode):  # type: ignore[misc]
@@ -204,7 +215,6 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
         if ask:
             asked = Endpoint(endpoint, model, timeout)
             check_named(asked)
-            cancelled = comfy.model_management.throw_exception_if_processing_interrupted
             with host.progress()("asking for a layout"):
-                text = places_text(ask_layout(names, prompt, (width, height), asked, seed, cancelled))
+                text = places_text(ask_layout(names, prompt, (width, height), asked, seed, host.hear_cancel))
         return io.NodeOutput(text, question(names, prompt, (width, height)), ui=host.preview([], cls, text))

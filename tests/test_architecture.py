@@ -45,7 +45,8 @@ NODES = (
     ("convert", "editor", "ranges"),
     ("denoiser",),
     ("samplers", "compare", "generate", "preview", "training"),
-    ("mini", "priors", "search", "settings", "subjects", "train", "watermark", "words"),
+    ("find", "photos", "subject", "subject_sets"),
+    ("mini", "priors", "search", "settings", "train", "watermark", "words"),
 )
 """The floors inside ComfyUI's face: the host, values and pictures, what nodes share, the nodes."""
 
@@ -53,8 +54,9 @@ HOST = (
     ("listing", "page", "written"),
     ("folders", "lora_files", "models"),
     ("widgets",),
+    ("sampling",),
 )
-"""The floors inside the host: what it shows and reads, folders and models, widgets."""
+"""The floors inside the host: what it shows and reads, folders and models, widgets, sampling."""
 
 DENOISER = (
     ("guards", "linear", "patches"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .folders import cache_folder, datasets, input_folder, input_root, photo_folders
+from .folders import cache_folder, datasets, input_folder, input_root, is_plain_name, photo_folders
 from .lora_files import (
     NO_LORA,
     MissingLora,
@@ -15,7 +15,8 @@ from .lora_files import (
     numbered,
 )
 from .models import MINI, MissingModel, detector, device, embedder, eye_choices, segmenter
-from .page import log, plain, preview, progress, say
+from .page import hear_cancel, log, plain, preview, progress, say
+from .sampling import Sampler, check_sampler, sampler_widgets
 from .widgets import BadChoice, check_choice, schema
 
 __all__ = [
@@ -25,16 +26,20 @@ __all__ = [
     "MissingLora",
     "MissingModel",
     "ReadOnly",
+    "Sampler",
     "cache_folder",
     "check_choice",
+    "check_sampler",
     "datasets",
     "detector",
     "device",
     "embedder",
     "eye_choices",
     "find_lora",
+    "hear_cancel",
     "input_folder",
     "input_root",
+    "is_plain_name",
     "log",
     "lora",
     "loras",
@@ -45,6 +50,7 @@ __all__ = [
     "plain",
     "preview",
     "progress",
+    "sampler_widgets",
     "say",
     "schema",
     "segmenter",

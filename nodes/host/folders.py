@@ -25,6 +25,16 @@ def input_folder(name: str, what: str) -> Path:
     return folder
 
 
+def is_plain_name(name: str | None, what: str) -> bool | str:
+    """Return True, or what is wrong with a name, for ``validate_inputs``; a linked name, None, is not known yet."""
+    if name is not None:
+        try:
+            plain_name(name, what)
+        except BadName as error:
+            return str(error)
+    return True
+
+
 def input_root() -> Path:
     """ComfyUI's input folder."""
     return Path(folder_paths.get_input_directory())

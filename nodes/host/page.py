@@ -50,7 +50,7 @@ def progress(preview: Callable[[], Tensor] | None = None) -> Progress:
 
         def update(done: int, total: int, words: str = "") -> None:
             nonlocal drawn
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            hear_cancel()
             shown = None
             if preview is not None and time.monotonic() - drawn > PREVIEW_SECONDS:
                 drawn = time.monotonic()
@@ -58,13 +58,18 @@ def progress(preview: Callable[[], Tensor] | None = None) -> Progress:
             bar.update_absolute(done, total, shown)
             say(f"{what}: {done} / {total}{', ' + words if words else ''}")
 
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        hear_cancel()
         yield update
 
     def begin(words: str) -> AbstractContextManager[Update]:
         return stage(words)
 
     return begin
+
+
+def hear_cancel() -> None:
+    """Raise ComfyUI's `InterruptProcessingException` where the user has pressed Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def plain(words: str, links: bool = False) -> str:

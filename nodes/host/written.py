@@ -18,6 +18,12 @@ def state_of(paths: Iterable[Path | None]) -> list[tuple[int, ...]]:
     return [_state(path) for path in paths]
 
 
+def state_of_folder(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the same of every file in a folder and below it, with their paths."""
+    files = sorted(folder.rglob("*"))
+    return [(str(path), state) for path, state in zip(files, state_of(files), strict=True)]
+
+
 def remember(node_id: str, widgets: Mapping[str, Any], path: Path) -> None:
     """That a node has written this with these widgets."""
     _written.setdefault(_key(node_id, widgets), set()).add(path)

@@ -1,0 +1,76 @@
+"""Pictures as ComfyUI's KSampler samples them: its widgets, and one latent at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+from comfy_api.latest import io
+from torch import Tensor
+
+from .widgets import check_choice
+
+_AS_THERE = "As in KSampler."
+
+
+def sampler_widgets(scheduler: str, steps_tooltip: str = _AS_THERE) -> list[Any]:
+    """Return the widgets steps, cfg, sampler_name and scheduler; ``scheduler`` is the default of the last."""
+    known = comfy.samplers.KSampler
+    return [
+        io.Int.Input("steps", default=30, min=1, max=1000, tooltip=steps_tooltip),
+        io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip=_AS_THERE),
+        io.Combo.Input("sampler_name", options=known.SAMPLERS, default="euler", tooltip=_AS_THERE),
+        io.Combo.Input("scheduler", options=known.SCHEDULERS, default=scheduler, tooltip=_AS_THERE),
+    ]
+
+
+def check_sampler(sampler_name: str, scheduler: str) -> None:
+    """Raise `BadChoice` for a sampler or a scheduler that this ComfyUI does not have."""
+    check_choice("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
+    check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """What KSampler is given, but for the latent and the seed."""
+
+    model: Any
+    positive: Any
+    negative: Any
+    """Conditionings."""
+    steps: int
+    cfg: float
+    sampler_name: str
+    scheduler: str
+
+    def sample(self, latent: Tensor, seed: int, on_step: Callable[[int], None] = lambda done: None) -> Tensor:
+        """Return the finished latent ``[1, c, ...]`` from a start of that shape and the noise of a seed, at denoise 1.
+
+        ``on_step`` hears how many steps are done. An exception from it, such as Cancel's, ends the sampling.
+        """
+        samples: Tensor = comfy.sample.sample(
+            self.model,
+            comfy.sample.prepare_noise(latent, seed),
+            self.steps,
+            self.cfg,
+            self.sampler_name,
+            self.scheduler,
+            self.positive,
+            self.negative,
+            latent,
+            denoise=1.0,
+            callback=lambda step, *values: on_step(step + 1),
+            disable_pbar=True,
+            seed=seed,
+        )
+        return samples
+
+    def empty(self, width: int, height: int) -> Tensor:
+        """Return an empty latent ``[1, c, ...]`` for a picture of this size in pixels."""
+        import torch
+
+        empty: Tensor = comfy.sample.fix_empty_latent_channels(self.model, torch.zeros(1, 4, height // 8, width // 8))
+        return empty

@@ -1,0 +1,64 @@
+"""Load Photos: a folder of photos in ComfyUI's input folder, one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import convert, drawing, host
+from .host import written
+
+CATEGORY, PHOTOS = "MuDI/1 subjects", "folder of photos"
+
+
+class LoadPhotos(io.ComfyNode):  # type: ignore[misc]
+    """A folder of photos in ComfyUI's input folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiLoadPhotos",
+            display_name="Load Photos (MuDI)",
+            category=CATEGORY,
+            description="Reads all photos of a folder inside ComfyUI's input folder, upright, each in its own size.",
+            search_aliases=["load images", "image folder", "directory", "batch of photos"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=host.photo_folders(),
+                    tooltip="A folder inside ComfyUI's input folder with the photos of one subject (JPEG, PNG, WebP, "
+                    "AVIF, BMP, TIFF). Press R after adding one.",
+                )
+            ],
+            outputs=[
+                io.Image.Output(
+                    "photos",
+                    display_name="photos",
+                    is_output_list=True,
+                    tooltip="The photos one by one, by their names: 2.jpg before 10.jpg.",
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        return host.is_plain_name(folder, PHOTOS)
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str | None) -> Any:
+        return None if folder is None else written.state_of_folder(host.input_folder(folder, PHOTOS))
+
+    @classmethod
+    def execute(cls, folder: str) -> io.NodeOutput:
+        from ..mudi_core.subjects.photos import passed_over, read_photos
+
+        where = host.input_folder(folder, PHOTOS)
+        with host.progress()("reading") as update:
+            photos = read_photos(where, update, host.input_root())
+        # Other nodes speak of them by number.
+        names = [f"photo {number}: {photo.name}" for number, photo in enumerate(photos, start=1)]
+        said = "\n".join(filter(None, [*names, passed_over(where)]))
+        shown = host.preview([drawing.small(photo.image) for photo in photos], cls, said)
+        return io.NodeOutput([convert.image_batch([photo.image]) for photo in photos], ui=shown)
