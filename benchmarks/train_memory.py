@@ -176,7 +176,7 @@ def reckon(config: TrainConfig, card: bool = True, counts: bool = False) -> dict
         for tensor in (*unet.parameters(), *unet.buffers(), *adapter.parameters()):
             ledger.enter(tensor)
         expected = estimate(trainee, ledger)
-        optimizer = make_optimizer(config, adapter.matrices())
+        optimizer = make_optimizer(config.learning, adapter.matrices())
         for group in optimizer.param_groups:
             group["foreach"] = card  # AdamW's own choice on a card
 

@@ -162,7 +162,7 @@ def test_smoothing_keeps_the_range(count: int) -> None:
 def test_all_arms_share_steps_seed_and_noise() -> None:
     settings = DemoSettings()
     trained = {settings.train_config(arm.training, 3) for arm in ARMS.values()}
-    assert {(config.steps, config.seed, config.batch_size, config.rank) for config in trained} == {
+    assert {(one.samples.steps, one.samples.seed, one.fit.batch_size, one.learning.rank) for one in trained} == {
         (settings.train_steps, 3, settings.batch_size, settings.rank)
     }
     sampled: list[GenerateConfig] = [settings.generate_config("x", arm.with_start, 3) for arm in ARMS.values()]

@@ -458,7 +458,7 @@ def test_a_small_card_keeps_the_steps_and_leaves_the_model_alone(
     assert all(map(torch.equal, weights(*mini), before)) and len(model.patches) == MODULES
     prodigy = replace(settings, values={"optimizer": "prodigy", "learning_rate": 1.0})
     made = comfy.module("train")._config({"batch_size": 2}, prodigy, "as the preset")
-    assert (made.optimizer, made.base_weights, made.samples_per_step) == ("prodigy", "nf4", 2)
+    assert (made.learning.optimizer, made.learning.base_weights, made.samples.samples_per_step) == ("prodigy", "nf4", 2)
 
 
 def test_loras_are_saved_on_the_way_and_one_can_be_begun_with(

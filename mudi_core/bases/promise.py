@@ -1,6 +1,7 @@
 """What a base model promises to the rest of the library.
 
-Images and captions go in as a VAE and text encoders read them; a `Denoiser` is the network that a LoRA is trained on.
+Images and captions go into a `Base` as a VAE and text encoders read them; its `Denoiser` is the network that a LoRA is
+trained on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .families import Family
 from .quantize import BaseWeights
 
 EncodeImage = Callable[[Tensor], Tensor]
@@ -115,3 +117,28 @@ class Denoiser(Protocol):
 
     def fingerprint(self) -> str:
         """Return what tells this network, weights and all, from any other."""
+
+
+class Base(Protocol):
+    """A base model: images and captions in, and a network that a LoRA is trained on."""
+
+    @property
+    def name(self) -> str:
+        """What its users call it."""
+
+    @property
+    def family(self) -> str:
+        """Kohya's name for its architecture, as LoRA files say it."""
+
+    @property
+    def usual(self) -> Family:
+        """What is usual for its kind."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """An `EncodeImage`."""
+
+    def condition(self, captions: list[str]) -> list[Conditions]:
+        """An `EncodeText`."""
+
+    def denoiser(self) -> Denoiser:
+        """Return its network."""

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from ..bases.checkpoint import Checkpoint, open_checkpoint
-from ..bases.tokens import TokenVectors, load_token, save_token
+from ..bases.tokens import TokenVectors, load_token
 from ..demo.job import draw_photos, prepare_photos
 from ..demo.settings import DemoSettings
 from ..eyes import Detector, Embedder, TextScorer
 from ..jobs.generate import generate
+from ..jobs.train import LoraFiles, Training, train_lora
 from ..lora.adapter import apply_lora
-from ..lora.file import save_lora
-from ..lora.metadata import lora_metadata
-from ..progress import Progress, silent
+from ..progress import Progress, Update, silent
 from ..score.compare import References, compare
 from ..score.fidelity import every_order, text_fidelity
 from ..stage.cutouts import CutOuts, cut_outs
 from ..subjects import storage
 from ..toy.world import PAIRS
 from ..train.config import TrainConfig
-from ..train.loop import Beginning, Events, train
-from ..train.plan import make_plan
 from ..types import SubjectSet
 from .results import Result, Results
 from .spec import METHODS, BadSpec, Cell
@@ -126,26 +123,15 @@ class Worker:
         lora: Path,
         embeddings: list[Path],
     ) -> None:
-        base, stopped = self._checkpoint, lora.with_suffix(".stopped.safetensors")
         lora.parent.mkdir(parents=True, exist_ok=True)
-        with self.progress(f"training {name}") as update:
-            plan = make_plan(subjects, config.samples, base.encode_image, base.condition)
-            trained = train(
-                base.denoiser(),
-                plan,
-                config,
-                Events(lambda step, total, loss: update(step, total, f"loss {loss:.3f}")),
-                begin=Beginning(vectors=vectors, stopped=stopped if stopped.is_file() else None),
-                checkpoint=stopped,
-            )
-        about = lora_metadata(
-            config.described(), subjects, base=base.name, plan_hash=plan.plan_hash, family=base.family
-        )
-        for i, path in enumerate(embeddings):
-            save_token(path, {encoder: rows[i : i + 1] for encoder, rows in trained.vectors.items()}, about)
-        if config.learning.target_modules:
-            save_lora(lora, trained.state, about)
-        stopped.unlink(missing_ok=True)
+        training = Training(self._checkpoint, subjects, config, vectors=vectors)
+        stopped = lora.with_suffix(".stopped.safetensors")
+        files = LoraFiles(lora if config.learning.target_modules else None, stopped, tuple(embeddings))
+
+        def progress(words: str) -> AbstractContextManager[Update]:
+            return self.progress(f"{words} {name}")
+
+        train_lora(training, training.plan(progress), files, progress, goes_on=stopped.is_file())
 
     def _subjects(self, combo: str) -> SubjectSet:
         """The combo's dataset; of a drawn pair, the photos are drawn and prepared by whoever needs them first."""

@@ -11,7 +11,8 @@ from ..types import MudiError
 from .talk import Talk
 
 if TYPE_CHECKING:
-    from ..jobs.previews import Preview
+    from ..jobs.previews import Preview, Previews
+    from ..jobs.train import Watch
 
 
 class MissingTensorBoard(MudiError):
@@ -43,6 +44,16 @@ class Journal:
         if self._writer is not None:
             self._writer.close()
 
+    def watch(self, previews: Previews | None, folder: Path) -> Watch:
+        """Return what tells this journal of each step and preview, and writes the pictures to ``folder``."""
+        from ..jobs.train import Watch
+
+        def on_preview(step: int, preview: Preview, is_best: bool) -> None:
+            self.preview(step, preview, is_best)
+            write_preview(folder, step, preview)
+
+        return Watch(self.step, None if previews is None else previews.draw, on_preview)
+
     def step(self, done: int, total: int, loss: float) -> None:
         words = self._pace.words(done, total, loss)
         if self._writer is not None:
@@ -59,3 +70,15 @@ class Journal:
             self._writer.add_scalar(f"Detect-and-Compare/{start}", sum(scores) / len(scores), step)
             for number, picture in enumerate(pictures):
                 self._writer.add_image(f"{start}/{number}", picture.numpy(), step, dataformats="HWC")
+
+
+def write_preview(folder: Path, step: int, preview: Preview) -> None:
+    """Each picture by its step, its start and its number, such as 000200-mudi-1.png."""
+    import torch
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for start, pictures in preview.pictures.items():
+        for number, picture in enumerate(pictures):
+            levels = (picture * 255).round().to(torch.uint8).numpy()
+            Image.fromarray(levels).save(folder / f"{step:06d}-{start}-{number}.png")

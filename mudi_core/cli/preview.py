@@ -12,7 +12,7 @@ from .talk import Talk
 
 if TYPE_CHECKING:
     from ..bases.checkpoint import Checkpoint
-    from ..jobs.previews import Preview, Previews
+    from ..jobs.previews import Previews
     from ..train.config import TrainConfig
     from ..types import SubjectSet
 
@@ -64,15 +64,3 @@ def open_previews(
     )
     config = replace(config, count=args.preview_count, size=settings.samples.size, layout=settings.samples.layout)
     return Previews(checkpoint, subjects, config, score)
-
-
-def write_preview(folder: Path, step: int, preview: Preview) -> None:
-    """Each picture by its step, its start and its number, such as 000200-mudi-1.png."""
-    import torch
-    from PIL import Image
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for start, pictures in preview.pictures.items():
-        for number, picture in enumerate(pictures):
-            levels = (picture * 255).round().to(torch.uint8).numpy()
-            Image.fromarray(levels).save(folder / f"{step:06d}-{start}-{number}.png")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..types import MudiError
 from .options import add_base, add_command, add_device, add_precision, add_seed, device, open_base, precision
-from .preview import add_previews, open_previews, write_preview
+from .preview import add_previews, open_previews
 from .settings import add_settings, train_config
 from .talk import Answer, Talk
 
@@ -21,7 +20,10 @@ if TYPE_CHECKING:
     import torch
 
     from ..bases.checkpoint import Checkpoint
+    from ..jobs.train import LoraFiles, Training
+    from ..train.best import BestLora
     from ..train.config import TrainConfig
+    from ..train.loop import TrainResult
     from ..train.plan import Plan
     from ..train.team import Team
     from ..types import SubjectSet
@@ -106,20 +108,15 @@ def _alone(out: Path) -> Iterator[None]:
 def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -> Answer | None:
     import torch
 
-    from ..bases import quantize
-    from ..lora.file import LoraState, load_lora, save_lora
-    from ..lora.metadata import lora_metadata
+    from ..jobs.train import LoraFiles, Training, train_lora
+    from ..lora.file import load_lora
     from ..subjects import storage
-    from ..tensor_file import BadTensorFile
-    from ..train import loop
     from ..train.best import BestLora
-    from ..train.resume import lora_fingerprint
     from .journal import Journal
 
     journal = Journal(talk, args.log_every, args.tensorboard if team.leads else None)
-    stopped = args.out.with_suffix(".stopped.safetensors")
-    if args.resume and not stopped.is_file():
-        raise BadTensorFile(f"There is no stopped run to go on with: {stopped} is missing. Leave out --resume.")
+    files = LoraFiles(args.out, args.out.with_suffix(".stopped.safetensors"))
+    _check_stopped(args, files)
     start = None if args.start_from is None else load_lora(args.start_from)[0]
     subjects = storage.read_subjects(args.dataset)
     priors = None if args.priors is None else storage.read_priors(args.priors, subjects)
@@ -127,128 +124,84 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     settings = train_config(args, checkpoint.side, precision(args, on))
     # Written so that it says the same of a step whatever the number of processes.
     settings = settings.but(accumulation=settings.accumulation * team.size)
-    made_of = {
-        "mudi_config": (settings.to_json(), "other settings"),
-        "mudi_base": (checkpoint.name, "another base model"),
-        "mudi_start": (lora_fingerprint(start), "another LoRA to start from"),
-    }
-    there = None if args.overwrite else _read_existing(args.out, made_of)
+    training = Training(checkpoint, subjects, settings, priors, start)
+    there = None if args.overwrite else _read_existing(args.out, training)
     previews = open_previews(args, talk, checkpoint, settings, subjects) if team.leads else None
-    drawn = _plan(args, talk, team, checkpoint, settings, subjects, priors)
+    plan = training.plan_of_team(talk.progress, args.cache, team, args.out.with_name(f".{args.out.stem}.plan"))
     if there is not None:
-        if there != drawn.plan_hash:
-            raise _exists(args.out, "other photos")
-        text = f"{args.out} is there already, from the same photos and settings: nothing to do."
-        return Answer(text, {"lora": str(args.out), "plan_hash": there, "trained": False}) if team.leads else None
-    if previews is None:
-        checkpoint.release_encoders()
-    else:
+        return _nothing_to_do(args.out, there, plan.plan_hash) if team.leads else None
+    _make_room(checkpoint, settings, on, keep_encoders=previews is not None)
+    best = BestLora(args.out.with_stem(f"{args.out.stem}-best"), training.about(plan), args.resume)
+    watch = journal.watch(previews, args.out.with_name(f"{args.out.stem}-previews"))
+    with journal:
+        trained = train_lora(training, plan, files, talk.progress, watch, best=best, goes_on=args.resume, team=team)
+    return _answer(training, plan, trained, args.out, best) if team.leads else None
+
+
+def _check_stopped(args: argparse.Namespace, files: LoraFiles) -> None:
+    from ..tensor_file import BadTensorFile
+
+    if args.resume and not (files.stopped is not None and files.stopped.is_file()):
+        raise BadTensorFile(f"There is no stopped run to go on with: {files.stopped} is missing. Leave out --resume.")
+
+
+def _make_room(checkpoint: Checkpoint, settings: TrainConfig, on: torch.device, keep_encoders: bool) -> None:
+    """Take the U-Net to its device, in as many bits as the settings say; VAE and text encoders leave it before."""
+    import torch
+
+    from ..bases.quantize import quantize
+
+    if keep_encoders:
         checkpoint.move_encoders(torch.device("cpu"))
+    else:
+        checkpoint.release_encoders()
     if on.type == "cuda":
         torch.cuda.empty_cache()
-    quantize.quantize(checkpoint.unet, settings.learning.base_weights)
+    quantize(checkpoint.unet, settings.learning.base_weights)
     checkpoint.unet.to(on)
-    about = lora_metadata(
-        settings.described(), subjects, base=checkpoint.name, plan_hash=drawn.plan_hash, family=checkpoint.family
-    )
-    about["mudi_start"] = lora_fingerprint(start)
 
-    def save(step: int, state: LoraState) -> None:
-        if team.leads:
-            save_lora(args.out.with_stem(f"{args.out.stem}-{step:06d}"), state, {**about, "ss_steps": str(step)})
 
-    best = BestLora(args.out.with_stem(f"{args.out.stem}-best"), about, args.resume)
-
-    def look(step: int, state: LoraState) -> None:
-        if previews is not None:
-            preview = previews.draw(state)
-            journal.preview(step, preview, best.offer(step, state, preview.score))
-            write_preview(args.out.with_name(f"{args.out.stem}-previews"), step, preview)
-
-    with talk.progress("training") as progress, journal:
-
-        def stepped(done: int, total: int, loss: float) -> None:
-            progress(done, total, f"loss {loss:.3f}")
-            journal.step(done, total, loss)
-
-        trained = loop.train(
-            checkpoint.denoiser(),
-            drawn,
-            settings,
-            loop.Events(stepped, save, look),
-            begin=loop.Beginning(start, stopped=stopped if args.resume else None),
-            checkpoint=stopped,
-            team=team,
-        )
-    if not team.leads:
-        return None
-    save_lora(args.out, trained.state, about)
-    stopped.unlink(missing_ok=True)
+def _answer(training: Training, plan: Plan, trained: TrainResult, out: Path, best: BestLora) -> Answer:
+    samples = training.config.samples
     last = trained.losses[-max(1, len(trained.losses) // 10) :]
     words = (
-        f"{args.out}: a LoRA for {_named(subjects)}, {settings.samples.steps} steps of {settings.samples.method}, "
-        f"{args.out.stat().st_size / 1e6:.1f} MB. Prompt it with those names."
+        f"{out}: a LoRA for {_named(training.subjects)}, {samples.steps} steps of {samples.method}, "
+        f"{out.stat().st_size / 1e6:.1f} MB. Prompt it with those names."
     )
     if best.step:
         words += f" The pictures were best after {best.step} steps, {best.score:.2f}: {best.path}."
     return Answer(
         words,
         {
-            "lora": str(args.out),
-            "method": settings.samples.method,
-            "steps": settings.samples.steps,
-            "seed": settings.samples.seed,
+            "lora": str(out),
+            "method": samples.method,
+            "steps": samples.steps,
+            "seed": samples.seed,
             "layers": len(trained.state) // 3,
             "loss": sum(last) / len(last),
-            "plan_hash": drawn.plan_hash,
+            "plan_hash": plan.plan_hash,
             "trained": True,
             "best": {"lora": str(best.path), "step": best.step, "score": best.score} if best.step else None,
         },
     )
 
 
-def _plan(
-    args: argparse.Namespace,
-    talk: Talk,
-    team: Team,
-    checkpoint: Checkpoint,
-    settings: TrainConfig,
-    subjects: SubjectSet,
-    priors: SubjectSet | None,
-) -> Plan:
-    """The plan; of several processes the first makes it and the others read it from a folder that they share."""
-    from ..train.plan import make_plan
-
-    shared = args.out.with_name(f".{args.out.stem}.plan") if team.size > 1 and args.cache is None else None
-    if not team.leads:
-        team.wait()
-    try:
-        with talk.progress("encoding") as progress:
-            plan = make_plan(
-                subjects,
-                settings.samples,
-                checkpoint.encode_image,
-                checkpoint.condition,
-                priors=priors,
-                on_step=lambda stage, done, total: progress(done, total, stage),
-                cache_dir=shared or args.cache,
-            )
-        if team.leads:
-            team.wait()
-        team.wait()
-        return plan
-    finally:
-        if shared is not None and team.leads:
-            shutil.rmtree(shared, ignore_errors=True)
+def _nothing_to_do(out: Path, there: str, plan_hash: str) -> Answer:
+    """The LoRA is there, from a plan ``there``. Raises `OutputExists` where the plan is another."""
+    if there != plan_hash:
+        raise _exists(out, "other photos")
+    text = f"{out} is there already, from the same photos and settings: nothing to do."
+    return Answer(text, {"lora": str(out), "plan_hash": there, "trained": False})
 
 
-def _read_existing(out: Path, made_of: Mapping[str, tuple[str, str]]) -> str | None:
-    """The plan hash of the LoRA that is there; None when there is none.
+def _read_existing(out: Path, training: Training) -> str | None:
+    """The plan hash of the LoRA that is there; None when there is none. Raises `OutputExists` if it is of another run.
 
-    ``made_of``: what its metadata should say, and what it was made from if it does not. Raises `OutputExists`.
+    The file of a run tells its settings, its base model and its start: what is compared here.
     """
     from ..lora.file import BadLora, load_lora
     from ..tensor_file import BadTensorFile
+    from ..train.resume import lora_fingerprint
 
     if not out.exists():
         return None
@@ -256,6 +209,11 @@ def _read_existing(out: Path, made_of: Mapping[str, tuple[str, str]]) -> str | N
         about = load_lora(out)[1]
     except (BadLora, BadTensorFile):
         raise _exists(out, "something else") from None
+    made_of = {
+        "mudi_config": (training.config.to_json(), "other settings"),
+        "mudi_base": (training.base.name, "another base model"),
+        "mudi_start": (lora_fingerprint(training.start), "another LoRA to start from"),
+    }
     for key, (ours, what) in made_of.items():
         if about.get(key) != ours:
             raise _exists(out, what)

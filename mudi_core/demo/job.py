@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..bases.checkpoint import Checkpoint, open_checkpoint
+from ..bases.checkpoint import open_checkpoint
 from ..bases.families import EMBEDDED
 from ..eyes import load_detector, load_embedder, load_segmenter
 from ..jobs.generate import Picture, default_prompt, generate
+from ..jobs.train import LoraFiles, Training, train_lora
 from ..lora.adapter import apply_lora
-from ..lora.file import save_lora
-from ..lora.metadata import lora_metadata
 from ..progress import Progress, Update, silent
 from ..report.statistics import interval
 from ..score.compare import References, compare
@@ -30,9 +29,8 @@ from ..stage.segmix import SegMixConfig, segmix
 from ..subjects import storage
 from ..subjects.find import segment_subject
 from ..toy.world import PAIRS, SubjectSpec, photo
-from ..train.loop import Events, TrainResult, train
+from ..train.loop import TrainResult
 from ..train.parts import Method
-from ..train.plan import make_plan
 from ..types import Comparison, MudiError, Subject, SubjectSet
 from .page import page
 from .result import DemoResult, Pair
@@ -61,6 +59,10 @@ class _Clock:
         with self.progress(words) as update:
             yield update
         self.seconds[name] = self.seconds.get(name, 0.0) + round(time.monotonic() - begun, 2)
+
+    def under(self, name: str, more: str) -> Progress:
+        """Return a `Progress` whose stages all count under one name; ``more`` is said after their own words."""
+        return lambda words: self.stage(name, f"{words} {more}")
 
 
 def run_demo(out: Path, pair: int = 0, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
@@ -99,8 +101,9 @@ def measure(
     trained: dict[Method, TrainResult] = {}
     methods: tuple[Method, ...] = tuple(dict.fromkeys(arm.training for arm in ARMS.values()))
     for method in methods:
-        with clock.stage(f"train_{method}", f"training with {method}") as update:
-            trained[method] = _train(checkpoint, subjects, method, seed, settings, out, update)
+        training = Training(checkpoint, subjects, settings.train_config(method, seed))
+        stage = clock.under(f"train_{method}", f"for {method}")
+        trained[method] = train_lora(training, training.plan(stage), LoraFiles(out / f"{method}.safetensors"), stage)
 
     prompt = default_prompt(subjects)
     pictures: dict[str, tuple[Picture, ...]] = {}
@@ -167,24 +170,6 @@ def prepare_photos(folders: list[Path], pair: Pair, settings: DemoSettings, upda
             )
         )
     return SubjectSet(tuple(found))
-
-
-def _train(
-    checkpoint: Checkpoint,
-    subjects: SubjectSet,
-    method: Method,
-    seed: int,
-    settings: DemoSettings,
-    out: Path,
-    update: Update,
-) -> TrainResult:
-    config = settings.train_config(method, seed)
-    plan = make_plan(subjects, config.samples, checkpoint.encode_image, checkpoint.condition)
-    events = Events(lambda step, total, loss: update(step, total, f"loss {loss:.3f}"))
-    result = train(checkpoint.denoiser(), plan, config, events)
-    about = lora_metadata(config.described(), subjects, base=checkpoint.name, plan_hash=plan.plan_hash)
-    save_lora(out / f"{method}.safetensors", result.state, about)
-    return result
 
 
 def _save_pictures(pictures: tuple[Picture, ...], folder: Path) -> None:

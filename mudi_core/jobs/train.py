@@ -1,0 +1,173 @@
+"""Training, told once: subjects and settings become a plan, and the plan a LoRA's file with the best one beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..bases.promise import Base
+from ..bases.tokens import TokenVectors, save_token
+from ..lora.file import LoraState, save_lora
+from ..lora.metadata import lora_metadata
+from ..progress import Progress, silent
+from ..train.best import BestLora
+from ..train.config import TrainConfig
+from ..train.loop import Beginning, Events, TrainResult, train
+from ..train.pace import Pace
+from ..train.plan import Plan, make_plan
+from ..train.resume import lora_fingerprint
+from ..train.team import Team
+from ..types import SubjectSet
+from .previews import Preview
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """A LoRA that is to be trained: for which base model, on whom, and how."""
+
+    base: Base
+    subjects: SubjectSet
+    config: TrainConfig
+    priors: SubjectSet | None = None
+    """Pictures of other members of each class, with masks (paper, appendix B)."""
+    start: LoraState | None = None
+    """A LoRA to begin with, of the same rank or less."""
+    vectors: TokenVectors | None = None
+    """Those of the subjects' tokens, where the settings say ``learn_tokens``."""
+
+    def plan(self, progress: Progress = silent, cache_dir: Path | None = None) -> Plan:
+        """Draw and encode every sample of the run; raises what `train.plan.make_plan` does."""
+        # What training saves for its gradients must not have been made in inference mode, where a host may run.
+        with progress("encoding") as update, torch.inference_mode(False), torch.no_grad():
+            return make_plan(
+                self.subjects,
+                self.config.samples,
+                self.base.encode_image,
+                self.base.condition,
+                priors=self.priors,
+                on_step=lambda stage, done, total: update(done, total, stage),
+                cache_dir=cache_dir,
+            )
+
+    def plan_of_team(self, progress: Progress, cache_dir: Path | None, team: Team, shared: Path) -> Plan:
+        """Return one plan to all processes: the first makes it, the others read it.
+
+        They read it from ``cache_dir``, or else from the folder ``shared``, which is removed in the end.
+        """
+        if team.size == 1:
+            return self.plan(progress, cache_dir)
+        if not team.leads:
+            team.wait()
+        try:
+            plan = self.plan(progress, cache_dir or shared)
+            if team.leads:
+                team.wait()
+            team.wait()
+            return plan
+        finally:
+            if team.leads:
+                shutil.rmtree(shared, ignore_errors=True)
+
+    def about(self, plan: Plan) -> dict[str, str]:
+        """What the LoRA's file says of itself."""
+        settings, base = self.config.described(), self.base
+        about = lora_metadata(settings, self.subjects, base=base.name, plan_hash=plan.plan_hash, family=base.family)
+        return {**about, "mudi_start": lora_fingerprint(self.start)}
+
+
+@dataclass(frozen=True)
+class LoraFiles:
+    """Where a training leaves what it makes."""
+
+    lora: Path | None
+    """None: no LoRA is asked for, only tokens."""
+    stopped: Path | None = None
+    """What a stopped run goes on from; removed once the LoRA is written."""
+    embeddings: tuple[Path, ...] = ()
+    """Of the learned tokens, in the order of the subjects."""
+
+    def of_step(self, step: int) -> Path:
+        """The LoRA of the way after so many steps."""
+        assert self.lora is not None
+        return self.lora.with_stem(f"{self.lora.stem}-{step:06d}")
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on."""
+
+    on_step: Callable[[int, int, float], None] | None = None
+    """``(steps done, steps in all, loss of this step)``."""
+    look: Callable[[LoraState], Preview] | None = None
+    """Pictures of the LoRA so far, every ``fit.preview_every`` steps."""
+    on_preview: Callable[[int, Preview, bool], None] | None = None
+    """``(steps done, what was seen, whether it is the best so far)``."""
+
+
+def train_lora(
+    training: Training,
+    plan: Plan,
+    files: LoraFiles,
+    progress: Progress = silent,
+    watch: Watch = Watch(),
+    *,
+    best: BestLora | None = None,
+    goes_on: bool = False,
+    team: Team | None = None,
+) -> TrainResult:
+    """Train, and write each file as soon as it is due; with ``goes_on`` from the stopped run.
+
+    ``best``: keeps the LoRA whose previews score best. Of several processes the first alone writes. Raises what
+    `train.loop.train` does.
+    """
+    about, leads = training.about(plan), team is None or team.leads
+    stopped = files.stopped
+
+    def save(step: int, state: LoraState) -> None:
+        if leads and files.lora is not None:
+            save_lora(files.of_step(step), state, {**about, "ss_steps": str(step)})
+
+    def look(step: int, state: LoraState) -> None:
+        if watch.look is None:
+            return
+        preview = watch.look(state)
+        is_best = best is not None and best.offer(step, state, preview.score)
+        if watch.on_preview is not None:
+            watch.on_preview(step, preview, is_best)
+
+    with progress("training") as update:
+        result = train(
+            training.base.denoiser(),
+            plan,
+            training.config,
+            Events(partial(_stepped, update, Pace(), watch.on_step), save, look),
+            begin=Beginning(training.start, training.vectors, stopped if goes_on else None),
+            checkpoint=stopped,
+            team=team,
+        )
+    if leads:
+        for i, path in enumerate(files.embeddings):
+            save_token(path, {encoder: rows[i : i + 1] for encoder, rows in result.vectors.items()}, about)
+        if files.lora is not None:
+            save_lora(files.lora, result.state, about)
+        if stopped is not None:
+            stopped.unlink(missing_ok=True)
+    return result
+
+
+def _stepped(
+    update: Callable[[int, int, str], None],
+    pace: Pace,
+    on_step: Callable[[int, int, float], None] | None,
+    done: int,
+    total: int,
+    loss: float,
+) -> None:
+    if on_step is not None:
+        on_step(done, total, loss)
+    update(done, total, pace.words(done, total, loss))
