@@ -324,6 +324,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             text += f" The pictures were best after {run.best.step} steps, {run.best.score:.2f}: {run.best.path.name}."
         if remark:
             text += f" Of the previews: {remark}"
+        if result.remark:
+            text += f" {result.remark}"
         if run.begins:
             text += f" It was {run.begins}." if not run.goes_on else f" It went on from step {run.begun_at}."
         wearing = with_lora(model, read_lora(path), path.name)

@@ -170,6 +170,8 @@ def _answer(training: Training, plan: Plan, trained: TrainResult, out: Path, bes
     )
     if best.step:
         words += f" The pictures were best after {best.step} steps, {best.score:.2f}: {best.path}."
+    if trained.remark:
+        words += f" {trained.remark}"
     return Answer(
         words,
         {

@@ -149,6 +149,10 @@ class Adapter:
         """The LoRA's own parameters: down and up of each layer."""
         return [matrix for one in self._worn for matrix in (one.down, one.up)]
 
+    def without_gradient(self) -> list[str]:
+        """Return the layers, by their names in files, that the last backward pass did not reach."""
+        return [one.name for one in self._worn if one.up.grad is None]
+
     @contextmanager
     def off(self) -> Iterator[None]:
         """Within the block the network predicts as if it wore no LoRA."""

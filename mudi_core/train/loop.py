@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -24,10 +25,12 @@ from .optimizer import make_optimizer, set_learning_rate
 from .plan import Plan
 from .recompute import checkpointing
 from .resume import origin_of, restore_run, save_run
-from .step import Trainee, batch_loss, batch_of
+from .step import Trainee, batch_loss, batch_of, layers_left_out
 from .team import Team
 
 __all__ = ["BadRun", "Beginning", "Events", "Interrupted", "NonFiniteLoss", "OutOfMemory", "TrainResult", "train"]
+
+log = logging.getLogger(__name__)
 
 KEPT_EVERY = 300.0
 """Seconds of work that a power cut may cost."""
@@ -68,6 +71,8 @@ class TrainResult:
     """Float32, on the CPU, by kohya name: ready for `lora.file.save_lora` and `lora.adapter.apply_lora`."""
     vectors: dict[str, Tensor]
     """Of the tokens, if they were learned: `tokens.TokenVectors.state`."""
+    remark: str = ""
+    """What `step.layers_left_out` says of the first step."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,8 @@ def train(
     arguments, all get the same result, and the first alone writes.
 
     Raises `Interrupted` at Ctrl-C (within one step, at once in a preview), `NonFiniteLoss`, `OutOfMemory`, `BadRun`,
-    `resume.BadCheckpoint`, `optimizer.MissingOptimizer`, `team.BrokenTeam`, and what the denoiser's ``ready`` raises.
+    `step.NoGradient`, `resume.BadCheckpoint`, `optimizer.MissingOptimizer`, `team.BrokenTeam`, and what the denoiser's
+    ``ready`` raises.
     """
     team = team or Team()
     _check_run(denoiser, plan, config, team)
@@ -138,7 +144,8 @@ def train(
             # Also a host's own cancel exception and a full memory leave a file to go on from.
             run.failed(error)
             raise
-        return TrainResult(tuple(losses), adapter.state(), begin.vectors.state() if begin.vectors is not None else {})
+        learned = begin.vectors.state() if begin.vectors is not None else {}
+        return TrainResult(tuple(losses), adapter.state(), learned, run.remark or "")
 
 
 @contextmanager
@@ -167,6 +174,8 @@ class _Run:
     team: Team
     asked_to_stop: Callable[[], bool]
     doing: str = ""
+    remark: str | None = None
+    """What `layers_left_out` says, once a step was done here."""
     kept_at: float = field(default_factory=time.monotonic)
 
     def to_the_end(self) -> None:
@@ -193,6 +202,10 @@ class _Run:
         done = len(self.losses) + 1
         self.doing = f"Step {done}"
         loss, stop = _step(self.trainee, self.optimizer, self.team, self.asked_to_stop, done - 1)
+        if self.remark is None:
+            self.remark = layers_left_out(self.trainee.adapter)
+            if self.remark and self.team.leads:
+                log.warning(self.remark)
         self.losses.append(loss)
         if self.events.on_step is not None:
             self.events.on_step(done, steps, loss)

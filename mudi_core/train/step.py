@@ -12,9 +12,23 @@ from torch import Tensor
 from ..bases.promise import Conditions, Denoiser
 from ..bases.tokens import TokenVectors
 from ..lora.adapter import Adapter
+from ..types import MudiError
 from .config import TrainConfig
 from .loss import mask_weight, squared_errors, training_loss
 from .plan import Plan
+
+_NAMED = 3
+"""Layers without a gradient that are named, at most."""
+
+
+class NoGradient(MudiError):
+    """A training that could change nothing: no layer of the LoRA has a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "No layer of the LoRA has a gradient on this model, so training cannot change anything. Use another "
+            "checkpoint of this model, or connect it without nodes that change its layers."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +58,10 @@ def places_of(plan: Plan, config: TrainConfig, number: int) -> list[str]:
 
 
 def batch_loss(trainee: Trainee, number: int) -> tuple[Tensor, Tensor]:
-    """The loss of batch ``number`` with its gradient, and the squared error ``[b]`` of each of its samples."""
+    """The loss of batch ``number`` with its gradient, and the squared error ``[b]`` of each of its samples.
+
+    Raises `NoGradient` where the loss does not depend on the LoRA.
+    """
     denoiser, plan, config = trainee.denoiser, trainee.plan, trainee.config
     samples = batch_of(plan, config, number)
     noise, drawn = draw_noise(
@@ -69,7 +86,26 @@ def batch_loss(trainee: Trainee, number: int) -> tuple[Tensor, Tensor]:
         drift=drifts if learning.kl_weight > 0 else None,
         kl_weight=learning.kl_weight,
     )
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise NoGradient
     return loss, errors.detach()
+
+
+def layers_left_out(adapter: Adapter) -> str:
+    """Return a sentence on the layers that the first step gave no gradient, or nothing where it reached all.
+
+    Raises `NoGradient` where it reached none.
+    """
+    left_out, all_layers = adapter.without_gradient(), adapter.matrices()[::2]
+    if not left_out:
+        return ""
+    if len(left_out) == len(all_layers):
+        raise NoGradient
+    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+    return (
+        f"{len(left_out)} of the LoRA's {len(all_layers)} layers had no gradient in the first step, so training leaves "
+        f"them as they are: {', '.join(left_out[:_NAMED])}{more}."
+    )
 
 
 def _of_group(
