@@ -21,6 +21,7 @@ from mudi_core.bases.checkpoint import open_checkpoint
 from mudi_core.lock import claimed
 from mudi_core.lora.adapter import Adapter, apply_lora
 from mudi_core.lora.file import BadLora, load_lora
+from mudi_core.tensor_file import read_tensors, write_tensors
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.plan import OneSubject
 from mudi_core.types import BadLayout, SubjectSet
@@ -339,6 +340,22 @@ def test_a_stopped_training_says_so_keeps_its_number_and_is_removed_by_nobody_el
     resumed = train(comfy, mini, dataset, "mine", steps=4, settings=saving)
     assert resumed.result[1] == "mine_00001.safetensors" and "It went on from step 3." in resumed.ui["text"][0]
     assert not any(path.exists() for path in kept)
+
+
+def test_a_training_that_an_earlier_version_stopped_begins_anew_and_says_why(
+    comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any
+) -> None:
+    """It knew the model by its weights alone; neither the model nor the photos need be others."""
+    cancelled(comfy, mini, dataset, "of_before", 1, steps=3)
+    (kept,) = (comfy.base / "output" / "mudi" / "of_before").glob("stopped_*")
+    tensors, about = read_tensors(kept)
+    older = kept.with_name(f"stopped_00001_{'0' * 12}.safetensors")
+    write_tensors(older, tensors, {**about, "unet": "ab" * 32, "plan": "cd" * 32})
+    kept.unlink()
+    told = train(comfy, mini, dataset, "of_before", steps=3).ui["text"][0]
+    assert "It was begun anew, since a stopped training of this name differs: it was stopped by an earlier" in told
+    assert "another;" not in told and "photos" not in told and f"It is kept in {older}" in told
+    assert older.is_file()
 
 
 def test_a_number_that_somebody_took_is_not_overwritten(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:

@@ -116,7 +116,7 @@ def test_a_loss_that_is_no_number_in_one_stops_both_with_its_sample(folder: Path
 
 
 def other_settings(team: Team, folder: Path) -> str:
-    config = replace(SHARED, learning_rate=1e-3 * (team.rank + 1))
+    config = SHARED.but(learning_rate=1e-3 * (team.rank + 1))
     try:
         train(tiny_unet(), plan_for(config), config, team=team)
     except BrokenTeam as error:
@@ -129,7 +129,7 @@ def test_processes_of_other_settings_do_not_train(folder: Path) -> None:
 
 
 def test_batches_that_cannot_be_shared_evenly_are_refused() -> None:
-    config: Any = replace(SHARED, accumulation=3)
+    config: Any = SHARED.but(accumulation=3)
     with pytest.raises(BadRun, match="2 processes cannot share 3 batches.*multiple of 2"):
         train(tiny_unet(), plan_for(config), config, team=Team(0, 2))
 

@@ -151,6 +151,8 @@ def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         before = {}
     changed = [name for name in settings if before.get(name) != settings[name]]
     told = [f"{_SETTINGS.get(name, name)} was {before.get(name)!r}, is {settings[name]!r}" for name in changed]
+    if len(then["unet"].split()) != len(now["unet"].split()):  # its photos may be counted in another way, too
+        return [*told, "it was stopped by an earlier version of MuDI, which trained in another way"]
     if then["plan"] != now["plan"] and not changed:  # a setting changes the samples, too
         told.append("the photos, masks, captions or priors are others")
     return told + [words for part, words in _PARTS.items() if then[part] != now[part]]
