@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,8 @@ def random_lora(path: Path) -> Path:
 
 def in_fewer_bits(comfy: Comfy, model: Any, dtype: torch.dtype) -> Any:
     """The MODEL as ComfyUI loads it where it keeps weights in ``dtype`` and computes in float32."""
-    cpu, config = torch.device("cpu"), copy.deepcopy(model.model.model_config)
+    cpu, own = torch.device("cpu"), model.model.model_config
+    config = type(own)(dict(own.unet_config))  # newer ComfyUI's cannot be copied
     with torch.inference_mode():
         config.set_inference_dtype(dtype, torch.float32)
         few = config.get_model({}, "", device=cpu)
