@@ -50,7 +50,7 @@ class Report:
     by_kind: dict[str, int]
     runs: int
     lost: int
-    """Runs that ended in another LoRA, or in none."""
+    """Runs that ended in another LoRA, or in none, or without one of those that were asked for on the way."""
     halves: int
     """Files under their final name that were not whole, and any others left in the end."""
     seconds: float
@@ -195,7 +195,7 @@ def run(kills: int, seed: int, folder: Path) -> Report:
         process = in_a_process(lambda place=place: train(place, unet))  # type: ignore[misc]
         _, status = os.waitpid(process, 0)
         found = {path.name: path.read_bytes() for path in place.iterdir()} if place.is_dir() else {}
-        lost += status != 0 or found.get(LORA) != wanted[LORA]
+        lost += status != 0 or any(found.get(name) != content for name, content in wanted.items())
         halves += len([name for name in found if found[name] != wanted.get(name)])
     return Report(by_kind.total(), dict(by_kind), runs, lost, halves, time.monotonic() - began)
 

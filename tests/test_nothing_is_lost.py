@@ -467,6 +467,18 @@ def test_a_long_run_keeps_its_steps_without_being_asked(tmp_path: Path, monkeypa
     assert seen == [0, 1, 2, 3, 4]
 
 
+def test_a_run_is_kept_after_its_lora_is_written(tmp_path: Path) -> None:
+    """Else a run that is killed in between goes on behind a LoRA that nobody wrote."""
+    stopped, kept = tmp_path / "stopped.safetensors", []
+    config = replace(CONFIG, steps=5, save_every=2)
+
+    def save(step: int, state: Any) -> None:
+        kept.append((step, len(losses_so_far(stopped)) if stopped.is_file() else 0))
+
+    tiny_sdxl.train(tiny_unet(), plan_for(config), config, on_save=save, checkpoint=stopped)
+    assert kept == [(2, 0), (4, 2)]
+
+
 @posix
 def test_saving_and_downloads_killed_anywhere_lose_and_leave_nothing(tmp_path: Path) -> None:
     """`python tests/kills_saving.py` does a thousand of these."""
@@ -477,6 +489,15 @@ def test_saving_and_downloads_killed_anywhere_lose_and_leave_nothing(tmp_path: P
         kills_saving.run_downloads(3, 1, tmp_path / "files"),
     ):
         assert report.kills >= 3 and (report.lost, report.left) == (0, 0)
+
+
+@posix
+def test_a_benchmark_killed_anywhere_goes_on_to_the_same_files(tmp_path: Path, mini_weights: None) -> None:
+    """`python tests/kills_jobs.py` does more of these, of priors and Train LoRA too."""
+    import kills_jobs
+
+    report = kills_jobs.run("benchmark", 1, 1, tmp_path)
+    assert report.kills and (report.lost, report.left) == (0, 0)
 
 
 @pytest.mark.parametrize("what", ["bit", "cut", "more", "swapped", "zeros"])

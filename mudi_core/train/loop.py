@@ -215,10 +215,10 @@ class _Run:
             raise KeyboardInterrupt
         saves = bool(save_every) and done % save_every == 0
         if saves or time.monotonic() - self.kept_at > KEPT_EVERY:
-            self.save()
-            self.kept_at = time.monotonic()
             if saves and self.events.on_save is not None:
                 self.events.on_save(done, self.trainee.adapter.state())
+            self.save()  # last, or a kill in between goes on behind what was not written
+            self.kept_at = time.monotonic()
 
     def save(self) -> Path | None:
         """Leave a file to go on from; gives its path, or None where there is nothing to go on from."""
