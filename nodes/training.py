@@ -15,6 +15,7 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 
+from ..mudi_core.files import whole
 from ..mudi_core.types import MudiError
 from . import drawing, host
 from .denoiser import ComfyDenoiser
@@ -178,8 +179,8 @@ class Run:
         seen = sampled(self.preview, with_lora(self.model, state, "The LoRA"), self.vae)
         self.best.offer(step, state, seen.score)
         self.sheets.append(drawing.preview_sheet(seen, f"step {step}"))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        drawing.pil(self.sheets[-1]).save(self.folder / f"preview_{self.key}_{step:06d}.png")
+        with whole(self.folder / f"preview_{self.key}_{step:06d}.png") as temporary:
+            drawing.pil(self.sheets[-1]).save(temporary, "PNG")
 
 
 def with_lora(model: Any, state: Mapping[str, Tensor], name: str) -> Any:

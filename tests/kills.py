@@ -35,7 +35,7 @@ from tiny_sdxl import tiny_unet
 from mudi_core.lora.file import save_lora
 from mudi_core.tensor_file import read_tensors
 
-SETTINGS = CONFIG.but(steps=9, save_every=2, rank=2)
+SETTINGS = CONFIG.but(steps=9, save_every=2, preview_every=3, rank=2)
 KINDS = ("in a step", "before a file is dealt with", "at a byte of a file")
 LORA, STOPPED = "lora.safetensors", "stopped.safetensors"
 KILLS_OF_A_RUN = 3
@@ -50,7 +50,7 @@ class Report:
     by_kind: dict[str, int]
     runs: int
     lost: int
-    """Runs that ended in another LoRA, or in none, or without one of those that were asked for on the way."""
+    """Runs that ended in another LoRA, or in none, or without a LoRA or preview that was due on the way."""
     halves: int
     """Files under their final name that were not whole, and any others left in the end."""
     seconds: float
@@ -59,6 +59,10 @@ class Report:
 def train(folder: Path, unet: Any, on_step: Callable[[int, int, float], None] | None = None) -> None:
     """As the train command does it: on from what is there, a checkpoint now and then, the LoRA, no checkpoint."""
     stopped = folder / STOPPED
+
+    def gives(what: str) -> Callable[[int, Any], object]:
+        return lambda step, state: save_lora(folder / f"{what}-{step:06d}.safetensors", state, {"step": str(step)})
+
     result = tiny_sdxl.train(
         unet,
         plan_for(SETTINGS),
@@ -66,7 +70,8 @@ def train(folder: Path, unet: Any, on_step: Callable[[int, int, float], None] | 
         on_step=on_step,
         resume=stopped if stopped.is_file() else None,
         checkpoint=stopped,
-        on_save=lambda step, state: save_lora(folder / f"lora-{step:06d}.safetensors", state, {"step": str(step)}),
+        on_save=gives("lora"),
+        on_preview=gives("preview"),
     )
     save_lora(folder / LORA, result.state, {"step": str(SETTINGS.steps)})
     stopped.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from mudi_core.train.loop import BadRun, Interrupted, NonFiniteLoss, OutOfMemory
 from mudi_core.train.loss import squared_errors
 from mudi_core.train.pace import Pace
 from mudi_core.train.plan import Plan
-from mudi_core.train.resume import BadCheckpoint
+from mudi_core.train.resume import BadCheckpoint, losses_so_far
 from mudi_core.train.step import draw_noise, places_of
 
 ASKED = denoiser(tiny_unet())
@@ -393,11 +393,12 @@ def test_every_so_often_the_lora_is_given_out_and_the_run_kept(unet: Any, tmp_pa
     config, file = CONFIG.but(save_every=2), tmp_path / "run.safetensors"
     given: list[tuple[int, LoraState]] = []
 
-    def keep(step: int, state: LoraState) -> None:
-        given.append((step, state))
-        assert all(torch.equal(load_lora(file)[0][key], value) for key, value in state.items())
+    def stepped(done: int, total: int, loss: float) -> None:
+        if given:
+            kept, state = load_lora(file)[0], given[-1][1]
+            assert all(torch.equal(kept[key], value) for key, value in state.items())
 
-    result = train(unet, plan_for(config), config, checkpoint=file, on_save=keep)
+    result = train(unet, plan_for(config), config, stepped, checkpoint=file, on_save=lambda *about: given.append(about))
     assert [step for step, _ in given] == [2, 4]
     assert not torch.equal(up(given[0][1]), up(given[1][1])) and not torch.equal(up(given[1][1]), up(result.state))
     # The machine may have been switched off: the last saving goes on to the same end.
@@ -435,6 +436,65 @@ def test_ctrl_c_ends_a_preview_at_once(unet: Any, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     resumed = train(unet, plan_for(config), config, resume=file)
     assert same(resumed, train(unet, plan_for(CONFIG), CONFIG))
+
+
+@pytest.mark.parametrize("where", ["step", "save", "preview"])
+@pytest.mark.parametrize("step", [2, 3, 4, 5])
+def test_a_stopped_run_misses_no_lora_and_no_preview_of_the_way(
+    unet: Any, tmp_path: Path, step: int, where: str
+) -> None:
+    config, file = CONFIG.but(save_every=2, preview_every=2), tmp_path / "run.safetensors"
+    saved: dict[int, Tensor] = {}
+    seen: dict[int, Tensor] = {}
+    stops = [(where, step)]
+
+    def came(what: str, done: int) -> None:
+        if (what, done) in stops:
+            stops.clear()
+            raise RuntimeError("Cancel")
+
+    def events(into: dict[int, Tensor], what: str) -> Any:
+        def event(done: int, state: LoraState) -> None:
+            came(what, done)
+            assert done not in into or torch.equal(into[done], up(state))
+            into[done] = up(state)
+
+        return event
+
+    def run(resume: Path | None) -> Any:
+        return train(
+            unet, plan_for(config), config, lambda done, *_: came("step", done), resume=resume, checkpoint=file,
+            on_save=events(saved, "save"), on_preview=events(seen, "preview"),
+        )  # fmt: skip
+
+    wanted = train(unet, plan_for(CONFIG), CONFIG)
+    try:
+        result = run(None)
+    except RuntimeError as error:
+        assert str(error) == "Cancel"
+        result = run(file)
+    assert same(result, wanted) and list(saved) == [2, 4] and list(seen) == [2, 4, 5]
+    assert not stops or (where, step) in [("save", 3), ("save", 5), ("preview", 3)]
+
+
+def test_a_run_that_an_earlier_version_kept_shows_its_last_step_once_more(unet: Any, tmp_path: Path) -> None:
+    config, file, seen = CONFIG.but(preview_every=2), tmp_path / "run.safetensors", list[int]()
+
+    def stop(done: int, *_: object) -> None:
+        if done == 2:
+            raise RuntimeError("Cancel")
+
+    with pytest.raises(RuntimeError, match="Cancel"):
+        train(unet, plan_for(config), config, stop, checkpoint=file)
+    for shown in (None, "", "much", "-1", "9" * 5000, "2"):
+        tensors, about = read_tensors(file)
+        about.pop("shown")
+        write_tensors(file, tensors, about | ({} if shown is None else {"shown": shown}))
+        seen.clear()
+        train(unet, plan_for(config), config, resume=file, on_preview=lambda step, _: seen.append(step))
+        assert seen == ([4, 5] if shown == "2" else [2, 4, 5])
+        about["shown"] = "0"
+        write_tensors(file, tensors, about)
 
 
 def test_a_preview_that_does_not_fit_is_named_and_the_run_kept(unet: Any, tmp_path: Path) -> None:
@@ -553,19 +613,36 @@ def test_a_loss_that_is_no_number_stops_the_run(unet: Any, tmp_path: Path) -> No
     assert all(torch.equal(kept[key], value) for key, value in expected.state.items())
 
 
+@pytest.mark.parametrize(
+    "every, at, stops, said",
+    [
+        (1, 3, None, "LoRA became NaN or infinite at step 3. Lower the learning rate"),
+        (2, 3, None, "nan at step 4, with photo"),
+        (1, 3, RuntimeError("Cancel"), "Cancel"),
+    ],
+)
 def test_a_lora_that_is_no_number_replaces_no_checkpoint(
-    unet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unet: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every: int,
+    at: int,
+    stops: Exception | None,
+    said: str,
 ) -> None:
     file, adapters, new = tmp_path / "run.safetensors", list[Adapter](), Adapter.new
     monkeypatch.setattr(Adapter, "new", lambda *about: adapters.append(new(*about)) or adapters[-1])
-    config = CONFIG.but(save_every=1)
+    config, given = CONFIG.but(save_every=every), list[int]()
 
-    def spoil(step: int, state: LoraState) -> None:
-        if step == 2:  # what an overflow in the third step's update would leave
-            adapters[0].matrices()[0].data.fill_(float("nan"))
+    def spoil(step: int, *_: object) -> None:
+        if step == at:  # what an overflow in this step's update would leave
+            adapters[-1].matrices()[0].data.fill_(float("nan"))
+            if stops is not None:
+                raise stops
 
-    with pytest.raises(NonFiniteLoss, match="nan at step 3, with photo"):
-        train(unet, plan_for(config), config, checkpoint=file, on_save=spoil)
+    with pytest.raises(type(stops) if stops else NonFiniteLoss, match=said):
+        train(unet, plan_for(config), config, spoil, checkpoint=file, on_save=lambda step, _: given.append(step))
+    assert len(losses_so_far(file)) == given[-1] == 2
     assert all(value.isfinite().all() for value in load_lora(file)[0].values())
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..files import whole
 from ..train.pace import Pace
 from ..types import MudiError
 from .talk import Talk
@@ -77,8 +78,8 @@ def write_preview(folder: Path, step: int, preview: Preview) -> None:
     import torch
     from PIL import Image
 
-    folder.mkdir(parents=True, exist_ok=True)
     for start, pictures in preview.pictures.items():
         for number, picture in enumerate(pictures):
             levels = (picture * 255).round().to(torch.uint8).numpy()
-            Image.fromarray(levels).save(folder / f"{step:06d}-{start}-{number}.png")
+            with whole(folder / f"{step:06d}-{start}-{number}.png") as temporary:
+                Image.fromarray(levels).save(temporary, "PNG")

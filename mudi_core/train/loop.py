@@ -136,8 +136,8 @@ def train(
             trainee = replace(trainee, config=preflight(trainee))
         vectors = begin.vectors.parameters() if begin.vectors is not None else ()
         optimizer = make_optimizer(learning, adapter.matrices(), vectors)
-        losses = [] if begin.stopped is None else restore_run(begin.stopped, origin, adapter, optimizer)
-        run = _Run(trainee, optimizer, losses, origin, checkpoint, events, team, asked_to_stop)
+        losses, shown = ([], 0) if begin.stopped is None else restore_run(begin.stopped, origin, adapter, optimizer)
+        run = _Run(trainee, optimizer, losses, shown, origin, checkpoint, events, team, asked_to_stop)
         try:
             run.to_the_end()
         except BaseException as error:
@@ -168,6 +168,8 @@ class _Run:
     optimizer: torch.optim.Optimizer
     losses: list[float]
     """One per step done."""
+    shown: int
+    """The step up to which every LoRA and preview of the way was given out."""
     origin: Mapping[str, str]
     checkpoint: Path | None
     events: Events
@@ -181,25 +183,41 @@ class _Run:
     def to_the_end(self) -> None:
         """Take all steps that are left, from one preview to the next."""
         steps = self.trainee.config.samples.steps
+        if self.shown < len(self.losses):  # stopped between a step and what was due after it
+            self._give()
+            self._look()
         while len(self.losses) < steps:
             with _ready(self.trainee):
                 while len(self.losses) < steps:
                     self._step()
                     if self._previews():
                         break
-            if self._previews() and self.events.on_preview is not None:
-                self.doing = f"The preview after step {len(self.losses)}"
-                with torch.no_grad(), ctrl_c_answers() if self.team.size == 1 else nullcontext():
-                    self.events.on_preview(len(self.losses), self.trainee.adapter.state())
+            self._look()
 
     def _previews(self) -> bool:
         every, done = self.trainee.config.fit.preview_every, len(self.losses)
         return bool(every) and (done % every == 0 or done == self.trainee.config.samples.steps)
 
+    def _saves(self) -> bool:
+        every, done = self.trainee.config.fit.save_every, len(self.losses)
+        return bool(every) and done % every == 0 and done < self.trainee.config.samples.steps
+
+    def _give(self) -> None:
+        """Give out the LoRA of the way that is due, if one is."""
+        if self._saves() and self.events.on_save is not None:
+            self.events.on_save(len(self.losses), self.trainee.adapter.state())
+
+    def _look(self) -> None:
+        """Show the preview that is due, if one is; nothing of this step is due after it."""
+        if self._previews() and self.events.on_preview is not None:
+            self.doing = f"The preview after step {len(self.losses)}"
+            with torch.no_grad(), ctrl_c_answers() if self.team.size == 1 else nullcontext():
+                self.events.on_preview(len(self.losses), self.trainee.adapter.state())
+        self.shown = len(self.losses)
+
     def _step(self) -> None:
-        """One step, and what is due after it."""
-        steps, save_every = self.trainee.config.samples.steps, self.trainee.config.fit.save_every
-        done = len(self.losses) + 1
+        """One step, and what is due after it but the preview."""
+        steps, done = self.trainee.config.samples.steps, len(self.losses) + 1
         self.doing = f"Step {done}"
         loss, stop = _step(self.trainee, self.optimizer, self.team, self.asked_to_stop, done - 1)
         if self.remark is None:
@@ -207,39 +225,47 @@ class _Run:
             if self.remark and self.team.leads:
                 log.warning(self.remark)
         self.losses.append(loss)
+        if not (self._saves() or self._previews()):
+            self.shown = done
         if self.events.on_step is not None:
             self.events.on_step(done, steps, loss)
         if done == steps:
             return
         if stop or (self.team.size == 1 and self.asked_to_stop()):
             raise KeyboardInterrupt
-        saves = bool(save_every) and done % save_every == 0
-        if saves or time.monotonic() - self.kept_at > KEPT_EVERY:
-            if saves and self.events.on_save is not None:
-                self.events.on_save(done, self.trainee.adapter.state())
+        if self._saves() or time.monotonic() - self.kept_at > KEPT_EVERY:
+            if not self._sound():
+                raise NonFiniteLoss(
+                    f"The LoRA became NaN or infinite at step {done}. Lower the learning rate (it is "
+                    f"{self.trainee.config.learning.learning_rate:g})."
+                )
+            self._give()
+            if not self._previews():
+                self.shown = done
             self.save()  # last, or a kill in between goes on behind what was not written
             self.kept_at = time.monotonic()
+
+    def _sound(self) -> bool:
+        return all(bool(parameter.isfinite().all()) for parameter in self.trainee.adapter.parameters())
 
     def save(self) -> Path | None:
         """Leave a file to go on from; gives its path, or None where there is nothing to go on from."""
         if self.checkpoint is None or not self.losses:
             return None
         if self.team.leads:
-            save_run(self.checkpoint, self.origin, self.trainee.adapter, self.optimizer, self.losses)
+            save_run(self.checkpoint, self.origin, self.trainee.adapter, self.optimizer, self.losses, self.shown)
         return self.checkpoint
 
     def failed(self, error: BaseException) -> None:
         """Save what there is, and say so: raises the error that a caller should see where it is another one."""
         config = self.trainee.config
+        saved = self.save() if self._sound() else None
         if isinstance(error, NonFiniteLoss):
-            sound = all(parameter.isfinite().all() for parameter in self.trainee.adapter.parameters())
-            kept = self.save() if sound else None
-            if kept is not None:
+            if saved is not None:
                 raise NonFiniteLoss(
-                    f"{error} The LoRA of the {len(self.losses)} steps before is kept in {kept}."
+                    f"{error} The LoRA of the {len(self.losses)} steps before is kept in {saved}."
                 ) from error
             return
-        saved = self.save()
         hint = f"Resume from {saved}." if saved is not None else "There is nothing to resume from."
         if isinstance(error, KeyboardInterrupt):
             message = f"Training was stopped after step {len(self.losses)} of {config.samples.steps}. {hint}"

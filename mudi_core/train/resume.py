@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ _FORMAT = "mudi checkpoint 3"
 _LOSSES = f"{RUN_PREFIX}losses"
 _OPTIMIZER = f"{RUN_PREFIX}optimizer."
 _VECTORS = f"{RUN_PREFIX}vectors."
+_SHOWN = "shown"
 _PARTS = {"unet": "the base model is another", "start": "the LoRA to start from is another"}
 _SETTINGS = {
     "samples_per_step": "the number of images of a step (batch size x accumulation)",
@@ -65,26 +67,36 @@ def origin_of(
 
 
 def save_run(
-    path: Path, origin: Mapping[str, str], adapter: Adapter, optimizer: torch.optim.Optimizer, losses: Sequence[float]
+    path: Path,
+    origin: Mapping[str, str],
+    adapter: Adapter,
+    optimizer: torch.optim.Optimizer,
+    losses: Sequence[float],
+    shown: int,
 ) -> None:
     """Writes everything that the steps still to come depend on. ``losses``: one per step done, at least one.
 
     The LoRA has the names of a LoRA file, so that one can look at it, or start from it with other settings.
-    ``origin``: of the run, by `origin_of`. Raises `BadTensorFile`.
+    ``origin``: of the run, by `origin_of`; ``shown``: the last step whose LoRA and preview of the way were given out.
+    Raises `BadTensorFile`.
     """
     remembered, numbers = pack_state(optimizer)
     tensors = {f"{_OPTIMIZER}{name}": value for name, value in remembered.items()}
     tensors[_LOSSES] = torch.tensor(losses, dtype=torch.float64)
     if adapter.vectors is not None:
         tensors |= {f"{_VECTORS}{name}": value for name, value in adapter.vectors.state().items()}
-    write_tensors(path, {**adapter.state(), **tensors}, {"format": _FORMAT, "optimizer": numbers, **origin})
+    write_tensors(
+        path, {**adapter.state(), **tensors}, {"format": _FORMAT, "optimizer": numbers, _SHOWN: str(shown), **origin}
+    )
     log.info("wrote %s after step %d", path, len(losses))
 
 
 def restore_run(
     path: Path, origin: Mapping[str, str], adapter: Adapter, optimizer: torch.optim.Optimizer
-) -> list[float]:
-    """Brings LoRA and optimizer to where the checkpoint left them; gives the losses of the steps done.
+) -> tuple[list[float], int]:
+    """Brings LoRA and optimizer to where the checkpoint left them; gives the losses of the steps done, and ``shown``.
+
+    Earlier versions did not say what was shown: then the last step's is given out once more.
 
     Raises `BadCheckpoint` when the file is damaged, is no checkpoint, or comes from another run.
     """
@@ -98,7 +110,8 @@ def restore_run(
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise BadCheckpoint(f"{path} is damaged: {type(error).__name__} {error}. Start anew without it.") from error
     losses: list[float] = tensors[_LOSSES].tolist()
-    return losses
+    shown = metadata.get(_SHOWN, "")
+    return losses, min(int(shown), len(losses)) if re.fullmatch("[0-9]{1,9}", shown) else 0
 
 
 def losses_so_far(path: Path) -> list[float]:
