@@ -112,7 +112,7 @@ def five(folder: Path, checkpoint: Checkpoint) -> SubjectSet:
             tuple(
                 subject
                 for spec, place in zip(CAST, photos, strict=True)
-                for subject in prepare_photos([place], (spec,), SETTINGS, lambda done, total: None)  # type: ignore[arg-type]
+                for subject in prepare_photos([place], (spec,), SETTINGS)  # type: ignore[arg-type]
             )
         )
         storage.write_subjects(subjects, dataset)

@@ -11,6 +11,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""
         from .compare import CompareSubjects
+        from .dataset import SegMixDataset
         from .find import DetectSubjects, SamMask
         from .generate import InitLatent, MakeLayout
         from .mini import MiniCheckpoint, MiniPhotos
@@ -23,7 +24,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .settings import MakeTrainSettings
         from .subject import MakeSubject
         from .subject_sets import LoadSubjectSet, SaveSubjectSet
-        from .train import SegMixDataset, TrainLora
+        from .train import TrainLora
         from .watermark import AddWatermark, FindWatermark
         from .words import AskLayout, SubjectPrompt
 

@@ -17,6 +17,7 @@ from comfy import sdxl_clip
 from comfy_api.latest import io
 
 from ..mudi_core.bases import embedded as family
+from ..mudi_core.bases.families import EMBEDDED
 from ..mudi_core.toy.world import PAIRS, photo
 from . import host
 from .host import widgets
@@ -32,6 +33,8 @@ class MiniSDXL(comfy.supported_models.SDXL):  # type: ignore[misc]
     """The embedded family's U-Net in the words of ComfyUI's SDXL."""
 
     unet_extra_config = {"num_heads": -1, "num_head_channels": 32}
+    mudi_base = EMBEDDED
+    """What is usual for it stands in the table of families under this name."""
 
 
 class MiniCheckpoint(io.ComfyNode):  # type: ignore[misc]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
-import comfy.sample
 import comfy.samplers
 from comfy_api.latest import io
 
-from . import convert, host
+from . import host
 from .compare import compared
-from .generate import drawn_layout
 from .host import widgets
+from .painting import Painter
 from .samplers import weak_start
 from .sockets import LayoutSocket, PlacedSubjects, PreviewSocket, TrainPreview
 
@@ -49,17 +48,7 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
                 ),
                 widgets.seed("The first seed; the others follow it. Leave it fixed, or training begins anew."),
                 io.Int.Input("count", default=2, min=1, max=16, tooltip="Seeds, each of which makes two pictures."),
-                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="As in KSampler."),
-                io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip="As in KSampler."),
-                io.Combo.Input(
-                    "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="euler", tooltip="As in KSampler."
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    default="ddim_uniform",
-                    tooltip="As in KSampler.",
-                ),
+                *host.sampler_widgets("ddim_uniform", steps=25),
                 widgets.model("detector", "The model that finds the figures."),
                 widgets.model("embedder", "The model that compares them."),
                 widgets.threshold("Least confidence of a figure, as in D&C Score."),
@@ -90,8 +79,7 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
         cut_out: bool,
         download: bool,
     ) -> io.NodeOutput:
-        host.check_choice("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
-        host.check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
+        host.check_sampler(sampler_name, scheduler)
         # Before hours of training: they may be missing.
         host.detector(detector, download)
         host.embedder(embedder, download)
@@ -115,39 +103,24 @@ def weak_preview(wanted: TrainPreview, model: Any) -> str:
 
 def sampled(wanted: TrainPreview, model: Any, vae: Any) -> Preview:
     """The pictures of a MODEL that wears the LoRA so far. ComfyUI lets go of all models afterwards."""
-    from ..mudi_core.jobs.previews import MUDI, PLAIN, Preview
-    from ..mudi_core.stage.segmix import compose
-    from ..mudi_core.start.init_latent import default_gamma, init_latent
+    from ..mudi_core.jobs.previews import look
+    from ..mudi_core.start.init_latent import default_gamma
 
-    subjects = wanted.layout.cutouts.subjects
-    encode = convert.encode_image(vae)
-    pictures: dict[str, list[Tensor]] = {PLAIN: [], MUDI: []}
-    with _as_a_node_runs(), host.progress()("sampling a preview") as update:
-        in_all = 2 * len(wanted.seeds) * wanted.steps
-        for seed in wanted.seeds:
-            canvas = compose(drawn_layout(wanted.layout, seed, 0), wanted.layout.cutouts)
-            for start, gamma in ((PLAIN, 0.0), (MUDI, default_gamma(len(subjects)))):
-                latent = init_latent(canvas, encode, gamma)
-                before = wanted.steps * sum(map(len, pictures.values()))
+    subjects, seeds = wanted.layout.cutouts.subjects, wanted.seeds
 
-                def stepped(step: int, *values: Any, before: int = before) -> None:
-                    update(before + step + 1, in_all)
-
-                samples = comfy.sample.sample(
-                    model, comfy.sample.prepare_noise(latent, seed), wanted.steps, wanted.cfg, wanted.sampler_name,
-                    wanted.scheduler, wanted.positive, wanted.negative, latent, denoise=1.0, callback=stepped,
-                    disable_pbar=True, seed=seed,
-                )  # fmt: skip
-                pictures[start] += convert.decoded(vae, samples)
+    def score(pictures: Iterable[Tensor]) -> list[float]:
         detect, embed = host.detector(wanted.detector), host.embedder(wanted.embedder)
-        every = [picture for group in pictures.values() for picture in group]
-        found = compared(every, subjects, detect, embed, "", wanted.threshold, wanted.cut_out)
-    scores = [comparison.score for comparison in found]
-    half = len(wanted.seeds)
-    return Preview(
-        {start: tuple(group) for start, group in pictures.items()},
-        {PLAIN: tuple(scores[:half]), MUDI: tuple(scores[half:])},
-    )
+        found = compared(list(pictures), subjects, detect, embed, "", wanted.threshold, wanted.cut_out)
+        return [comparison.score for comparison in found]
+
+    with _as_a_node_runs(), host.progress()("sampling a preview") as update:
+        sampler = host.Sampler(
+            model, wanted.positive, wanted.negative, wanted.steps, wanted.cfg, wanted.sampler_name, wanted.scheduler
+        )
+        painter = Painter(sampler, vae, wanted.layout, update, 2 * len(seeds))
+        return look(
+            lambda gamma: [painter.paint(seed, gamma)[1] for seed in seeds], default_gamma(len(subjects)), score
+        )
 
 
 @contextmanager

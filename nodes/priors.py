@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io
 
-from ..mudi_core.subjects.priors import NEGATIVE_PROMPT, PROMPT, THRESHOLD
+from ..mudi_core.jobs.priors import NEGATIVE_PROMPT, PROMPT, THRESHOLD
 from . import convert, drawing, host
 from .host import widgets
 from .sockets import Subjects
@@ -91,7 +91,7 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
         threshold: float,
         download: bool,
     ) -> io.NodeOutput:
-        from ..mudi_core.subjects.priors import make_priors
+        from ..mudi_core.jobs.priors import PriorsConfig, make_priors
 
         host.check_sampler(sampler_name, scheduler)
         detect, segment = host.detector(detector, download), host.segmenter(segmenter, download)
@@ -105,9 +105,6 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
                 latest[:] = convert.decoded(vae, sampler.sample(sampler.empty(width, height), noise_seed))
                 return latest[-1]
 
-            made = make_priors(
-                subjects, sample, detect, segment, count=count, seed=seed, threshold=threshold, prompt=prompt,
-                on_step=update,
-            )  # fmt: skip
+            made = make_priors(subjects, sample, detect, segment, PriorsConfig(count, seed, threshold, prompt), update)
         sheet = drawing.grid([drawing.small(photo.image) for one in made for photo in one.photos], COLUMNS)
         return io.NodeOutput(made, ui=host.preview([drawing.small(sheet)], cls, f"{count} pictures of each class"))

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import comfy.sample
-import comfy.samplers
 from comfy_api.latest import io
 
 from . import convert, drawing, host
 from .compare import compared, ranking
-from .generate import drawn_layout
 from .host import widgets
+from .painting import Painter
 from .samplers import weak_start
 from .sockets import LayoutSocket, PlacedSubjects
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..mudi_core.types import Comparison
 
 
 class FindSeed(io.ComfyNode):  # type: ignore[misc]
@@ -46,17 +47,7 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
                     default=True,
                     tooltip="Each seed has its own places, as if Layout had it. Off: all have those that Layout shows.",
                 ),
-                io.Int.Input("steps", default=30, min=1, max=1000, tooltip="As in KSampler; fewer find a seed, too."),
-                io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip="As in KSampler."),
-                io.Combo.Input(
-                    "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="euler", tooltip="As in KSampler."
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    default="ddim_uniform",
-                    tooltip="As in KSampler.",
-                ),
+                *host.sampler_widgets("ddim_uniform", "As in KSampler; fewer find a seed, too."),
                 io.Float.Input(
                     "gamma",
                     default=-1.0,
@@ -118,44 +109,42 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
     ) -> io.NodeOutput:
         import torch
 
-        from ..mudi_core.stage.segmix import compose
-        from ..mudi_core.start.init_latent import default_gamma, init_latent
+        from ..mudi_core.jobs.search import search
+        from ..mudi_core.start.init_latent import default_gamma
 
-        host.check_choice("sampler", sampler_name, comfy.samplers.KSampler.SAMPLERS)
-        host.check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
+        host.check_sampler(sampler_name, scheduler)
         subjects = layout.cutouts.subjects
         # Before an hour of sampling: they may be missing.
-        detect, embed = host.detector(detector, download), host.embedder(embedder, download)
-        encode = convert.encode_image(vae)
+        host.detector(detector, download)
+        host.embedder(embedder, download)
         strength = default_gamma(len(subjects)) if gamma < 0 else gamma
         remark = weak_start(model, strength)
-        seeds = [(seed + number) % 2**64 for number in range(count)]
         latents: list[Tensor] = []
-        pictures: list[Tensor] = []
-        with host.progress(lambda: pictures[-1] if pictures else torch.ones(8, 8, 3))("sampling") as update:
-            for one in seeds:
-                places = drawn_layout(layout, one if vary_places else layout.config.seed, 0)
-                start = init_latent(compose(places, layout.cutouts), encode, strength)
+        latest: list[Tensor] = [torch.ones(8, 8, 3)]
 
-                def stepped(step: int, *values: Any) -> None:
-                    update(min(len(latents) * steps + step + 1, count * steps), count * steps)
+        def judge(pictures: Sequence[Tensor]) -> list[Comparison]:
+            detect, embed = host.detector(detector, download), host.embedder(embedder, download)
+            return compared(pictures, subjects, detect, embed, query, threshold, cut_out)
 
-                latents.append(
-                    comfy.sample.sample(
-                        model, comfy.sample.prepare_noise(start, one), steps, cfg, sampler_name, scheduler,
-                        positive, negative, start, denoise=1.0, callback=stepped, disable_pbar=True, seed=one,
-                    )
-                )  # fmt: skip
-                pictures += convert.decoded(vae, latents[-1])
-        detect, embed = host.detector(detector, download), host.embedder(embedder, download)
-        results = compared(pictures, subjects, detect, embed, query, threshold, cut_out)
-        order, cards, verdicts = ranking(pictures, results, subjects, [f"seed {one}" for one in seeds])
-        kept = order[:keep]
+        with host.progress(lambda: latest[-1])("sampling") as update:
+            sampler = host.Sampler(model, positive, negative, steps, cfg, sampler_name, scheduler)
+            painter = Painter(sampler, vae, layout, update, count)
+
+            def paint(one: int) -> Tensor:
+                latent, picture = painter.paint(one, strength, None if vary_places else layout.config.seed)
+                latents.append(latent)
+                latest[:] = [picture]
+                return picture
+
+            found = search([(seed + number) % 2**64 for number in range(count)], paint, judge)
+        pictures, results = [one.picture for one in found], [one.comparison for one in found]
+        _, cards, verdicts = ranking(pictures, results, subjects, [f"seed {one.seed}" for one in found])
+        best = found[:keep]
         return io.NodeOutput(
-            convert.image_batch([pictures[i] for i in kept]),
+            convert.image_batch(pictures[:keep]),
             convert.image_batch(drawing.stacked(cards[:keep])),
-            [seeds[i] for i in kept],
-            [results[i].score for i in kept],
-            {"samples": torch.cat([latents[i] for i in kept])},
+            [one.seed for one in best],
+            [result.score for result in results[:keep]],
+            {"samples": torch.cat([latents[one.number] for one in best])},
             ui=host.preview(cards[:keep], cls, f"{remark}\n{verdicts}" if remark else verdicts),
         )

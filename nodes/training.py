@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +17,7 @@ import folder_paths
 from ..mudi_core.files import whole
 from ..mudi_core.types import MudiError
 from . import drawing, host
-from .denoiser import ComfyDenoiser
+from .base import ComfyBase
 from .host.listing import entries
 from .preview import sampled
 from .sockets import TrainPreview
@@ -26,9 +25,10 @@ from .sockets import TrainPreview
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..mudi_core.jobs.previews import Preview
+    from ..mudi_core.jobs.train import Training
     from ..mudi_core.lora.file import LoraState
-    from ..mudi_core.train.config import TrainConfig
-    from ..mudi_core.train.loop import OnSave, TrainResult
+    from ..mudi_core.train.loop import TrainResult
     from ..mudi_core.train.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -52,25 +52,14 @@ class AlreadyTrained(MudiError):
 class Run:
     """A training, and what there is to see of it."""
 
-    def __init__(
-        self,
-        denoiser: ComfyDenoiser,
-        vae: Any,
-        plan: Plan,
-        config: TrainConfig,
-        name: str,
-        start: LoraState | None,
-        about: Mapping[str, str],
-        preview: TrainPreview | None,
-    ) -> None:
-        """``name``: of the LoRA, ``about``: its metadata. The same run finds what an earlier one left of it."""
+    def __init__(self, training: Training, plan: Plan, name: str, preview: TrainPreview | None) -> None:
+        """``training``: of a `ComfyBase`; ``name``: of the LoRA. The same run finds what an earlier one left of it."""
         from ..mudi_core.train.best import BestLora
         from ..mudi_core.train.resume import losses_so_far, origin_of
 
-        self.model, self.vae, self.plan, self.config = denoiser.patcher, vae, plan, config
-        self.start, self.preview = start, preview
-        self.denoiser = denoiser
-        self.origin = origin_of(plan, self.denoiser, start, config)
+        self.training, self.plan, self.preview = training, plan, preview
+        self.config = training.config
+        self.origin = origin_of(plan, training.base.denoiser(), training.start, self.config)
         words = " ".join(self.origin[part] for part in ("plan", "unet", "start", "config"))
         self.key = hashlib.sha256(words.encode()).hexdigest()[:12]
         self.folder = Path(folder_paths.get_output_directory()) / "mudi" / name
@@ -92,7 +81,7 @@ class Run:
         self.begins = self._begins()
         self.sheets: list[Tensor] = []
         """The previews so far."""
-        self.best = BestLora(loras / f"{name}-best-{self.key}.safetensors", about, self.goes_on)
+        self.best = BestLora(loras / f"{name}-best-{self.key}.safetensors", training.about(plan), self.goes_on)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -117,34 +106,26 @@ class Run:
                 )
             yield
 
-    def train(self, on_save: OnSave) -> TrainResult:
-        from ..mudi_core.train import loop
-        from ..mudi_core.train.pace import Pace
+    def train(self) -> TrainResult:
+        from ..mudi_core.jobs.train import LoraFiles, Watch, train_lora
 
-        pace, steps = Pace(), self.config.samples.steps
+        steps = self.config.samples.steps
         if self.begins:
             log.info("%s: %s", self.path.stem, self.begins)
             host.say(f"training: {self.begun_at} / {steps}, {self.begins}")
-        with host.progress(self._shown)("training") as update:
-
-            def stepped(done: int, total: int, loss: float) -> None:
-                self.losses.append(loss)
-                update(done, total, pace.words(done, total, loss))
-
-            try:
-                return loop.train(
-                    self.denoiser,
-                    self.plan,
-                    self.config,
-                    loop.Events(stepped, on_save, self._look),
-                    begin=loop.Beginning(self.start, stopped=self.stopped if self.goes_on else None),
-                    checkpoint=self.stopped,
-                )
-            except BaseException:
-                # Cancel and errors alike; what was kept may be older than the last step.
-                if self.stopped.is_file():
-                    host.say(f"stopped at {len(self.losses)} / {steps}, kept: queue the same again to go on")
-                raise
+        files = LoraFiles(self.path, self.stopped, best=self.path.with_stem(f"{self.path.stem}-best"))
+        watch = Watch(lambda done, total, loss: self.losses.append(loss), self._look, self._show)
+        progress = host.progress(self._shown)
+        try:
+            result = train_lora(self.training, self.plan, files, progress, watch, best=self.best, goes_on=self.goes_on)
+        except BaseException:
+            # Cancel and errors alike; what was kept may be older than the last step.
+            if self.stopped.is_file():
+                host.say(f"stopped at {len(self.losses)} / {steps}, kept: queue the same again to go on")
+            raise
+        with suppress(OSError):  # not there, or there are previews in it, or others' stopped trainings
+            self.folder.rmdir()
+        return result
 
     def _begins(self) -> str:
         """Where the run goes on, or why it does not although a training of this name was stopped; else nothing."""
@@ -161,24 +142,17 @@ class Run:
             reasons = str(error)
         return f"begun anew, since a stopped training of this name differs: {reasons}. It is kept in {latest}"
 
-    def finish(self) -> None:
-        """Once the LoRA is written: the best one gets a name like it, and what was kept of this run goes."""
-        if self.best.step:
-            best = self.path.with_stem(f"{self.path.stem}-best")
-            os.replace(self.best.path, best)
-            self.best.path = best
-        self.stopped.unlink(missing_ok=True)
-        with suppress(OSError):  # not there, or there are previews in it, or others' stopped trainings
-            self.folder.rmdir()
-
     def _shown(self) -> Tensor:
         return drawing.column([drawing.loss_curve(self.losses, self.config.samples.steps), *self.sheets[-1:]])
 
-    def _look(self, step: int, state: LoraState) -> None:
+    def _look(self, state: LoraState) -> Preview:
         assert self.preview is not None
-        seen = sampled(self.preview, with_lora(self.model, state, "The LoRA"), self.vae)
-        self.best.offer(step, state, seen.score)
-        self.sheets.append(drawing.preview_sheet(seen, f"step {step}"))
+        base = self.training.base
+        assert isinstance(base, ComfyBase)
+        return sampled(self.preview, with_lora(base.model, state, "The LoRA"), base.vae)
+
+    def _show(self, step: int, preview: Preview, is_best: bool) -> None:
+        self.sheets.append(drawing.preview_sheet(preview, f"step {step}"))
         with whole(self.folder / f"preview_{self.key}_{step:06d}.png") as temporary:
             drawing.pil(self.sheets[-1]).save(temporary, "PNG")
 

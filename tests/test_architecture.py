@@ -44,9 +44,12 @@ NODES = (
     ("host", "sockets", "drawing"),
     ("convert", "editor", "ranges"),
     ("denoiser",),
-    ("samplers", "compare", "generate", "preview", "training"),
+    ("base", "samplers", "compare", "generate"),
+    ("painting",),
+    ("preview",),
+    ("training",),
     ("find", "photos", "subject", "subject_sets"),
-    ("mini", "priors", "search", "settings", "train", "watermark", "words"),
+    ("dataset", "mini", "priors", "search", "settings", "train", "watermark", "words"),
 )
 """The floors inside ComfyUI's face: the host, values and pictures, what nodes share, the nodes."""
 

@@ -18,9 +18,11 @@ from sd_file import tiny_sd
 from torchvision.transforms.functional import pil_to_tensor
 
 from mudi_core.bases.checkpoint import open_checkpoint
+from mudi_core.bases.families import Family, usual
 from mudi_core.lock import claimed
 from mudi_core.lora.adapter import Adapter, apply_lora
 from mudi_core.lora.file import BadLora, load_lora
+from mudi_core.stage.layout import LayoutConfig
 from mudi_core.tensor_file import read_tensors, write_tensors
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.plan import OneSubject
@@ -441,6 +443,43 @@ def test_a_way_of_learning_takes_the_place_of_the_widgets(comfy: Comfy) -> None:
     assert learning(learning="paper", optimizer="prodigy")["learning_rate"] == 1.0
 
 
+def chosen(comfy: Comfy, family: Family, settings: Any = None, **widgets: Any) -> TrainConfig:
+    """What the node makes of its widgets for a kind of model; numbers are left at 0."""
+    node, sockets = comfy.module("train"), comfy.module("sockets")
+    numbers = dict.fromkeys(("steps", "rank", "learning_rate", "batch_size"), 0)
+    given = {"method": "segmix", "seed": 0, "preset": "auto", "loss": "as the preset", **numbers, **widgets}
+    config: TrainConfig = node.config_of(
+        family, given, sockets.TrainingSet(subjects=None), settings or sockets.TrainSettings(), 0
+    )
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "kohya", "resolution"),
+    [
+        ("", "sdxl_base_v1-0", 1024),
+        ("", "sd_v1", 512),
+        ("", "sd_v1_v", 512),
+        ("", "sd_v2", 512),
+        ("", "sd_v2_v", 768),
+        ("mini", "sdxl_base_v1-0", 192),
+    ],
+)
+def test_auto_is_what_is_usual_for_each_kind_of_model(comfy: Comfy, name: str, kohya: str, resolution: int) -> None:
+    family = usual(name, kohya)
+    wanted = TrainConfig.usual(family, layout=LayoutConfig())
+    assert chosen(comfy, family) == wanted and wanted.samples.resolution == resolution
+    said = chosen(comfy, family, steps=7, rank=3, learning_rate=2e-4, batch_size=5, loss="DCO")
+    assert said == wanted.but(steps=7, rank=3, learning_rate=2e-4, batch_size=5, dco_beta=1000.0)
+
+
+def test_the_embedded_model_is_known_by_its_model(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
+    base = comfy.module("base")
+    assert base.usual_of(mini[0]) == usual("mini") and base.usual_of(mini[0].clone()) == usual("mini")
+    other = other_model(comfy, "SDXL", {**mini[0].model.model_config.unet_config})
+    assert base.usual_of(other) == usual("", "sdxl_base_v1-0")
+
+
 @pytest.mark.parametrize(
     ("preset", "loss", "learning", "beta"),
     [
@@ -457,9 +496,8 @@ def test_a_way_of_learning_takes_the_place_of_the_widgets(comfy: Comfy) -> None:
 def test_the_loss_is_the_presets_unless_one_is_chosen(
     comfy: Comfy, preset: str, loss: str, learning: str, beta: float
 ) -> None:
-    node = comfy.module("train")
     settings = train_settings(comfy, learning=learning, dco_beta=500.0, prior_weight=0.5)
-    config = node._config({"steps": 3, "batch_size": 1, **node.PRESETS[preset]}, settings, loss)
+    config = chosen(comfy, usual("", "sdxl_base_v1-0"), settings, preset=preset, loss=loss)
     assert config.learning.dco_beta == beta and config.samples.prior_loss_weight == 0.5
 
 
@@ -474,7 +512,7 @@ def test_a_small_card_keeps_the_steps_and_leaves_the_model_alone(
     assert config["precision"] == "bf16" and config["gradient_checkpointing"] == "full"
     assert all(map(torch.equal, weights(*mini), before)) and len(model.patches) == MODULES
     prodigy = replace(settings, values={"optimizer": "prodigy", "learning_rate": 1.0})
-    made = comfy.module("train")._config({"batch_size": 2}, prodigy, "as the preset")
+    made = chosen(comfy, usual("", "sdxl_base_v1-0"), prodigy)
     assert (made.learning.optimizer, made.learning.base_weights, made.samples.samples_per_step) == ("prodigy", "nf4", 2)
 
 

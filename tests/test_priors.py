@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mudi_core.cli import main
+from mudi_core.jobs.priors import TRIES, NoPriors, PriorsConfig, make_priors
 from mudi_core.subjects import storage
-from mudi_core.subjects.priors import TRIES, NoPriors, make_priors
 from mudi_core.types import Detections, SubjectSet
 
 
@@ -40,9 +40,8 @@ class Model:
 
 def test_only_pictures_with_exactly_one_are_kept(drawn_subjects: SubjectSet) -> None:
     model, heard = Model(0, 1, 2, 1), list[tuple[int, int]]()
-    made = make_priors(
-        drawn_subjects, model.sample, model.detect, model.segment, count=2, on_step=lambda *at: heard.append(at)
-    )
+    two = PriorsConfig(count=2)
+    made = make_priors(drawn_subjects, model.sample, model.detect, model.segment, two, lambda *at: heard.append(at))
     assert made.tokens == drawn_subjects.tokens
     assert [subject.class_noun for subject in made] == [subject.class_noun for subject in drawn_subjects]
     assert all(torch.equal(photo.image, torch.full((32, 32, 3), 0.1)) for one in made for photo in one.photos)
@@ -51,14 +50,14 @@ def test_only_pictures_with_exactly_one_are_kept(drawn_subjects: SubjectSet) -> 
     assert len({seed for _, seed in model.asked}) == 8
     assert all("a photo of a cat, simple background" in prompt for prompt, _ in model.asked)
     again = Model(0, 1, 2, 1)
-    make_priors(drawn_subjects, again.sample, again.detect, again.segment, count=2)
+    make_priors(drawn_subjects, again.sample, again.detect, again.segment, two)
     assert again.asked == model.asked
 
 
 def test_where_none_is_any_good_the_last_reason_is_told(drawn_subjects: SubjectSet) -> None:
     model = Model(2)
     with pytest.raises(NoPriors, match="10 pictures of 'cat' in a row.*'cat' was found 2 times.*another class noun"):
-        make_priors(drawn_subjects, model.sample, model.detect, model.segment, count=1)
+        make_priors(drawn_subjects, model.sample, model.detect, model.segment, PriorsConfig(count=1))
     assert len(model.asked) == TRIES
 
 

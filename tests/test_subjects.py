@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mudi_core.jobs.prepare import Wanted, prepare
 from mudi_core.subjects.find import (
     CoversAll,
     NotFound,
@@ -13,7 +14,6 @@ from mudi_core.subjects.find import (
     find_boxes,
     name_doubts,
     segment_boxes,
-    segment_subject,
     subject_from_masks,
     token_warning,
 )
@@ -43,7 +43,7 @@ def fill_boxes(image, xyxy):
 
 
 def segment(detector, segmenter=fill_boxes, **settings):
-    return segment_subject(PHOTOS, "dog", "olis", "corgi", detector, segmenter, **settings)
+    return prepare(PHOTOS, Wanted("olis", "corgi", "dog", **settings), detector, segmenter)
 
 
 def box_of(mask):
@@ -153,7 +153,7 @@ def test_what_makes_no_subject_is_told(photos, sizes, token, noun, word):
 
 def test_a_query_without_words_is_refused():
     with pytest.raises(BadSubject, match="look for"):
-        segment_subject(PHOTOS, " ", "olis", "corgi", finds(LEFT), fill_boxes)
+        prepare(PHOTOS, Wanted("olis", "corgi", " "), finds(LEFT), fill_boxes)
 
 
 @pytest.mark.parametrize("token", ["olis", "hta", "ult", "amg", "lun", "sks", "ohwx", "zwx", "xq7", "V1"])

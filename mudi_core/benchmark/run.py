@@ -143,8 +143,7 @@ class Worker:
             if not (place / "dataset" / storage.METADATA).is_file():
                 settings, pair = DemoSettings(), PAIRS[where]
                 folders = [draw_photos(place / "photos", spec, self.spec.seed, settings) for spec in pair]
-                with self.progress(f"cutting out {combo}") as update:
-                    storage.write_subjects(prepare_photos(folders, pair, settings, update), place / "dataset")
+                storage.write_subjects(prepare_photos(folders, pair, settings, self.progress), place / "dataset")
         return storage.read_subjects(place / "dataset")
 
     @cached_property

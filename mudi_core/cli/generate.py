@@ -71,6 +71,15 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--rotation", type=float, default=0.0, metavar="DEG", help="turn each cut-out up to so far (default: 0)"
     )
+    _add_llm(parser)
+    _add_sampling(parser)
+    add_seed(parser, "of noise and places")
+    add_precision(parser)
+    add_device(parser)
+
+
+def _add_llm(parser: argparse.ArgumentParser) -> None:
+    """Who is asked for a layout."""
     parser.add_argument(
         "--llm",
         default="",
@@ -79,15 +88,16 @@ def add(commands: Any) -> None:
         "is read from $MUDI_LLM_KEY)",
     )
     parser.add_argument("--llm-model", default="", metavar="NAME", help="its model (default: the first it lists)")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How many pictures, how large, by how many steps, and where they go."""
     parser.add_argument("--count", type=int, default=4, metavar="N", help="how many pictures (default: 4)")
     parser.add_argument("--batch", type=int, metavar="N", help="how many at once (default: 1; mini: 8)")
     parser.add_argument("--steps", type=int, metavar="N", help="sampler steps (default: 50; mini: 20)")
     parser.add_argument("--guidance", type=float, metavar="X", help="how closely to follow the prompt; 1 is least")
     parser.add_argument("--size", type=size, metavar="WxH", help="pixels, multiples of 8 (default: the model's)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the PNGs and generate.json")
-    add_seed(parser, "of noise and places")
-    add_precision(parser)
-    add_device(parser)
 
 
 def size(text: str) -> tuple[int, int]:

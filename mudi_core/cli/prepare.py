@@ -52,34 +52,23 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
-    from ..subjects import find as subjects
-    from ..subjects import storage
+    from ..jobs.prepare import Wanted, prepare
+    from ..subjects import find, storage
 
     photos = storage.read_photos(args.photos)
     if (args.out / storage.METADATA).exists():
         talk.kept = f"{args.out} is as it was."
-    which: subjects.Which = "best" if args.which == "best" else "exactly one"
+    which: find.Which = "best" if args.which == "best" else "exactly one"
     if args.masks is not None:
         masks = storage.read_masks(args.masks, photos)
-        subject = subjects.subject_from_masks(photos, masks, args.token, args.class_noun, which)
+        subject = find.subject_from_masks(photos, masks, args.token, args.class_noun, which)
     else:
+        wanted = Wanted(args.token, args.class_noun, args.query or "", args.threshold, which)
         on = device(args)
-        detector, segmenter = load_detector(args, on, talk), load_segmenter(args, on, talk)
-        with talk.progress("finding and cutting out") as progress:
-            subject = subjects.segment_subject(
-                photos,
-                args.query or args.class_noun,
-                args.token,
-                args.class_noun,
-                detector,
-                segmenter,
-                args.threshold,
-                which,
-                progress,
-            )
+        subject = prepare(photos, wanted, load_detector(args, on, talk), load_segmenter(args, on, talk), talk.progress)
     together, folder = storage.add_subject(args.out, subject, args.replace)
     names = [tuple(name.split(maxsplit=1)) for name, _ in together]
-    for doubt in subjects.name_doubts([(token, noun) for token, noun in names]):
+    for doubt in find.name_doubts([(token, noun) for token, noun in names]):
         talk.say(f"Warning: {doubt}")
     listed = ", ".join(name for name, _ in together)
     return Answer(

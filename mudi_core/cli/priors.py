@@ -49,9 +49,10 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
+    from ..jobs import priors
     from ..jobs.generate import GenerateConfig, generate
     from ..stage.cutouts import cut_outs
-    from ..subjects import priors, storage
+    from ..subjects import storage
 
     subjects = storage.read_subjects(args.dataset)
     on = device(args)
@@ -60,7 +61,6 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     cutouts = cut_outs(subjects, max_side=64)  # the plain sampler only asks them for places
     family = checkpoint.usual
     config = GenerateConfig.usual(family, "", 1, gamma=0.0, count=1)
-    prompt, threshold = args.prompt or family.prior_prompt or priors.PROMPT, family.photo_threshold
     if family.prior_prompt is None:
         config = replace(config, negative_prompt=priors.NEGATIVE_PROMPT)
     config = replace(config, steps=args.steps or config.steps)
@@ -69,18 +69,14 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
         (picture,) = generate(checkpoint, cutouts, replace(config, prompt=text, seed=seed))
         return picture.image
 
+    wanted = priors.PriorsConfig(
+        args.count,
+        args.seed,
+        family.photo_threshold if args.threshold is None else args.threshold,
+        args.prompt or family.prior_prompt or priors.PROMPT,
+    )
     with talk.progress("making pictures of each class") as progress:
-        made = priors.make_priors(
-            subjects,
-            sample,
-            detector,
-            segmenter,
-            count=args.count,
-            seed=args.seed,
-            threshold=threshold if args.threshold is None else args.threshold,
-            prompt=prompt,
-            on_step=progress,
-        )
+        made = priors.make_priors(subjects, sample, detector, segmenter, wanted, progress)
     folder = storage.write_subjects(made, args.out)
     nouns = ", ".join(subject.class_noun for subject in made)
     return Answer(

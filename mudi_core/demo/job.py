@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..bases.checkpoint import open_checkpoint
 from ..bases.families import EMBEDDED
 from ..eyes import load_detector, load_embedder, load_segmenter
 from ..jobs.generate import Picture, default_prompt, generate
+from ..jobs.prepare import Wanted, prepare
 from ..jobs.train import LoraFiles, Training, train_lora
 from ..lora.adapter import apply_lora
 from ..progress import Progress, Update, silent
@@ -27,11 +29,10 @@ from ..score.compare import References, compare
 from ..stage.cutouts import cut_outs
 from ..stage.segmix import SegMixConfig, segmix
 from ..subjects import storage
-from ..subjects.find import segment_subject
 from ..toy.world import PAIRS, SubjectSpec, photo
 from ..train.loop import TrainResult
 from ..train.parts import Method
-from ..types import Comparison, MudiError, Subject, SubjectSet
+from ..types import Comparison, MudiError, SubjectSet
 from .page import page
 from .result import DemoResult, Pair
 from .settings import ARMS, DemoSettings
@@ -60,9 +61,9 @@ class _Clock:
             yield update
         self.seconds[name] = self.seconds.get(name, 0.0) + round(time.monotonic() - begun, 2)
 
-    def under(self, name: str, more: str) -> Progress:
+    def under(self, name: str, more: str = "") -> Progress:
         """Return a `Progress` whose stages all count under one name; ``more`` is said after their own words."""
-        return lambda words: self.stage(name, f"{words} {more}")
+        return lambda words: self.stage(name, f"{words} {more}".rstrip())
 
 
 def run_demo(out: Path, pair: int = 0, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
@@ -89,11 +90,10 @@ def measure(
     clock = _Clock(progress)
     with clock.stage("photos", "drawing photos"):
         folders = [draw_photos(out / "photos", spec, seed, settings) for spec in pair]
-    with clock.stage("prepare", "finding and cutting out") as update:
-        subjects = prepare_photos(folders, pair, settings, update)
+    subjects = prepare_photos(folders, pair, settings, clock.under("prepare"))
+    with clock.stage("segmix", "composing the Seg-Mix sheet"):
         storage.write_subjects(subjects, out / "dataset")
         cutouts = cut_outs(subjects, max_side=settings.size)
-    with clock.stage("segmix", "composing the Seg-Mix sheet"):
         mix_config = SegMixConfig(size=(settings.size, settings.size), layout=settings.layout)
         sheet = tuple(segmix(cutouts, random.Random(f"{seed}/sheet/{i}"), mix_config) for i in range(SHEET))
 
@@ -143,32 +143,14 @@ def draw_photos(folder: Path, spec: SubjectSpec, seed: int, settings: DemoSettin
     return place
 
 
-def prepare_photos(folders: list[Path], pair: Pair, settings: DemoSettings, update: Update) -> SubjectSet:
+def prepare_photos(folders: list[Path], pair: Pair, settings: DemoSettings, progress: Progress = silent) -> SubjectSet:
     """The photos of `draw_photos`, found and cut out by the embedded models."""
-    import torch
-
     cpu = torch.device("cpu")
     detector, segmenter = load_detector(EMBEDDED, None, cpu), load_segmenter(EMBEDDED, None, cpu)
-    found: list[Subject] = []
+    found = []
     for folder, spec in zip(folders, pair, strict=True):
-        photos = storage.read_photos(folder)
-
-        def cut(done: int, total: int, before: int = len(found)) -> None:
-            update(before * total + done, len(pair) * total)
-
-        found.append(
-            segment_subject(
-                photos,
-                spec.class_noun,
-                spec.token,
-                spec.class_noun,
-                detector,
-                segmenter,
-                settings.photo_threshold,
-                "best",
-                cut,
-            )
-        )
+        wanted = Wanted(spec.token, spec.class_noun, threshold=settings.photo_threshold, which="best")
+        found.append(prepare(storage.read_photos(folder), wanted, detector, segmenter, progress))
     return SubjectSet(tuple(found))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,6 +45,18 @@ class Preview:
         return ", ".join(f"{STARTS[start]} {sum(each) / len(each):.2f}" for start, each in self.scores.items())
 
 
+Paint = Callable[[float], Sequence[Tensor]]
+"""The strength of a start (0 is the plain sampler) -> a picture ``[h, w, 3]`` of each seed."""
+
+
+def look(paint: Paint, gamma: float, score: Score) -> Preview:
+    """Return pictures of the same seeds from the plain start and from MuDI's, and their scores."""
+    pictures = {PLAIN: tuple(paint(0.0)), MUDI: tuple(paint(gamma))}
+    scores = score([picture for group in pictures.values() for picture in group])
+    half = len(pictures[PLAIN])
+    return Preview(pictures, {PLAIN: tuple(scores[:half]), MUDI: tuple(scores[half:])})
+
+
 class Previews:
     """Samples a checkpoint with a LoRA, by diffusers' sampler."""
 
@@ -62,13 +74,13 @@ class Previews:
         self.checkpoint.move_vae(self.checkpoint.device)
         try:
             with apply_lora(self.checkpoint.unet, lora):
-                pictures = {
-                    start: tuple(picture.image for picture in generate(self.checkpoint, self.cutouts, config))
-                    for start, config in ((PLAIN, replace(self.config, gamma=0.0)), (MUDI, self.config))
-                }
+                return look(self._paint, self.config.gamma, self.score)
         finally:
             self.checkpoint.move_vae(torch.device("cpu"))
-        return Preview(pictures, {start: tuple(self.score(images)) for start, images in pictures.items()})
+
+    def _paint(self, gamma: float) -> list[Tensor]:
+        config = replace(self.config, gamma=gamma)
+        return [picture.image for picture in generate(self.checkpoint, self.cutouts, config)]
 
 
 def scorer(

@@ -90,6 +90,8 @@ class LoraFiles:
     """What a stopped run goes on from; removed once the LoRA is written."""
     embeddings: tuple[Path, ...] = ()
     """Of the learned tokens, in the order of the subjects."""
+    best: Path | None = None
+    """What the best LoRA's file is called in the end, where it is called otherwise on the way."""
 
     def of_step(self, step: int) -> Path:
         """The LoRA of the way after so many steps."""
@@ -155,6 +157,8 @@ def train_lora(
             save_token(path, {encoder: rows[i : i + 1] for encoder, rows in result.vectors.items()}, about)
         if files.lora is not None:
             save_lora(files.lora, result.state, about)
+        if best is not None and best.step and files.best is not None:
+            best.move(files.best)
         if stopped is not None:
             stopped.unlink(missing_ok=True)
     return result

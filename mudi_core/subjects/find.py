@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Literal
@@ -50,31 +50,6 @@ class SeveralFound(MudiError):
 
 class CoversAll(MudiError):
     """A box or a mask that covers the whole photo."""
-
-
-def segment_subject(
-    photos: Sequence[Photo],
-    query: str,
-    token: str,
-    class_noun: str,
-    detector: Detector,
-    segmenter: Segmenter,
-    threshold: float = 0.25,
-    which: Which = "exactly one",
-    on_step: Callable[[int, int], None] | None = None,
-) -> Subject:
-    """Find `query` in every photo and segment it.
-
-    `threshold` (0..1) is the least confidence of a box that counts. `on_step` hears photos done and photos in all.
-    Raises `NotFound`, `SeveralFound`, `CoversAll` with the photo's name and the best score, `BadSubject`.
-    """
-    masks = []
-    for done, photo in enumerate(photos, start=1):
-        found = find_boxes(photo, query, detector, threshold, which)
-        masks.append(segment_boxes(photo, found.xyxy, segmenter, which)[0])
-        if on_step is not None:
-            on_step(done, len(photos))
-    return _subject(photos, masks, token, class_noun)
 
 
 def find_boxes(
@@ -133,7 +108,7 @@ def subject_from_masks(
     """
     turned = [inverted(mask) for mask in masks]
     masks = [1 - mask if wrong else mask for mask, wrong in zip(masks, turned, strict=True)]
-    subject = _subject(photos, masks, token, class_noun)
+    subject = checked_subject(photos, masks, token, class_noun)
     for photo in (photo for photo, wrong in zip(photos, turned, strict=True) if wrong):
         log.warning("%s: %s", photo.name, INVERTED)
     for photo, mask in zip(photos, masks, strict=True):
@@ -234,7 +209,7 @@ def _vocabulary() -> dict[str, int]:
     return vocabulary
 
 
-def _subject(photos: Sequence[Photo], masks: Sequence[Tensor], token: str, class_noun: str) -> Subject:
+def checked_subject(photos: Sequence[Photo], masks: Sequence[Tensor], token: str, class_noun: str) -> Subject:
     return Subject(token, class_noun, tuple(photos), tuple(masks))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,3 +37,8 @@ class BestLora:
         save_lora(self.path, state, {**self.about, _STEP: str(step), _SCORE: repr(score)})
         self.score, self.step = score, step
         return True
+
+    def move(self, path: Path) -> None:
+        """Give the file another name, whatever is there."""
+        os.replace(self.path, path)
+        self.path = path

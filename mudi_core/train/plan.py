@@ -109,6 +109,21 @@ def make_plan(
         if kept := _read(cache, key):
             return kept
 
+    plan = _drawn(subjects, settings, encoder, priors, on_step)
+    log.info("%s", plan.composed or "no compositions")
+    _write(cache, key, plan)
+    cache.prune()
+    return plan
+
+
+def _drawn(
+    subjects: SubjectSet,
+    settings: Samples,
+    encoder: Encoder,
+    priors: SubjectSet | None,
+    on_step: OnEncoded | None,
+) -> Plan:
+    """Draw what each step shows, render it, and encode it."""
     table = draw_steps(settings, crop_counts(subjects, settings), len(subjects) > 1)
     prior_table: list[list[Draw]] = [[] for _ in table]
     if priors is not None:
@@ -141,7 +156,7 @@ def make_plan(
         for rows in (table, prior_table)
     )
     digest.update(_bytes(steps) + _bytes(prior_steps))
-    plan = Plan(
+    return Plan(
         latents=latents,
         masks=tuple(_at_size_of(latent, mask) for latent, mask in zip(latents, masks, strict=True)),
         names=tuple(label(draw, subjects, priors) for draw in draws),
@@ -153,11 +168,6 @@ def make_plan(
         priors=prior_steps,
         plan_hash=digest.hexdigest(),
     )
-
-    log.info("%s", plan.composed or "no compositions")
-    _write(cache, key, plan)
-    cache.prune()
-    return plan
 
 
 def _warn(subjects: SubjectSet) -> None:

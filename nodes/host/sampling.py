@@ -16,11 +16,11 @@ from .widgets import check_choice
 _AS_THERE = "As in KSampler."
 
 
-def sampler_widgets(scheduler: str, steps_tooltip: str = _AS_THERE) -> list[Any]:
-    """Return the widgets steps, cfg, sampler_name and scheduler; ``scheduler`` is the default of the last."""
+def sampler_widgets(scheduler: str, steps_tooltip: str = _AS_THERE, steps: int = 30) -> list[Any]:
+    """Return the widgets steps, cfg, sampler_name and scheduler; ``steps`` and ``scheduler`` are defaults."""
     known = comfy.samplers.KSampler
     return [
-        io.Int.Input("steps", default=30, min=1, max=1000, tooltip=steps_tooltip),
+        io.Int.Input("steps", default=steps, min=1, max=1000, tooltip=steps_tooltip),
         io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip=_AS_THERE),
         io.Combo.Input("sampler_name", options=known.SAMPLERS, default="euler", tooltip=_AS_THERE),
         io.Combo.Input("scheduler", options=known.SCHEDULERS, default=scheduler, tooltip=_AS_THERE),

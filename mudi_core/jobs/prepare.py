@@ -1,0 +1,40 @@
+"""Photos of one subject into a `Subject`: found in each, cut out, and checked to be there once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..eyes import Detector, Segmenter
+from ..progress import Progress, silent
+from ..subjects.find import Which, checked_subject, find_boxes, segment_boxes
+from ..types import Photo, Subject
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Who is looked for in photos."""
+
+    token: str
+    class_noun: str
+    query: str = ""
+    """What the detector looks for; empty: the class noun."""
+    threshold: float = 0.25
+    """The least confidence of a box that counts, 0..1."""
+    which: Which = "exactly one"
+
+
+def prepare(
+    photos: Sequence[Photo], wanted: Wanted, detector: Detector, segmenter: Segmenter, progress: Progress = silent
+) -> Subject:
+    """Find a subject in each of its photos and cut it out.
+
+    Raises `find.NotFound`, `SeveralFound` and `CoversAll` with the photo's name and the best score, and `BadSubject`.
+    """
+    query, masks = wanted.query or wanted.class_noun, []
+    with progress(f"finding and cutting out {wanted.token}") as update:
+        for done, photo in enumerate(photos, start=1):
+            found = find_boxes(photo, query, detector, wanted.threshold, wanted.which)
+            masks.append(segment_boxes(photo, found.xyxy, segmenter, wanted.which)[0])
+            update(done, len(photos))
+    return checked_subject(photos, masks, wanted.token, wanted.class_noun)

@@ -1,0 +1,128 @@
+"""Seg-Mix Dataset: how subjects become training images."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+
+from ..mudi_core.stage.layout import LayoutConfig, parse_relative_scale, random_layout
+from ..mudi_core.stage.segmix import SegMixConfig, compose, cut_outs, segmix
+from ..mudi_core.types import MudiError, SubjectSet
+from . import drawing, host
+from .sockets import Dataset, Subjects, TrainingSet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXAMPLES, COLUMNS, EXAMPLE_SIDE = 12, 4, 256
+"""Compositions in the preview, in a row of it, and pixels of each side."""
+
+
+class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
+    """How subjects become training images."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiSegMixDataset",
+            display_name="Seg-Mix Dataset (MuDI)",
+            category="MuDI/2 train",
+            description="How the subjects become training images: their photos, and compositions of two cut-out "
+            "subjects side by side (Seg-Mix), which teach the model not to mix them up.",
+            search_aliases=["segmix", "dataset", "augmentation", "training images"],
+            is_output_node=True,
+            inputs=[
+                Subjects.Input("subjects", tooltip="The subjects to learn, at least two."),
+                io.Float.Input(
+                    "probability",
+                    default=0.3,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the training images that are compositions; the others are the photos. More than "
+                    "three subjects want more.",
+                ),
+                io.String.Input(
+                    "relative_sizes",
+                    default="",
+                    placeholder="olis:hta=1:2",
+                    tooltip="How tall the subjects are beside each other: olis:hta=1:2 makes hta twice as tall. "
+                    "Empty: all about alike.",
+                ),
+                io.Float.Input(
+                    "overlap",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much of the smaller subject the other may cover at most: 0 keeps them apart, 1 allows "
+                    "all, as in the paper.",
+                ),
+                io.Float.Input(
+                    "background_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much the surroundings of the subjects count in training: 1 as much as they, 0 not at "
+                    "all. Less helps when all photos share a background.",
+                ),
+                Subjects.Input(
+                    "priors",
+                    optional=True,
+                    tooltip="Pictures of other members of each class (other corgis, say), with masks: they keep the "
+                    "model from making every corgi yours. Not needed with the SDXL presets.",
+                ),
+            ],
+            outputs=[
+                Dataset.Output(display_name="dataset", tooltip="For Train LoRA."),
+                io.Image.Output(display_name="preview", tooltip=f"{EXAMPLES} compositions as training will see them."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, relative_sizes: str | None = None) -> bool | str:
+        try:
+            _relative_scale(relative_sizes or "")
+        except MudiError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        subjects: SubjectSet,
+        probability: float,
+        relative_sizes: str,
+        overlap: float,
+        background_weight: float,
+        priors: SubjectSet | None = None,
+    ) -> io.NodeOutput:
+        layout = LayoutConfig(relative_scale=_relative_scale(relative_sizes), max_overlap=overlap)
+        dataset = TrainingSet(subjects, priors, probability, layout, background_weight)
+        sheet = drawing.grid(_examples(subjects, layout), COLUMNS)
+        said = f"{EXAMPLES} examples of what training will see"
+        return io.NodeOutput(dataset, sheet[None], ui=host.preview([sheet], cls, said))
+
+
+def _relative_scale(text: str) -> dict[str, float] | None:
+    return parse_relative_scale(text) if text.strip() else None
+
+
+def _examples(subjects: SubjectSet, layout: LayoutConfig) -> list[Tensor]:
+    """Compositions as training draws them, always the same ones; a single subject stands alone."""
+    size = (EXAMPLE_SIDE, EXAMPLE_SIDE)
+    examples = []
+    with host.progress()("composing examples") as update:
+        cutouts = cut_outs(subjects, max_side=EXAMPLE_SIDE)
+        for number in range(EXAMPLES):
+            rng = random.Random(f"preview/{number}")
+            if len(subjects) > 1:
+                mix = segmix(cutouts, rng, SegMixConfig(size=size, layout=layout))
+            else:
+                mix = compose(random_layout(cutouts.figures(rng), rng, size, layout), cutouts)
+            examples.append(mix.image)
+            update(number + 1, EXAMPLES)
+    return examples

@@ -1,0 +1,48 @@
+"""Pictures of placed subjects, seed by seed: a start, KSampler, VAE Decode, as the graph's own nodes do it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import convert
+from .generate import drawn_layout
+from .host import Sampler
+from .sockets import PlacedSubjects
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..mudi_core.progress import Update
+
+
+@dataclass(eq=False)
+class Painter:
+    """Paints picture by picture, and says how far it is."""
+
+    sampler: Sampler
+    vae: Any
+    layout: PlacedSubjects
+    update: Update
+    in_all: int
+    """Pictures that will be asked for."""
+    done: int = 0
+
+    def paint(self, seed: int, gamma: float, places: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return a latent ``[1, c, ...]`` and its picture ``[h, w, 3]``, from a start of strength ``gamma``.
+
+        ``seed``: of the noise; ``places``: of the places where the subjects stand, the same if it is not given.
+        """
+        from ..mudi_core.stage.segmix import compose
+        from ..mudi_core.start.init_latent import init_latent
+
+        canvas = compose(drawn_layout(self.layout, seed if places is None else places, 0), self.layout.cutouts)
+        start = init_latent(canvas, convert.encode_image(self.vae), gamma)
+        latent = self.sampler.sample(start, seed, self._stepped)
+        self.done += 1
+        (picture,) = convert.decoded(self.vae, latent)
+        return latent, picture
+
+    def _stepped(self, step: int) -> None:
+        steps, total = self.sampler.steps, self.in_all * self.sampler.steps
+        self.update(min(self.done * steps + step, total), total)
