@@ -13,7 +13,8 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .compare import CompareSubjects
         from .dataset import SegMixDataset
         from .find import DetectSubjects, SamMask
-        from .generate import InitLatent, MakeLayout
+        from .generate import MakeLayout
+        from .init_latent import InitLatent
         from .mini import MiniCheckpoint, MiniPhotos
         from .photos import LoadPhotos
         from .preview import MakeTrainPreview

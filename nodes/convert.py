@@ -136,7 +136,7 @@ def encode_image(vae: Any, model: Any = None) -> EncodeImage:
     Raises `BadModel` for one that is not the MODEL's, or without a MODEL not SD's or SDXL's, and on encoding
     `checkpoint.NoNumbers` where it overflows.
     """
-    from ..mudi_core.bases.checkpoint import check_encoded
+    from ..mudi_core.bases.vae import check_encoded
 
     channels, shrinks = vae.latent_channels, vae.spacial_compression_encode()
     if model is not None:
@@ -163,7 +163,7 @@ def encode_image(vae: Any, model: Any = None) -> EncodeImage:
 
 def decoded(vae: Any, samples: Tensor) -> list[Tensor]:
     """The pictures ``[h, w, 3]`` of a sampler's latents. Raises `checkpoint.NoNumbers` where the VAE overflows."""
-    from ..mudi_core.bases.checkpoint import check_decoded
+    from ..mudi_core.bases.vae import check_decoded
 
     return pictures(check_decoded(vae.decode(samples), samples))
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ..mudi_core.stage.layout import LayoutConfig, parse_relative_scale, random_layout
+from ..mudi_core.stage.layout import random_layout
+from ..mudi_core.stage.layout_config import LayoutConfig, parse_relative_scale
 from ..mudi_core.stage.segmix import SegMixConfig, compose, cut_outs, segmix
 from ..mudi_core.types import MudiError, SubjectSet
 from . import drawing, host

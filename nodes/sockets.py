@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..mudi_core.jobs.generate import GenerateConfig
 from ..mudi_core.stage.cutouts import CutOuts
-from ..mudi_core.stage.layout import LayoutConfig
+from ..mudi_core.stage.layout_config import LayoutConfig
 from ..mudi_core.types import SubjectSet
 
 Subjects = io.Custom("MUDI_SUBJECTS")

@@ -49,7 +49,7 @@ NODES = (
     ("preview",),
     ("training",),
     ("find", "photos", "subject", "subject_sets"),
-    ("dataset", "mini", "priors", "search", "settings", "train", "watermark", "words"),
+    ("dataset", "init_latent", "mini", "priors", "search", "settings", "train", "watermark", "words"),
 )
 """The floors inside ComfyUI's face: the host, values and pictures, what nodes share, the nodes."""
 

@@ -18,10 +18,10 @@ from mudi_core.score.compare import (
     compare,
     compare_all,
     compare_boxes,
-    judge,
     look_alike,
     score_matrices,
 )
+from mudi_core.score.verdicts import judge
 from mudi_core.types import Comparison, Detections
 
 RED, BLUE, ORANGE, BLACK = ((name, COLOURS[name]) for name in ("red", "blue", "orange", "black"))

@@ -17,7 +17,8 @@ from mudi_core.demo.settings import ARMS, DemoSettings
 from mudi_core.jobs.generate import GenerateConfig, Picture, draw_layout
 from mudi_core.lora.file import load_lora
 from mudi_core.report.statistics import interval, smoothed
-from mudi_core.score.compare import judge, score_matrices
+from mudi_core.score.compare import score_matrices
+from mudi_core.score.verdicts import judge
 from mudi_core.stage.cutouts import cut_outs
 from mudi_core.stage.segmix import SegMixConfig, segmix
 from mudi_core.subjects.photos import read_photos

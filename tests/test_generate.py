@@ -10,20 +10,20 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
-from mudi_core.bases.checkpoint import Checkpoint, NoNumbers, check_decoded, open_checkpoint
+from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
+from mudi_core.bases.vae import NoNumbers, check_decoded
 from mudi_core.jobs.generate import (
     BadGenerateConfig,
     BadScheduler,
-    CannotWritePictures,
     GenerateConfig,
-    PictureFolder,
     _start,
     default_prompt,
     draw_layout,
     generate,
 )
+from mudi_core.jobs.picture_folder import CannotWritePictures, PictureFolder
 from mudi_core.stage.cutouts import CutOuts, Poses, cut_outs, turned_aspect
-from mudi_core.stage.layout import LayoutConfig
+from mudi_core.stage.layout_config import LayoutConfig
 from mudi_core.stage.layout_text import Place
 from mudi_core.stage.segmix import compose
 from mudi_core.start.init_latent import init_latent

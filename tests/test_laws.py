@@ -28,14 +28,8 @@ from mudi_core.lora.file import load_lora
 from mudi_core.lora.metadata import read_lora_subjects
 from mudi_core.score.compare import score_matrices
 from mudi_core.stage.cutouts import cut_outs, parse_photos
-from mudi_core.stage.layout import (
-    Figure,
-    LayoutConfig,
-    given_layout,
-    ordered_layout,
-    parse_relative_scale,
-    random_layout,
-)
+from mudi_core.stage.layout import Figure, given_layout, ordered_layout, random_layout
+from mudi_core.stage.layout_config import LayoutConfig, parse_relative_scale
 from mudi_core.stage.layout_text import Place, parse_places, places_text
 from mudi_core.stage.segmix import SegMixConfig, compose, segmix
 from mudi_core.subjects.photos import read_photo

@@ -9,19 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mudi_core.boxes import overlap, to_pixels, visible_fraction
-from mudi_core.stage.layout import (
-    BadLayoutConfig,
-    BadRelativeScale,
-    Figure,
-    LayoutConfig,
-    NoRoom,
-    given_layout,
-    ordered_layout,
-    pair_layout,
-    parse_relative_scale,
-    random_layout,
-    remarks,
-)
+from mudi_core.stage.layout import Figure, NoRoom, given_layout, ordered_layout, pair_layout, random_layout, remarks
+from mudi_core.stage.layout_config import BadLayoutConfig, BadRelativeScale, LayoutConfig, parse_relative_scale
 from mudi_core.types import BadLayout, Layout
 
 A, B = Figure("a", 0.5), Figure("b", 0.9, photo=3, mirror=True)

@@ -14,11 +14,11 @@ import torch
 from comfyui import Comfy
 from PIL import Image
 
-from mudi_core.bases.checkpoint import NoNumbers
+from mudi_core.bases.vae import NoNumbers
 from mudi_core.boxes import visible_fraction
 from mudi_core.jobs.generate import BadGenerateConfig, GenerateConfig, draw_layout
 from mudi_core.stage.cutouts import BadPoses, cut_outs
-from mudi_core.stage.layout import BadRelativeScale
+from mudi_core.stage.layout_config import BadRelativeScale
 from mudi_core.stage.layout_text import BadPlaces
 from mudi_core.stage.segmix import compose
 from mudi_core.start.init_latent import BadLatent, init_latent, shifted_noise

@@ -16,7 +16,7 @@ from mudi_core.jobs.generate import GenerateConfig, draw_noise, generate
 from mudi_core.lora.adapter import Adapter
 from mudi_core.lora.file import save_lora
 from mudi_core.stage.cutouts import cut_outs
-from mudi_core.stage.layout import LayoutConfig
+from mudi_core.stage.layout_config import LayoutConfig
 from mudi_core.types import SubjectSet
 
 Companion = Callable[[Comfy, Any, Any], tuple[Any, Any]]

@@ -22,7 +22,7 @@ from mudi_core.bases.families import Family, usual
 from mudi_core.lock import claimed
 from mudi_core.lora.adapter import Adapter, apply_lora
 from mudi_core.lora.file import BadLora, load_lora
-from mudi_core.stage.layout import LayoutConfig
+from mudi_core.stage.layout_config import LayoutConfig
 from mudi_core.tensor_file import read_tensors, write_tensors
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.plan import OneSubject

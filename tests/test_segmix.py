@@ -9,7 +9,8 @@ from coloured import COLOURS, coloured, ellipse, paint
 
 from mudi_core.boxes import to_pixels
 from mudi_core.masks import mask_box
-from mudi_core.stage.layout import LayoutConfig, random_layout
+from mudi_core.stage.layout import random_layout
+from mudi_core.stage.layout_config import LayoutConfig
 from mudi_core.stage.segmix import (
     BadSegMixConfig,
     EmptyMask,

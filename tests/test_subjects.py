@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from mudi_core.jobs.prepare import Wanted, prepare
+from mudi_core.progress import silent
 from mudi_core.subjects.find import (
     CoversAll,
     NotFound,
@@ -42,8 +45,8 @@ def fill_boxes(image, xyxy):
     return masks
 
 
-def segment(detector, segmenter=fill_boxes, **settings):
-    return prepare(PHOTOS, Wanted("olis", "corgi", "dog", **settings), detector, segmenter)
+def segment(detector, segmenter=fill_boxes, progress=silent, **settings):
+    return prepare(PHOTOS, Wanted("olis", "corgi", "dog", **settings), detector, segmenter, progress)
 
 
 def box_of(mask):
@@ -53,7 +56,7 @@ def box_of(mask):
 
 def test_what_is_found_once_in_each_photo_is_the_subject():
     steps = []
-    subject = segment(finds(LEFT), on_step=lambda done, total: steps.append((done, total)))
+    subject = segment(finds(LEFT), progress=lambda words: nullcontext(lambda done, total: steps.append((done, total))))
     assert (subject.name, subject.photos) == ("olis corgi", PHOTOS)
     assert [box_of(mask) for mask in subject.masks] == [LEFT] * 3
     assert steps == [(1, 3), (2, 3), (3, 3)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mudi_core.bases.promise import Conditions
-from mudi_core.stage.layout import LayoutConfig
+from mudi_core.stage.layout_config import LayoutConfig
 from mudi_core.train.cache import Cache
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.draw import cover, crops, draw_steps, training_size

@@ -8,8 +8,7 @@ Nothing is ever downloaded here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +23,13 @@ from .families import EMBEDDED, Family, usual
 from .promise import Conditions
 from .tokens import TokenVectors
 from .unet import UNetDenoiser
+from .vae import at_once_of, check_decoded, check_encoded, in_parts
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
 log = logging.getLogger(__name__)
 
-PIXELS_AT_ONCE = 1024 * 1024
-"""How much the VAE encodes or decodes at a time."""
 NEGATIVE_PROMPT = "sticker, collage"
 """The paper's: Seg-Mix's training images are collages, pictures should not be."""
 
@@ -42,10 +40,6 @@ class MissingCheckpoint(MudiError):
 
 class NoPictures(MudiError):
     """A base model that can be trained here, but not asked for pictures."""
-
-
-class NoNumbers(MudiError):
-    """A VAE or a sampler that gave NaN or infinity."""
 
 
 class EncodersReleased(MudiError):
@@ -140,15 +134,15 @@ class Checkpoint:
         """Images ``[b, h, w, 3]``, 0..1, to the mode of the VAE's latents ``[b, 4, h/8, w/8]``, unscaled."""
         vae = self._encoders().vae
         pixels = (images.movedim(-1, 1).contiguous() * 2 - 1).to(vae.device, vae.dtype)
-        at_once = _at_once(pixels.shape[0], pixels.shape[2] * pixels.shape[3])
-        return check_encoded(_in_parts(vae, lambda part: vae.encode(part).latent_dist.mode(), pixels, at_once))
+        at_once = at_once_of(pixels.shape[0], pixels.shape[2] * pixels.shape[3])
+        return check_encoded(in_parts(vae, lambda part: vae.encode(part).latent_dist.mode(), pixels, at_once))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents ``[b, 4, h/8, w/8]``, as a sampler leaves them, to images ``[b, h, w, 3]`` on the CPU."""
         vae = self._encoders().vae
         unscaled = latents.to(vae.device, vae.dtype) / self.latent_scale
-        at_once = _at_once(latents.shape[0], latents.shape[2] * latents.shape[3] * self.vae_factor**2)
-        pixels = _in_parts(vae, lambda part: vae.decode(part).sample, unscaled, at_once)
+        at_once = at_once_of(latents.shape[0], latents.shape[2] * latents.shape[3] * self.vae_factor**2)
+        pixels = in_parts(vae, lambda part: vae.decode(part).sample, unscaled, at_once)
         return check_decoded((pixels / 2 + 0.5).clamp(0, 1).movedim(1, -1).float().cpu().contiguous(), latents)
 
     def pipeline(self, reads: bool = True) -> StableDiffusionXLPipeline:
@@ -196,31 +190,6 @@ class Checkpoint:
                 f"{self.name}: the VAE and the text encoders were let go. Open the base model again."
             )
         return self._parts
-
-
-_OVERFLOWS = (
-    "SDXL's own VAE does so in float16: use the one that is mended for it (sdxl-vae-fp16-fix), or start ComfyUI with "
-    "--fp32-vae."
-)
-
-
-def check_encoded(latents: Tensor) -> Tensor:
-    """What a VAE made of images, as it is. Raises `NoNumbers`."""
-    if not latents.isfinite().all():
-        raise NoNumbers(f"The VAE made values that are no numbers (NaN) of a picture. {_OVERFLOWS}")
-    return latents
-
-
-def check_decoded(images: Tensor, latents: Tensor) -> Tensor:
-    """What a VAE made of a sampler's latents, as it is. Raises `NoNumbers`, which says whose fault it is."""
-    if not latents.isfinite().all():
-        raise NoNumbers(
-            "The sampler ended in values that are no numbers (NaN): the model overflowed. Load it in a higher "
-            "precision, lower cfg, or take the LoRA off to see whether it is the cause."
-        )
-    if not images.isfinite().all():
-        raise NoNumbers(f"The VAE made a picture of values that are no numbers (NaN). {_OVERFLOWS}")
-    return images
 
 
 def open_checkpoint(
@@ -298,32 +267,3 @@ def _of_pipeline(name: str, pipeline: Any) -> Checkpoint:
 
 def _sd_family(unet: Any, scheduler: Any) -> str:
     return f"sd_{sd.version(unet)}" + ("_v" if scheduler.config.prediction_type == "v_prediction" else "")
-
-
-def _in_parts(vae: Any, through: Callable[[Tensor], Tensor], batch: Tensor, at_once: int) -> Tensor:
-    """A batch ``through`` a VAE, so many pictures at once; where memory is too short for that, in tiles of each."""
-    with torch.no_grad():
-        try:
-            return torch.cat([through(part) for part in torch.split(batch, at_once)])
-        except torch.cuda.OutOfMemoryError:
-            log.warning("The VAE takes pictures in tiles: there is too little memory for whole ones.")
-        # Only here is let go what the first try had made.
-        with _tiled(vae):
-            return torch.cat([through(part) for part in torch.split(batch, 1)])
-
-
-@contextmanager
-def _tiled(vae: Any) -> Iterator[None]:
-    """Within the block a diffusers VAE works on overlapping tiles of half the model's side, and blends their seams."""
-    sides = vae.tile_sample_min_size, vae.tile_latent_min_size
-    vae.tile_sample_min_size, vae.tile_latent_min_size = (side // 2 for side in sides)
-    vae.enable_tiling()
-    try:
-        yield
-    finally:
-        vae.disable_tiling()
-        vae.tile_sample_min_size, vae.tile_latent_min_size = sides
-
-
-def _at_once(count: int, pixels: int) -> int:
-    return max(1, min(count, PIXELS_AT_ONCE // pixels))

@@ -13,7 +13,7 @@ from ..bases.families import BUILT_IN, usual
 from ..eyes import eyes
 from ..files import NotText, read_text
 from ..jobs.generate import GenerateConfig
-from ..stage.layout import LayoutConfig
+from ..stage.layout_config import LayoutConfig
 from ..subjects.prompt import SUBJECTS, write_prompt
 from ..train.config import SETTINGS, TrainConfig
 from ..types import MudiError, SubjectSet

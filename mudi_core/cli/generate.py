@@ -160,7 +160,8 @@ def places(
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
-    from ..jobs.generate import PictureFolder, draw_layout, first_sigma, generate
+    from ..jobs.generate import draw_layout, first_sigma, generate
+    from ..jobs.picture_folder import PictureFolder
     from ..lora.adapter import apply_lora
     from ..lora.file import load_lora
     from ..lora.metadata import UnknownLora, read_lora_subjects

@@ -90,7 +90,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 def relative_scale(text: str) -> dict[str, float]:
     """ "olis:hta=1:2" as {"olis": 1, "hta": 2}."""
-    from ..stage.layout import BadRelativeScale, parse_relative_scale
+    from ..stage.layout_config import BadRelativeScale, parse_relative_scale
 
     try:
         return parse_relative_scale(text)

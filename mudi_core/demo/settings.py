@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ..bases.families import EMBEDDED, FAMILIES
 from ..jobs.generate import GenerateConfig
-from ..stage.layout import LayoutConfig
+from ..stage.layout_config import LayoutConfig
 from ..train.config import TrainConfig
 from ..train.parts import Method
 

@@ -6,12 +6,10 @@ sampler. With gamma 0 it is the plain sampler from the start.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,10 +17,10 @@ from torch import Tensor
 
 from ..bases.checkpoint import Checkpoint
 from ..bases.families import Family
-from ..files import whole
 from ..stage.cutouts import CutOuts, Poses
-from ..stage.layout import Figure, LayoutConfig, given_layout, ordered_layout, random_layout
-from ..stage.layout_text import Place, photo_number
+from ..stage.layout import Figure, given_layout, ordered_layout, random_layout
+from ..stage.layout_config import LayoutConfig
+from ..stage.layout_text import Place
 from ..stage.segmix import compose
 from ..start.init_latent import default_gamma, init_latent, shifted_noise
 from ..subjects.prompt import write_prompt
@@ -32,7 +30,6 @@ log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
 """Called with the sampler steps done and those in all; an exception from it ends the run between two steps."""
-SIDECAR = "generate.json"
 Arrangement = Literal["random", "row", "grid"]
 
 
@@ -42,10 +39,6 @@ class BadGenerateConfig(MudiError):
 
 class BadScheduler(MudiError):
     """A base model whose scheduler cannot take its first step."""
-
-
-class CannotWritePictures(MudiError):
-    """A folder that pictures cannot be written to."""
 
 
 @dataclass(frozen=True)
@@ -223,67 +216,3 @@ def first_sigma(scheduler: Any, steps: int) -> float:
             "v_prediction if the model was trained so, or else rescale_betas_zero_snr to false."
         )
     return float("inf")
-
-
-class PictureFolder:
-    """Writes pictures as they come: PNGs that know how they were made, and `generate.json` beside them."""
-
-    def __init__(self, folder: Path, config: GenerateConfig, origin: Mapping[str, str]) -> None:
-        """``origin``: what else the pictures hang on, e.g. the base model and the LoRA, by name."""
-        self.folder = folder
-        self.settings: dict[str, Any] = {
-            **origin,
-            "prompt": config.prompt,
-            "negative_prompt": config.negative_prompt,
-            "seed": config.seed,
-            "gamma": config.gamma,
-            "steps": config.steps,
-            "guidance": config.guidance,
-        }
-        self.written: list[dict[str, Any]] = []
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._write_sidecar()
-        except OSError as error:
-            raise CannotWritePictures(_cannot_write(folder, error)) from error
-
-    def add(self, picture: Picture) -> Path:
-        """Write one picture and the list of all so far. Raises `CannotWritePictures`."""
-        from PIL import Image
-        from PIL.PngImagePlugin import PngInfo
-
-        height, width = picture.image.shape[:2]
-        path = self.folder / f"{picture.seed}-{picture.number:03d}.png"
-        about = {"file": path.name, "number": picture.number, "size": [width, height], "layout": _plain(picture.layout)}
-        info = PngInfo()
-        info.add_text("mudi", json.dumps({**self.settings, **about}))
-        levels = (picture.image * 255).round().to(torch.uint8).numpy()
-        try:
-            Image.fromarray(levels).save(path, pnginfo=info)
-            self.written.append(about)
-            self._write_sidecar()
-        except OSError as error:
-            raise CannotWritePictures(_cannot_write(self.folder, error)) from error
-        return path
-
-    def _write_sidecar(self) -> None:
-        text = json.dumps({**self.settings, "pictures": self.written}, indent=1) + "\n"
-        with whole(self.folder / SIDECAR) as part:
-            part.write_text(text, encoding="utf-8")
-
-
-def _plain(layout: Layout) -> list[dict[str, Any]]:
-    return [
-        {
-            "token": p.token,
-            "xyxy": [round(value, 4) for value in p.xyxy],
-            "photo": photo_number(p.photo),
-            "mirror": p.mirror,
-            "rotation": round(p.rotation, 2),
-        }
-        for p in layout.placements
-    ]
-
-
-def _cannot_write(folder: Path, error: OSError) -> str:
-    return f"Pictures cannot be written to {folder}: {error.strerror or error}. Choose another folder with --out."

@@ -18,7 +18,8 @@ from ..levels import to_bytes
 from ..masks import mask_box
 from ..types import Layout, Mix, MudiError, Placement, Subject, SubjectSet, listed
 from .cutouts import SOFT, CutOut, CutOuts, EmptyMask, Pixels, cut_outs, drawn, turned_aspect
-from .layout import Figure, LayoutConfig, pair_layout
+from .layout import Figure, pair_layout
+from .layout_config import LayoutConfig
 
 __all__ = ["CutOut", "CutOuts", "EmptyMask", "SegMixConfig", "compose", "cut_outs", "cutmix", "segmix"]
 

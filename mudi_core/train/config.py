@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
 from ..bases.families import Family
-from ..stage.layout import LayoutConfig
+from ..stage.layout_config import LayoutConfig
 from .parts import BadTrainConfig, Fit, Learning, Samples
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..stage.layout import LayoutConfig
+from ..stage.layout_config import LayoutConfig
 from ..stage.segmix import SegMixConfig, cut_outs, cutmix, segmix
 from ..types import Mix, Photo, Subject, SubjectSet
 from .parts import Samples

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from ..bases.quantize import BASE_WEIGHTS, BaseWeights
-from ..stage.layout import LayoutConfig
+from ..stage.layout_config import LayoutConfig
 from ..types import MudiError
 
 Method = Literal["segmix", "dreambooth", "cutmix"]

@@ -1,0 +1,131 @@
+"""What a picture shows of each subject, in words: found, mixed with another, duplicated, missing, or a stranger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..types import SubjectSet, Verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+FOUND_SHARE = 2 / 3
+"""A box shows a subject unmixed when at least this much of its likeness goes to it, and when it is at least this share
+as much like it as the subject's own photos are: a blob may be like nobody else, and yet be nobody."""
+
+
+STRANGER = 0.5
+"""A box that is mixed is nobody's when it is less than this share as much like each subject as its own photos are."""
+
+
+SMALLEST_GAP = 0.02
+"""Two subjects whose references differ by less than this similarity cannot be told apart."""
+
+
+def judge(subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor, queries: Sequence[str] = ()) -> tuple[Verdict, ...]:
+    """A verdict per subject from the similarities, whatever the number of boxes.
+
+    Every box belongs to the subject it is most like. A box that belongs to a subject which already has a better one,
+    but is mixed with a subject that has none, is that subject's. Boxes are called by their rows, "figure 1" is the
+    first; ``queries`` is what was looked for.
+    """
+    n = len(subjects)
+    rivals: dict[int, list[tuple[float, int]]] = {}  # box: (share of its owner, the other subject), closest rival first
+    owned: list[list[int]] = [[] for _ in range(n)]
+    for box in range(len(s_dc)):
+        owner = int(s_dc[box].argmax())
+        closest = sorted((_share(s_gt, s_dc[box], owner, other), other) for other in range(n) if other != owner)
+        if s_dc[box, owner] >= _needed(s_gt, owner, _own_share(closest)):
+            rivals[box] = closest
+            owned[owner].append(box)
+    for mine in owned:
+        mine.sort(key=lambda box: _own_share(rivals[box]), reverse=True)
+
+    verdicts: list[Verdict | None] = [None] * n
+    for i in (i for i in range(n) if not owned[i]):
+        spare = [box for mine in owned for box in mine[1:] if rivals[box][0][1] == i]
+        spare = [box for box in spare if rivals[box][0][0] < FOUND_SHARE]
+        if spare:
+            box = min(spare, key=lambda box: rivals[box][0][0])
+            owner = next(k for k in range(n) if box in owned[k])
+            owned[owner].remove(box)
+            verdicts[i] = _mixed(subjects, i, owner, box, 1 - rivals[box][0][0])
+        else:
+            verdicts[i] = _missing(subjects, i, s_gt, s_dc, queries)
+    for i in (i for i in range(n) if owned[i]):
+        best = owned[i][0]
+        share = _own_share(rivals[best])
+        if len(owned[i]) > 1:
+            verdicts[i] = _duplicated(subjects, i, sorted(owned[i]), share, float(s_dc[best, i]))
+        elif share < FOUND_SHARE:
+            verdicts[i] = _mixed(subjects, i, rivals[best][0][1], best, share)
+        else:
+            rival = subjects.subjects[rivals[best][0][1]].name if rivals[best] else ""
+            alike = f"{s_dc[best, i]:.2f} alike, its own photos {s_gt[i, i]:.2f}"
+            words = f"figure {best + 1}: {alike}{f'; {share:.0%} its own, {1 - share:.0%} {rival}' if rival else ''}"
+            name = subjects.subjects[i].name
+            verdicts[i] = Verdict(subjects.tokens[i], "found", share, f"{name}: found ({words}).")
+    return tuple(verdict for verdict in verdicts if verdict is not None)
+
+
+def _needed(s_gt: Tensor, i: int, share: float) -> float:
+    """How much a box must be like subject i to be taken for it, if this share of its likeness is its own.
+
+    One that is mixed is less like either, so less is asked of it.
+    """
+    return (FOUND_SHARE if share >= FOUND_SHARE else STRANGER) * float(s_gt[i, i])
+
+
+def _mixed(subjects: SubjectSet, i: int, other: int, box: int, share: float) -> Verdict:
+    name, rival = subjects.subjects[i].name, subjects.subjects[other].name
+    words = f"{name}: mixed with {rival} (figure {box + 1} is {share:.0%} its own, {1 - share:.0%} {rival})."
+    return Verdict(subjects.tokens[i], "mixed", share, words)
+
+
+def _duplicated(subjects: SubjectSet, i: int, figures: Sequence[int], share: float, alike: float) -> Verdict:
+    numbers = ", ".join(str(box + 1) for box in figures)
+    words = (
+        f"{subjects.subjects[i].name}: duplicated, {len(figures)} figures resemble it ({numbers}; the closest is "
+        f"{alike:.2f} alike, {share:.0%} its own)."
+    )
+    return Verdict(subjects.tokens[i], "duplicated", share, words)
+
+
+def _missing(subjects: SubjectSet, i: int, s_gt: Tensor, s_dc: Tensor, queries: Sequence[str]) -> Verdict:
+    """Nobody's figure, somebody else's, or none at all: whichever is nearest."""
+    name = subjects.subjects[i].name
+    if not len(s_dc):
+        asked = " or ".join(f"'{query}'" for query in queries)
+        words = f"{name}: missing, nothing was found{f' for {asked}' if asked else ''}."
+        return Verdict(subjects.tokens[i], "missing", 0.0, words)
+    nearest = int(s_dc[:, i].argmax())
+    owner = int(s_dc[nearest].argmax())
+    words = f"{name}: missing. Figure {nearest + 1} is nearest, {s_dc[nearest, i]:.2f} alike, "
+    if owner == i:
+        rest = [_share(s_gt, s_dc[nearest], i, other) for other in range(len(subjects)) if other != i]
+        words += f"{_needed(s_gt, i, min(rest, default=1.0)):.2f} needed."
+    else:
+        words += f"but more like {subjects.subjects[owner].name} ({s_dc[nearest, owner]:.2f})."
+    return Verdict(subjects.tokens[i], "missing", 0.0, words)
+
+
+def _own_share(rivals: list[tuple[float, int]]) -> float:
+    """A box's share against its closest rival; all of it where there is none."""
+    return rivals[0][0] if rivals else 1.0
+
+
+def _share(s_gt: Tensor, row: Tensor, i: int, j: int) -> float:
+    """How much of a box's likeness goes to subject i rather than j, 0..1.
+
+    Half when it is equally like both; all when it prefers i as clearly as the photos of i themselves do.
+    """
+    lead = float(row[i] - row[j])
+    apart = gap(s_gt, i, j) if lead > 0 else gap(s_gt, j, i)
+    return min(max(0.5 + 0.5 * lead / max(apart, SMALLEST_GAP), 0.0), 1.0)
+
+
+def gap(s_gt: Tensor, i: int, j: int) -> float:
+    """By how much the references of i are more like each other than like those of j."""
+    return float(s_gt[i, i] - s_gt[i, j])

@@ -1,0 +1,125 @@
+"""Init Latent: a layout becomes the latent that KSampler starts from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import convert, drawing, host, samplers
+from .generate import CATEGORY, drawn_layout
+from .host import widgets
+from .sockets import LayoutSocket, PlacedSubjects
+
+
+class InitLatent(io.ComfyNode):  # type: ignore[misc]
+    """The latent whose noise is shifted towards the subjects."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiInitLatent",
+            display_name="Init Latent (MuDI)",
+            category=CATEGORY,
+            description="Stands in the place of Empty Latent Image: noise that begins where the subjects are, so that "
+            "each becomes itself. Leave KSampler's denoise at 1.0: the sampler adds the noise.",
+            search_aliases=["empty latent", "mean-shifted noise", "initialization", "MuDI init"],
+            is_output_node=True,
+            inputs=[
+                LayoutSocket.Input("layout", tooltip="From Layout; it has the picture's size."),
+                io.Vae.Input("vae", tooltip="The VAE of the checkpoint that samples."),
+                io.Float.Input(
+                    "gamma",
+                    default=-1.0,
+                    min=-1.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="Strength of the start. -1: by the number of subjects, 1 for one, 2 for two or three, 3 "
+                    "for more. 0 is an empty latent; above 4 colours burn out.",
+                ),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Pictures, each with places of its own."),
+                widgets.seed(
+                    "The first picture has the places that Layout shows; those of the others hang on this "
+                    "seed. It makes no noise: that is KSampler's."
+                ),
+                io.Boolean.Input(
+                    "same_places",
+                    default=False,
+                    optional=True,
+                    tooltip="All pictures of the batch have the places that Layout shows. Off: each has its own.",
+                ),
+                io.Latent.Input(
+                    "below",
+                    optional=True,
+                    tooltip="Another start, of the picture's size, that is kept where no subject stands; the batch is "
+                    "as large as it. A noise mask on it is dropped.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that samples, if you like: the node then says when that model will not see the "
+                    "start, as zero-terminal-SNR and flow models do not. Nothing else hangs on it.",
+                ),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            outputs=[
+                io.Latent.Output(
+                    "latent",
+                    display_name="latent",
+                    tooltip="For KSampler at denoise 1.0. Nothing is masked; any sampler will do.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        layout: PlacedSubjects,
+        vae: Any,
+        gamma: float,
+        batch_size: int,
+        seed: int,
+        same_places: bool = False,
+        below: dict[str, Any] | None = None,
+        model: Any = None,
+    ) -> io.NodeOutput:
+        import torch
+
+        from ..mudi_core.stage.segmix import compose
+        from ..mudi_core.start.init_latent import default_gamma, init_latent
+
+        encode = convert.encode_image(vae)
+        if gamma < 0:
+            gamma = default_gamma(len(layout.cutouts.subjects))
+        grounds = [None] * batch_size if below is None else list(below["samples"].split(1))
+        starts, previews = [], []
+        with host.progress()("encoding the layout") as update:
+            for number, ground in enumerate(grounds):
+                if number and same_places:
+                    drawn = drawn_layout(layout, layout.config.seed, 0)
+                else:
+                    drawn = drawn_layout(layout, seed if number else layout.config.seed, number)
+                canvas = compose(drawn, layout.cutouts)
+                starts.append(init_latent(canvas, encode, gamma, ground))
+                previews.append(drawing.small(canvas.image))
+                update(number + 1, len(grounds))
+        remarks = cls._remarks(gamma, below)
+        for remark in remarks:
+            host.log.warning(remark)
+        if model is not None:
+            remarks += filter(None, [samplers.weak_start(model, gamma)])
+        return io.NodeOutput(
+            {"samples": torch.cat(starts)}, ui=host.preview(previews, cls, "\n".join([f"gamma {gamma:g}", *remarks]))
+        )
+
+    @classmethod
+    def _remarks(cls, gamma: float, below: dict[str, Any] | None) -> list[str]:
+        """What will keep the pictures from becoming what they could be."""
+        found = []
+        if gamma > 4:
+            found.append(f"Above a gamma of 4 colours burn out; it is {gamma:g}.")
+        if below is not None and "noise_mask" in below:
+            found.append("The noise mask of the latent below was dropped: it would pin everything outside of it.")
+        if cls.hidden is not None and cls.hidden.prompt:
+            found += samplers.remarks(cls.hidden.prompt, cls.hidden.unique_id)
+        return found
