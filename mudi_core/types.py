@@ -129,7 +129,9 @@ class Subject:
     def __post_init__(self) -> None:
         if not self.token or any(letter.isspace() for letter in self.token):
             raise BadSubject(f"A subject needs a token of one word, such as 'olis'; got {self.token!r}.")
-        if not self.class_noun.strip():
+        # Spaces at its ends are lost in a prompt and in a saved set, where they would make it another.
+        object.__setattr__(self, "class_noun", self.class_noun.strip())
+        if not self.class_noun:
             raise BadSubject(f"Subject '{self.token}' needs a class noun, such as 'dog'.")
         for what, text, longest in (
             ("token", self.token, LONGEST_TOKEN),

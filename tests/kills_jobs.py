@@ -92,7 +92,7 @@ def benchmark(folder: Path) -> Job:
     path = folder / "spec.toml"
     path.write_text(SPEC)
     spec = read_spec(path)
-    return lambda place: Worker(Results(place, spec), embedded.mini_detector(), embedded.mini_embedder()).run()
+    return lambda place: Worker(Results(place, spec), embedded.load_detector(), embedded.load_embedder()).run()
 
 
 def node(folder: Path) -> Job:

@@ -127,7 +127,7 @@ def test_a_folder_of_nothing_readable_is_a_mistake(
 ) -> None:
     (tmp_path / "text.png").write_text("no picture")
     assert main(["compare", str(tmp_path), "--dataset", str(drawn_dataset), "--base", "mini"]) == 1
-    assert "text.png is not a picture" in capsys.readouterr().err
+    assert "text.png is no picture" in capsys.readouterr().err
 
 
 def test_references_can_be_cut_out(

@@ -124,7 +124,7 @@ def test_a_changed_folder_of_photos_is_loaded_anew(comfy: Comfy, snapshots: Path
 
 def test_what_is_no_photo_is_named(comfy: Comfy, snapshots: Path) -> None:
     (snapshots / "3.jpg").write_bytes(b"no picture")
-    with pytest.raises(BadPhoto, match="3.jpg is not a picture"):
+    with pytest.raises(BadPhoto, match="3.jpg is no picture"):
         comfy.run("MudiLoadPhotos", folder="snapshots")
     with pytest.raises(NoPhotos, match="There is no folder .*nowhere. Make it"):
         comfy.run("MudiLoadPhotos", folder="nowhere")

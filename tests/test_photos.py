@@ -6,11 +6,12 @@ import io
 import os
 import struct
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from mudi_core.subjects import photos
 from mudi_core.subjects.photos import (
@@ -105,7 +106,7 @@ def spoil(kind, path):
     Image.fromarray(rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(buffer, format="JPEG")
     frames = [Image.new("RGB", (60, 60), colour) for colour in ("red", "green", "blue")]
     if kind == "text":
-        path.write_text("not a picture")
+        path.write_text("no picture")
     elif kind == "empty":
         path.touch()
     elif kind == "truncated":
@@ -123,8 +124,8 @@ def spoil(kind, path):
 @pytest.mark.parametrize(
     "kind, word",
     [
-        ("text", "not a picture"),
-        ("empty", "not a picture"),
+        ("text", "no picture"),
+        ("empty", "no picture"),
         ("truncated", "cut off"),
         ("animated", "animated"),
         ("small", "20x20 px"),
@@ -238,7 +239,7 @@ def pages(count):
     "data, word",
     [
         (lambda: jpeg_of_scans(7000, 500), "draws over itself"),
-        (lambda: b"\xff\xd8" + b"\xff\xe1\0\2" * 2_000_000, "draws over itself|not a picture|damaged"),
+        (lambda: b"\xff\xd8" + b"\xff\xe1\0\2" * 2_000_000, "draws over itself|no picture|damaged"),
         (lambda: tiff_of_tags(20_000, 200_000), "impossible size"),
         (exif_bomb, "impossible size"),
         (lambda: pages(2000), "several pages"),
@@ -304,6 +305,26 @@ def test_heic_under_another_name_is_told_for_what_it_is(tmp_path, brand, name):
     (tmp_path / name).write_bytes(b"\0\0\0\x20ftyp" + brand + bytes(200))
     with pytest.raises(BadPhoto, match=f"{name} is HEIC .* Save it as JPEG"):
         read_photos(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "JPEG2000", "TGA", "ICO", "EPS", "svg"])
+def test_a_picture_of_a_kind_that_is_not_read_is_told_so(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "photo.png"
+    if kind == "svg":
+        path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    else:
+        Image.new("RGB", (48, 48)).save(path, kind)
+    with pytest.raises(BadPhoto, match="photo.png is no picture of a kind that is read .JPEG, PNG.*Save it as JPEG"):
+        read_photo(path)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_half_an_avif_is_damaged_and_not_of_a_kind_that_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "photo.avif"
+    Image.new("RGB", (48, 48)).save(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(BadPhoto, match="photo.avif is damaged or cut off"):
+        read_photo(path)
 
 
 def test_a_folder_of_folders_says_so(tmp_path):

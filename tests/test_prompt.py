@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from safetensors.torch import save_file
 
 from mudi_core.bases.checkpoint import NEGATIVE_PROMPT
 from mudi_core.lora.file import save_lora
-from mudi_core.lora.metadata import LoraSubjects, UnknownLora, lora_metadata, read_lora_subjects
+from mudi_core.lora.metadata import LoraSubjects, UnknownLora, lora_metadata, plain_base, read_lora_subjects
 from mudi_core.subjects.prompt import NEGATIVE, TooManyOrders, write_prompt, write_prompts
+from mudi_core.subjects.storage import read_subjects, write_subjects
 from mudi_core.train.config import TrainConfig
 from mudi_core.types import BadSubject, Photo, Subject, SubjectSet, misread_in_prompts
 
@@ -62,6 +64,31 @@ def test_a_lora_says_whom_it_knows(tmp_path: Path, resolution: int | tuple[int, 
         "The LoRA knows 'blue' as a ball, not as a cube.",
         "The LoRA was not trained on 'rex dog'; it knows red ball and blue ball.",
     ]
+
+
+@pytest.mark.parametrize("noun", [" ball", "ball ", "\u3000ball", "red  ball", "ball, red"])
+def test_whoever_trains_is_known_again_also_from_a_saved_set(tmp_path: Path, noun: str) -> None:
+    subjects = coloured("red", "blue", photos=1)
+    subjects = SubjectSet(tuple(replace(subject, class_noun=noun) for subject in subjects))
+    about = lora_metadata(TrainConfig().described(), subjects, base="mini", plan_hash="")
+    part = torch.ones(1, 1)
+    state = {"lora_unet_q.lora_down.weight": part, "lora_unet_q.lora_up.weight": part, "lora_unet_q.alpha": part[0, 0]}
+    save_lora(tmp_path / "l.safetensors", state, about)
+    earlier = {**about, "mudi_class_nouns": json.dumps([noun, noun])}
+    save_file({"x": torch.zeros(1)}, tmp_path / "earlier.safetensors", earlier)
+    saved = read_subjects(write_subjects(subjects, tmp_path / "set"))
+    for name in ("l", "earlier"):
+        known = read_lora_subjects(tmp_path / f"{name}.safetensors")
+        for one in (subjects, saved):
+            assert known.names == [subject.name for subject in one] and not known.disagreements(known.names)
+
+
+@pytest.mark.parametrize("base", ["my <best> model.safetensors", "two\nlines", "a\x1b[2Jb", "x" * 300, ""])
+def test_a_lora_of_an_oddly_named_base_is_known_again(tmp_path: Path, base: str) -> None:
+    subjects = coloured("red", "blue", photos=1)
+    about = lora_metadata(TrainConfig().described(), subjects, base=base, plan_hash="")
+    save_file({"x": torch.zeros(1)}, tmp_path / "l.safetensors", about)
+    assert read_lora_subjects(tmp_path / "l.safetensors").base == plain_base(base) == plain_base(plain_base(base))
 
 
 @pytest.mark.parametrize(

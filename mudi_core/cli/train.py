@@ -202,6 +202,7 @@ def _read_existing(out: Path, training: Training) -> str | None:
     The file of a run tells its settings, its base model and its start: what is compared here.
     """
     from ..lora.file import BadLora, load_lora
+    from ..lora.metadata import plain_base
     from ..tensor_file import BadTensorFile
     from ..train.resume import lora_fingerprint
 
@@ -213,7 +214,7 @@ def _read_existing(out: Path, training: Training) -> str | None:
         raise _exists(out, "something else") from None
     made_of = {
         "mudi_config": (training.config.to_json(), "other settings"),
-        "mudi_base": (training.base.name, "another base model"),
+        "mudi_base": (plain_base(training.base.name), "another base model"),
         "mudi_start": (lora_fingerprint(training.start), "another LoRA to start from"),
     }
     for key, (ours, what) in made_of.items():

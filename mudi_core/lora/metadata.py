@@ -15,8 +15,9 @@ from .. import __version__
 from ..tensor_file import BadWeights, check_header
 from ..types import LONGEST_NOUN, LONGEST_TOKEN, MAX_SUBJECTS, MudiError, SubjectSet, listed, misread_in_prompts
 
-_BASE = re.compile(r"[^\x00-\x1f\x7f-\x9f<>]{0,255}")
-"""A file's name, or a folder's."""
+_ODD = re.compile(r"[\x00-\x1f\x7f-\x9f<>]")
+_LONGEST_BASE = 255
+"""Letters of a file's name, or a folder's."""
 _LARGEST = 8192
 """Pixels of a side that a file can talk anybody into."""
 
@@ -37,13 +38,18 @@ def lora_metadata(
         **settings,
         "ss_network_module": "networks.lora",
         "ss_base_model_version": family,
-        "ss_sd_model_name": base,
+        "ss_sd_model_name": plain_base(base),
         "mudi_tokens": json.dumps(list(subjects.tokens)),
         "mudi_class_nouns": json.dumps([subject.class_noun for subject in subjects]),
-        "mudi_base": base,
+        "mudi_base": plain_base(base),
         "mudi_plan_hash": plan_hash,
         "mudi_version": __version__,
     }
+
+
+def plain_base(name: str) -> str:
+    """A base model's name as a LoRA's file says it: without what a page or a terminal would take for more."""
+    return _ODD.sub("_", name)[:_LONGEST_BASE]
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def read_lora_subjects(path: Path) -> LoraSubjects:
         sides = json.loads(about["mudi_config"])["resolution"]
         width, height = sides if isinstance(sides, list) else (sides, sides)
         base = about["mudi_base"]
-        if not (isinstance(tokens, list) and isinstance(nouns, list) and _BASE.fullmatch(base)):
+        if not (isinstance(tokens, list) and isinstance(nouns, list) and base == plain_base(base)):
             raise ValueError
         if not 0 < len(tokens) == len(nouns) <= MAX_SUBJECTS:
             raise ValueError
@@ -103,7 +109,7 @@ def read_lora_subjects(path: Path) -> LoraSubjects:
             raise ValueError
         if any(len(token.split()) != 1 for token in tokens) or not (0 < width <= _LARGEST and 0 < height <= _LARGEST):
             raise ValueError
-        return LoraSubjects(tuple(tokens), tuple(nouns), base, (int(width), int(height)))
+        return LoraSubjects(tuple(tokens), tuple(noun.strip() for noun in nouns), base, (int(width), int(height)))
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UnknownLora(
             f"{path.name} does not say whom it knows: it was not trained here, or its names are no plain words. "

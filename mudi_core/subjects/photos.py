@@ -234,10 +234,15 @@ def _mask_path(folder: Path, photo: Photo) -> Path:
     raise MissingMask(f"{photo.name} has no mask in {folder}: draw one and save it there as {names[2]}.")
 
 
-def _is_heif(path: Path) -> bool:
-    """Whether it begins as phones' HEIC does, and AVIF, which some Pillows do not read."""
+def _unread(path: Path) -> str:
+    """Why Pillow does not know a file: as phones' HEIC begins, and AVIF, which some Pillows do not read."""
     with path.open("rb") as file:
-        return re.match(rb"....ftyp(hei|hev|mif1|msf1|avi)", file.read(12), re.DOTALL) is not None
+        brand = re.match(rb"....ftyp(hei|hev|mif1|msf1|avi)", file.read(12), re.DOTALL)
+    if brand is None:
+        return f"is no picture of a kind that is read ({', '.join(FORMATS)}). Save it as JPEG or PNG, or remove it."
+    if brand[1] == b"avi" and _AVIF[0]:
+        return "is damaged or cut off. Copy or download it again."
+    return "is HEIC or AVIF, which is not read, whatever its name says. Save it as JPEG."
 
 
 def _read_picture(path: Path, within: Path | None) -> Image.Image:
@@ -255,11 +260,7 @@ def _read_picture(path: Path, within: Path | None) -> Image.Image:
     except FileNotFoundError:
         raise BadPhoto(f"There is no file {path}.") from None
     except UnidentifiedImageError:
-        if _is_heif(path):
-            raise BadPhoto(
-                f"{path} is HEIC or AVIF, which is not read, whatever its name says. Save it as JPEG."
-            ) from None
-        raise BadPhoto(f"{path} is not a picture, whatever its name says. Remove it or save it again.") from None
+        raise BadPhoto(f"{path} {_unread(path)}") from None
     except Image.DecompressionBombError as error:
         raise BadPhoto(f"{path} is too large ({error}). {_SMALLER}") from None
     except MudiError:
