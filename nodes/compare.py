@@ -1,4 +1,4 @@
-"""A picture becomes a score: is everybody there, as themselves?"""
+"""D&C Score: pictures become scores that say which subjects are there and look like themselves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
-    """Detect-and-Compare."""
+    """Score pictures by Detect-and-Compare."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -118,7 +118,11 @@ def compared(
     threshold: float,
     cut_out: bool,
 ) -> list[Comparison]:
-    """Detect-and-Compare of each picture, as the widgets say it."""
+    """Score each picture ``[h, w, 3]`` by Detect-and-Compare.
+
+    ``query``, ``threshold`` and ``cut_out`` are the values of the node's widgets: words separated by commas, the least
+    confidence of a figure (0 to 1), and whether to compare with cut-out subjects. Obeys Cancel.
+    """
     from ..mudi_core.score.compare import References, compare
 
     words = [word.strip() for word in query.split(",") if word.strip()] or None
@@ -126,7 +130,7 @@ def compared(
     with host.progress()("comparing") as update:
 
         def embedded(images: Sequence[Tensor]) -> Tensor:
-            update(len(results), len(pictures))  # hears Cancel between two subjects, too
+            update(len(results), len(pictures))  # obeys Cancel between two subjects, too
             return embed(images)
 
         references = References(subjects, embedded, cut_out)
@@ -139,7 +143,10 @@ def compared(
 def ranking(
     pictures: Sequence[Tensor], results: Sequence[Comparison], subjects: SubjectSet, titles: Sequence[str]
 ) -> tuple[list[int], list[Tensor], str]:
-    """Best first: the pictures' indices, a card for each, and in words what is said of each."""
+    """Return the pictures' indices, a card ``[h, w, 3]`` for each, and the verdicts in words, all best first.
+
+    ``titles``: of the pictures, in their own order.
+    """
     from ..mudi_core.score.compare import best_first, look_alike
 
     order = best_first(results)
@@ -153,7 +160,7 @@ def ranking(
 
 
 def _batches(pictures: list[Tensor]) -> list[Tensor]:
-    """One batch, or a batch for each picture where sizes differ."""
+    """Return one batch, or one for each picture where sizes differ."""
     if len({picture.shape for picture in pictures}) == 1:
         return [convert.image_batch(pictures)]
     return [convert.image_batch([picture]) for picture in pictures]

@@ -1,6 +1,6 @@
-"""ComfyUI's IMAGE, MASK, BOUNDING_BOX, MODEL, CLIP and VAE on the one side, the library's values on the other.
+"""ComfyUI's IMAGE, MASK, BOUNDING_BOX, CLIP and VAE become the library's values, and the other way round.
 
-The only place where formats change. What comes in is never written to.
+Formats change only here. Nothing that comes in is written to.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ log = logging.getLogger(__name__)
 
 
 class BadModel(MudiError):
-    """A MODEL, CLIP or VAE that this pack cannot use; the sentence says which it can."""
+    """A MODEL, CLIP or VAE that this pack cannot use. The message says which it can."""
 
 
 class BadImages(MudiError):
-    """Pictures that cannot be one batch, or that are no pictures."""
+    """A value that is not a picture, or pictures that cannot be one batch."""
 
 
 class BadBoxes(MudiError):
-    """Boxes that are none."""
+    """A value that is not a box."""
 
 
 def pictures(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Every picture of an IMAGE batch or of a list of batches, as float ``[h, w, 3]`` on the CPU; alpha is dropped.
+    """Return every picture of an IMAGE batch or of a list of batches: float ``[h, w, 3]``, 0..1, on the CPU.
 
-    Raises `BadImages` where there is none, or one without pixels or with values that are no numbers.
+    Alpha is dropped. Raise `BadImages` where there is no picture, or one without pixels or with NaN.
     """
     batches = [images] if isinstance(images, Tensor) else list(images)
     found: list[Tensor] = []
     for batch in batches:
         if not isinstance(batch, Tensor):
-            raise BadImages(f"Expected pictures, got {_kind(batch)}. Look at the node before: it gives none.")
+            raise BadImages(f"Expected pictures, got {_kind(batch)}. Check the node that they come from.")
         if batch.ndim not in (3, 4) or batch.shape[-1] not in (1, 3, 4):
             raise BadImages(f"Expected pictures [batch, height, width, channels], got a tensor {list(batch.shape)}.")
         batch = batch if batch.ndim == 4 else batch[None]
@@ -52,7 +52,7 @@ def pictures(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
             rgb = image[..., :3] if image.shape[-1] >= 3 else image.expand(-1, -1, 3)
             found.append(_values(rgb, f"Picture {len(found) + 1}"))
     if not found:
-        raise BadImages("There is no picture: the batch is empty. Look at the node that the pictures come from.")
+        raise BadImages("There is no picture: the batch is empty. Check the node that the pictures come from.")
     return found
 
 
@@ -61,7 +61,7 @@ def _kind(value: object) -> str:
 
 
 def _values(values: Tensor, which: str) -> Tensor:
-    """Values in 0..1 as float32 on the CPU, copied only where they are not. Raises `BadImages` for NaN and for none."""
+    """Return values in 0..1 as float32 on the CPU, copied only where needed. Raise `BadImages` for NaN or no values."""
     if isinstance(values, Levels) and values.bytes is not None:
         return values
     if not values.numel():
@@ -69,12 +69,12 @@ def _values(values: Tensor, which: str) -> Tensor:
     plain = values.detach().to("cpu", torch.float32)
     lowest, highest = float(plain.amin()), float(plain.amax())
     if math.isnan(lowest):
-        raise BadImages(f"{which} holds values that are no numbers (NaN). Make it again; a VAE in fp16 may be why.")
+        raise BadImages(f"{which} holds values that are no numbers (NaN). Make it again; a VAE in fp16 can cause this.")
     return plain if 0 <= lowest and highest <= 1 else plain.clamp(0, 1)
 
 
 def image_batch(pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures ``[h, w, 3]`` of one size as an IMAGE ``[b, h, w, 3]``."""
+    """Return pictures ``[h, w, 3]`` of one size as an IMAGE ``[b, h, w, 3]``. Raise `BadImages` where sizes differ."""
     sizes = sorted({(image.shape[1], image.shape[0]) for image in pictures})
     if len(sizes) != 1:
         listed = ", ".join(f"{width}x{height}" for width, height in sizes) or "none at all"
@@ -83,24 +83,24 @@ def image_batch(pictures: Sequence[Tensor]) -> Tensor:
 
 
 def masks(masks: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Every mask of a MASK batch or of a list of batches, as float ``[h, w]`` on the CPU. Raises `BadImages`."""
+    """Return every mask of MASK batches: float ``[h, w]``, 0..1, on the CPU. Raise `BadImages`."""
     batches = [masks] if isinstance(masks, Tensor) else list(masks)
     found: list[Tensor] = []
     for batch in batches:
         if not isinstance(batch, Tensor):
-            raise BadImages(f"Expected masks, got {_kind(batch)}. Look at the node before: it gives none.")
+            raise BadImages(f"Expected masks, got {_kind(batch)}. Check the node that they come from.")
         if batch.ndim < 2:
             raise BadImages(f"Expected masks [batch, height, width], got a tensor {list(batch.shape)}.")
         if batch.ndim != 3:
             batch = batch[None] if batch.ndim == 2 else batch.flatten(0, -3)
         found += [_values(batch[place], f"Mask {len(found) + place + 1}") for place in range(len(batch))]
     if not found:
-        raise BadImages("There is no mask: the batch is empty. Look at the node that the masks come from.")
+        raise BadImages("There is no mask: the batch is empty. Check the node that the masks come from.")
     return found
 
 
 def boxes(detections: Detections) -> list[BoundingBox]:
-    """What was found in one image, as BOUNDING_BOX."""
+    """Return the boxes of one image as BOUNDING_BOX, in pixels."""
     return [
         {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "score": score}
         for (x0, y0, x1, y1), score in zip(detections.xyxy.tolist(), detections.confidence.tolist(), strict=True)
@@ -108,15 +108,15 @@ def boxes(detections: Detections) -> list[BoundingBox]:
 
 
 def xyxy(boxes: Sequence[BoundingBox]) -> Tensor:
-    """The boxes of one image as float ``[n, 4]``."""
+    """Return the boxes of one image as float ``[n, 4]``: left, top, right, bottom, in pixels."""
     corners = [(box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]) for box in boxes]
     return torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
 
 
 def boxes_per_image(boxes: Any) -> list[list[BoundingBox]]:
-    """The boxes of each image, from one box, the boxes of one image, or a list of either, as nodes send them.
+    """Return the boxes of each image. Nodes send one box, the boxes of one image, or a list of either.
 
-    Raises `BadBoxes` for anything else.
+    Raise `BadBoxes` for anything else.
     """
     if isinstance(boxes, dict):
         sides = [boxes.get(side) for side in ("x", "y", "width", "height")]
@@ -131,10 +131,10 @@ def boxes_per_image(boxes: Any) -> list[list[BoundingBox]]:
 
 
 def encode_image(vae: Any, model: Any = None) -> EncodeImage:
-    """A VAE as the library's function: images ``[b, h, w, 3]`` to unscaled latents ``[b, c, ..., h/f, w/f]``.
+    """Return a VAE as an `EncodeImage`: images ``[b, h, w, 3]`` to unscaled latents ``[b, c, ..., h/f, w/f]``.
 
-    Raises `BadModel` for one that is not the MODEL's, or without a MODEL not SD's or SDXL's, and on encoding
-    `checkpoint.NoNumbers` where it overflows.
+    Raise `BadModel` for a VAE that does not fit the MODEL, or without a MODEL one that is not SD's or SDXL's. The
+    function raises `vae.NoNumbers` where the VAE overflows.
     """
     from ..mudi_core.bases.vae import check_encoded
 
@@ -162,17 +162,17 @@ def encode_image(vae: Any, model: Any = None) -> EncodeImage:
 
 
 def decoded(vae: Any, samples: Tensor) -> list[Tensor]:
-    """The pictures ``[h, w, 3]`` of a sampler's latents. Raises `checkpoint.NoNumbers` where the VAE overflows."""
+    """Return the pictures ``[h, w, 3]`` of a sampler's latents. Raise `vae.NoNumbers` where the VAE overflows."""
     from ..mudi_core.bases.vae import check_decoded
 
     return pictures(check_decoded(vae.decode(samples), samples))
 
 
 def encode_text(clip: Any) -> EncodeText:
-    """A CLIP as the library's function: captions, read to the letter, to what a CONDITIONING would hold of each.
+    """Return a CLIP as an `EncodeText`, which turns captions into what a CONDITIONING would hold of each.
 
-    ``cross_attn [n, d]``, ``pooled_output [p]`` where the model reads one, and other tensors by their names there.
-    Raises `BadModel`.
+    That is ``cross_attn [n, d]``, ``pooled_output [p]`` where the model reads one, and other tensors by their names
+    there. Brackets in a caption do not weigh its words. Raise `BadModel` for a CLIP that reads no text.
     """
     from comfy.sd1_clip import SD1ClipModel
 

@@ -1,4 +1,4 @@
-"""What the nodes show of their work: boxes on a photo, a subject before its faded photo, a picture's score card."""
+"""The pictures that nodes show of their work: boxes on a photo, a cut-out before its faded photo, a score card."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SIDE = 512
 """Pixels of a preview's longer side, at most."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#a5aa99", "#e68310", "#008695")
-"""Told apart by colour-blind eyes too; they come round again after the last."""
+"""Colour-blind people can tell them apart, too. After the last the first is used again."""
 STATUS = {"found": "#1b7837", "mixed": "#b35806", "missing": "#b2182b", "duplicated": "#b2182b"}
 GAP = 16
 CARD_LETTERS = 96
@@ -39,26 +39,26 @@ PALE = "#c9d6ea"
 
 
 def small(image: Tensor) -> Tensor:
-    """A picture ``[h, w, 3]`` of at most `SIDE` pixels a side."""
+    """Return a picture ``[h, w, 3]`` with at most `SIDE` pixels on each side."""
     picture = pil(image)
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return _tensor(picture)
 
 
 def boxed(image: Tensor, xyxy: Tensor, captions: Sequence[str]) -> Tensor:
-    """A picture at `SIDE` pixels with boxes ``[n, 4]`` (pixels of the original) drawn on it, each with a caption."""
+    """Draw boxes ``[n, 4]`` (pixels of the original) on a copy of `SIDE` pixels, each with a caption."""
     return _tensor(_boxed(image, xyxy, captions, COLOURS, SIDE))
 
 
 def cut_out(image: Tensor, mask: Tensor) -> Tensor:
-    """A small copy of a picture in which all is faded but where the mask ``[h, w]``, 0..1, is."""
+    """Return a small copy of a picture, faded outside the mask ``[h, w]``, 0..1."""
     shown = small(image)
     share = resize(mask.float(), (shown.shape[1], shown.shape[0]))[..., None]
     return shown * share + (0.2 * shown + 0.8) * (1 - share)
 
 
 def score_card(image: Tensor, comparison: Comparison, title: str) -> Tensor:
-    """A picture with its figures boxed, its score, both similarity matrices and what is said of each subject."""
+    """Draw a card: the picture with its figures boxed, its score, both similarity matrices and the verdicts."""
     font, large = ImageFont.load_default(14), ImageFont.load_default(20)
     names = [_short(token, 12) for token in comparison.tokens]
     figures = [str(number) for number in range(1, len(comparison.detections) + 1)]
@@ -88,7 +88,7 @@ def score_card(image: Tensor, comparison: Comparison, title: str) -> Tensor:
 
 
 def stacked(cards: Sequence[Tensor]) -> list[Tensor]:
-    """Pictures filled up with white at the right and the bottom to one size."""
+    """Fill pictures up with white at the right and the bottom, so that all have one size."""
     height, width = (max(card.shape[side] for card in cards) for side in (0, 1))
     canvases = torch.ones(len(cards), height, width, 3)
     for canvas, card in zip(canvases, cards, strict=True):
@@ -97,7 +97,7 @@ def stacked(cards: Sequence[Tensor]) -> list[Tensor]:
 
 
 def grid(images: Sequence[Tensor], columns: int) -> Tensor:
-    """Pictures of one size in rows, with grey between them."""
+    """Put pictures of one size in rows of ``columns``, with grey between them."""
     height, width = (side + GRID_GAP for side in images[0].shape[:2])
     rows = -(-len(images) // columns)
     sheet = torch.full((rows * height - GRID_GAP, columns * width - GRID_GAP, 3), 0.5)
@@ -145,7 +145,7 @@ def loss_curve(losses: Sequence[float], steps: int) -> Tensor:
 
 
 def preview_sheet(preview: Preview, title: str) -> Tensor:
-    """A training's preview: a row for each start, a picture for each seed, and above them what they score."""
+    """Draw a training's preview: a row for each start, a picture for each seed, and their scores above."""
     rows = list(preview.pictures.values())
     sheet = pil(grid([small(picture) for row in rows for picture in row], len(rows[0])))
     font = ImageFont.load_default(14)
@@ -157,7 +157,7 @@ def preview_sheet(preview: Preview, title: str) -> Tensor:
 
 
 def column(pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures one above the other, filled up with white at the right."""
+    """Put pictures one above the other, filled up with white at the right."""
     width = max(picture.shape[1] for picture in pictures)
     return torch.cat([functional.pad(one, (0, 0, 0, width - one.shape[1]), value=1.0) for one in pictures])
 
@@ -178,7 +178,7 @@ def _boxed(image: Tensor, xyxy: Tensor, captions: Sequence[str], colours: Sequen
 
 
 def _matrix(values: Tensor, title: str, rows: Sequence[str], columns: Sequence[str], font: Font) -> Image.Image:
-    """Similarities as a heat map with names at its top and left; darker is more alike."""
+    """Draw similarities as a heat map with names at its top and left. Darker is more alike."""
     cell = max(26, min(64, 264 // max(len(rows), len(columns), 1)))
     margin = int(max((font.getlength(name) for name in rows), default=0)) + 8
     slanted = max(font.getlength(name) for name in columns) > cell
@@ -208,7 +208,7 @@ def _matrix(values: Tensor, title: str, rows: Sequence[str], columns: Sequence[s
 
 
 def _column_name(drawn: Image.Image, name: str, corner: tuple[int, int], cell: int, upright: bool, font: Font) -> None:
-    """A name above a column, turned where the column is too narrow for it."""
+    """Write a name above a column, turned by 90 degrees where the column is too narrow for it."""
     x, bottom = corner
     if not upright:
         ImageDraw.Draw(drawn).text((x + cell / 2, bottom - 4), name, "black", font, anchor="mb")
@@ -224,7 +224,7 @@ def _short(name: str, letters: int) -> str:
 
 
 def pil(image: Tensor) -> Image.Image:
-    """A picture ``[h, w, 3]`` as Pillow has it."""
+    """Return a picture ``[h, w, 3]``, 0..1, as a Pillow image."""
     return Image.fromarray(to_bytes(image))
 
 

@@ -1,4 +1,4 @@
-"""What the layout editor in the browser is told: who is there, cut out, and where the node has put them."""
+"""What the layout editor in the browser needs: the subjects' cut-outs, and where the node has put them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARP = 192
 
 
 def shown(placed: PlacedSubjects, layout: Layout, mode: str) -> dict[str, Any]:
-    """The UI output: the layout that was drawn, the one that the seed alone would draw, and all cut-outs as files."""
+    """Return the node's UI output: the drawn layout, the one that the seed alone gives, and all cut-outs as files."""
     config = placed.config
     assert config.size is not None
     at_random = replace(config, places=None, arrangement="random")
@@ -33,18 +33,18 @@ def shown(placed: PlacedSubjects, layout: Layout, mode: str) -> dict[str, Any]:
         subject.token: {
             "name": subject.name,
             "photos": [
-                {"file": _kept(cut_out), "aspect": round(cut_out.aspect, 5)}
+                {"file": _file_of(cut_out), "aspect": round(cut_out.aspect, 5)}
                 for cut_out in placed.cutouts.by_token[subject.token]
             ],
         }
         for subject in placed.cutouts.subjects
     }
-    told = {"size": config.size, "mode": mode, "drawn": _plain(layout), "by_seed": _plain(by_seed)}
-    return {KEY: [{**told, "subjects": subjects}]}
+    layouts = {"size": config.size, "mode": mode, "drawn": _plain(layout), "by_seed": _plain(by_seed)}
+    return {KEY: [{**layouts, "subjects": subjects}]}
 
 
-def _kept(cut_out: CutOut) -> str:
-    """The name of a file in ComfyUI's temp folder; the same cut-out is written once."""
+def _file_of(cut_out: CutOut) -> str:
+    """Write a cut-out into ComfyUI's temp folder, once, and return the name of the file."""
     pixels = next((copy for copy in reversed(cut_out.sizes) if max(copy.shape) >= SHARP), cut_out.sizes[0])
     digest = hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
     folder = Path(folder_paths.get_temp_directory())
@@ -56,7 +56,7 @@ def _kept(cut_out: CutOut) -> str:
 
 
 def _plain(layout: Layout) -> list[dict[str, Any]]:
-    """Placements back to front, as JSON."""
+    """Return the placements as JSON, from back to front."""
     return [
         {"token": p.token, "box": p.xyxy, "photo": p.photo, "mirror": p.mirror, "rotation": p.rotation}
         for p in layout.placements

@@ -1,4 +1,4 @@
-"""Detect Subjects and SAM Mask: where a subject is in each of its photos, as boxes and to the pixel."""
+"""Detect Subjects and SAM Mask: find a subject in each of its photos, as a box and then as a mask."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ WHICH = ("exactly one", "best", "all")
 
 
 class BoxesDoNotFit(MudiError):
-    """As many lists of boxes as photos were expected, each with a box."""
+    """The boxes do not belong to these photos: too few lists, an empty one, or a box outside its photo."""
 
 
 class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
-    """Where the subject is in each of its photos."""
+    """Find the subject in each of its photos."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -100,7 +100,7 @@ class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
 
 
 class SamMask(io.ComfyNode):  # type: ignore[misc]
-    """What stands in the boxes, to the pixel."""
+    """Turn boxes into masks."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -152,10 +152,10 @@ class SamMask(io.ComfyNode):  # type: ignore[misc]
 
 
 def _photos(images: list[Tensor]) -> list[Photo]:
-    """The photos as a node counts them: "photo 3" in a message is the third one."""
+    """Name the photos as the node counts them: "photo 3" in a message is the third one."""
     photos = [Photo(f"photo {number}", image) for number, image in enumerate(convert.pictures(images), start=1)]
     if not photos:
-        raise BadSubject("There are no photos: the batch that comes in is empty. Look at the node before.")
+        raise BadSubject("There are no photos: the batch that comes in is empty. Check the node before this one.")
     return photos
 
 
@@ -171,7 +171,7 @@ def _check_lists(photos: list[Photo], lists: list[Any]) -> None:
 
 
 def _check_boxes(photo: Photo, boxes: list[Any]) -> None:
-    """Raises `BoxesDoNotFit` when there is none, or one of which less than half lies inside the photo."""
+    """Raise `BoxesDoNotFit` where there is no box, or one that lies outside the photo by half or more."""
     from ..mudi_core.boxes import area, clip
 
     if not boxes:

@@ -1,4 +1,4 @@
-"""Subjects become the start of a picture: who stands where, and the latent that KSampler starts from."""
+"""Layout and Init Latent: subjects get places on a canvas, and the canvas becomes the start of a picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARRANGEMENTS: dict[str, Arrangement] = {ROW: "row", GRID: "grid"}
 
 
 class MakeLayout(io.ComfyNode):  # type: ignore[misc]
-    """Who stands where."""
+    """Put the subjects on a canvas."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -37,7 +37,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
             is_output_node=True,
             inputs=[
                 Subjects.Input("subjects", tooltip="The subjects that are to be in the picture."),
-                *widgets.size("Pixels of the picture; 192 for the mini."),
+                *widgets.size("Pixels of the picture; 192 for the mini model."),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
@@ -46,7 +46,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     "text: the places that are written below, by you or a language model. row, grid: side by side in "
                     "the subjects' order.",
                 ),
-                widgets.seed("Random places, and which photo of each subject stands there."),
+                widgets.seed("Decides the random places, and which photo of each subject is used."),
                 io.String.Input(
                     "relative_sizes",
                     default="",
@@ -61,7 +61,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     max=1.0,
                     step=0.05,
                     tooltip="Random places: largest share of a subject's box that others may cover, in pairs and all "
-                    "together. 0 keeps them apart; 1 may hide one wholly.",
+                    "together. 0 keeps them apart; 1 may hide one completely.",
                 ),
                 io.String.Input(
                     "text",
@@ -89,7 +89,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     "mirror",
                     default=False,
                     optional=True,
-                    tooltip="Each subject is mirrored or not by the seed. Not for writing and lopsided marks.",
+                    tooltip="The seed decides whether each subject is mirrored. Not for writing and one-sided marks.",
                 ),
                 io.Float.Input(
                     "rotation",
@@ -98,7 +98,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     max=180.0,
                     step=1.0,
                     optional=True,
-                    tooltip="Each subject is turned by the seed, up to so many degrees to either side.",
+                    tooltip="The seed turns each subject by up to this many degrees to either side.",
                 ),
             ],
             outputs=[LayoutSocket.Output("layout", display_name="layout", tooltip="For Init Latent.")],
@@ -156,7 +156,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
 
 
 def drawn_layout(placed: PlacedSubjects, seed: int, number: int) -> Layout:
-    """Of the picture of this number, as the library's own `generate` draws it from this seed."""
+    """Draw the layout of picture ``number``, counted from 0, as the library's `generate` does from this seed."""
     from ..mudi_core.jobs.generate import draw_layout
 
     config = placed.config
@@ -165,7 +165,7 @@ def drawn_layout(placed: PlacedSubjects, seed: int, number: int) -> Layout:
 
 
 def _given(boxes: Any, subjects: SubjectSet, size: tuple[int, int]) -> dict[str, Place]:
-    """One box for each token, as fractions of the canvas, cut at its borders."""
+    """Return a box for each token, in fractions of the canvas, cut at its borders. Raise `BadLayout`."""
     from ..mudi_core.boxes import area, clip
     from ..mudi_core.stage.layout_text import Place
 

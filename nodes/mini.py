@@ -1,4 +1,4 @@
-"""The embedded family in ComfyUI: a checkpoint that every stock node works on, and photos to train it with."""
+"""Mini Checkpoint and Mini Photos: the embedded model for every stock node, and photos to train it with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAIR_CHOICES = [f"{i}: {a.token} {a.class_noun} and {b.token} {b.class_noun}" fo
 
 
 class MiniSDXL(comfy.supported_models.SDXL):  # type: ignore[misc]
-    """The embedded family's U-Net in the words of ComfyUI's SDXL."""
+    """The embedded U-Net as ComfyUI describes SDXL's."""
 
     unet_extra_config = {"num_heads": -1, "num_head_channels": 32}
     mudi_base = EMBEDDED
@@ -38,7 +38,7 @@ class MiniSDXL(comfy.supported_models.SDXL):  # type: ignore[misc]
 
 
 class MiniCheckpoint(io.ComfyNode):  # type: ignore[misc]
-    """MODEL, CLIP and VAE of the embedded family."""
+    """Give MODEL, CLIP and VAE of the embedded family."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -71,7 +71,7 @@ class MiniCheckpoint(io.ComfyNode):  # type: ignore[misc]
 
 
 class MiniPhotos(io.ComfyNode):  # type: ignore[misc]
-    """Photos of two similar characters that the embedded family was never shown."""
+    """Draw photos of two similar characters that the embedded family has never seen."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -79,14 +79,14 @@ class MiniPhotos(io.ComfyNode):  # type: ignore[misc]
             node_id="MudiMiniPhotos",
             display_name="Mini Photos (MuDI)",
             category=CATEGORY,
-            description="Photos of two similar toy characters that the mini model has never seen: what you would take "
-            "of your own two subjects.",
+            description="Photos of two similar toy characters that the mini model has never seen: they stand "
+            "for the photos of your own two subjects.",
             search_aliases=["photos", "example", "dataset", "demo", "toy"],
             inputs=[
                 io.Combo.Input("pair", options=PAIR_CHOICES, tooltip="Which two characters."),
                 io.Int.Input("count", default=5, min=1, max=32, tooltip="Photos of each character."),
                 io.Int.Input("side", default=320, min=96, max=1024, step=8, tooltip="Width and height in pixels."),
-                widgets.seed("Poses, places and light hang on it."),
+                widgets.seed("Decides poses, places and light."),
             ],
             outputs=[
                 io.Image.Output(
@@ -95,9 +95,9 @@ class MiniPhotos(io.ComfyNode):  # type: ignore[misc]
                 io.Image.Output(
                     display_name="photos_b", is_output_list=True, tooltip="Photos of the second character, one by one."
                 ),
-                io.String.Output(display_name="token_a", tooltip="A word without meaning: the first one's name."),
+                io.String.Output(display_name="token_a", tooltip="The first one's name, a word without meaning."),
                 io.String.Output(display_name="class_a", tooltip="What the first character is."),
-                io.String.Output(display_name="token_b", tooltip="A word without meaning: the second one's name."),
+                io.String.Output(display_name="token_b", tooltip="The second one's name, a word without meaning."),
                 io.String.Output(display_name="class_b", tooltip="What the second character is."),
             ],
         )
@@ -121,7 +121,7 @@ class MiniPhotos(io.ComfyNode):  # type: ignore[misc]
 
 
 def load_model() -> Any:
-    """The embedded U-Net as a MODEL."""
+    """Return the embedded U-Net as a MODEL."""
     unet = family.load_unet()
     config = MiniSDXL(unet_config(unet.config))
     config.set_inference_dtype(torch.float32, None)
@@ -134,7 +134,7 @@ def load_model() -> Any:
 
 
 def unet_config(config: Any) -> dict[str, Any]:
-    """ComfyUI's configuration of a diffusers U-Net whose levels each have attention everywhere or nowhere."""
+    """Return ComfyUI's configuration of a diffusers U-Net. Each of its levels has attention everywhere or nowhere."""
     layers = config["layers_per_block"]
     depths = [
         depth if "CrossAttn" in block else 0
@@ -163,7 +163,7 @@ def unet_config(config: Any) -> dict[str, Any]:
 
 
 def load_clip() -> Any:
-    """The embedded text encoders as a CLIP."""
+    """Return the embedded text encoders as a CLIP."""
     encoders = dict(zip(("clip_l", "clip_g"), family.load_text_encoders(), strict=True))
     kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
     options: dict[str, Any] = {
@@ -182,13 +182,13 @@ def load_clip() -> Any:
 
 
 def _text_state(encoder: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The encoder's weights by the names of the original files, whatever this release of transformers calls them."""
+    """Return the encoder's weights by their names in the original files, in every release of transformers."""
     state = encoder.state_dict()
     return {name if name.startswith("text_") else f"text_model.{name}": value for name, value in state.items()}
 
 
 def load_vae() -> Any:
-    """The embedded VAE as a VAE."""
+    """Return the embedded autoencoder as a VAE."""
     autoencoder = family.load_vae()
     config = autoencoder.config
     widths = config["block_out_channels"]
@@ -214,7 +214,7 @@ def load_vae() -> Any:
 
 
 def _set_groups(model: torch.nn.Module, groups: int) -> None:
-    """ComfyUI builds every group normalization with 32 groups; the weights' shapes do not depend on it."""
+    """Set the number of groups: ComfyUI builds every group normalization with 32, whatever the weights."""
     for module in model.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.num_groups = groups

@@ -13,7 +13,7 @@ CATEGORY, PHOTOS = "MuDI/1 subjects", "folder of photos"
 
 
 class LoadPhotos(io.ComfyNode):  # type: ignore[misc]
-    """A folder of photos in ComfyUI's input folder."""
+    """Read a folder of photos in ComfyUI's input folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -57,8 +57,8 @@ class LoadPhotos(io.ComfyNode):  # type: ignore[misc]
         where = host.input_folder(folder, PHOTOS)
         with host.progress()("reading") as update:
             photos = read_photos(where, update, host.input_root())
-        # Other nodes speak of them by number.
+        # Other nodes call them by number.
         names = [f"photo {number}: {photo.name}" for number, photo in enumerate(photos, start=1)]
-        said = "\n".join(filter(None, [*names, passed_over(where)]))
-        shown = host.preview([drawing.small(photo.image) for photo in photos], cls, said)
+        words = "\n".join(filter(None, [*names, passed_over(where)]))
+        shown = host.preview([drawing.small(photo.image) for photo in photos], cls, words)
         return io.NodeOutput([convert.image_batch([photo.image]) for photo in photos], ui=shown)

@@ -1,4 +1,4 @@
-"""Make Priors: pictures of other members of each class by the user's own model, for prior preservation."""
+"""Make Priors: pictures of other members of each class, made by the user's own model for prior preservation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = 8
 
 
 class MakePriors(io.ComfyNode):  # type: ignore[misc]
-    """Other corgis than yours."""
+    """Make pictures of other corgis than yours."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -31,7 +31,7 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
             display_name="Make Priors (MuDI)",
             category="MuDI/2 train",
             description="Samples pictures of other members of each subject's class with the model that will be trained "
-            "and cuts them out. Training on them too keeps the model from making every corgi yours. Only pictures in "
+            "and cuts them out. With them, training does not turn every corgi into yours. Only pictures in "
             "which exactly one is found are kept.",
             search_aliases=["prior preservation", "regularization images", "class images", "dreambooth"],
             is_output_node=True,
@@ -41,11 +41,11 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
                 io.Vae.Input("vae", tooltip="Decodes the pictures."),
                 Subjects.Input("subjects", tooltip="Their class nouns are what the pictures show."),
                 io.Int.Input("count", default=50, min=1, max=1000, tooltip="Pictures of each class."),
-                *widgets.size("Pixels of a picture; 192 for the mini."),
-                widgets.seed("Of the pictures."),
+                *widgets.size("Pixels of a picture; 192 for the mini model."),
+                widgets.seed("Seed of the pictures."),
                 *host.sampler_widgets(scheduler="normal"),
                 io.String.Input(
-                    "prompt", default=PROMPT, multiline=True, tooltip="Has {} where the class noun belongs."
+                    "prompt", default=PROMPT, multiline=True, tooltip="Write {} where the class noun belongs."
                 ),
                 io.String.Input(
                     "negative", default=NEGATIVE_PROMPT, multiline=True, tooltip="What the pictures should not be."
@@ -58,7 +58,7 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Least confidence of the detector; 0.03 for the mini.",
+                    tooltip="Least confidence of the detector; 0.03 for the mini model.",
                 ),
                 widgets.download(),
             ],

@@ -1,5 +1,5 @@
-"""What comes by a link: ComfyUI holds a widget to its range only where the value was typed into it, and a node of
-another pack may hand on anything under a socket's name."""
+"""Check what comes by a link. ComfyUI checks a widget's range only where the value was typed in, and a node of another
+pack may send anything through a socket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .sockets import PlacedSubjects, TrainingSet, TrainPreview, TrainSettings
 
 
 class OutOfRange(MudiError):
-    """A number that a widget would not take."""
+    """A number outside a widget's range."""
 
 
 class HalfLetter(MudiError):
@@ -24,11 +24,11 @@ class HalfLetter(MudiError):
 
 
 class BadLink(MudiError):
-    """A value that is not what its socket promises, or none at all."""
+    """A value that is not of its socket's kind, or no value."""
 
 
 class Unforeseen(Exception):
-    """An error that nobody has foreseen, and whose text had markup in it."""
+    """An error of another library whose text had markup in it."""
 
 
 def _is_latent(value: Any) -> bool:
@@ -72,21 +72,24 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "MUDI_TRAIN_SETTINGS": ("training settings", lambda value: isinstance(value, TrainSettings)),
     "MUDI_TRAIN_PREVIEW": ("a training preview", lambda value: isinstance(value, TrainPreview)),
 }
-"""By the type of a socket or widget: what has to come, in words, and whether a value is that."""
+"""By the type of a socket or widget: what is expected, in words, and the check of a value."""
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The same node, which raises `BadLink` or `OutOfRange` before it begins, and says all that is wrong plainly."""
+    """Return the same node with checked inputs and plain texts of errors.
+
+    Before it begins it raises `BadLink`, `OutOfRange` or `HalfLetter` for an input that is wrong.
+    """
     begin = node.execute.__func__
 
     def execute(cls: type[io.ComfyNode], /, **inputs: Any) -> Any:
         try:
             return run(cls, inputs)
         except Exception as error:
-            told = _plainly(error)
-            if told is error:
+            plain = _plainly(error)
+            if plain is error:
                 raise
-            raise told from error
+            raise plain from error
 
     def run(cls: type[io.ComfyNode], inputs: dict[str, Any]) -> Any:
         schema = cls.define_schema()
@@ -109,7 +112,7 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
 
 def _plainly(error: Exception) -> Exception:
-    """The same error in a text that no page takes for markup, or an `Unforeseen` where its class writes its own."""
+    """Return the same error with a text that no page reads as markup, or an `Unforeseen` if its class makes it."""
     words = str(error)
     plain = host.plain(words, links=True)
     if plain != words:
@@ -120,7 +123,7 @@ def _plainly(error: Exception) -> Exception:
 
 
 def _plain_judge(judge: Callable[..., bool | str]) -> Callable[..., bool | str]:
-    """A ``validate_inputs`` whose refusals are plain; ComfyUI hands it the inputs that its signature names."""
+    """Return a ``validate_inputs`` whose refusals are plain. ComfyUI gives it the inputs that its signature names."""
 
     def judged(*given: Any, **inputs: Any) -> bool | str:
         answer = judge(*given, **inputs)

@@ -1,4 +1,4 @@
-"""What becomes of a start after it was made: the samplers of the same graph, and noise as diffusers draws it."""
+"""What happens to a start in the graph: remarks on its samplers, and Noise, which draws noise as diffusers does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLOW_SCHEDULES = ("ModelSamplingFlux", "ModelSamplingSD3", "ModelSamplingAuraFlo
 
 
 class StartNoise(io.ComfyNode):  # type: ignore[misc]
-    """The noise of the command line's pictures."""
+    """Give the noise of the command line's pictures."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -28,13 +28,13 @@ class StartNoise(io.ComfyNode):  # type: ignore[misc]
             node_id="MudiNoise",
             display_name="Noise (MuDI)",
             category="MuDI/3 generate",
-            description="Noise for SamplerCustomAdvanced, in the place of RandomNoise: the picture begins as the "
-            "command line's (diffusers) of the same seed and layout, to the last digit.",
+            description="Noise for SamplerCustomAdvanced, instead of RandomNoise: the picture begins exactly as "
+            "on the command line (diffusers) with the same seed and layout.",
             search_aliases=["random noise", "diffusers parity", "reproduce"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that samples."),
                 io.Sigmas.Input("sigmas", tooltip="The sampler's. Basic Scheduler's ddim_uniform begins as diffusers."),
-                widgets.seed("The command line's --seed. Layout and Init Latent want the same one."),
+                widgets.seed("The command line's --seed. Give Layout and Init Latent the same one."),
             ],
             outputs=[io.Noise.Output("noise", display_name="noise", tooltip="For SamplerCustomAdvanced.")],
         )
@@ -47,7 +47,7 @@ class StartNoise(io.ComfyNode):  # type: ignore[misc]
 
 
 class _Noise:
-    """A NOISE: picture i of a batch has the noise that the library's `generate` draws for picture i."""
+    """A NOISE. Picture i of a batch gets the noise that the library's `generate` draws for picture i."""
 
     def __init__(self, seed: int, scale: float) -> None:
         self.seed = seed
@@ -65,9 +65,9 @@ class _Noise:
 
 
 def weak_start(model: Any, gamma: float, first: float | None = None) -> str:
-    """A sentence for a MODEL that hardly sees a start of this strength, or nothing; also said in the log.
+    """Return and log a sentence for a MODEL that hardly sees a start of strength ``gamma``; nothing for others.
 
-    ``first``: the noise level that sampling begins at, the MODEL's last one if it is not given.
+    ``first``: the sigma that sampling begins at, the MODEL's last one if it is not given.
     """
     from comfy.model_sampling import CONST
 
@@ -85,9 +85,9 @@ def weak_start(model: Any, gamma: float, first: float | None = None) -> str:
 
 
 def _missing_scale(model: Any, sigmas: Tensor) -> float:
-    """What the noise lacks where sampling begins below the model's last sigma.
+    """Return the factor that the noise needs where sampling begins below the model's last sigma.
 
-    There ComfyUI multiplies it by sigma; diffusers, as at the last one, by sqrt(1 + sigma^2).
+    There ComfyUI multiplies noise by sigma; diffusers multiplies by sqrt(1 + sigma^2), as at the last one.
     """
     first = float(sigmas[0]) if len(sigmas) else 0.0
     last = float(model.get_model_object("model_sampling").sigma_max)
@@ -96,9 +96,9 @@ def _missing_scale(model: Any, sigmas: Tensor) -> float:
 
 
 def remarks(prompt: dict[str, Any], node_id: str) -> list[str]:
-    """A sentence for each way in which a sampler that takes this node's LATENT would spoil it.
+    """Return a sentence for each setting by which a sampler would spoil the LATENT of node ``node_id``.
 
-    ``prompt``: the graph as ComfyUI's API has it. Only what stands in widgets is seen, of the stock samplers.
+    ``prompt``: the graph in ComfyUI's API format. Only the widgets of stock samplers are read, no linked values.
     """
     found = []
     for name, node in prompt.items():
@@ -117,19 +117,19 @@ def remarks(prompt: dict[str, Any], node_id: str) -> list[str]:
             found.append(f"{sampler} begins at step {start}: the cut-outs will show through. Begin at step 0.")
         if inputs.get("add_noise") in ("disable", False) or noise.get("class_type") == "DisableNoise":
             found.append(
-                f"{sampler} adds no noise, and this latent has none: nothing will come of it. Let it add noise."
+                f"{sampler} adds no noise, and this latent has none, so there will be no picture. Let it add noise."
             )
         changed = _schedule_of_another_kind(prompt, inputs)
         if changed:
             found.append(
-                f"{sampler} has a model that was changed by {changed}: it begins in so much noise that the start is "
-                "lost in it. Take that node out, unless the model was trained so."
+                f"{sampler} has a model that was changed by {changed}: it begins with so much noise that the start is "
+                "lost in it. Remove that node, unless the model was trained this way."
             )
     return found
 
 
 def _schedule_of_another_kind(prompt: dict[str, Any], inputs: dict[str, Any]) -> str:
-    """The node above a sampler that makes its model begin in noise alone, by name, or nothing."""
+    """Return the name of the node above a sampler that makes its model begin with noise alone; "" for none."""
     seen: set[str] = set()
     link = inputs.get("model") or _origin(prompt, inputs.get("guider")).get("inputs", {}).get("model")
     while isinstance(link, list) and link[0] in prompt and link[0] not in seen:
@@ -143,6 +143,6 @@ def _schedule_of_another_kind(prompt: dict[str, Any], inputs: dict[str, Any]) ->
 
 
 def _origin(prompt: dict[str, Any], link: Any) -> dict[str, Any]:
-    """The node that a link comes from, or nothing."""
+    """Return the node that a link comes from; {} for no link."""
     node: dict[str, Any] = prompt.get(link[0], {}) if isinstance(link, list) else {}
     return node

@@ -1,4 +1,4 @@
-"""The socket types of this pack, and core's that have no class of their own in its API."""
+"""The socket types of this pack, and those of ComfyUI that have no class in its API."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ BoundingBoxes = io.Custom("BOUNDING_BOX")
 
 
 def boxes_input(tooltip: str, optional: bool = False) -> io.Input:
-    """The input "boxes": a socket also where the frontend has a widget for a single box."""
+    """Return the input "boxes". It is a socket even where the frontend has a widget for a single box."""
     return BoundingBoxes.Input("boxes", optional=optional, tooltip=tooltip, extra_dict={"forceInput": True})
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """What Train LoRA learns from, and how compositions of it look."""
+    """What Train LoRA learns from, and how its compositions are made."""
 
     subjects: SubjectSet
     priors: SubjectSet | None = None
@@ -47,7 +47,7 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How Train LoRA learns, where that is not left to its own widgets."""
+    """Settings of Train LoRA that go beyond its own widgets."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `TrainConfig` by name, in place of the node's."""
@@ -61,7 +61,7 @@ class TrainSettings:
 
 @dataclass(frozen=True, eq=False)
 class PlacedSubjects:
-    """Subjects cut out of their photos, and how they are to stand: what canvases are drawn from."""
+    """Cut-out subjects and how to place them: canvases are drawn from this."""
 
     cutouts: CutOuts
     config: GenerateConfig
@@ -70,7 +70,7 @@ class PlacedSubjects:
 
 @dataclass(frozen=True, eq=False)
 class TrainPreview:
-    """What Train LoRA samples on its way, and by whom it is judged."""
+    """The pictures that Train LoRA samples on its way, and the models that judge them."""
 
     layout: PlacedSubjects
     positive: Any
@@ -91,7 +91,7 @@ class TrainPreview:
 
 
 class BoundingBox(TypedDict):
-    """Pixels of its image; ``x`` and ``y`` are the left upper corner."""
+    """A box in pixels of its image; ``x`` and ``y`` are the upper left corner."""
 
     x: float
     y: float

@@ -1,4 +1,4 @@
-"""Subject: photos and masks under a name, chained for several subjects."""
+"""Subject: give photos and masks a name. For several subjects, one node follows the other."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CATEGORY = "MuDI/1 subjects"
 
 
 class CaptionsDoNotFit(MudiError):
-    """One caption for each photo was expected."""
+    """The number of captions is not that of the photos."""
 
 
 class MakeSubject(io.ComfyNode):  # type: ignore[misc]
-    """Photos and masks under a name."""
+    """Make a subject of photos, masks and two words."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -31,12 +31,12 @@ class MakeSubject(io.ComfyNode):  # type: ignore[misc]
             node_id="MudiSubject",
             display_name="Subject (MuDI)",
             category=CATEGORY,
-            description="Names a subject: its photos, their masks, a token and a class noun. Chain one such node for "
-            "each subject. The prompt will call it by both words, 'olis corgi'.",
+            description="Names a subject: its photos, their masks, a token and a class noun. Use one node for "
+            "each subject, one after the other. The prompt names it by both words, 'olis corgi'.",
             search_aliases=["MuDI", "DreamBooth subject", "character", "token"],
             is_input_list=True,
             inputs=[
-                io.Image.Input("photos", tooltip="Photos of this one subject; 3 to 5 in varied surroundings do."),
+                io.Image.Input("photos", tooltip="Photos of this one subject; 3 to 5 in varied places are enough."),
                 io.Mask.Input(
                     "masks",
                     tooltip="One mask for each photo, white where the subject is, from SAM Mask, the MaskEditor or any "
@@ -51,7 +51,7 @@ class MakeSubject(io.ComfyNode):  # type: ignore[misc]
                     "class_noun",
                     default="",
                     placeholder="corgi",
-                    tooltip="What it is, as exact as you like: 'corgi', 'red monster plush'.",
+                    tooltip="What it is, as exactly as you like: 'corgi', 'red monster plush'.",
                 ),
                 io.String.Input(
                     "captions",
@@ -106,7 +106,7 @@ class MakeSubject(io.ComfyNode):  # type: ignore[misc]
 
 
 def _photos(token: str, pictures: list[Tensor], captions: list[str]) -> list[Photo]:
-    """The pictures as photos, named by the subject's token and counted from 1, each with its caption."""
+    """Return the pictures as photos, named by the subject's token and counted from 1, each with its caption."""
     texts = _captions(captions, len(pictures))
     return [
         Photo(f"{token}_{number}.png", picture, caption)
@@ -115,7 +115,7 @@ def _photos(token: str, pictures: list[Tensor], captions: list[str]) -> list[Pho
 
 
 def _captions(texts: list[str], count: int) -> list[str]:
-    """A caption for each photo, from one text of as many lines or from a list of texts; none from an empty text."""
+    """Return a caption for each photo, from the lines of one text or from a list of texts; all "" if there is none."""
     lines = texts if len(texts) > 1 else texts[0].strip("\n").splitlines()
     if not any(line.strip() for line in lines):
         return [""] * count

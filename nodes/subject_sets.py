@@ -20,7 +20,7 @@ CATEGORY, DATASET = "MuDI/1 subjects", "dataset"
 
 
 class LoadSubjectSet(io.ComfyNode):  # type: ignore[misc]
-    """A dataset folder of ComfyUI's input folder, as subjects."""
+    """Read subjects from a dataset folder in ComfyUI's input folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -59,12 +59,12 @@ class LoadSubjectSet(io.ComfyNode):  # type: ignore[misc]
         folder = host.input_folder(name, DATASET)
         with host.progress()("reading") as update:
             subjects = read_subjects(folder, update, within=host.input_root())
-        said = "\n".join(filter(None, [_summary(subjects), changes(folder), *doubts(subjects)]))
-        return io.NodeOutput(subjects, ui=host.preview(_cut_outs(subjects), cls, said))
+        words = "\n".join(filter(None, [_summary(subjects), changes(folder), *doubts(subjects)]))
+        return io.NodeOutput(subjects, ui=host.preview(_cut_outs(subjects), cls, words))
 
 
 class SaveSubjectSet(io.ComfyNode):  # type: ignore[misc]
-    """Subjects as a dataset folder of ComfyUI's input folder."""
+    """Write subjects into a dataset folder in ComfyUI's input folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,4 +1,4 @@
-"""The mark that the paper asks for against misuse: in a picture, invisible, and found again by its key."""
+"""Watermark and Find Watermark: the paper asks for an invisible mark against misuse, which its key finds again."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CATEGORY = "MuDI/5 mark"
 
 
 class NoKey(MudiError):
-    """A mark without a key would be anybody's."""
+    """A mark without a key."""
 
 
 def _key() -> io.String.Input:
     return io.String.Input(
         "key",
         default=KEY,
-        tooltip="Any words. With this one everybody finds the mark; with words of your own, you alone. Keep them.",
+        tooltip="Any words. With these everybody can find the mark; with your own words, only you can. Remember them.",
     )
 
 
@@ -33,7 +33,7 @@ def _check_key(key: str | None) -> bool | str:
 
 
 class AddWatermark(io.ComfyNode):  # type: ignore[misc]
-    """Pictures that say of themselves that they were generated."""
+    """Mark pictures as generated."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -41,7 +41,7 @@ class AddWatermark(io.ComfyNode):  # type: ignore[misc]
             node_id="MudiWatermark",
             display_name="Watermark (MuDI)",
             category=CATEGORY,
-            description="Puts an invisible mark into pictures, before Save Image. It outlives JPEG and resizing, not "
+            description="Puts an invisible mark into pictures, before Save Image. It survives JPEG and resizing, not "
             "cropping or rotation. Nothing is marked unless this node is wired in.",
             search_aliases=["invisible watermark", "provenance", "mark as generated", "signature"],
             inputs=[
@@ -53,7 +53,7 @@ class AddWatermark(io.ComfyNode):  # type: ignore[misc]
                     min=0.1,
                     max=4.0,
                     step=0.1,
-                    tooltip="1 is invisible and survives JPEG 80 and half the size. More survives more.",
+                    tooltip="1 is invisible and survives JPEG quality 80 and half the size. Higher survives more.",
                 ),
             ],
             outputs=[io.Image.Output("marked", display_name="images", tooltip="The same pictures with the mark.")],
@@ -73,7 +73,7 @@ class AddWatermark(io.ComfyNode):  # type: ignore[misc]
 
 
 class FindWatermark(io.ComfyNode):  # type: ignore[misc]
-    """Whether pictures carry the mark."""
+    """Find the mark in pictures."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -84,7 +84,7 @@ class FindWatermark(io.ComfyNode):  # type: ignore[misc]
             description="Says of each picture whether it carries the mark of a key, and how surely.",
             search_aliases=["detect watermark", "is it generated", "provenance"],
             is_output_node=True,
-            inputs=[io.Image.Input("images", tooltip="Pictures from anywhere, uncropped."), _key()],
+            inputs=[io.Image.Input("images", tooltip="Pictures from anywhere, but not cropped."), _key()],
             outputs=[
                 io.Boolean.Output("all_marked", display_name="all_marked", tooltip="Whether every picture has it."),
                 io.String.Output(

@@ -1,4 +1,4 @@
-"""Words about the subjects: the prompt that names them all, and what a language model is asked of their places."""
+"""Subject Prompt and Layout from Prompt: name all subjects, and ask a language model for their places."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ CATEGORY = "MuDI/3 generate"
 
 
 class NobodyToName(MudiError):
-    """A prompt of no subjects."""
+    """A prompt that would name nobody."""
 
 
 class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
-    """The subjects' names, so that nobody has to remember them."""
+    """Write a prompt that names the subjects, so that nobody has to remember the names."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -33,8 +33,8 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
             display_name="Subject Prompt (MuDI)",
             category=CATEGORY,
             description="Writes a prompt that names every subject by its token and class noun, as the LoRA was taught: "
-            "'2 dogs: a photo of olis corgi and hta chow chow playing in the snow'. The LoRA's own file says who they "
-            "are.",
+            "'2 dogs: a photo of olis corgi and hta chow chow playing in the snow'. It reads the names from the "
+            "LoRA's file.",
             search_aliases=["trigger words", "tokens", "lora metadata", "text", "prompt builder"],
             inputs=[
                 io.Combo.Input(
@@ -65,7 +65,7 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
                 io.String.Input(
                     "negative",
                     default=NEGATIVE,
-                    tooltip="Handed on: Seg-Mix's training images are collages, pictures should not be.",
+                    tooltip="Comes out unchanged. Seg-Mix's training images are collages, and pictures should not be.",
                 ),
                 Subjects.Input(
                     "subjects",
@@ -126,9 +126,9 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
 
 
 def _read(lora_name: str, subjects: SubjectSet | None) -> tuple[LoraSubjects | None, list[str]]:
-    """What a LoRA says of its subjects, if one is chosen, and remarks.
+    """Return what the chosen LoRA says of its subjects, if one is chosen, and remarks.
 
-    Raises `UnknownLora` for a LoRA that says nothing, unless there are ``subjects``.
+    Raise `UnknownLora` for a LoRA that says nothing, unless there are ``subjects``.
     """
     from ..mudi_core.lora.metadata import UnknownLora, read_lora_subjects
 
@@ -144,7 +144,7 @@ def _read(lora_name: str, subjects: SubjectSet | None) -> tuple[LoraSubjects | N
 
 
 def _whom(known: LoraSubjects | None, subjects: SubjectSet | None) -> list[tuple[str, str]]:
-    """Token and class noun of everybody whom the prompt names. Raises `NobodyToName`."""
+    """Return token and class noun of everybody whom the prompt names. Raise `NobodyToName`."""
     if subjects is not None:
         return [(subject.token, subject.class_noun) for subject in subjects]
     if known is not None:
@@ -153,7 +153,7 @@ def _whom(known: LoraSubjects | None, subjects: SubjectSet | None) -> list[tuple
 
 
 class AskLayout(io.ComfyNode):  # type: ignore[misc]
-    """A layout from the prompt, by a language model."""
+    """Ask a language model for a layout."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -172,7 +172,7 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
                 io.Boolean.Input(
                     "ask",
                     default=True,
-                    tooltip="Off: nothing is asked here; give the question to a language-model node, and its answer to "
+                    tooltip="Off: ask nothing here. Give the question to a language-model node, and its answer to "
                     "Layout's text.",
                 ),
                 io.String.Input(
@@ -183,9 +183,9 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
                     "workflow may not send your prompt anywhere else. Empty: the first in MUDI_LLM_URL, which "
                     "alone gets the key, or else Ollama on this computer.",
                 ),
-                io.String.Input("model", default="", tooltip="Its name there. Empty: the first that it lists."),
+                io.String.Input("model", default="", tooltip="Name of the model there. Empty: the first one listed."),
                 io.Float.Input("timeout", default=60.0, min=1.0, max=3600.0, step=1.0, tooltip="Seconds to wait."),
-                widgets.seed("Handed on to the language model: another one asks again."),
+                widgets.seed("Goes to the language model. Change it to ask again."),
             ],
             outputs=[
                 io.String.Output("text", display_name="text", tooltip="For Layout's text; empty if ask is off."),

@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 from ..convert import BadModel
 
 _OFFLOADS = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters
-"""Newer ComfyUI lends a weight and wants it back after use."""
+"""Newer ComfyUI lends a weight and must get it back after use."""
 _ROUNDED = 0.3
 """How far a layer's own answer may be from the product with its weight, as a share of it: some round their input."""
 

@@ -1,4 +1,4 @@
-"""The running ComfyUI, as the nodes use it: this is the only part of the pack's face that knows no task."""
+"""The running ComfyUI as the nodes use it. Nothing here knows what a node is for."""
 
 from __future__ import annotations
 

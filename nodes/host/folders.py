@@ -1,4 +1,4 @@
-"""ComfyUI's input and user folders: what lies there, and that nothing leads out of them."""
+"""ComfyUI's input and user folders: what lies there, and a check that no link leads out of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from .listing import entries, is_file, is_folder
 
 
 def input_folder(name: str, what: str) -> Path:
-    """Where the folder of this name lies, or will lie, in ComfyUI's input folder; no link in it leads out of there.
+    """Return the path of a folder inside ComfyUI's input folder, whether it exists or not.
 
-    Raises `BadName`.
+    ``what`` the folder is, such as "dataset", stands in the message. Raise `BadName` for a name that is a path, and
+    for a link that leads out of the input folder.
     """
     folder = input_root() / plain_name(name, what)
     _check_links(folder, input_root())
@@ -36,20 +37,20 @@ def is_plain_name(name: str | None, what: str) -> bool | str:
 
 
 def input_root() -> Path:
-    """ComfyUI's input folder."""
+    """Return ComfyUI's input folder."""
     return Path(folder_paths.get_input_directory())
 
 
 def _check_links(folder: Path, root: Path) -> None:
-    """Raises `BadName` for a link out of ``root``, also behind links that lead inside; each folder is seen once."""
+    """Raise `BadName` for a link that leads out of ``root``. Follow links that stay inside, each folder once."""
     inside = os.path.realpath(root)
     if os.path.realpath(folder) == inside:
-        raise BadName(f"{folder} is a link to {root} itself. Remove it, and choose a folder of its own.")
+        raise BadName(f"{folder} is a link to {root} itself. Remove the link and use a folder of its own.")
     seen: set[str] = set()
 
     def check(path: str) -> None:
         if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(inside):
-            raise BadName(f"{readable(path)} is a link that leads out of {root}. Put there what it leads to.")
+            raise BadName(f"{readable(path)} is a link that leads out of {root}. Copy what it leads to into its place.")
 
     check(str(folder))
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -60,13 +61,13 @@ def _check_links(folder: Path, root: Path) -> None:
 
 
 def datasets() -> list[str]:
-    """The names of the datasets in ComfyUI's input folder, priors of the official code among them."""
+    """Return the names of the datasets in ComfyUI's input folder, with the priors of the official code."""
     take_up_all(input_root())
     return [one.name for one in _input_folders() if is_file(one / METADATA) or is_file(one / CLASS_METADATA)]
 
 
 def photo_folders() -> list[str]:
-    """The names of the folders of pictures in ComfyUI's input folder; datasets are none."""
+    """Return the names of the folders of photos in ComfyUI's input folder, without datasets."""
     return [
         folder.name
         for folder in _input_folders()
@@ -75,7 +76,7 @@ def photo_folders() -> list[str]:
 
 
 def _is_photo(path: Path) -> bool:
-    """Whether a file is a photo, or one of a kind that Load Photos names as not readable; masks are none."""
+    """Whether a file is a photo, or of a kind that Load Photos reports as not readable. A mask is not a photo."""
     return path.suffix.lower() in (*SUFFIXES, *OTHER_PICTURES) and not path.name.lower().startswith("mask_")
 
 
@@ -85,5 +86,5 @@ def _input_folders() -> list[Path]:
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made again: in ComfyUI's user folder, which outlives a restart."""
+    """Return the folder for things that can be made again: in ComfyUI's user folder, so that they survive a restart."""
     return Path(folder_paths.get_user_directory()) / "__mudi"

@@ -1,4 +1,4 @@
-"""The LoRA files in ComfyUI's folders: which there are, where one lies, and where a new one goes."""
+"""The LoRA files in ComfyUI's folders: the choices, the path of one, and the path of a new one."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class ReadOnly(MudiError):
 
 
 class MissingLora(MudiError):
-    """A LoRA that lies in none of ComfyUI's folders any more."""
+    """A LoRA that is no longer in any of ComfyUI's folders."""
 
 
 def loras() -> list[str]:
-    """The choices of a LoRA widget."""
+    """Return the choices of a LoRA widget, `NO_LORA` first."""
     try:
         found = folder_paths.get_filename_list("loras")
     except (OSError, ValueError) as error:  # ComfyUI walks every folder below it
@@ -38,13 +38,15 @@ def loras() -> list[str]:
 
 
 def find_lora(choice: str | None) -> Path | None:
-    """Where the LoRA of a choice of `loras` lies; None for none, and for one that is gone."""
+    """Return the path of a choice of `loras`; None for `NO_LORA`, and for a file that is gone."""
     path = None if choice in (None, NO_LORA) else folder_paths.get_full_path("loras", choice)
     return None if path is None else Path(path)
 
 
 def newer_lora(choice: str | None) -> str | None:
-    """The choice with the highest number of the same name, where it is higher: "cats_00003.safetensors"."""
+    """Return the choice with the same name and the highest number, such as "cats_00003.safetensors".
+
+    None where the given choice has the highest number already, or no number."""
     path = find_lora(choice)
     match = path and re.fullmatch(r"(.+)_(\d{5,9})((-\d+|-best)?)\.safetensors", path.name)
     if path is None or choice is None or not match:
@@ -57,7 +59,7 @@ def newer_lora(choice: str | None) -> str | None:
 
 
 def lora(choice: str | None) -> Path | None:
-    """Where the LoRA of a choice of `loras` lies. Raises `MissingLora`."""
+    """Return the path of a choice of `loras`; None for `NO_LORA`. Raise `MissingLora`."""
     if choice in (None, NO_LORA):
         return None
     path = find_lora(choice)
@@ -69,7 +71,7 @@ def lora(choice: str | None) -> Path | None:
 
 
 def loras_folder() -> Path:
-    """Where new LoRAs go: ComfyUI's first folder of them. Raises `ReadOnly` before hours of training, not after."""
+    """Return the folder for new LoRAs, ComfyUI's first one. Raise `ReadOnly`, so ask before hours of training."""
     folder = Path(folder_paths.get_folder_paths("loras")[0])
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,14 +83,14 @@ def loras_folder() -> Path:
 
 
 def numbers(folder: Path, name: str, suffix: str) -> list[int]:
-    """Those of the files "<name>_00001<suffix>" of a folder.
+    """Return the numbers of the files "<name>_00001<suffix>" in a folder.
 
-    Those with a step behind the number, "<name>_00001-000200<suffix>", count too.
+    Files with a step after the number, "<name>_00001-000200<suffix>", count too.
     """
     pattern = re.compile(re.escape(name) + r"_(\d{1,9})(-\d+)?" + re.escape(suffix), re.IGNORECASE)
     return [int(match[1]) for path in entries(folder) if (match := pattern.fullmatch(path.name))]
 
 
 def numbered(folder: Path, name: str, suffix: str, reserved: Sequence[int] = ()) -> Path:
-    """The next free "<name>_00001<suffix>" of a folder, after the highest that is there or ``reserved``."""
+    """Return the path "<name>_00001<suffix>" in a folder with the number after all numbers there and ``reserved``."""
     return folder / f"{name}_{max([*numbers(folder, name, suffix), *reserved], default=0) + 1:05d}{suffix}"

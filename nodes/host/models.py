@@ -1,4 +1,4 @@
-"""The models that find, cut out and compare: what a widget offers, and each loaded where ComfyUI computes."""
+"""The models that find, cut out and compare: the choices of their widgets, and loading them where ComfyUI computes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _OLD_MINI = "mini (embedded)"
 
 
 class MissingModel(MudiError):
-    """A model choice that lies in none of ComfyUI's folders any more."""
+    """A model that is no longer in any of ComfyUI's folders."""
 
 
 def device() -> torch.device:
-    """Where ComfyUI computes."""
+    """Return the device that ComfyUI computes on."""
     found: torch.device = comfy.model_management.get_torch_device()
     return found
 
@@ -43,14 +43,14 @@ for _, _eye in backends.EYES:
 
 
 class _Choices(list[str]):
-    """Choices among which ComfyUI, when it checks a prompt, also finds the embedded model's older name."""
+    """Choices that also accept the embedded model's older name when ComfyUI checks a prompt."""
 
     def __contains__(self, choice: object) -> bool:
         return super().__contains__(MINI if choice == _OLD_MINI else choice)
 
 
 def eye_choices(role: backends.Role) -> list[str]:
-    """The choices of a model widget: those with a known link, what else lies in their folders, the embedded model."""
+    """Return the choices of a model widget: models with a known link, others in their folders, the embedded model."""
     known = {name: eye for name, eye in backends.eyes(role).items() if eye.folder is not None}
     choices = [eye.weights or name for name, eye in known.items()]
     own = [name for eye in known.values() for name in _local_models(eye)]
@@ -62,7 +62,7 @@ def _model_folders(eye: backends.Eye) -> list[Path]:
 
 
 def _local_models(eye: backends.Eye) -> dict[str, Path]:
-    """Models that the user put there, by file or folder name: one SAM a file, one of the others a folder."""
+    """Return the models that the user put there, by name: a SAM is a file, each other model is a folder."""
     if eye.weights is None:
         return {}
     alike = [weights.TABLE[one.weights] for _, one in backends.EYES if one.folder == eye.folder and one.weights]
@@ -91,11 +91,14 @@ class _Loaded(Generic[Backend]):
 
 
 _loaded: dict[str, _Loaded[Any]] = {}
-"""The last model of each role, kept for the next node."""
+"""The last model of each role, for the next node that needs it."""
 
 
 def detector(choice: str, download: bool = False) -> backends.Detector:
-    """Return the detector of one of the `eye_choices`, ready to use. Raises `MissingWeights`, `MissingModel`."""
+    """Return the detector of one of the `eye_choices`, ready to use.
+
+    ``download``: fetch it where it is missing. Raise `MissingWeights`, `MissingModel`.
+    """
     return _load("detector", choice, download, backends.load_detector)
 
 
@@ -129,7 +132,7 @@ def _load(
 
 
 def _find(role: backends.Role, choice: str, download: bool) -> tuple[str, Path | None]:
-    """The library's name of the backend, and where its weights lie."""
+    """Return the library's name of the backend, and the path of its weights."""
     if choice in (MINI, _OLD_MINI):
         return EMBEDDED, None
     known = {name: eye for name, eye in backends.eyes(role).items() if eye.folder is not None}

@@ -1,4 +1,4 @@
-"""What a node shows while it runs: its progress bar, its line of text and its pictures. Cancel is heard there."""
+"""What a node shows while it runs: its progress bar, its line of text and its pictures. It obeys Cancel there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 PREVIEW_SIDE = 512
 """Pixels of the picture beside a progress bar."""
 PREVIEW_SECONDS = 1.0
-"""So often that picture is drawn at most."""
+"""Least time between two such pictures."""
 _ALIKE = str.maketrans("<>&", "‹›＆")
 _LINKS = re.compile(r"://|www\.|\[\[|__LNK", re.IGNORECASE)
 """What frontends make links of: addresses, [[label|address]], and the place they keep for one."""
@@ -37,10 +37,10 @@ _UNSHOWN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 
 def progress(preview: Callable[[], Tensor] | None = None) -> Progress:
-    """A `Progress` that drives the node's progress bar and its line of text, and obeys Cancel at every update.
+    """Return a `Progress` that moves the node's progress bar and its line of text, and obeys Cancel at every update.
 
-    ``preview`` draws the picture ``[h, w, 3]`` beside the bar; it is asked now and then. Each update raises
-    `InterruptProcessingException` when the user has pressed Cancel.
+    ``preview`` returns the picture ``[h, w, 3]`` beside the bar; it is called every `PREVIEW_SECONDS` at most. Each
+    update raises `InterruptProcessingException` when the user has pressed Cancel.
     """
 
     @contextmanager
@@ -73,18 +73,18 @@ def hear_cancel() -> None:
 
 
 def plain(words: str, links: bool = False) -> str:
-    """A text that no page takes for markup, with look-alikes of what begins tags, entities and, unless kept, links.
+    """Return a text that no page reads as markup: look-alikes replace what begins tags, entities and links.
 
-    ComfyUI's frontends set what a node says as HTML, some without sanitizing it, and names come from files and from
-    others. Every text of ours goes to the page through here: `say`, `preview`, and in `ranges.checked` each refusal and
-    error, in which no frontend makes links.
+    ComfyUI's frontends show a node's text as HTML, some without sanitizing it, and names come from files of other
+    people. Every text of MuDI goes to the page through here: `say`, `preview`, and in `ranges.checked` each refusal and
+    error. ``links``: leave links as they are, for texts in which no frontend makes links.
     """
     words = _UNSHOWN.sub("\ufffd", words).translate(_ALIKE)
     return words if links else _LINKS.sub(lambda match: match[0].translate(_LINK_ALIKE), words)
 
 
 def say(words: str) -> None:
-    """A line of text on the node that runs, where there is a server to show it."""
+    """Show a line of text on the node that runs, where there is a server."""
     context, server = get_executing_context(), sys.modules.get("server")
     instance = getattr(server.PromptServer, "instance", None) if server is not None else None
     if context is not None and instance is not None:
@@ -92,7 +92,7 @@ def say(words: str) -> None:
 
 
 def preview(images: Tensor | Sequence[Tensor], cls: type[io.ComfyNode], text: str = "") -> dict[str, Any]:
-    """What a node shows of itself: pictures ``[h, w, 3]`` of any sizes, and a text in the place of its progress."""
+    """Return what a node shows: pictures ``[h, w, 3]`` of any sizes, and a text that replaces its progress."""
     if text:
         say(text)
     shown: dict[str, Any] = ui.PreviewImage(images, cls=cls).as_dict() if len(images) else {}

@@ -1,4 +1,6 @@
-"""What nodes have read and written: where that is another or gone, a node runs again although its graph is the same."""
+"""Files that nodes have read or written: a node runs again when one has changed or is gone, even in the same graph.
+
+ComfyUI keeps a node's result as long as its inputs are the same. `fingerprint_inputs` of the nodes tells it more."""
 
 from __future__ import annotations
 
@@ -9,28 +11,28 @@ from pathlib import Path
 from typing import Any
 
 _written: dict[str, set[Path]] = {}
-"""By node and widgets, the files that stand for its last results."""
+"""The files of a node's last results, by node and widgets."""
 _gone: Counter[str] = Counter()
 
 
 def state_of(paths: Iterable[Path | None]) -> list[tuple[int, ...]]:
-    """What changes when one of these files is replaced, changed or removed."""
+    """Return values that change when one of these files is replaced, changed or removed."""
     return [_state(path) for path in paths]
 
 
 def state_of_folder(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
-    """Return the same of every file in a folder and below it, with their paths."""
+    """Return the `state_of` every file in a folder and below it, with its path."""
     files = sorted(folder.rglob("*"))
     return [(str(path), state) for path, state in zip(files, state_of(files), strict=True)]
 
 
 def remember(node_id: str, widgets: Mapping[str, Any], path: Path) -> None:
-    """That a node has written this with these widgets."""
+    """Remember that a node has written this file with these values of its widgets."""
     _written.setdefault(_key(node_id, widgets), set()).add(path)
 
 
 def times_gone(node_id: str, widgets: Mapping[str, Any]) -> int:
-    """How often something was gone that a node had written with these widgets: its result is then made again."""
+    """Count how often a file was gone that a node had written with these widgets; each time it is made again."""
     key = _key(node_id, widgets)
     gone = {path for path in _written.get(key, ()) if not path.exists()}
     if gone:
