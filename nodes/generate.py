@@ -1,4 +1,4 @@
-"""Layout and Init Latent: subjects get places on a canvas, and the canvas becomes the start of a picture."""
+"""Layout: the subjects get their places on a canvas of the picture's size."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from .sockets import LayoutSocket, PlacedSubjects
 
 
 class InitLatent(io.ComfyNode):  # type: ignore[misc]
-    """The latent whose noise is shifted towards the subjects."""
+    """Make the latent that shifts the first noise towards the subjects."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -21,8 +21,8 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
             node_id="MudiInitLatent",
             display_name="Init Latent (MuDI)",
             category=CATEGORY,
-            description="Stands in the place of Empty Latent Image: noise that begins where the subjects are, so that "
-            "each becomes itself. Leave KSampler's denoise at 1.0: the sampler adds the noise.",
+            description="Replaces Empty Latent Image: the noise begins where the subjects are, so that each looks like "
+            "itself. Leave KSampler's denoise at 1.0: the sampler adds the noise.",
             search_aliases=["empty latent", "mean-shifted noise", "initialization", "MuDI init"],
             is_output_node=True,
             inputs=[
@@ -39,8 +39,8 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Pictures, each with places of its own."),
                 widgets.seed(
-                    "The first picture has the places that Layout shows; those of the others hang on this "
-                    "seed. It makes no noise: that is KSampler's."
+                    "The first picture has the places that Layout shows; this seed decides those of the others. "
+                    "It does not change the noise, which KSampler makes."
                 ),
                 io.Boolean.Input(
                     "same_places",
@@ -58,7 +58,7 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                     "model",
                     optional=True,
                     tooltip="The model that samples, if you like: the node then says when that model will not see the "
-                    "start, as zero-terminal-SNR and flow models do not. Nothing else hangs on it.",
+                    "start, as zero-terminal-SNR and flow models do not. Nothing else depends on it.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
@@ -66,7 +66,7 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                 io.Latent.Output(
                     "latent",
                     display_name="latent",
-                    tooltip="For KSampler at denoise 1.0. Nothing is masked; any sampler will do.",
+                    tooltip="For KSampler at denoise 1.0. Nothing is masked; any sampler works.",
                 )
             ],
         )
@@ -114,7 +114,7 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def _remarks(cls, gamma: float, below: dict[str, Any] | None) -> list[str]:
-        """What will keep the pictures from becoming what they could be."""
+        """Return a sentence for each setting that will spoil the pictures."""
         found = []
         if gamma > 4:
             found.append(f"Above a gamma of 4 colours burn out; it is {gamma:g}.")
