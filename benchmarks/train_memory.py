@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.train_step import filled  # noqa: E402
 from mudi_core.bases import sdxl  # noqa: E402
-from mudi_core.bases.quantize import quantize  # noqa: E402
+from mudi_core.bases.quantize import BASE_WEIGHTS, quantize  # noqa: E402
 from mudi_core.bases.unet import UNetDenoiser  # noqa: E402
 from mudi_core.lora.adapter import Adapter  # noqa: E402
 from mudi_core.train import step  # noqa: E402
@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--presets", type=int, nargs="+", choices=list(MEMORY), default=list(MEMORY), metavar="GB")
     ways = ("off", "selective", "full")
     parser.add_argument("--checkpointing", choices=ways, help="instead of the presets' own")
+    parser.add_argument("--weights", choices=BASE_WEIGHTS, help="the frozen U-Net's bits, instead of the presets' own")
     parser.add_argument("--resolution", type=int, default=1024, metavar="PX", help="(default: %(default)s)")
     parser.add_argument("--check", type=int, metavar="PX", help="train at this size on the CPU instead")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -244,6 +245,8 @@ def main() -> None:
         config = TrainConfig.of(**memory_settings(gigabytes), steps=2, resolution=options.check or options.resolution)
         if options.checkpointing:
             config = config.but(gradient_checkpointing=options.checkpointing)
+        if options.weights:
+            config = config.but(base_weights=options.weights)
         if options.check:
             reckoned = reckon(config, card=False)
             results[gigabytes] = {**really(config), "reckoned": reckoned["peak"], "expected": reckoned["expected"]}

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 from sdxl_file import tiny_sdxl, write_single_file
 
-from mudi_core.bases import checkpoint as module
-from mudi_core.bases import sdxl
+from mudi_core.bases import sdxl, vae
 from mudi_core.bases.checkpoint import EncodersReleased, MissingCheckpoint, open_checkpoint
 from mudi_core.bases.embedded import MissingMiniWeights
 from mudi_core.bases.sdxl import BadCheckpointFile
@@ -80,7 +79,7 @@ def test_batches_do_not_change_what_is_encoded(random_mini: None, monkeypatch: p
     checkpoint = open_checkpoint("mini")
     images = torch.rand(3, 32, 32, 3)
     together = checkpoint.encode_image(images)
-    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr(vae, "PIXELS_AT_ONCE", 1)
     torch.testing.assert_close(checkpoint.encode_image(images), together, atol=1e-4, rtol=1e-4)
 
 

@@ -32,7 +32,7 @@ def prepare(
     Raises `find.NotFound`, `SeveralFound` and `CoversAll` with the photo's name and the best score, and `BadSubject`.
     """
     query, masks = wanted.query or wanted.class_noun, []
-    with progress(f"finding and cutting out {wanted.token}") as update:
+    with progress("finding and cutting out") as update:
         for done, photo in enumerate(photos, start=1):
             found = find_boxes(photo, query, detector, wanted.threshold, wanted.which)
             masks.append(segment_boxes(photo, found.xyxy, segmenter, wanted.which)[0])
