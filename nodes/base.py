@@ -1,4 +1,4 @@
-"""MODEL, CLIP and VAE as one base model: what the library trains a LoRA on."""
+"""MODEL, CLIP and VAE as one base model that the library trains a LoRA on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def usual_of(model: Any) -> Family:
 
 
 def computes_in_bf16(family: Family) -> bool:
-    """Whether a training of this kind of model computes in bfloat16 on this machine."""
+    """Return whether a training of this kind of model computes in bfloat16 on this machine."""
     device = host.device()
     return family.bf16 and device.type == "cuda" and bool(comfy.model_management.should_use_bf16(device))
 
@@ -62,6 +62,6 @@ class ComfyBase:
 
 
 def make_room() -> None:
-    """Take all models off the card: a training needs it alone."""
+    """Take all models off the card: a training needs all of its memory."""
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()

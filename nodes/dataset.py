@@ -22,7 +22,7 @@ EXAMPLES, COLUMNS, EXAMPLE_SIDE = 12, 4, 256
 
 
 class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
-    """How subjects become training images."""
+    """Decide how subjects become training images."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -42,15 +42,15 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the training images that are compositions; the others are the photos. More than "
-                    "three subjects want more.",
+                    tooltip="Share of the training images that are compositions; the others are the photos. Use a "
+                    "higher share for more than three subjects.",
                 ),
                 io.String.Input(
                     "relative_sizes",
                     default="",
                     placeholder="olis:hta=1:2",
                     tooltip="How tall the subjects are beside each other: olis:hta=1:2 makes hta twice as tall. "
-                    "Empty: all about alike.",
+                    "Empty: all about the same height.",
                 ),
                 io.Float.Input(
                     "overlap",
@@ -67,14 +67,14 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much the surroundings of the subjects count in training: 1 as much as they, 0 not at "
-                    "all. Less helps when all photos share a background.",
+                    tooltip="How much the background counts in training: 1 as much as the subjects, 0 not at all. Use "
+                    "less when all photos share a background.",
                 ),
                 Subjects.Input(
                     "priors",
                     optional=True,
-                    tooltip="Pictures of other members of each class (other corgis, say), with masks: they keep the "
-                    "model from making every corgi yours. Not needed with the SDXL presets.",
+                    tooltip="Pictures of other members of each class (other corgis, say), with masks. With them, "
+                    "training does not turn every corgi into yours. The loss DCO does not need them.",
                 ),
             ],
             outputs=[
@@ -104,8 +104,8 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
         layout = LayoutConfig(relative_scale=_relative_scale(relative_sizes), max_overlap=overlap)
         dataset = TrainingSet(subjects, priors, probability, layout, background_weight)
         sheet = drawing.grid(_examples(subjects, layout), COLUMNS)
-        said = f"{EXAMPLES} examples of what training will see"
-        return io.NodeOutput(dataset, sheet[None], ui=host.preview([sheet], cls, said))
+        words = f"{EXAMPLES} examples of what training will see"
+        return io.NodeOutput(dataset, sheet[None], ui=host.preview([sheet], cls, words))
 
 
 def _relative_scale(text: str) -> dict[str, float] | None:
@@ -113,7 +113,7 @@ def _relative_scale(text: str) -> dict[str, float] | None:
 
 
 def _examples(subjects: SubjectSet, layout: LayoutConfig) -> list[Tensor]:
-    """Compositions as training draws them, always the same ones; a single subject stands alone."""
+    """Draw compositions as training does, always the same ones. A single subject stands alone."""
     size = (EXAMPLE_SIDE, EXAMPLE_SIDE)
     examples = []
     with host.progress()("composing examples") as update:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
-    """What Train LoRA samples now and then."""
+    """Choose the pictures that Train LoRA makes on its way."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -32,13 +32,13 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
             node_id="MudiTrainPreview",
             display_name="Train Preview (MuDI)",
             category="MuDI/2 train",
-            description="Lets Train LoRA sample pictures on its way, always from the same seeds, once from a plain "
-            "start and once from MuDI's, and score them. The LoRA whose pictures score best is kept beside the last.",
+            description="Lets Train LoRA make and score pictures while it trains, always from the same seeds, once "
+            "from a plain start and once from MuDI's. The LoRA whose pictures score best is saved, too.",
             search_aliases=["sample while training", "validation images", "best checkpoint", "early stopping"],
             inputs=[
-                LayoutSocket.Input("layout", tooltip="From Layout: who is to be there, and the pictures' size."),
+                LayoutSocket.Input("layout", tooltip="From Layout: which subjects to show, and the pictures' size."),
                 io.Conditioning.Input("positive", tooltip="Names all subjects."),
-                io.Conditioning.Input("negative", tooltip="'sticker, collage', say."),
+                io.Conditioning.Input("negative", tooltip="For example 'sticker, collage'."),
                 io.Int.Input(
                     "every",
                     default=200,
@@ -46,7 +46,7 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
                     max=100_000,
                     tooltip="Training steps between two previews; there is one after the last step, too.",
                 ),
-                widgets.seed("The first seed; the others follow it. Leave it fixed, or training begins anew."),
+                widgets.seed("The first seed; the others follow it. Leave it fixed, or training starts anew."),
                 io.Int.Input("count", default=2, min=1, max=16, tooltip="Seeds, each of which makes two pictures."),
                 *host.sampler_widgets("ddim_uniform", steps=25),
                 widgets.model("detector", "The model that finds the figures."),
@@ -93,7 +93,7 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
 
 
 def weak_preview(wanted: TrainPreview, model: Any) -> str:
-    """A sentence for a MODEL whose pictures with MuDI's start will be as those without, or nothing; also in the log."""
+    """Return and log a sentence for a MODEL that will not see MuDI's start in these pictures; nothing for others."""
     from ..mudi_core.start.init_latent import default_gamma
 
     schedule = model.get_model_object("model_sampling")
@@ -102,7 +102,7 @@ def weak_preview(wanted: TrainPreview, model: Any) -> str:
 
 
 def sampled(wanted: TrainPreview, model: Any, vae: Any) -> Preview:
-    """The pictures of a MODEL that wears the LoRA so far. ComfyUI lets go of all models afterwards."""
+    """Make and score the pictures of a MODEL with the LoRA so far on it. Afterwards no model is on the card."""
     from ..mudi_core.jobs.previews import look
     from ..mudi_core.start.init_latent import default_gamma
 
@@ -125,7 +125,7 @@ def sampled(wanted: TrainPreview, model: Any, vae: Any) -> Preview:
 
 @contextmanager
 def _as_a_node_runs() -> Iterator[None]:
-    """Under inference mode, in which ComfyUI has loaded its models; in the end they leave the card to training."""
+    """Use inference mode, as ComfyUI does for nodes, and take all models off the card in the end."""
     import torch
 
     try:

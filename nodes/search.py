@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class FindSeed(io.ComfyNode):  # type: ignore[misc]
-    """The seeds that Detect-and-Compare likes best."""
+    """Find the seeds whose pictures score best."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -36,25 +36,25 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
             inputs=[
                 io.Model.Input("model", tooltip="With the LoRA on it."),
                 io.Conditioning.Input("positive", tooltip="Names all subjects."),
-                io.Conditioning.Input("negative", tooltip="'sticker, collage', say."),
+                io.Conditioning.Input("negative", tooltip="For example 'sticker, collage'."),
                 io.Vae.Input("vae", tooltip="The VAE of the checkpoint that samples."),
-                LayoutSocket.Input("layout", tooltip="From Layout: who is to be there, and the picture's size."),
+                LayoutSocket.Input("layout", tooltip="From Layout: which subjects to show, and the picture's size."),
                 widgets.seed("The first seed; the others follow it."),
                 io.Int.Input("count", default=16, min=1, max=1000, tooltip="Seeds that are tried."),
-                io.Int.Input("keep", default=4, min=1, max=64, tooltip="Pictures that are handed on, the best first."),
+                io.Int.Input("keep", default=4, min=1, max=64, tooltip="Pictures that come out, the best first."),
                 io.Boolean.Input(
                     "vary_places",
                     default=True,
-                    tooltip="Each seed has its own places, as if Layout had it. Off: all have those that Layout shows.",
+                    tooltip="Each seed has its own places, as it has in Layout. Off: all have those that Layout shows.",
                 ),
-                *host.sampler_widgets("ddim_uniform", "As in KSampler; fewer find a seed, too."),
+                *host.sampler_widgets("ddim_uniform", "As in KSampler. Fewer are enough to compare seeds."),
                 io.Float.Input(
                     "gamma",
                     default=-1.0,
                     min=-1.0,
                     max=10.0,
                     step=0.1,
-                    tooltip="As in Init Latent; -1: by the number of subjects.",
+                    tooltip="As in Init Latent. -1: chosen by the number of subjects.",
                 ),
                 widgets.model("detector", "The model that finds the figures."),
                 widgets.model("embedder", "The model that compares them."),

@@ -1,4 +1,4 @@
-"""Train Settings: what Train LoRA can be told beyond its own widgets."""
+"""Train Settings: settings of Train LoRA beyond its own widgets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DECIDED = ("steps", "rank", "learning_rate", "lr_schedule", "lr_warmup")
 
 
 class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
-    """Settings of a training that most people never touch."""
+    """Collect settings of a training that most people never change."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -30,21 +30,21 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
             node_id="MudiTrainSettings",
             display_name="Train Settings (MuDI)",
             category="MuDI/2 train",
-            description="More settings for Train LoRA: a small card, a quick look, saving now and then, going on from "
-            "another LoRA. As it comes it changes nothing.",
+            description="More settings for Train LoRA: a small graphics card, a quick look, saving on the way, "
+            "starting from another LoRA. Its default values change nothing.",
             search_aliases=["low vram", "optimizer", "prodigy", "scheduler", "min snr", "resume", "advanced"],
             inputs=[
                 io.Combo.Input(
                     "learning",
                     options=list(LEARNING),
-                    tooltip="Takes the place of steps, rank, learning_rate, schedule and warm_up, for SD and SDXL. "
+                    tooltip="Replaces steps, rank, learning_rate, schedule and warm_up, for SD and SDXL. "
                     "quick look: 300 steps, rank 8. standard: 1200 steps, rank 32, the rate falls to 0. paper: the "
-                    "same at a constant rate, with the paper's loss (give priors). official code: with DCO.",
+                    "same at a constant rate, with the paper's loss, which needs priors. official code: with DCO.",
                 ),
                 io.Combo.Input(
                     "memory",
                     options=list(MEMORIES),
-                    tooltip="Gigabytes of the graphics card, reckoned for SDXL at 1024 px. 12 GB and less take the "
+                    tooltip="Gigabytes of the graphics card, calculated for SDXL at 1024 px. 12 GB and less take the "
                     "images of a step one by one; 8 GB computes a quarter more, with the model in 8 bits, 6 GB in 4.",
                 ),
                 io.Combo.Input(
@@ -56,7 +56,7 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                 io.Combo.Input(
                     "schedule",
                     options=list(SCHEDULES),
-                    tooltip="The learning rate after the warm-up: as it is, or down to 0 by the last step.",
+                    tooltip="The learning rate after the warm-up: as it is, or down to 0 at the last step.",
                 ),
                 io.Int.Input(
                     "warm_up",
@@ -70,7 +70,7 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Batches of a step: 2 learns from twice as many images in a step, in no more memory.",
+                    tooltip="Batches in a step. With 2, a step learns from twice as many images in no more memory.",
                 ),
                 io.Float.Input(
                     "alpha",
@@ -94,8 +94,8 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Spread of a shift of whole channels, in units of the noise, for darker and brighter "
-                    "pictures. 0.05 is common; 0: none.",
+                    tooltip="Shifts whole channels at random, by this much in units of the noise, for darker and "
+                    "brighter pictures. 0.05 is common; 0: none.",
                 ),
                 io.Float.Input(
                     "kl_weight",
@@ -103,8 +103,8 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="How much the model is held to what it predicts without the LoRA. 1 when it knows the "
-                    "subjects already; 0: not at all.",
+                    tooltip="How strongly training holds the model to what it predicts without the LoRA. 1 when it "
+                    "knows the subjects already; 0: not at all.",
                 ),
                 io.Boolean.Input(
                     "buckets",
@@ -116,7 +116,7 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                     default=0,
                     min=0,
                     max=100_000,
-                    tooltip="Steps between two savings of the LoRA so far, each a file of its own. 0: only at the end.",
+                    tooltip="Saves the LoRA so far every so many steps, each time as its own file. 0: only at the end.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -124,7 +124,7 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                     min=0,
                     max=2048,
                     step=64,
-                    tooltip="Pixels of a side of the training images, in place of the preset's. 0: the preset's.",
+                    tooltip="Pixels of a side of the training images. 0: as in the preset of Train LoRA.",
                 ),
                 io.Combo.Input(
                     "start_from",
@@ -138,8 +138,8 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                     max=100_000.0,
                     step=10.0,
                     optional=True,
-                    tooltip="Strength of the loss DCO: more stays closer to what the model knew. The official code has "
-                    "1000. The paper's loss has none.",
+                    tooltip="Strength of the loss DCO: a higher value stays closer to what the model knew. The "
+                    "official code has 1000. The paper's loss has none.",
                 ),
                 io.Float.Input(
                     "prior_weight",

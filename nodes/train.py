@@ -1,4 +1,4 @@
-"""Train LoRA: subjects' training images become a LoRA, by the job that the command line has too."""
+"""Train LoRA: train a LoRA by the same job as the command line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _WIDGETS = ("name", "method", "preset", "steps", "rank", "learning_rate", "batch
 
 
 class TrainLora(io.ComfyNode):  # type: ignore[misc]
-    """One LoRA for all subjects of a dataset."""
+    """Train one LoRA for all subjects of a dataset."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -56,8 +56,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="An SDXL, SD 1.5 or SD 2 model, or the mini model. LoRAs on it are trained upon; one in "
-                    "bypass mode is refused, since training would not see it.",
+                    tooltip="An SDXL, SD 1.5 or SD 2 model, or the mini model. LoRAs on it stay on it while it is "
+                    "trained; one in bypass mode is refused, since training would not see it.",
                 ),
                 io.Clip.Input("clip", tooltip="Reads the captions; it is not trained."),
                 io.Vae.Input("vae", tooltip="Encodes the training images; it is not trained."),
@@ -65,21 +65,21 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                 io.String.Input(
                     "name",
                     default="my_subjects",
-                    tooltip="The file in models/loras is called so, with a number behind it. A plain name, no path.",
+                    tooltip="Name of the file in models/loras, with a number after it. A plain name without a path.",
                 ),
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
                     default="segmix",
                     tooltip="segmix: photos and compositions. cutmix: photos and hard halves of two photos. "
-                    "dreambooth: photos alone. The last two are there to compare with.",
+                    "dreambooth: photos alone. The last two are there for comparison.",
                 ),
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
                     tooltip="Size of the training images, memory and loss. auto finds the kind of your model and takes "
-                    "what is usual for it. What does not fit into memory is computed twice, slower; with less memory "
-                    "all is. Train Settings has more.",
+                    "what is usual for it. What does not fit into memory is computed again, which is slower; "
+                    "with less memory, everything is. Train Settings has more.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -111,28 +111,28 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                     default=0,
                     min=0,
                     max=64,
-                    tooltip="Training images of a step; 1 needs the least memory. 0: what is usual for your model (2 "
+                    tooltip="Training images in a step; 1 needs the least memory. 0: what is usual for your model (2 "
                     "for SDXL, 8 for the mini model).",
                 ),
-                widgets.seed("Everything that is left to chance hangs on it: the same seed makes the same file."),
+                widgets.seed("Decides everything that is random: the same seed makes the same file."),
                 Settings.Input(
                     "settings",
                     optional=True,
-                    tooltip="From Train Settings: a small card, a quick look, saving now and then, and more.",
+                    tooltip="From Train Settings: a small graphics card, a quick look, saving on the way, and more.",
                 ),
                 PreviewSocket.Input(
                     "preview",
                     optional=True,
-                    tooltip="From Train Preview: pictures on the way, and the best LoRA kept beside the last.",
+                    tooltip="From Train Preview: pictures on the way. The LoRA with the best pictures is saved, too.",
                 ),
                 io.Combo.Input(
                     "loss",
                     options=list(LOSSES),
                     default=LOSSES[0],
                     optional=True,
-                    tooltip="What training makes small. paper: the mean squared error, which wants priors. DCO: the "
-                    "authors' later loss, which stays close to the model without any. The SDXL and SD presets have "
-                    "DCO, the mini one the paper's.",
+                    tooltip="What training makes small. paper: the mean squared error, which needs priors. DCO: the "
+                    "authors' later loss, which stays close to the model and needs none. Usual are DCO for SDXL and "
+                    "SD, the paper's loss for the mini model.",
                 ),
             ],
             outputs=[
@@ -193,13 +193,13 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         written.remember("MudiTrainLora", chosen, run.path)
         drawn = drawing.loss_curve(result.losses, config.samples.steps)
         about_previews = remark and f"Of the previews: {remark}"
-        text = " ".join(filter(None, [_told(run, usual), about_previews, result.remark]))
+        text = " ".join(filter(None, [_summary(run, usual), about_previews, result.remark]))
         wearing = with_lora(model, read_lora(run.path), run.path.name)
         return io.NodeOutput(wearing, run.path.name, drawn[None], ui=host.preview([drawn, *run.sheets], cls, text))
 
 
 def _check(chosen: dict[str, Any]) -> None:
-    """Raise before hours of training what is wrong with a widget, or with the folder of LoRAs."""
+    """Raise what is wrong with a widget, or with the folder of LoRAs, before hours of training."""
     plain_name(chosen["name"], "LoRA")
     host.check_choice("method", chosen["method"], METHODS)
     host.check_choice("preset", chosen["preset"], list(PRESETS))
@@ -207,27 +207,27 @@ def _check(chosen: dict[str, Any]) -> None:
     host.loras_folder()
 
 
-def _told(run: Run, usual: Family) -> str:
-    """What became of a training, in sentences."""
+def _summary(run: Run, usual: Family) -> str:
+    """Return what a training did, in sentences."""
     samples, learning = run.training.config.samples, run.training.config.learning
     named = " and ".join(f"'{subject.name}'" for subject in run.training.subjects)
     megabytes = run.path.stat().st_size / 1e6
-    said = [f"{run.path.name}: {samples.steps} steps of {samples.method}, {megabytes:.1f} MB. Prompt it with {named}."]
+    words = [f"{run.path.name}: {samples.steps} steps of {samples.method}, {megabytes:.1f} MB. Prompt it with {named}."]
     if run.plan.composed:
-        said.append(f"{run.plan.composed}.")
+        words.append(f"{run.plan.composed}.")
     if learning.dco_beta == 0 and usual.training.get("dco_beta") != 0 and run.training.priors is None:
-        said.append("The paper's loss wants priors: connect Make Priors to Seg-Mix Dataset, or choose DCO.")
+        words.append("The paper's loss needs priors: connect Make Priors to Seg-Mix Dataset, or choose DCO.")
     if run.best.step:
-        said.append(f"The pictures were best after {run.best.step} steps, {run.best.score:.2f}: {run.best.path.name}.")
+        words.append(f"The pictures were best after {run.best.step} steps, {run.best.score:.2f}: {run.best.path.name}.")
     if run.begins:
-        said.append(f"It went on from step {run.begun_at}." if run.goes_on else f"It was {run.begins}.")
-    return " ".join(said)
+        words.append(f"It went on from step {run.begun_at}." if run.goes_on else f"It was {run.begins}.")
+    return " ".join(words)
 
 
 def config_of(
     family: Family, chosen: Mapping[str, Any], dataset: TrainingSet, settings: TrainSettings, preview_every: int
 ) -> TrainConfig:
-    """The settings that the node's widgets, its dataset, its Train Settings and the card make together.
+    """Return the settings that follow from the widgets, the dataset, Train Settings and the card.
 
     A widget at 0 leaves its setting to what is usual for the kind of model. A card too small for a batch takes its
     images one by one, and the steps stay as they are.
@@ -256,7 +256,7 @@ def config_of(
 
 
 def _fitting(gigabytes: int, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a card of so many gigabytes needs in place of ``values``."""
+    """Return the settings that a card of so many gigabytes needs, to replace those in ``values``."""
     needed = memory_settings(gigabytes)
     if values.get("optimizer", "adamw") != "adamw":
         needed.pop("optimizer", None)

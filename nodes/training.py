@@ -1,4 +1,4 @@
-"""One run of Train LoRA: it goes on where Cancel left it, shows what it does, and keeps the best beside the last."""
+"""One run of Train LoRA: it goes on where Cancel stopped it, shows its progress, and saves the best LoRA, too."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STOPPED = re.compile(r"stopped_((?P<number>\d{5,9})_)?(?P<key>[0-9a-f]{12})\.safetensors")
-"""Kept of a training: the number of its LoRA, and what tells it from others. Earlier versions left the number out."""
+"""A stopped training's file: the number of its LoRA, and a key of the run. Earlier versions left the number out."""
 
 
 _LOCK = re.compile(r"\.(mudi-[0-9a-f]{12}|.+_\d{5,9})\.lock", re.DOTALL)
-"""Claimed in the LoRA folder while a training lasts: by what tells it from others, and by the name of its LoRA."""
+"""Locks in the LoRA folder while a training lasts: one by the key of the run, one by the name of its LoRA."""
 
 
 class LoraNotApplied(MudiError):
@@ -46,11 +46,11 @@ class LoraNotApplied(MudiError):
 
 
 class AlreadyTrained(MudiError):
-    """A training that another ComfyUI on the same folders is doing just now."""
+    """The same training runs in another ComfyUI on the same folders."""
 
 
 class Run:
-    """A training, and what there is to see of it."""
+    """A training, and the pictures that show its progress."""
 
     def __init__(self, training: Training, plan: Plan, name: str, preview: TrainPreview | None) -> None:
         """``training``: of a `ComfyBase`; ``name``: of the LoRA. The same run finds what an earlier one left of it."""
@@ -63,7 +63,7 @@ class Run:
         words = " ".join(self.origin[part] for part in ("plan", "unet", "start", "config"))
         self.key = hashlib.sha256(words.encode()).hexdigest()[:12]
         self.folder = Path(folder_paths.get_output_directory()) / "mudi" / name
-        """Where stopped trainings are kept until they are done, and previews for good."""
+        """Holds stopped trainings until they are done, and all previews."""
         loras = host.loras_folder()
         left = {path: match for path in entries(self.folder) if (match := _STOPPED.fullmatch(path.name))}
         own = [path for path, match in left.items() if match["key"] == self.key]
@@ -85,7 +85,7 @@ class Run:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Within the block nobody else, on this machine or another, writes this LoRA or goes on with this run."""
+        """Lock the LoRA and the run for the length of the block, on this machine and others. Raise `AlreadyTrained`."""
         from ..mudi_core.lock import beginning, claimed
 
         loras = self.path.parent
@@ -93,7 +93,7 @@ class Run:
             with beginning(loras, _LOCK):
                 if not stack.enter_context(claimed(loras / f".mudi-{self.key}.lock")):
                     raise AlreadyTrained(
-                        "Another ComfyUI is doing this very training in the same folders. Wait until it is done, or "
+                        "Another ComfyUI is doing the same training in the same folders. Wait until it is done, or "
                         "change the seed or a setting."
                     )
                 # Two that begin at once see the same free number: the second takes the next.
@@ -128,7 +128,7 @@ class Run:
         return result
 
     def _begins(self) -> str:
-        """Where the run goes on, or why it does not although a training of this name was stopped; else nothing."""
+        """Return where the run goes on, or why it cannot although a training of this name was stopped; else nothing."""
         from ..mudi_core.train.resume import differences
 
         if self.goes_on:
@@ -158,7 +158,7 @@ class Run:
 
 
 def with_lora(model: Any, state: Mapping[str, Tensor], name: str) -> Any:
-    """A clone of the MODEL that wears the LoRA as any loader node would put it on. Raises `LoraNotApplied`."""
+    """Return a clone of the MODEL with the LoRA on it, as loader nodes put it on. Raise `LoraNotApplied`."""
     wearing, _ = comfy.sd.load_lora_for_models(model, None, state, 1.0, 0.0)
     layers = sum(key.endswith(".alpha") for key in state)
     patched = sum(len(wearing.patches[key]) - len(model.patches.get(key, [])) for key in wearing.patches)
@@ -171,6 +171,6 @@ def with_lora(model: Any, state: Mapping[str, Tensor], name: str) -> Any:
 
 
 def read_lora(path: Path) -> dict[str, Tensor]:
-    """A LoRA file as ComfyUI's loaders read it."""
+    """Return the tensors of a LoRA file as ComfyUI's loaders read it."""
     state: dict[str, Tensor] = comfy.utils.load_torch_file(str(path), safe_load=True)
     return state
