@@ -196,7 +196,7 @@ class Bench:
             checkpointing(self.denoiser, config.fit.gradient_checkpointing),
         ):
             adapter.start(0)
-            optimizer = make_optimizer(config, adapter.parameters())
+            optimizer = make_optimizer(config.learning, adapter.parameters())
             for _ in range(steps):
                 optimizer.zero_grad(set_to_none=True)
                 for _ in range(config.accumulation):
@@ -308,7 +308,7 @@ def benches(presets: Sequence[int], side: int, device: torch.device) -> Iterator
     for gigabytes in presets:
         settings = config.but(**(memory_settings(gigabytes) | {"resolution": side}))
         checkpoint, encoders = full_size(device)
-        quantize(checkpoint.unet, settings.base_weights)
+        quantize(checkpoint.unet, settings.learning.base_weights)
         yield f"SDXL, {side} px, {gigabytes} GB preset", Bench(checkpoint, settings, side * 11 // 8, encoders)
 
 

@@ -201,11 +201,11 @@ with claimed(Path({str(tmp_path / "out" / ".cats.segmix.lock")!r})):
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often LoRAs were trained and pictures made."""
     done: Counter[str] = Counter()
-    train, generate = work.train, work.generate
+    train_lora, generate = work.train_lora, work.generate
 
     def counted_train(*about: Any, **more: Any) -> Any:
         done["trained"] += 1
-        return train(*about, **more)
+        return train_lora(*about, **more)
 
     def counted_generate(*about: Any) -> Iterator[Any]:
         done["pictures"] += 1
@@ -213,7 +213,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             raise MemoryError
         return generate(*about)
 
-    monkeypatch.setattr(work, "train", counted_train)
+    monkeypatch.setattr(work, "train_lora", counted_train)
     monkeypatch.setattr(work, "generate", counted_generate)
     return done
 

@@ -355,4 +355,4 @@ def test_the_workflows_find_what_the_one_before_them_wrote(server: Server, info:
 def test_a_workflow_that_names_a_numbered_lora_says_that_it_does_not_follow(name: str) -> None:
     numbered = [node for node in working(name) if re.search(r"_\d{5}\.safetensors", str(node.get("widgets_values")))]
     notes = str([node["widgets_values"] for node in workflow(name)["nodes"] if node["type"] in NOTES])
-    assert ("choose the newest in the **LoRA loader**" in notes) == bool(numbered)
+    assert ("choose the newest file in the **LoRA loader**" in notes) == bool(numbered)

@@ -51,7 +51,7 @@ class _Choices(list[str]):
 
 def eye_choices(role: backends.Role) -> list[str]:
     """Return the choices of a model widget: models with a known link, others in their folders, the embedded model."""
-    known = {name: eye for name, eye in backends.eyes(role).items() if eye.folder is not None}
+    known = {name: eye for name, eye in backends.eyes(role).items() if name != EMBEDDED}
     choices = [eye.weights or name for name, eye in known.items()]
     own = [name for eye in known.values() for name in _local_models(eye)]
     return _Choices([*dict.fromkeys([*choices, *own]), MINI])
@@ -135,14 +135,14 @@ def _find(role: backends.Role, choice: str, download: bool) -> tuple[str, Path |
     """Return the library's name of the backend, and the path of its weights."""
     if choice in (MINI, _OLD_MINI):
         return EMBEDDED, None
-    known = {name: eye for name, eye in backends.eyes(role).items() if eye.folder is not None}
+    known = {name: eye for name, eye in backends.eyes(role).items() if name != EMBEDDED}
     for name, eye in known.items():
         if choice == eye.weights:
             with progress()(f"downloading {choice}") as update:
                 locate = weights.locate
                 return name, locate(choice, _model_folders(eye), download, lambda done, total: update(done, total))
         if eye.weights is None and choice == name:
-            return name, _model_folders(eye)[0]
+            return name, next(iter(_model_folders(eye)), None)
         if choice in (local := _local_models(eye)):
             return name, local[choice]
     places = dict.fromkeys(str(folder) for eye in known.values() for folder in _model_folders(eye))
