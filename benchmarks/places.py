@@ -213,7 +213,11 @@ def plot(results: Sequence[Mapping[str, Any]]) -> str:
             draw_sides(left, result["gammas"])
         else:
             draw_numbers(left, result["asked"])
-    width = len(results) * (panel + margin) + 16
+    return _svg(parts, len(results) * (panel + margin) + 16, height)
+
+
+def _svg(parts: Sequence[str], width: int, height: int) -> str:
+    """A picture of these parts on white."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'

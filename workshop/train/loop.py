@@ -140,15 +140,22 @@ def fit(
             seconds = (time.monotonic() - begin) / (step + 1 - first)
             log.info("step %d/%d loss %.4f, %.2f s a step", step + 1, recipe.steps, total / count, seconds)
             total, count = 0.0, 0
-            part = state.with_suffix(".part")
-            torch.save(
-                {
-                    "module": module.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                    "step": step + 1,
-                },
-                part,
-            )
-            part.replace(state)
+            _keep(state, module, average, optimizers, step + 1)
     return average.eval()
+
+
+def _keep(
+    state: Path, module: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer], step: int
+) -> None:
+    """Write what a later run goes on from."""
+    part = state.with_suffix(".part")
+    torch.save(
+        {
+            "module": module.state_dict(),
+            "average": average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "step": step,
+        },
+        part,
+    )
+    part.replace(state)

@@ -85,6 +85,28 @@ def start(model: Any) -> None:
         model.class_head.logit_scale.bias.fill_(4.0)
 
 
+def wrongly_found(
+    logits: Tensor, predicted: Tensor, owner: Tensor, reach: Tensor, right: Tensor, boxes: Tensor
+) -> Tensor:
+    """The loss of a batch: focal cross entropy of what stands at a patch, L1 and generalized IoU of its box.
+
+    ``logits [b, n, q]`` and boxes ``predicted [b, n, 4]`` of each patch; ``owner`` and ``reach`` ``[b, n]``: whose the
+    patch is, as an index into ``right [k, q]`` and ``boxes [k, 4]``, or -1.
+    """
+    positive = owner >= 0
+    truth = torch.where(positive[..., None], right[owner.clamp(min=0)], torch.zeros(()))
+    wrong = (truth - logits.sigmoid()).abs()  # focal weight; its square left too many half-believed patches
+    entropy = binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    class_loss = (wrong * entropy).sum() / positive.sum() / 2
+    near = predicted[reach >= 0]
+    centre, half = near[:, :2], near[:, 2:] / 2
+    corners = torch.cat([centre - half, centre + half], -1)
+    wanted = boxes[reach[reach >= 0]]
+    overlap: Tensor = generalized_box_iou_loss(corners, wanted, reduction="mean")
+    total: Tensor = class_loss + 5 * l1_loss(corners, wanted) + 2 * overlap
+    return total
+
+
 def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str, dict[str, Tensor]]:
     """Return the state dict, without the fixed word vectors, under the name of its file."""
     torch.manual_seed(recipe.seed)
@@ -134,19 +156,7 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         logits, _ = model.class_predictor(flat, words[None].expand(BATCH, -1, -1))
         predicted = model.box_predictor(flat, features).float()
 
-        positive = owner >= 0
-        truth = torch.where(positive[..., None], right[owner.clamp(min=0)], torch.zeros(()))
-        probability = logits.float().sigmoid()
-        wrong = (truth - probability).abs()  # focal weight; its square left too many half-believed patches
-        entropy = binary_cross_entropy_with_logits(logits.float(), truth, reduction="none")
-        class_loss = (wrong * entropy).sum() / positive.sum() / 2
-        near = predicted[reach >= 0]
-        centre, half = near[:, :2], near[:, 2:] / 2
-        corners = torch.cat([centre - half, centre + half], -1)
-        wanted = torch.cat(targets).to(device)[reach[reach >= 0]]
-        overlap: Tensor = generalized_box_iou_loss(corners, wanted, reduction="mean")
-        total: Tensor = class_loss + 5 * l1_loss(corners, wanted) + 2 * overlap
-        return total
+        return wrongly_found(logits.float(), predicted, owner, reach, right, torch.cat(targets).to(device))
 
     average = fit(model, loss, recipe, work / "owlv2.pt")
     return {"owlv2": family.without_word_vectors(average.state_dict())}
