@@ -42,11 +42,12 @@ from mudi_core.bases.unet import UNetDenoiser  # noqa: E402
 from mudi_core.lora.adapter import Adapter  # noqa: E402
 from mudi_core.train import step  # noqa: E402
 from mudi_core.train.config import TrainConfig  # noqa: E402
-from mudi_core.train.loop import Events, train  # noqa: E402
+from mudi_core.train.loop import train
 from mudi_core.train.memory import MEMORY, estimate, memory_settings  # noqa: E402
 from mudi_core.train.optimizer import make_optimizer  # noqa: E402
 from mudi_core.train.plan import Plan  # noqa: E402
 from mudi_core.train.recompute import checkpointing  # noqa: E402
+from mudi_core.train.run import Events
 
 ABAR = torch.linspace(0.999, 0.005, 1000)
 PIECE = 512

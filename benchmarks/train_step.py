@@ -38,11 +38,12 @@ from mudi_core.lora.adapter import Adapter  # noqa: E402
 from mudi_core.subjects.storage import write_subjects  # noqa: E402
 from mudi_core.toy.world import PAIRS, photo  # noqa: E402
 from mudi_core.train.config import TrainConfig  # noqa: E402
-from mudi_core.train.loop import Events, train  # noqa: E402
+from mudi_core.train.loop import train
 from mudi_core.train.memory import MEMORY, memory_settings  # noqa: E402
 from mudi_core.train.optimizer import make_optimizer  # noqa: E402
 from mudi_core.train.plan import Plan, make_plan  # noqa: E402
 from mudi_core.train.recompute import checkpointing  # noqa: E402
+from mudi_core.train.run import Events
 from mudi_core.types import Photo, Subject, SubjectSet  # noqa: E402
 
 OFFICIAL = "train_segmix_lora_sdxl.py"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 from comfy_api.latest import io
@@ -10,33 +9,20 @@ from comfy_api.latest import io
 from ..mudi_core.jobs.train import Training
 from ..mudi_core.lora.file import load_lora
 from ..mudi_core.names import plain_name
-from ..mudi_core.train.config import TrainConfig
-from ..mudi_core.train.memory import memory_settings
 from ..mudi_core.train.parts import Method
 from ..mudi_core.types import MudiError
 from . import drawing, host
-from .base import ComfyBase, computes_in_bf16, make_room, usual_of
+from .base import ComfyBase, make_room, usual_of
 from .host import widgets, written
 from .preview import weak_preview
 from .sockets import Dataset, PreviewSocket, Settings, TrainingSet, TrainPreview, TrainSettings
+from .train_config import LOSSES, PRESETS, config_of
 from .training import Run, read_lora, with_lora
 
 if TYPE_CHECKING:
     from ..mudi_core.bases.families import Family
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "auto": {},
-    "SDXL, 1024 px": {"resolution": 1024},
-    "SDXL, 1024 px, less memory": {"resolution": 1024, "gradient_checkpointing": "full"},
-    "SDXL, 768 px, less memory": {"resolution": 768, "gradient_checkpointing": "full"},
-    "mini, 192 px": {"resolution": 192, "dco_beta": 0.0},
-    "SD 1.5 and 2, 512 px": {"resolution": 512},
-    "SD 2, 768 px": {"resolution": 768},
-}
 METHODS: tuple[str, ...] = get_args(Method)
-LOSSES = ("as the preset", "paper", "DCO")
-_USUAL_AT_0 = ("steps", "rank", "learning_rate", "batch_size")
-"""Widgets whose 0 leaves the setting to what is usual for the kind of model."""
 _WIDGETS = ("name", "method", "preset", "steps", "rank", "learning_rate", "batch_size", "seed", "loss")
 
 
@@ -222,44 +208,3 @@ def _summary(run: Run, usual: Family) -> str:
     if run.begins:
         words.append(f"It went on from step {run.begun_at}." if run.goes_on else f"It was {run.begins}.")
     return " ".join(words)
-
-
-def config_of(
-    family: Family, chosen: Mapping[str, Any], dataset: TrainingSet, settings: TrainSettings, preview_every: int
-) -> TrainConfig:
-    """Return the settings that follow from the widgets, the dataset, Train Settings and the card.
-
-    A widget at 0 leaves its setting to what is usual for the kind of model. A card too small for a batch takes its
-    images one by one, and the steps stay as they are.
-    """
-    usual, preset = TrainConfig.usual(family), PRESETS[chosen["preset"]]
-    start = TrainConfig() if preset else usual
-    values = {
-        "method": chosen["method"],
-        "seed": chosen["seed"],
-        "segmix_prob": dataset.segmix_prob,
-        "layout": dataset.layout,
-        "background_weight": dataset.background_weight,
-        "precision": "bf16" if computes_in_bf16(family) else "fp32",
-        "preview_every": preview_every,
-        **{name: chosen[name] or usual.flat()[name] for name in _USUAL_AT_0},
-        **preset,
-        **settings.values,
-    }
-    if chosen["loss"] == "paper":
-        values["dco_beta"] = 0.0
-    elif chosen["loss"] == "DCO" or values.get("dco_beta", start.learning.dco_beta) > 0:
-        values["dco_beta"] = settings.dco_beta
-    if settings.gigabytes is not None:
-        values |= _fitting(settings.gigabytes, values)
-    return start.but(**values)
-
-
-def _fitting(gigabytes: int, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a card of so many gigabytes needs, to replace those in ``values``."""
-    needed = memory_settings(gigabytes)
-    if values.get("optimizer", "adamw") != "adamw":
-        needed.pop("optimizer", None)
-    if needed.get("batch_size") == 1:
-        needed["accumulation"] = values["batch_size"] * values.get("accumulation", 1)
-    return needed

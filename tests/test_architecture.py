@@ -36,6 +36,7 @@ TRAIN = (
     ("plan",),
     ("step", "resume"),
     ("memory", "best"),
+    ("run",),
     ("loop",),
 )
 """The floors inside the training: settings, what a step is made of, samples, steps, runs."""
@@ -45,7 +46,7 @@ NODES = (
     ("convert", "editor", "ranges"),
     ("denoiser",),
     ("base", "samplers", "compare", "generate"),
-    ("painting",),
+    ("painting", "train_config"),
     ("preview",),
     ("training",),
     ("find", "photos", "subject", "subject_sets"),

@@ -29,7 +29,7 @@ from mudi_core.lora.file import save_lora
 from mudi_core.subjects.saving import Unfinished, take_up, take_up_all
 from mudi_core.subjects.storage import CannotWrite, add_subject, read_subjects, write_subjects
 from mudi_core.tensor_file import BadTensorFile, read_tensors, write_tensors
-from mudi_core.train import loop
+from mudi_core.train import run
 from mudi_core.train.resume import losses_so_far
 from mudi_core.types import MudiError, SubjectSet
 
@@ -453,7 +453,7 @@ def test_a_folder_that_is_read_only_is_told() -> None:
 
 
 def test_a_long_run_keeps_its_steps_without_being_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "KEPT_EVERY", -1.0)
+    monkeypatch.setattr(run, "KEPT_EVERY", -1.0)
     stopped, seen = tmp_path / "stopped.safetensors", []
     unet = tiny_unet()
     tiny_sdxl.train(

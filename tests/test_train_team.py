@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from test_train_loop import CONFIG, plan_for, same
 from tiny_sdxl import tiny_unet, train
 
-from mudi_core.train.loop import BadRun, Interrupted, NonFiniteLoss
+from mudi_core.train.loop import BadRun
+from mudi_core.train.run import Interrupted, NonFiniteLoss
 from mudi_core.train.team import BrokenTeam, Team, joined
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,9 +17,10 @@ from mudi_core.bases.tokens import ENCODERS, BadTokens, load_token, save_token
 from mudi_core.lora.adapter import apply_lora
 from mudi_core.lora.file import save_lora
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.loop import BadRun, Beginning, Events, TrainResult, train
+from mudi_core.train.loop import BadRun, Beginning, TrainResult, train
 from mudi_core.train.parts import BadTrainConfig
 from mudi_core.train.plan import Plan, make_plan
+from mudi_core.train.run import Events
 from mudi_core.types import SubjectSet
 
 TOKENS = ("olis", "hta")

@@ -133,8 +133,9 @@ def seconds_of_picture() -> Figure:
 
 def seconds_of_lora(steps: int = 25) -> Figure:
     """A LoRA of the demo's settings, from the photos' latents to the file's tensors, reckoned from some steps."""
-    from mudi_core.train.loop import Events, train
+    from mudi_core.train.loop import train
     from mudi_core.train.plan import make_plan
+    from mudi_core.train.run import Events
     from mudi_core.types import Photo, Subject, SubjectSet
 
     subjects = []

@@ -17,10 +17,11 @@ from ..lora.metadata import lora_metadata
 from ..progress import Progress, silent
 from ..train.best import BestLora
 from ..train.config import TrainConfig
-from ..train.loop import Beginning, Events, TrainResult, train
+from ..train.loop import Beginning, TrainResult, train
 from ..train.pace import Pace
 from ..train.plan import Plan, make_plan
 from ..train.resume import lora_fingerprint
+from ..train.run import Events
 from ..train.team import Team
 from ..types import SubjectSet
 from .previews import Preview
