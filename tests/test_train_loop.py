@@ -21,8 +21,9 @@ from mudi_core.lora.file import BadLora, LoraState, load_lora, save_lora
 from mudi_core.tensor_file import read_tensors, write_tensors
 from mudi_core.train.best import BestLora
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.loop import BadRun, OutOfMemory, TrainResult
+from mudi_core.train.loop import BadRun, TrainResult
 from mudi_core.train.loss import squared_errors
+from mudi_core.train.memory import OutOfMemory
 from mudi_core.train.pace import Pace
 from mudi_core.train.plan import Plan
 from mudi_core.train.resume import BadCheckpoint, losses_so_far
