@@ -226,3 +226,42 @@ def test_no_module_is_a_drawer_for_everything() -> None:
 def test_one_version() -> None:
     declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
     assert declared and declared[1] == mudi_core.__version__
+
+
+LONGER = {
+    "mudi_core/bases/checkpoint.py": "one face over four kinds of files",
+    "mudi_core/stage/cutouts.py": "cutting out, turning and painting share their margins",
+    "mudi_core/stage/layout.py": "three ways to arrange figures share their rooms",
+    "mudi_core/subjects/find.py": "a subject's checks and their sentences",
+    "mudi_core/subjects/photos.py": "every format that photos come in",
+    "mudi_core/subjects/saving.py": "every way in which saving may be cut short",
+    "mudi_core/subjects/storage.py": "three formats of sets",
+    "mudi_core/toy/figure.py": "a drawing",
+    "mudi_core/toy/world.py": "a list of looks",
+    "mudi_core/types.py": "the values that all share",
+    "workshop/figures.py": "a page of figures",
+}
+"""Modules of more than 250 lines, and why they stay whole."""
+
+
+def test_modules_are_short_but_for_a_few() -> None:
+    folders = (CORE, ROOT / "nodes", ROOT / "workshop")
+    every = {str(path.relative_to(ROOT)): path for folder in folders for path in folder.rglob("*.py")}
+    long = {name for name, path in every.items() if len(path.read_text(encoding="utf-8").splitlines()) > 250}
+    assert long <= set(LONGER), "a module grew: split it where it has a seam"
+    assert set(LONGER) <= long, "a module is short now: strike it out"
+
+
+def test_functions_are_short_and_take_few_arguments() -> None:
+    """60 lines and 8 arguments; a node's schema and the arguments of its execute are a list of widgets."""
+    for folder in (CORE, ROOT / "nodes", ROOT / "workshop", ROOT / "benchmarks"):
+        for path in folder.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.FunctionDef) or node.name == "define_schema":
+                    continue
+                is_execute = path.is_relative_to(ROOT / "nodes") and node.name == "execute"
+                begins = node.body[0].lineno if is_execute else node.lineno
+                where = f"{path.relative_to(ROOT)}: {node.name}"
+                assert (node.end_lineno or 0) - begins + 1 <= 60, f"{where} is long"
+                given = [one.arg for one in (*node.args.args, *node.args.kwonlyargs) if one.arg not in ("self", "cls")]
+                assert len(given) <= 8 or is_execute, f"{where} takes {len(given)} arguments"
