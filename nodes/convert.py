@@ -61,15 +61,25 @@ def _kind(value: object) -> str:
 
 
 def _values(values: Tensor, which: str) -> Tensor:
-    """Return values in 0..1 as float32 on the CPU, copied only where needed. Raise `BadImages` for NaN or no values."""
+    """Return values in 0..1 as float32 on the CPU, copied only where needed.
+
+    Raise `BadImages` for none, for NaN and infinity, and for whole numbers up to 255.
+    """
     if isinstance(values, Levels) and values.bytes is not None:
         return values
     if not values.numel():
         raise BadImages(f"{which} has no pixels ({values.shape[1]}x{values.shape[0]} px). Leave it out.")
     plain = values.detach().to("cpu", torch.float32)
     lowest, highest = float(plain.amin()), float(plain.amax())
-    if math.isnan(lowest):
-        raise BadImages(f"{which} holds values that are no numbers (NaN). Make it again; a VAE in fp16 can cause this.")
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise BadImages(
+            f"{which} holds values that are no numbers (NaN or infinity). Make it again; a VAE in fp16 can cause this."
+        )
+    if highest > 1 and not values.is_floating_point():
+        raise BadImages(
+            f"{which} has whole numbers up to {highest:g}, where ComfyUI has 0 to 1: all would be white. Look at the "
+            "node before this one."
+        )
     return plain if 0 <= lowest and highest <= 1 else plain.clamp(0, 1)
 
 

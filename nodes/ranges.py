@@ -53,7 +53,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "STRING": ("a text", lambda value: isinstance(value, str)),
     "COMBO": ("one of its choices", lambda value: isinstance(value, str)),
     "BOOLEAN": ("true or false", lambda value: isinstance(value, bool | int)),
-    "INT": ("a number", lambda value: isinstance(value, int | float)),
+    "INT": ("a whole number", lambda value: isinstance(value, int)),
     "FLOAT": ("a number", lambda value: isinstance(value, int | float)),
     "IMAGE": ("pictures", lambda value: isinstance(value, torch.Tensor)),
     "MASK": ("masks", lambda value: isinstance(value, torch.Tensor)),
@@ -65,7 +65,8 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "MODEL": ("a model", lambda value: hasattr(value, "get_model_object")),
     "CLIP": ("a CLIP", lambda value: hasattr(value, "cond_stage_model")),
-    "VAE": ("a VAE", lambda value: hasattr(value, "encode")),
+    "VAE": ("a VAE", lambda value: hasattr(value, "first_stage_model")),
+    "BOUNDING_BOX": ("boxes", lambda value: value is not None),
     "MUDI_SUBJECTS": ("subjects", lambda value: isinstance(value, SubjectSet)),
     "MUDI_LAYOUT": ("a layout", lambda value: isinstance(value, PlacedSubjects)),
     "MUDI_DATASET": ("a dataset", lambda value: isinstance(value, TrainingSet)),
@@ -101,6 +102,8 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
             given = inputs[widget.id]
             if schema.is_input_list and not given:
                 raise BadLink(f"Nothing comes by the link of {widget.id}. Look at the node before this one.")
+            if isinstance(widget, io.Int.Input):  # nodes that calculate hand on 4.0
+                given = inputs[widget.id] = [*map(_whole, given)] if schema.is_input_list else _whole(given)
             for value in given if schema.is_input_list else [given]:
                 _check(widget, value)
         return begin(cls, **inputs)
@@ -133,10 +136,19 @@ def _plain_judge(judge: Callable[..., bool | str]) -> Callable[..., bool | str]:
     return judged
 
 
+def _what(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else type(value).__name__
+
+
+def _whole(value: Any) -> Any:
+    """A whole number as an int; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _check(widget: Any, value: Any) -> None:
     wanted, is_right = KINDS.get(widget.get_io_type(), ("something", lambda value: value is not None))
     if not is_right(value):
-        got = "nothing" if value is None else f"something else ({type(value).__name__})"
+        got = "nothing" if value is None else f"something else ({_what(value)})"
         raise BadLink(f"{widget.id} must be {wanted}; by its link comes {got}. Look at the node before this one.")
     if isinstance(value, str) and value != readable(value):
         raise HalfLetter(f"{widget.id} holds half of a letter, which no file and no model takes. Type the text again.")

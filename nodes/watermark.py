@@ -20,6 +20,10 @@ class NoKey(MudiError):
     """A mark without a key."""
 
 
+class TooSmall(MudiError):
+    """A picture that has no room for a mark."""
+
+
 def _key() -> io.String.Input:
     return io.String.Input(
         "key",
@@ -65,11 +69,18 @@ class AddWatermark(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, images: Tensor, key: str, strength: float) -> io.NodeOutput:
-        from ..mudi_core.subjects.watermark import add_mark
+        from ..mudi_core.subjects.watermark import add_mark, holds_mark
 
         if not key.strip():
             raise NoKey(str(_check_key(key)))
-        return io.NodeOutput(convert.image_batch([add_mark(one, key, strength) for one in convert.pictures(images)]))
+        pictures = convert.pictures(images)
+        for number, one in enumerate(pictures, start=1):
+            if not holds_mark(one):
+                raise TooSmall(
+                    f"Picture {number} is {one.shape[1]}x{one.shape[0]} px, too small to hold a mark: 16 px a side are "
+                    "the least. Leave it out."
+                )
+        return io.NodeOutput(convert.image_batch([add_mark(one, key, strength) for one in pictures]))
 
 
 class FindWatermark(io.ComfyNode):  # type: ignore[misc]
@@ -102,14 +113,17 @@ class FindWatermark(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, images: Tensor, key: str) -> io.NodeOutput:
-        from ..mudi_core.subjects.watermark import find_mark
+        from ..mudi_core.subjects.watermark import find_mark, holds_mark
 
         if not key.strip():
             raise NoKey(str(_check_key(key)))
-        marks = [find_mark(one, key) for one in convert.pictures(images)]
-        lines = [
-            f"picture {number}: {'marked' if mark.found else 'no mark'} ({mark.score:.1f})"
-            for number, mark in enumerate(marks, start=1)
+        pictures = convert.pictures(images)
+        marks = [find_mark(one, key) for one in pictures]
+        verdicts = [
+            f"{'marked' if mark.found else 'no mark'} ({mark.score:.1f})" if holds_mark(one) else "too small for a mark"
+            for one, mark in zip(pictures, marks, strict=True)
         ]
+        lines = [f"picture {number}: {verdict}" for number, verdict in enumerate(verdicts, start=1)]
         text = "\n".join(lines)
-        return io.NodeOutput(all(mark.found for mark in marks), text, ui=host.preview([], cls, text))
+        found = all(mark.found and holds_mark(one) for one, mark in zip(pictures, marks, strict=True))
+        return io.NodeOutput(found, text, ui=host.preview([], cls, text))

@@ -242,7 +242,11 @@ def test_what_is_no_sdxl_file_is_refused_with_the_reason(tmp_path: Path, single_
     (tmp_path / "cut.safetensors").write_bytes(single_file.read_bytes()[:-1000])
     refused("cut.safetensors", "not a whole safetensors file")
     save_file({"lora_unet_x.alpha": torch.ones(1)}, tmp_path / "lora.safetensors")
-    refused("lora.safetensors", "no whole SDXL checkpoint")
+    refused("lora.safetensors", "is a LoRA, not a base model")
+    save_file({"conv_in.weight": torch.ones(4), "down_blocks.0.x.weight": torch.ones(1)}, tmp_path / "unet.safetensors")
+    refused("unet.safetensors", "is a part of a model.*Name the folder that holds model_index.json")
+    save_file({"double_blocks.0.x.weight": torch.ones(1)}, tmp_path / "other.safetensors")
+    refused("other.safetensors", "no whole SDXL checkpoint")
     weights = load_file(single_file)
     key = "model.diffusion_model.input_blocks.0.0.weight"
     save_file({**weights, key: weights[key].repeat(1, 2, 1, 1)}, tmp_path / "inpaint.safetensors")

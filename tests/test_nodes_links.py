@@ -48,7 +48,12 @@ BAD: dict[str, list[Any]] = {
         NUMBERS,
         NUMBERS * math.inf,
         torch.full((2, 64, 64, 3), 7.0),
+        torch.full((1, 64, 64, 3), math.inf),
+        torch.full((1, 64, 64, 3), 255, dtype=torch.uint8),
     ],
+    "VAE": ["words"],
+    "INT": [2.5, 100.5, math.inf, math.nan, "4"],
+    "FLOAT": [math.nan, -math.inf, "1"],
     "MASK": [torch.zeros(0, 64, 64), torch.zeros(1, 0, 0), torch.rand(1, 3, 64), torch.rand(4), NUMBERS[..., 0]],
     "LATENT": [
         {},
@@ -149,7 +154,46 @@ def test_whatever_comes_by_a_link_is_done_or_told(comfy: Comfy, graph: Graph, ke
 
 def test_every_type_of_socket_is_known(comfy: Comfy) -> None:
     kinds = {one.get_io_type() for node in comfy.nodes.values() for one in node.GET_SCHEMA().inputs}
-    assert kinds - {"BOUNDING_BOX"} == comfy.module("ranges").KINDS.keys()  # boxes have a door of their own
+    assert kinds == comfy.module("ranges").KINDS.keys()
+
+
+def test_a_whole_number_may_come_as_another_node_calculates_it(comfy: Comfy) -> None:
+    photos = [comfy.run("MudiMiniPhotos", pair=pair(comfy), count=count, side=96, seed=0).result for count in (2, 2.0)]
+    assert all(map(torch.equal, photos[0][0], photos[1][0])) and len(photos[0][0]) == 2
+    with pytest.raises(MudiError, match="count must be a whole number; by its link comes something else .2.5.$|2.5"):
+        comfy.run("MudiMiniPhotos", pair=pair(comfy), count=2.5, side=96, seed=0)
+
+
+def pair(comfy: Comfy) -> str:
+    options: list[str] = comfy.node("MudiMiniPhotos").GET_SCHEMA().inputs[0].options
+    return options[0]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_one_value_that_is_no_number_is_told(comfy: Comfy, value: float) -> None:
+    picture = torch.full((1, 64, 64, 3), 0.5)
+    picture[0, 5, 6, 1] = value
+    with pytest.raises(MudiError, match=r"Picture 1 holds values that are no numbers \(NaN or infinity\)"):
+        comfy.run("MudiFindWatermark", images=picture, key="words")
+
+
+def test_whole_numbers_up_to_255_are_no_picture(comfy: Comfy) -> None:
+    with pytest.raises(MudiError, match="Picture 1 has whole numbers up to 255, where ComfyUI has 0 to 1"):
+        comfy.run("MudiFindWatermark", images=torch.full((1, 64, 64, 3), 255, dtype=torch.uint8), key="words")
+
+
+@pytest.mark.parametrize("size, fits", [((8, 8), False), ((3, 300), True), ((1, 300), False), ((16, 16), True)])
+def test_a_picture_too_small_for_a_mark_is_told_and_not_called_unmarked(
+    comfy: Comfy, size: tuple[int, int], fits: bool
+) -> None:
+    picture = torch.full((1, *size, 3), 0.5)
+    if fits:
+        picture = comfy.run("MudiWatermark", images=picture, key="words", strength=1.0).result[0]
+    else:
+        with pytest.raises(MudiError, match=f"Picture 1 is {size[1]}x{size[0]} px, too small to hold a mark"):
+            comfy.run("MudiWatermark", images=picture, key="words", strength=1.0)
+    found, verdicts = comfy.run("MudiFindWatermark", images=picture, key="words").result
+    assert found is fits and verdicts.startswith("picture 1: marked" if fits else "picture 1: too small for a mark")
 
 
 def test_no_picture_is_not_marked(comfy: Comfy) -> None:

@@ -67,7 +67,7 @@ def parse_places(text: str) -> dict[str, Place]:
     if len(text) > LONGEST:
         raise BadPlaces(f"The layout is {len(text)} letters long, and {LONGEST} are read at most.")
     try:
-        read = json.loads(_unfenced(text), object_pairs_hook=unique)
+        read = json.loads(_unfenced(text.removeprefix("\ufeff")), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise BadPlaces(f"The layout is not valid JSON ({_short(str(error))}). Write it like {EXAMPLE}") from None
     if not isinstance(read, dict) or not read:

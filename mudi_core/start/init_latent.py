@@ -108,5 +108,6 @@ def shifted_noise(latent: Tensor, eps: Tensor, sigma: float, latent_scale: float
 
 
 def _shape(latent: Tensor) -> str:
-    _, channels, *_, height, width = latent.shape
-    return f"{width * MULTIPLE}x{height * MULTIPLE} px in {channels} channels"
+    _, channels, *frames, height, width = latent.shape
+    of_a_video = f" (a video of {frames[0]} latent frames)" if frames else ""
+    return f"{width * MULTIPLE}x{height * MULTIPLE} px in {channels} channels{of_a_video}"

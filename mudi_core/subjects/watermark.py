@@ -23,6 +23,8 @@ LOWEST, HIGHEST = 8.0, 80.0
 """Half waves per side of the picture that the mark uses."""
 SURE = 6.0
 """Standard deviations: a picture without the mark gets there once in 10^9."""
+FEWEST = 100
+"""Frequencies that a mark needs to be found again: a picture of 16x16 px has 200, one of 8x8 px has 15."""
 _LUMINANCE = (0.299, 0.587, 0.114)
 
 
@@ -36,6 +38,12 @@ class Mark:
     @property
     def found(self) -> bool:
         return self.score >= SURE
+
+
+def holds_mark(image: Tensor) -> bool:
+    """Whether a picture ``[h, w, 3]`` has enough frequencies for a mark to be found again."""
+    height, width = image.shape[:2]
+    return int((_signs(KEY)[:height, :width] != 0).sum()) >= FEWEST
 
 
 def add_mark(image: Tensor, key: str = KEY, strength: float = 1.0) -> Tensor:

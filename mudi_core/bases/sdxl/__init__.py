@@ -6,6 +6,7 @@ family's tokenizer, which is CLIP's, they stand in for what diffusers would fetc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,6 +105,9 @@ _SDXL_KEYS: Mapping[str, str] = {
 }
 
 
+_LORA = re.compile(r"\.(lora_(up|down|A|B)\b|alpha$|dora_scale$|hada_|lokr_)|^run\.")
+
+
 def header(path: Path) -> dict[str, list[int]]:
     """The shapes of a ``.safetensors`` file by name, before gigabytes are read. Raises `BadCheckpointFile`."""
     from safetensors import SafetensorError, safe_open
@@ -125,9 +129,16 @@ def header(path: Path) -> dict[str, list[int]]:
 
 def _check_file(path: Path, shapes: Mapping[str, list[int]]) -> None:
     lacking = [what for key, what in _SDXL_KEYS.items() if key not in shapes]
+    if "conv_in.weight" in shapes and any(key.startswith("down_blocks.") for key in shapes):
+        raise BadCheckpointFile(
+            f"{path} is a part of a model, as the folders of a diffusers model hold it. Name the folder that holds "
+            f"model_index.json, or use a whole checkpoint, e.g. from {LINK}."
+        )
+    if shapes and all(_LORA.search(key) for key in shapes):
+        raise BadCheckpointFile(f"{path} is a LoRA, not a base model. Name the model that it was trained on.")
     if lacking:
         raise BadCheckpointFile(
-            f"{path} has no {lacking[0].removeprefix('a ')}: it is no whole SDXL checkpoint (perhaps a LoRA, a refiner "
+            f"{path} has no {lacking[0].removeprefix('a ')}: it is no whole SDXL checkpoint (perhaps a refiner "
             f"or another model). Use one, e.g. from {LINK}."
         )
     check_kind(path, shapes)
