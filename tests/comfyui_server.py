@@ -161,10 +161,11 @@ def comfyui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
 def serve(base: Path) -> Iterator[Server]:
     """A server with this base directory, for as long as nobody asks for a second one."""
     for folder in ("custom_nodes", "input", "models/loras", "output", "temp", "user", "elsewhere/owlv2/my-owl"):
-        (base / folder).mkdir(parents=True)
+        (base / folder).mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "model.safetensors"):
         (base / "elsewhere/owlv2/my-owl" / name).touch()
-    (base / "custom_nodes" / "mudi").symlink_to(ROOT, target_is_directory=True)
+    if not (base / "custom_nodes" / "mudi").exists():  # a server that is started again
+        (base / "custom_nodes" / "mudi").symlink_to(ROOT, target_is_directory=True)
     paths = base / "extra_model_paths.yaml"
     paths.write_text(f"elsewhere:\n  base_path: {base / 'elsewhere'}\n  owlv2: owlv2\n", encoding="utf-8")
     with socket.socket() as free:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_train_loop import CONFIG, plan_for
 from tiny_sdxl import denoiser, tiny_unet
+from torch.utils.checkpoint import noop_context_fn
 
 from mudi_core.lora.adapter import Adapter
 from mudi_core.train.config import PRESETS, TrainConfig
@@ -42,8 +43,8 @@ class Card:
         )
         work()
         hook.remove()
-        kinds = {type(module).__name__ for module in twice(self.unet)}
-        way = "full" if "Transformer2DModel" in kinds else "selective" if kinds else "off"
+        kept = {vars(block)["forward"].keywords["context_fn"] for block in twice(self.unet)}
+        way = "off" if not kept else "full" if kept == {noop_context_fn} else "selective"
         self.seen[way] = max(cells)
         peak = ALWAYS + PER_CELL[way] * max(cells)
         if self.needs is not None and peak > self.needs:

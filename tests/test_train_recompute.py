@@ -78,4 +78,4 @@ def test_an_old_torch_computes_all_again_and_says_so(monkeypatch: pytest.MonkeyP
     asked = denoiser(tiny_unet())
     with checkpointing(asked, "selective"):
         twice = [module for module in asked.network.modules() if "forward" in vars(module)]
-    assert twice == asked.blocks(selective=False) and caplog.text.count("needs torch 2.4 or newer") == 1
+    assert twice == asked.blocks() and caplog.text.count("needs torch 2.4 or newer") == 1

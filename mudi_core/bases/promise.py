@@ -109,8 +109,8 @@ class Denoiser(Protocol):
     def file_name(self, layer: str) -> str:
         """Return what a LoRA's file calls a layer: kohya's name, as other programs read it."""
 
-    def blocks(self, selective: bool) -> list[nn.Module]:
-        """Return the parts that gradient checkpointing may compute twice, the smallest ones for ``selective``."""
+    def blocks(self) -> list[nn.Module]:
+        """Return the parts that gradient checkpointing may compute twice: the smallest that repeat."""
 
     def repeatable(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Return the ``forward`` of one of the `blocks` as one that leaves its arguments as they are."""

@@ -115,13 +115,12 @@ class UNetDenoiser:
         """``down_blocks.1.attentions.0...to_q`` -> ``lora_unet_down_blocks_1_attentions_0_..._to_q``."""
         return KOHYA + layer.replace(".", "_")
 
-    def blocks(self, selective: bool) -> list[nn.Module]:
-        """Residual blocks, and transformers or for ``selective`` each of their blocks."""
+    def blocks(self) -> list[nn.Module]:
+        """Return the residual blocks, and the blocks of each transformer."""
         from diffusers.models.attention import BasicTransformerBlock
         from diffusers.models.resnet import ResnetBlock2D
-        from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-        kinds = (ResnetBlock2D, BasicTransformerBlock if selective else Transformer2DModel)
+        kinds = (ResnetBlock2D, BasicTransformerBlock)
         return [module for module in self.network.modules() if isinstance(module, kinds)]
 
     def repeatable(self, forward: Callable[..., Any]) -> Callable[..., Any]:

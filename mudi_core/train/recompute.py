@@ -48,7 +48,7 @@ def checkpointing(denoiser: Denoiser, how: GradientCheckpointing) -> Iterator[No
         return
     selective = how == "selective" and _can_select()
     with ExitStack() as stack:
-        for block in denoiser.blocks(selective):
+        for block in denoiser.blocks():
             stack.enter_context(_computed_twice(block, denoiser.repeatable(block.forward), selective))
         yield
 

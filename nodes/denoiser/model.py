@@ -79,7 +79,7 @@ class ComfyDenoiser:
 
     def _block_layers(self) -> list[str]:
         """The linear layers that may be in few bits: those of the transformers."""
-        inside = {id(module) for block in self.blocks(selective=True) for module in block.modules()}
+        inside = {id(module) for block in self.blocks() for module in block.modules()}
         names = [name for name, layer in self.layers().items() if id(layer) in inside]
         return [name for name in names if ".transformer_blocks." in name] if self._names else names
 
@@ -121,12 +121,9 @@ class ComfyDenoiser:
         """SD's and SDXL's layers have diffusers' names in files, all others ComfyUI's own."""
         return KOHYA + self._names.get(layer, layer).replace(".", "_")
 
-    def blocks(self, selective: bool) -> list[nn.Module]:
-        """Return the parts that repeat: the outermost ones, or for ``selective`` the innermost that stand in a list."""
-        outer = repeated_parts(self.network)
-        if not selective:
-            return outer
-        return [inner for part in outer for inner in (repeated_parts(part) or [part])]
+    def blocks(self) -> list[nn.Module]:
+        """Return the parts that repeat: of each that stands in a list those in its own list, or itself."""
+        return [inner for part in repeated_parts(self.network) for inner in (repeated_parts(part) or [part])]
 
     def repeatable(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         return guards.on_copies(forward)
