@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def mini(comfy: Comfy, random_mini: None) -> tuple[Any, Any, Any]:
     return model, clip, vae
 
 
-def check(comfy: Comfy, mini: tuple[Any, Any, Any], model: Any, bf16: bool = False) -> None:
+def check(comfy: Comfy, mini: tuple[Any, Any, Any], model: Any, bf16: bool = False, base_weights: str = "full") -> None:
     """What Train LoRA asks of a MODEL before anything else."""
     convert = comfy.module("convert")
     encoded = convert.encode_image(mini[2], model)(torch.zeros(1, 64, 64, 3))[0]
@@ -55,8 +56,8 @@ def check(comfy: Comfy, mini: tuple[Any, Any, Any], model: Any, bf16: bool = Fal
     comfy.module("denoiser").ComfyDenoiser(model).check(encoded, conditions, bf16)
 
 
-def with_layers(model: Any, kind: type[nn.Module], part: str = ".attn1.to_q") -> Any:
-    """The same MODEL with other linear layers in some places."""
+def with_layers(model: Any, kind: Callable[[Any], nn.Module], part: str = ".attn1.to_q") -> Any:
+    """The same MODEL with other linear layers in some places: ``kind`` of those that are there."""
     network = model.model.diffusion_model
     with torch.inference_mode():
         for name, layer in list(network.named_modules()):
@@ -93,6 +94,43 @@ def test_a_layer_that_says_how_its_weight_is_read_is_trained_upon(comfy: Comfy, 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_weights_in_fewer_bits_are_read(comfy: Comfy, mini: tuple[Any, Any, Any], dtype: torch.dtype) -> None:
     check(comfy, mini, in_fewer_bits(comfy, mini[0], dtype))
+
+
+@pytest.mark.parametrize("smoothed", [False, True])
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise"])
+def test_comfyuis_own_quantized_layers_are_read(
+    comfy: Comfy, mini: tuple[Any, Any, Any], kind: str, smoothed: bool
+) -> None:
+    """``smoothed``: with the scale of the input that checkpoints quantized by AWQ bring."""
+    if not hasattr(comfy.core("comfy.ops"), "mixed_precision_ops"):
+        pytest.skip("this ComfyUI has no such layers")
+    quant, ops = comfy.core("comfy.quant_ops"), comfy.core("comfy.ops").mixed_precision_ops(compute_dtype=torch.float32)
+    layout = quant.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+
+    def quantized(layer: Any) -> Any:
+        made = ops.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        weight = quant.QuantizedTensor.from_float(layer.weight.detach(), layout)
+        made.weight, made.bias = nn.Parameter(weight, requires_grad=False), layer.bias
+        made.layout_type, made.quant_format = layout, kind
+        if smoothed:
+            made.pre_quant_scale = torch.linspace(0.25, 4, layer.in_features)
+        return made
+
+    model = with_layers(mini[0], quantized)
+    check(comfy, mini, model)
+    denoiser = comfy.module("denoiser").ComfyDenoiser(model)
+    layer = next(one for one in denoiser.layers().values() if hasattr(one, "layout_type"))
+    x = torch.randn(4, layer.in_features, requires_grad=True)
+    with denoiser.ready(bf16=False):
+        layer(x).square().sum().backward()
+        (expected,) = torch.autograd.grad(x_times(layer, x).square().sum(), x)
+    assert torch.allclose(x.grad, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def x_times(layer: Any, x: Tensor) -> Tensor:
+    """The product by autograd itself, with the scale where the layer has it: on the input."""
+    scale = getattr(layer, "pre_quant_scale", None)
+    return linear(x if scale is None else x * scale.clone(), layer.weight.dequantize().float().clone(), layer.bias)
 
 
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION"])

@@ -74,8 +74,8 @@ def _both_answers(
         inputs = inputs_of(patcher.model, conditions, sizes[0].tolist(), x, denoiser.device)
         clean = answer(patcher.model, x, level.at, [inputs], denoiser.device)
         check_layers(denoiser.layers(), _computes_in(patcher.model), denoiser.device)
-    if denoiser.stored_as != "full":
-        comfy.model_management.unload_all_models()
+        if denoiser.stored_as != "full":
+            comfy.model_management.unload_all_models()
     with denoiser.ready(bf16), torch.no_grad():
         return x, clean, denoiser.predict(x.clone(), level, [conditions], sizes)
 

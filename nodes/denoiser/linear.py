@@ -47,6 +47,9 @@ def weight_of(layer: Any, dtype: torch.dtype, device: torch.device) -> Iterator[
         plain = weight.dequantize().to(dtype)
     elif hasattr(layer, "convert_weight"):  # scaled fp8
         plain = layer.convert_weight(weight, inplace=False)
+    smoothing = getattr(layer, "pre_quant_scale", None)
+    if smoothing is not None:  # of AWQ: the layer multiplies its input with it
+        plain = plain * smoothing.to(plain)
     try:
         yield plain, bias
     finally:
