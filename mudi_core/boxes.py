@@ -1,4 +1,4 @@
-"""Boxes: pure geometry on ``xyxy``, as tensors of many or tuples of one."""
+"""Boxes: pure geometry on ``xyxy``, as tensors of many boxes or as a tuple of one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Box = tuple[float, float, float, float]
 
 
 def area(xyxy: Tensor) -> Tensor:
-    """The area ``[n]`` of boxes ``[n, 4]``; an inverted box has none."""
+    """Return the area ``[n]`` of boxes ``[n, 4]``; a box whose corners are swapped has area 0."""
     sides = (xyxy[..., 2:] - xyxy[..., :2]).clamp(min=0)
     return sides[..., 0] * sides[..., 1]
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union ``[n, m]``, 0..1, of boxes ``[n, 4]`` and ``[m, 4]``; 0 where both are empty."""
+    """Return the intersection over union ``[n, m]``, 0..1, of boxes ``[n, 4]`` and ``[m, 4]``; 0 if both are empty."""
     top_left = torch.maximum(a[:, None, :2], b[None, :, :2])
     bottom_right = torch.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = area(torch.cat([top_left, bottom_right], dim=-1))
@@ -30,7 +30,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def clip(xyxy: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes ``[n, 4]`` in pixels, cut at the borders of a picture of this width and height."""
+    """Cut boxes ``[n, 4]`` in pixels at the borders of a picture of this width and height."""
     width, height = size
     return torch.stack(
         [
@@ -44,7 +44,10 @@ def clip(xyxy: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def to_pixels(xyxy: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A box in fractions of a canvas, in whole pixels of it: inside, and at least one pixel wide and high."""
+    """Turn a box in fractions of a canvas into whole pixels of a canvas of this width and height.
+
+    The result lies inside the canvas and is at least one pixel wide and high.
+    """
     width, height = size
     x0 = min(round(xyxy[0] * width), width - 1)
     y0 = min(round(xyxy[1] * height), height - 1)
@@ -52,7 +55,7 @@ def to_pixels(xyxy: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def overlap(a: Box, b: Box) -> float:
-    """How much of the smaller box lies inside the other, 0..1."""
+    """Return which share of the smaller box lies inside the other box, 0..1."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
@@ -60,9 +63,9 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def visible_fraction(box: Box, above: Sequence[Box]) -> float:
-    """How much of a box is left uncovered by the boxes above it, 0..1, exactly."""
+    """Return which share of a box the boxes above it leave uncovered, 0..1, exactly."""
     x0, y0, x1, y1 = box
-    # The edges of all boxes cut this one into cells that are covered wholly or not at all.
+    # The edges of all boxes cut this box into cells. Each cell is covered either wholly or not at all.
     xs = sorted({x0, x1, *(x for other in above for x in (other[0], other[2]) if x0 < x < x1)})
     ys = sorted({y0, y1, *(y for other in above for y in (other[1], other[3]) if y0 < y < y1)})
     free = 0.0

@@ -1,4 +1,4 @@
-"""Files: each appears under its name only when all of it is there; text is read as editors of any system save it."""
+"""Write and read files: a file gets its name only when it is complete; text may have the encoding of any editor."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from .lock import claimed, sweep
 from .types import MudiError
 
 _HALF = re.compile(r"(\..+|.+\.safetensors)\.([0-9a-f]{8}|[0-9]+)\.part", re.DOTALL)
-"""Temporary names of this version and of earlier ones, which had the number of their process."""
+"""Temporary names of this version, and of earlier versions, whose names had the number of the process."""
 
 LONGEST_TEXT = 16_000_000
-"""Bytes of a text file: far more than anybody writes."""
+"""Most bytes of a text file: far more than a person writes."""
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
 class NotText(MudiError):
-    """A file whose bytes are no text, or text in an encoding that it does not name."""
+    """A file that is not text, or text in an encoding that the file does not declare."""
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that a person has written, see `decoded`. Raises `NotText` and `OSError`."""
+    """Return the text of a file that a person wrote, decoded by `decoded`. Raise `NotText` or `OSError`."""
     with path.open("rb") as file:
         data = file.read(LONGEST_TEXT + 1)
     if len(data) > LONGEST_TEXT:
-        raise NotText(f"{path} is longer than {LONGEST_TEXT // 1_000_000} MB, which no text for this is. Name another.")
+        raise NotText(
+            f"{path} is longer than {LONGEST_TEXT // 1_000_000} MB, too long for a text file. Name another file."
+        )
     return decoded(data, path)
 
 
 def decoded(data: bytes, path: Path) -> str:
-    """The text of a file's bytes: UTF-8, or what its byte order mark says, UTF-8 or UTF-16.
+    """Return the text of a file's bytes: UTF-8, or UTF-8 or UTF-16 when the byte order mark says so.
 
-    Latin-1 and its like are not guessed: a wrong guess would change a name in silence. Raises `NotText` with the line.
+    Latin-1 and similar encodings are not guessed: a wrong guess would change a name silently. Raise `NotText` with the
+    number of the line when the bytes are not text.
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
@@ -54,14 +57,15 @@ def decoded(data: bytes, path: Path) -> str:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``; what is written there gets its name if the block ends well, else it goes.
+    """Yield a temporary name beside ``path``, and rename the file to ``path`` when the block ends well.
 
-    Missing folders are made. Raises `OSError` with an older file as it was.
+    When the block fails, remove the file. Make missing folders. Raise `OSError` when the file cannot be written; an
+    older file then stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     forget_halves(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    # Claimed until it has its name, which shows that its writer lives; Windows renames no file that is open.
+    # The claim shows that the writer is still alive. Windows cannot rename an open file, so there it is not claimed.
     with claimed(temporary) if os.name != "nt" else nullcontext():
         try:
             yield temporary
@@ -72,6 +76,6 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def forget_halves(folder: Path) -> None:
-    """Remove what killed processes left of files that they wrote here: nobody claims those any more."""
+    """Remove incomplete files in this folder that processes left when they were killed."""
     with suppress(OSError):
         sweep([path for path in folder.iterdir() if _HALF.fullmatch(path.name)])

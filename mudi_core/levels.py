@@ -1,4 +1,4 @@
-"""Pictures and masks as files have them, in 8 bits: float tensors to everybody, in a quarter of the memory."""
+"""Pictures and masks in 8 bits, as files hold them: float tensors to all other code, in a quarter of the memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ROWS = 256
-"""Of a picture that are turned into bytes at once, so that no second picture in floats is made."""
+"""Rows of a picture that become bytes at a time, so that no second picture in floats is made."""
 
 
 class Levels(Tensor):
-    """A float32 tensor of values 0..1 in steps of 1/255 that holds bytes, and becomes floats where it is computed on.
+    """A float32 tensor of values 0..1 in steps of 1/255 that stores bytes and becomes floats only for a computation.
 
-    Ten photos of 24 megapixels take 0.7 GB, not 2.9, between the places that use them, and one at a time is large.
-    It is a tensor in each other way: ``numpy()``, pickle and other nodes see float32, results are plain tensors, and a
-    part of it (``image[0]``) is one of its own that shares the bytes. What is written into it stays, as floats.
+    Ten photos of 24 megapixels take 0.7 GB instead of 2.9 GB between the places that use them; only one at a time is
+    large. In every other way it is a tensor: ``numpy()``, pickle and other nodes see float32, results are plain
+    tensors, and a part of it (``image[0]``) is again a `Levels` that shares the bytes. After a write into it, it keeps
+    the floats.
     """
 
     _levels: Tensor
@@ -27,7 +28,7 @@ class Levels(Tensor):
 
     @staticmethod
     def __new__(cls, levels: Tensor) -> Levels:
-        """``levels``: uint8 of any shape, which nobody writes to any more."""
+        """Make one from ``levels``, uint8 of any shape. Nobody may write into ``levels`` after this."""
         made: Levels = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, levels.shape, dtype=torch.float32, device=levels.device
         )
@@ -36,15 +37,15 @@ class Levels(Tensor):
 
     @property
     def bytes(self) -> Tensor | None:
-        """The uint8 tensor behind it; None after it was written to."""
+        """The uint8 tensor behind it; None after somebody wrote into it."""
         with torch._C.DisableTorchFunctionSubclass():
             return self._levels if self._written is None else None
 
     def plain(self) -> Tensor:
-        """The same values as a float32 tensor."""
+        """Return the same values as a plain float32 tensor."""
         if self._written is not None:
             return self._written
-        with torch.inference_mode(False):  # autograd may keep it, and its writes are counted
+        with torch.inference_mode(False):  # autograd may keep the result, and writes into it are counted
             return self._levels.to(torch.float32).div_(255)
 
     @classmethod
@@ -84,36 +85,39 @@ _ABOUT = {
     torch.is_floating_point,
     torch.numel,
 }
-"""What is asked of a tensor without its values."""
+"""Questions about a tensor that need none of its values."""
 
 
 def _computed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Any:
-    """What a function gives for the floats; where it has written into them, they stay."""
-    met: list[tuple[Levels, Tensor, int]] = []
-    result = func(*_plain(args, met), **_plain(dict(kwargs or {}), met))
-    for levels, floats, version in met:
+    """Return the result of a function on the floats; where the function wrote into them, keep the floats."""
+    conversions: list[tuple[Levels, Tensor, int]] = []
+    result = func(*_plain(args, conversions), **_plain(dict(kwargs or {}), conversions))
+    for levels, floats, version in conversions:
         if floats._version != version:
             levels._written = floats
     return result
 
 
-def _plain(value: Any, met: list[tuple[Levels, Tensor, int]]) -> Any:
+def _plain(value: Any, conversions: list[tuple[Levels, Tensor, int]]) -> Any:
     if isinstance(value, Levels):
-        for levels, floats, _ in met:
+        for levels, floats, _ in conversions:
             if levels is value:
                 return floats
         floats = value.plain()
-        met.append((value, floats, floats._version))
+        conversions.append((value, floats, floats._version))
         return floats
     if type(value) in (list, tuple):
-        return type(value)(_plain(one, met) for one in value)
+        return type(value)(_plain(one, conversions) for one in value)
     if type(value) is dict:
-        return {key: _plain(one, met) for key, one in value.items()}
+        return {key: _plain(one, conversions) for key, one in value.items()}
     return value
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors of one shape as one with a new first dimension, in bytes where all of them are; one part is shared."""
+    """Stack tensors of one shape along a new first dimension.
+
+    The result stays in bytes when all of them are bytes. A single tensor is not copied.
+    """
     if len(parts) == 1:
         return parts[0][None]
     levels = [part.bytes for part in parts if isinstance(part, Levels)]
@@ -122,7 +126,7 @@ def stacked(parts: Sequence[Tensor]) -> Tensor:
 
 
 def to_bytes(values: Tensor) -> NDArray[Any]:
-    """Values 0..1 as 0..255, in memory of their own."""
+    """Turn values 0..1 into uint8, 0..255, of the same shape, in new memory."""
     if isinstance(values, Levels) and values.bytes is not None:
         return values.bytes.cpu().clone(memory_format=torch.contiguous_format).numpy()
     levels = torch.empty(values.shape, dtype=torch.uint8)

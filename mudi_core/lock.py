@@ -1,7 +1,7 @@
-"""One lock for whatever two processes must not do at once. It ends with its process, however that dies.
+"""One lock for everything that two processes must not do at the same time.
 
-The kernel keeps it, not a process's number: numbers come again, after each start in a container and on two machines
-that share a folder.
+The lock ends with its process, however the process ends. The kernel keeps the lock. The number of a process would not
+do: numbers return after each start of a container, and on two machines that share a folder.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PAUSE = 0.2
-"""Seconds between two tries."""
+"""Seconds between two attempts."""
 _FAR = 2**30
-"""The byte that Windows locks: one that nobody reads or writes."""
+"""The position of the byte that Windows locks: nobody reads or writes it."""
 
 
 @contextmanager
 def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether this process has the file ``path``, which is made, to itself; it is removed when the block ends.
+    """Claim the file ``path`` for this process; yield whether that worked; remove the file when the block ends.
 
-    Other files are named by it: whoever wants one of them claims this one. ``wait``: until whoever has it lets go.
-    Where a file system knows no locks everybody has it. Raises `OSError` where the file cannot be made.
+    The file is made for this. Whoever wants to use another file claims the lock file named after it. ``wait``: wait
+    until the other process lets go. On a file system without locks every claim works. Raise `OSError` when the file
+    cannot be made.
     """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             ours = _lock(file)
-            # Whoever had it may have removed the file in between: then this is a lock on nothing.
+            # The earlier owner may have removed the file in between: then this lock protects nothing.
             if not ours or not _is(file, path):
                 if not wait and not ours:
                     yield False
@@ -48,16 +49,17 @@ def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
             return
         finally:
             os.close(file)
-            if os.name == "nt":  # where a file that is open stays
+            if os.name == "nt":  # Windows keeps a file as long as it is open
                 with suppress(OSError):
                     path.unlink()
 
 
 @contextmanager
 def beginning(folder: Path, locks: re.Pattern[str]) -> Iterator[None]:
-    """Within the block this process claims locks of this pattern in a folder; those of the dead are removed before.
+    """Yield while this process may claim locks of this pattern in a folder; remove the locks of dead processes first.
 
-    One at a time, so that nobody takes a lock that is being swept for one that is held. Raises `OSError`.
+    One process at a time is inside, so that nobody mistakes a lock that is being removed for a lock that is held. Raise
+    `OSError` when the folder cannot be used.
     """
     with claimed(folder / ".mudi.lock", wait=True):
         sweep(path for path in folder.iterdir() if locks.fullmatch(path.name))
@@ -65,7 +67,7 @@ def beginning(folder: Path, locks: re.Pattern[str]) -> Iterator[None]:
 
 
 def sweep(paths: Iterable[Path]) -> None:
-    """Remove of these files, which are claimed while they are of use, those that nobody claims: the dead left them."""
+    """Remove those of these lock files that no process claims: dead processes left them."""
     for path in list(paths):
         with suppress(OSError), claimed(path):
             pass

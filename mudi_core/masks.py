@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def mask_box(mask: Tensor, threshold: float = 0.5) -> tuple[int, int, int, int] | None:
-    """The smallest box, ``xyxy`` in pixels (x1 and y1 exclusive), around a mask ``[h, w]`` above the threshold.
+    """Return the smallest box, ``xyxy`` in pixels (x1 and y1 exclusive), around a mask ``[h, w]`` above the threshold.
 
-    None when the mask is nowhere above it. A low threshold takes a soft edge in.
+    None when no value is above it. A low threshold includes a soft edge.
     """
     columns = (mask.amax(dim=0) > threshold).nonzero()
     rows = (mask.amax(dim=1) > threshold).nonzero()
@@ -23,12 +23,12 @@ def mask_box(mask: Tensor, threshold: float = 0.5) -> tuple[int, int, int, int] 
 
 
 def coverage(mask: Tensor) -> float:
-    """The share of the picture that a mask ``[h, w]`` covers, 0..1."""
+    """Return the share of the picture that a mask ``[h, w]`` covers, 0..1."""
     return float(mask.float().mean())
 
 
 def resize(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks ``[..., h, w]`` at another width and height, each cell the mean of what it covers (0..1 stays 0..1)."""
+    """Resize masks ``[..., h, w]`` to a width and height; each cell is the mean of what it covers (0..1 stays 0..1)."""
     width, height = size
     flat = mask.reshape(-1, 1, *mask.shape[-2:])
     return functional.interpolate(flat, size=(height, width), mode="area").reshape(*mask.shape[:-2], height, width)

@@ -1,4 +1,4 @@
-"""Names of files and folders: what every system takes, and where an opened file really lies."""
+"""Names of files and folders: which names every system accepts, and where an opened file really lies."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import BinaryIO
 from .types import MudiError
 
 LONGEST = 200
-"""Bytes of a name: systems take 255, and some is needed behind it."""
+"""Most bytes of a name: systems accept 255, and some room is needed for an ending."""
 _FORBIDDEN = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
 _URL_ENCODED = re.compile(r"%[0-9a-fA-F]{2}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE | re.DOTALL)
-"""Devices of Windows, whatever stands behind a dot."""
-# Unicode's Default_Ignorable_Code_Point, and what is drawn as nothing although it counts as a letter or a sign.
+"""Names of Windows devices, with any ending."""
+# Unicode's Default_Ignorable_Code_Point, and letters and signs that are shown as nothing.
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
@@ -28,14 +28,17 @@ class BadName(MudiError):
 
 
 def plain_name(name: str, what: str) -> str:
-    """The name itself, if it can be a file's or folder's on every system and leads nowhere else. Raises `BadName`."""
+    """Return the name if a file or folder can have it on every system and it stays inside its folder.
+
+    ``what``: the word for it in the error. Raise `BadName` otherwise.
+    """
     if not name.strip():
         raise BadName(f"The {what} needs a name.")
     strange = _FORBIDDEN.search(name) or _URL_ENCODED.search(name) or _INVISIBLE.search(name) or not name.isprintable()
     if strange or name != name.strip() or name.startswith(".") or name.endswith("."):
         raise BadName(
             f"{name!r} cannot be the name of a {what}: give a plain name such as 'two_dogs', without a path, "
-            "without invisible letters, without dots or spaces at its ends."
+            "without invisible letters, and without dots or spaces at the ends."
         )
     if _RESERVED.fullmatch(name) or len(name.encode()) > LONGEST:
         raise BadName(f"{name!r} cannot be the name of a {what} on every system. Choose another, such as 'two_dogs'.")
@@ -43,7 +46,7 @@ def plain_name(name: str, what: str) -> str:
 
 
 def taken_everywhere(name: str) -> str:
-    """A file's name like this one that every system takes: what one of them refuses becomes "_"."""
+    """Return a file name that every system accepts: what one of them refuses becomes "_"."""
     stem, dot, suffix = name.rpartition(".")
     if not stem:
         stem, dot, suffix = name, "", ""
@@ -58,7 +61,10 @@ def taken_everywhere(name: str) -> str:
 
 
 def leads_out(file: BinaryIO, path: Path, folder: Path) -> bool:
-    """Whether a file, opened by this path, lies outside of a folder: links may have changed since somebody looked."""
+    """Return whether an open file lies outside the folder.
+
+    The file itself is asked: a link may have changed since its path was checked.
+    """
     real = Path(os.path.realpath(path))
     try:
         same = os.path.samestat(os.fstat(file.fileno()), os.lstat(real))

@@ -1,4 +1,4 @@
-"""How work that takes a while says how far it is, whoever listens."""
+"""How long work reports its progress, whoever listens."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Protocol
 
 
 class Update(Protocol):
-    """Hears how far a stage is."""
+    """Hears how far a stage has come."""
 
     def __call__(self, done: int, total: int, words: str = "") -> None: ...
 
 
 Progress = Callable[[str], AbstractContextManager[Update]]
-"""Announces a stage by a few words; within its ``with`` block the stage reports to the `Update`."""
+"""Announces a stage in a few words; inside the ``with`` block the stage reports to the `Update`."""
 
 
 def silent(words: str) -> AbstractContextManager[Update]:
-    """A `Progress` that nobody listens to."""
+    """Ignore the progress: a `Progress` to which nobody listens."""
 
     def update(done: int, total: int, words: str = "") -> None: ...
 

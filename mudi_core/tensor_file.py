@@ -1,7 +1,7 @@
-"""Tensors on disk: safetensors only, never half a file under its final name, and never a bit that has flipped.
+"""Tensors on disk: only safetensors, never an incomplete file under its final name, and every changed bit is noticed.
 
-A file that is written here carries a CRC-32 of all its bytes in its metadata; reading verifies it. Files of others, and
-of earlier versions, have none and are read as they are.
+A file written here has a CRC-32 of all its bytes in its metadata; reading checks it. Files from other programs and from
+earlier versions have none and are read without the check.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from .types import MudiError
 _AT_ONCE = 2**20
 _CHECKSUM, _KIND = "mudi_checksum", "crc32:"
 _NONE = f"{_KIND}{0:08x}"
-"""Stands in the header while the checksum is taken."""
+"""Takes the place of the checksum in the header while the checksum is computed."""
 _MARK = re.compile(rb'"mudi_checksum":"crc32:([0-9a-f]{8})"')
 _OURS = b'{"data_offsets":'
-"""Begins a tensor's entry here, where keys are in order, and in no file of the safetensors library."""
+"""Begins the entry of a tensor in files written here: keys are sorted, unlike in files of the safetensors library."""
 
 
 LONGEST_HEADER = 16 * 2**20
-"""Bytes of a safetensors file's list of tensors; SDXL's has 0.4 MB, one of 20,000 LoRA layers 5 MB. A longer one costs
-gigabytes to read."""
+"""Most bytes of the list of tensors in a safetensors file: SDXL has 0.4 MB, a LoRA of 20,000 layers 5 MB. A longer list
+takes gigabytes to read."""
 
 
 class BadWeights(MudiError):
-    """A file of weights that cannot be read, or that belongs to another model."""
+    """A file of weights that cannot be read or belongs to another model."""
 
 
 class BadTensorFile(MudiError):
-    """A file of tensors that cannot be written, or that is missing or damaged."""
+    """A file of tensors that cannot be written, or is missing or damaged."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes under a temporary name, reads back, compares to the bit, and only then renames to ``path``.
+    """Write under a temporary name, read back, compare every bit, and only then rename to ``path``.
 
-    ``tensors`` are on the CPU; missing folders are made. Raises `BadTensorFile`; an older file is then still whole.
+    ``tensors`` are on the CPU. Make missing folders. Raise `BadTensorFile`; an older file then stays complete.
     """
     path = Path(path)
     data = save({key: value.contiguous() for key, value in tensors.items()}, {**metadata, _CHECKSUM: _NONE})
@@ -56,12 +56,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
                 with whole(path) as temporary:
                     _write(temporary, data)
                     if not _holds(temporary, tensors, metadata):
-                        raise BadTensorFile(
-                            f"{path.name} was read back with other values than were written. Check the disk."
-                        )
+                        raise BadTensorFile(f"{path.name} does not hold the values that were written. Check the disk.")
                 return
             except FileNotFoundError:
-                # Another machine took it for a half, where the folder's file system knows no locks.
+                # On a file system without locks another machine may have taken it for an incomplete file.
                 if not again:
                     raise
     except (OSError, SafetensorError) as error:
@@ -71,10 +69,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def read_tensors(
     path: Path, *, mapped: bool = False, checked: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata, without the checksum. Raises `BadTensorFile`.
+    """Return all tensors and the metadata without the checksum. Raise `BadTensorFile`.
 
-    ``mapped``: the tensors are parts of the file, which must then stay as it is: nobody can replace it on Windows.
-    ``checked``: refuse a file without a checksum, too.
+    ``mapped``: the tensors are views of the file, which must then stay as it is; on Windows nobody can replace it.
+    ``checked``: also refuse a file without a checksum.
     """
     if not os.path.isfile(path):
         raise BadTensorFile(f"There is no file {path}.")
@@ -90,7 +88,7 @@ def read_tensors(
 
 
 def check_header(path: Path) -> None:
-    """Refuse a safetensors file whose list of tensors would take gigabytes to read. Raises `BadWeights`."""
+    """Refuse a safetensors file whose list of tensors would take gigabytes to read. Raise `BadWeights`."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -101,7 +99,7 @@ def check_header(path: Path) -> None:
 
 
 def _verify(path: Path, checked: bool) -> None:
-    """Raises `BadTensorFile` where the bytes of a file are not those that its checksum was taken of."""
+    """Raise `BadTensorFile` when the bytes of a file do not match its checksum."""
     with open(path, "rb") as file:
         first = file.read(8)
         length = int.from_bytes(first, "little")
@@ -111,7 +109,7 @@ def _verify(path: Path, checked: bool) -> None:
             )
         header = file.read(length)
         mark = _MARK.search(header)
-        # Another program that writes the file anew keeps our words, but not the order of the keys.
+        # A program that rewrites the file keeps our metadata but not the order of the keys.
         if _OURS not in header or not (mark or _CHECKSUM.encode() in header or _KIND.encode() in header):
             if checked:
                 raise BadTensorFile(f"{path} has no checksum.")
@@ -122,16 +120,16 @@ def _verify(path: Path, checked: bool) -> None:
                 found = zlib.crc32(part, found)
             if int(mark[1], 16) == found:
                 return
-    raise BadTensorFile(f"{path} is damaged: its bytes are not those that were written. Copy it or make it again.")
+    raise BadTensorFile(f"{path} is damaged: its bytes have changed since it was written. Copy it or make it again.")
 
 
 def _holds(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
-    """Whether a file that was just written has these and no others."""
+    """Return whether a file that was just written has exactly these tensors and metadata."""
     _verify(path, checked=False)
     with safe_open(path, framework="pt") as file:
         described = dict(file.metadata() or {})
         del described[_CHECKSUM]
-        # One by one, so that no part of the file is still mapped when it gets its name.
+        # One by one, so that no part of the file is still mapped when it is renamed.
         return (
             described == dict(metadata)
             and set(file.keys()) == tensors.keys()
@@ -140,14 +138,14 @@ def _holds(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Safetensors with the header's keys in order, and its checksum in it.
+    """Write safetensors with sorted keys in the header and the checksum in it.
 
-    The library does not sort the keys, and equal runs are equal files. It is written here, since the library's own
-    temporary file is left behind when the process is killed.
+    The library does not sort the keys, and equal runs must give equal files. The file is written here because the
+    temporary file of the library stays behind when the process is killed.
     """
     begin = 8 + int.from_bytes(data[:8], "little")
     text = json.dumps(json.loads(data[8:begin]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)  # tensors begin at a multiple of 8
+    text = text.ljust(-(-len(text) // 8) * 8)  # tensors start at a multiple of 8 bytes
     first, body = len(text).to_bytes(8, "little"), memoryview(data)[begin:]
     checksum = zlib.crc32(body, zlib.crc32(first + text))
     text = text.replace(f'"{_CHECKSUM}":"{_NONE}"'.encode(), f'"{_CHECKSUM}":"{_KIND}{checksum:08x}"'.encode())
@@ -155,11 +153,13 @@ def _write(path: Path, data: bytes) -> None:
         file.write(first + text)
         file.write(body)
         file.flush()
-        os.fsync(file.fileno())  # before it gets its name, or a power cut may leave the name alone
+        os.fsync(
+            file.fileno()
+        )  # before the rename: after a power cut there could otherwise be an empty file of this name
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal to the bit: unlike numbers, bits are also equal where both are NaN."""
+    """Return whether two tensors have equal bits: unlike numbers, bits are also equal where both are NaN."""
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bytes(a), _bytes(b))
 
 

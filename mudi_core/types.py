@@ -1,7 +1,7 @@
 """The values that travel between the rooms of the library: frozen, and checked when they are made.
 
 Images are float tensors ``[h, w, 3]``, RGB, 0..1; masks are float tensors ``[h, w]``, 0..1; boxes are ``xyxy`` in
-pixels, except in a `Placement`, which speaks in fractions of its canvas.
+pixels, except in a `Placement`, which has fractions of its canvas.
 """
 
 from __future__ import annotations
@@ -21,52 +21,52 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SUBJECTS = 11
-"""As many subjects as the paper composes in one picture (appendix B.9)."""
+"""The most subjects that the paper composes in one picture (appendix B.9)."""
 
 
 LONGEST_TOKEN, LONGEST_NOUN, LONGEST_CAPTION = 100, 200, 4000
-"""Letters: more than any text encoder reads, and few enough to draw and to print."""
+"""Most letters: more than any text encoder reads, and few enough to show and print."""
 SMALLEST_SIDE = 8
-"""Pixels: narrower strips of a picture hold nothing that a model could see."""
+"""Pixels: a model can see nothing in a narrower picture."""
 
 _HALF_LETTERS = re.compile("[\ud800-\udfff]")
 
 
 def readable(text: object) -> str:
-    """A text that can be printed and stored anywhere: bytes of a file name that are no letters become U+FFFD."""
+    """Return a text that can be printed and stored anywhere: bytes of a file name that are no letters become U+FFFD."""
     return _HALF_LETTERS.sub("\ufffd", str(text))
 
 
 _PROMPT_SIGNS = "()[]{}<>|:\\"
 _JOINERS = "\u200c\u200d"
-"""They stand inside words of Persian and Hindi, and inside emoji."""
+"""Invisible letters that belong inside words of Persian and Hindi, and inside emoji."""
 
 
 def misread_in_prompts(name: str) -> str:
-    """The letters of a token or class noun that a prompt takes for something else, or that nobody sees; "" if none.
+    """Return the letters of a name that are invisible, or that a prompt reads as something else; "" if there are none.
 
-    Brackets, bars, colons and backslashes are weights, choices, ``embedding:`` and ``<lora:>``.
+    Prompts read brackets, bars, colons and backslashes as weights, choices, ``embedding:`` and ``<lora:>``.
     """
     odd = [x for x in name if x in _PROMPT_SIGNS or (unicodedata.category(x)[0] == "C" and x not in _JOINERS)]
     return "".join(dict.fromkeys(odd)) + ("\n" if len(name.splitlines()) > 1 and "\n" not in odd else "")
 
 
 class MudiError(Exception):
-    """A user's mistake or a missing file, told in a sentence: what happened, to what, and what to do.
+    """A mistake of the user or a missing file, explained in a sentence: what happened, to what, and what to do.
 
     The command line prints it without a traceback; nodes show it as their error. Each cause has its own subclass.
     """
 
     def __str__(self) -> str:
-        return readable(super().__str__())  # a file's name may hold what no terminal and no page takes
+        return readable(super().__str__())  # a file name may hold bytes that no terminal and no page can show
 
 
 class BadSubject(MudiError):
-    """Subjects that cannot be used: no token, no photos, a token twice, a mask of another size."""
+    """Subjects that cannot be used: no token, no photos, the same token twice, or a mask of another size."""
 
 
 class BadLayout(MudiError):
-    """A layout whose boxes leave the canvas, or that names a subject which the set does not have."""
+    """A layout with a box outside the canvas, or with a subject that is not in the set."""
 
 
 def _check_image(image: Tensor, owner: str) -> None:
@@ -76,12 +76,12 @@ def _check_image(image: Tensor, owner: str) -> None:
         raise BadSubject(
             f"{owner} is {image.shape[1]}x{image.shape[0]} px; a picture needs at least {SMALLEST_SIDE} px a side."
         )
-    # Both are NaN where any value is.
+    # Both are NaN when any value is NaN.
     if not getattr(image, "finite", False) and not all(
         math.isfinite(float(value)) for value in (image.amin(), image.amax())
     ):
         raise BadSubject(
-            f"{owner} holds values that are no numbers (NaN or infinity). Make it again; a VAE in fp16 may be why."
+            f"{owner} has values that are not numbers (NaN or infinity). Make it again; a VAE in fp16 can cause this."
         )
 
 
@@ -103,7 +103,7 @@ class Photo:
             raise BadSubject("A photo needs a name.")
         if len(self.caption) > LONGEST_CAPTION or self.caption != readable(self.caption):
             raise BadSubject(
-                f"{self.name}: its caption has {len(self.caption)} letters, or one that cannot be written. "
+                f"{self.name}: its caption has {len(self.caption)} letters, or a letter that cannot be saved. "
                 f"Write one of up to {LONGEST_CAPTION} letters."
             )
         _check_image(self.image, self.name)
@@ -116,7 +116,7 @@ class Photo:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One character: what it is called, and its references (photos, each with the mask of the subject)."""
+    """One subject: its token, its class noun, and its references (photos, each with a mask of the subject)."""
 
     token: str
     """The rare word that names it in a prompt, e.g. "olis"."""
@@ -129,7 +129,7 @@ class Subject:
     def __post_init__(self) -> None:
         if not self.token or any(letter.isspace() for letter in self.token):
             raise BadSubject(f"A subject needs a token of one word, such as 'olis'; got {self.token!r}.")
-        # Spaces at its ends are lost in a prompt and in a saved set, where they would make it another.
+        # A prompt and a saved set lose spaces at the ends, so with them the name would not match again.
         object.__setattr__(self, "class_noun", self.class_noun.strip())
         if not self.class_noun:
             raise BadSubject(f"Subject '{self.token}' needs a class noun, such as 'dog'.")
@@ -139,13 +139,13 @@ class Subject:
         ):
             if len(text) > longest or text != readable(text):
                 raise BadSubject(
-                    f"The {what} '{text[:20]}...' has {len(text)} letters, or one that cannot be written. "
+                    f"The {what} '{text[:20]}...' has {len(text)} letters, or a letter that cannot be saved. "
                     f"Take one of up to {longest} letters, such as {'olis' if what == 'token' else 'corgi'}."
                 )
             if odd := misread_in_prompts(text):
                 raise BadSubject(
-                    f"The {what} {text[:40]!r} has {odd!r} in it, which prompts read in another way. "
-                    "Write it in plain words."
+                    f"The {what} {text[:40]!r} contains {odd!r}, which a prompt would read as something else. "
+                    "Use plain words."
                 )
         if not self.photos:
             raise BadSubject(f"Subject '{self.token}' has no photos.")
@@ -161,22 +161,22 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """As the prompt writes it: "olis corgi"."""
+        """The name as a prompt writes it: "olis corgi"."""
         return f"{self.token} {self.class_noun}"
 
 
 def check_tokens(tokens: Sequence[str]) -> None:
-    """Raises `BadSubject` where subjects with these tokens are no set."""
+    """Raise `BadSubject` when subjects with these tokens cannot be one set."""
     if not 1 <= len(tokens) <= MAX_SUBJECTS:
         raise BadSubject(f"A subject set holds 1 to {MAX_SUBJECTS} subjects, got {len(tokens)}.")
     for token in tokens:
         if tokens.count(token) > 1:
-            raise BadSubject(f"The token '{token}' is used by two subjects. Give each subject a token of its own.")
+            raise BadSubject(f"The token '{token}' is used by two subjects. Give each subject its own token.")
 
 
 @dataclass(frozen=True, eq=False)
 class SubjectSet:
-    """The subjects of one picture, 1 to 11, each with a token of its own."""
+    """The subjects of one picture, 1 to 11, each with its own token."""
 
     subjects: tuple[Subject, ...]
 
@@ -190,7 +190,7 @@ class SubjectSet:
         return iter(self.subjects)
 
     def __getitem__(self, token: str) -> Subject:
-        """The subject of this token. Raises `BadSubject` naming the tokens there are."""
+        """Return the subject with this token. Raise `BadSubject` with the tokens of the set."""
         for subject in self.subjects:
             if subject.token == token:
                 return subject
@@ -198,21 +198,22 @@ class SubjectSet:
 
     @property
     def tokens(self) -> tuple[str, ...]:
+        """The tokens of the subjects, in the order of the set."""
         return tuple(subject.token for subject in self.subjects)
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What a detector found in one picture, most confident first."""
+    """The boxes that a detector found in one picture, most confident first."""
 
     xyxy: Tensor
     """Float ``[n, 4]``, pixels of the picture."""
     confidence: Tensor
     """Float ``[n]``, 0..1."""
     labels: tuple[str, ...]
-    """The text query that each box answers."""
+    """The text query that each box matches."""
     best_confidence: float = 0.0
-    """The highest confidence of any box, also below the threshold: what an error message wants to name."""
+    """The highest confidence of any box, also below the threshold; error messages show it."""
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -228,20 +229,20 @@ class Detections:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one subject stands on a canvas, and which of its photos stands there."""
+    """Where one subject stands on a canvas, and which of its photos is shown there."""
 
     token: str
     xyxy: tuple[float, float, float, float]
-    """Fractions of the canvas, 0..1: the box that the subject's cut-out fills."""
+    """The box that the cut-out fills, in fractions of the canvas, 0..1."""
     photo: int = 0
     """Index into the subject's photos."""
     mirror: bool = False
     rotation: float = 0.0
-    """Degrees clockwise, after mirroring; the box is that of the turned cut-out."""
+    """Degrees clockwise, after mirroring; the box is around the turned cut-out."""
 
     def __post_init__(self) -> None:
         if not -360 <= self.rotation <= 360:
-            raise BadLayout(f"{self.token}: a rotation is given in degrees, -360 to 360; got {self.rotation}.")
+            raise BadLayout(f"{self.token}: the rotation must be -360 to 360 degrees, got {self.rotation}.")
         x0, y0, x1, y1 = self.xyxy
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
             raise BadLayout(f"{self.token}: its box must lie inside 0..1 and have an area, got {self.xyxy}.")
@@ -249,7 +250,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Layout:
-    """Who stands where on a canvas of a given size."""
+    """Which subject stands where on a canvas of a given size."""
 
     size: tuple[int, int]
     """Width and height in pixels."""
@@ -263,7 +264,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Mix:
-    """A composition of segmented subjects on a plain canvas: a training image, or the start of a picture."""
+    """A composition of cut-out subjects on a plain canvas: a training image, or the start of a picture."""
 
     image: Tensor
     """Float ``[h, w, 3]``, 0..1."""
@@ -274,26 +275,26 @@ class Mix:
 
     @cached_property
     def mask(self) -> Tensor:
-        """Float ``[h, w]``: where any subject is."""
+        """Float ``[h, w]``, 0..1: where any subject is visible."""
         return self.masks.sum(0).clamp(max=1)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What Detect-and-Compare says of one subject, in words."""
+    """What Detect-and-Compare says about one subject, in words."""
 
     token: str
     status: str
     """"found", "mixed", "missing" or "duplicated"."""
     share: float
-    """0..1: how much of the likeness goes to this subject rather than to the other it resembles most."""
+    """0..1: how much of the likeness belongs to this subject, and not to the other subject that it resembles most."""
     text: str
     """A sentence for the user."""
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Detect-and-Compare of one picture (paper section 5, algorithm 3)."""
+    """The result of Detect-and-Compare for one picture (paper section 5, algorithm 3)."""
 
     tokens: tuple[str, ...]
     score: float
@@ -301,9 +302,9 @@ class Comparison:
     score_spectral: float
     """The official code's: 1 - spectral norm of the same; 0 when the count differs."""
     s_gt: Tensor
-    """Float ``[n, n]``: mean similarity of the references of i to those of j."""
+    """Float ``[n, n]``: mean similarity of the references of subject i to those of subject j."""
     s_dc: Tensor
-    """Float ``[m, n]``: mean similarity of detected box i to the references of j; rows in the matched order."""
+    """Float ``[m, n]``: mean similarity of box i to the references of subject j; rows in the matched order."""
     detections: Detections
     verdicts: tuple[Verdict, ...] = field(default=())
     queries: tuple[str, ...] = ()
@@ -311,16 +312,17 @@ class Comparison:
 
     @property
     def count_is_right(self) -> bool:
+        """Whether as many figures were found as there are subjects."""
         return len(self.detections) == len(self.tokens)
 
     @property
     def figures(self) -> str:
-        """How many were found, in words: "1 figure"."""
+        """How many figures were found, in words: "1 figure"."""
         return f"{len(self.detections)} figure{'' if len(self.detections) == 1 else 's'}"
 
     @property
     def reason(self) -> str:
-        """Why the scores are 0, in a sentence: the number of figures is wrong. Empty when it is right."""
+        """A sentence that says why the scores are 0: the number of figures is wrong. Empty when it is right."""
         if self.count_is_right:
             return ""
         if not len(self.detections):
@@ -335,5 +337,5 @@ class Comparison:
 
 
 def listed(names: Sequence[str]) -> str:
-    """ "olis corgi, hta cat and lun toy"."""
+    """Join names with commas and "and": "olis corgi, hta cat and lun toy"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -104,7 +104,7 @@ def test_where_memory_is_short_the_vae_takes_tiles(mini_weights: None, caplog: p
     assert tiled.shape == whole.shape and (tiled - whole).abs().mean() < 0.25 * whole.std()
     again = checkpoint.decode(whole * checkpoint.latent_scale)
     assert again.shape == pictures.shape and (again - pictures).abs().mean() < 0.25 * pictures.std()
-    assert caplog.text.count("takes pictures in tiles") == 2
+    assert caplog.text.count("works in tiles") == 2
     assert {count for count, side in seen if side <= 96} == {1} and [side for _, side in seen if side > 96] == [192] * 2
     assert not vae.use_tiling and vae.tile_sample_min_size == 192
 
@@ -177,8 +177,8 @@ def test_a_single_file_needs_no_network(single_file: Path, tiny_config: None, mo
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        (("edm_mean", "edm_std"), "Playground 2.5.*taught noise in another way"),
-        (("edm_vpred.sigma_max", "edm_vpred.sigma_min"), "CosXL.*taught noise in another way"),
+        (("edm_mean", "edm_std"), "Playground 2.5.*trained with another kind of noise"),
+        (("edm_vpred.sigma_max", "edm_vpred.sigma_min"), "CosXL.*trained with another kind of noise"),
         (("model.diffusion_model.scaled_fp8",), "scaled fp8.*use the same checkpoint in fp16"),
         (("model.diffusion_model.out.2.scale_weight",), "scaled fp8.*use the same checkpoint in fp16"),
         (("model.diffusion_model.out.2.comfy_quant",), "scaled fp8.*use the same checkpoint in fp16"),
@@ -246,7 +246,7 @@ def test_what_is_no_sdxl_file_is_refused_with_the_reason(tmp_path: Path, single_
     save_file({"conv_in.weight": torch.ones(4), "down_blocks.0.x.weight": torch.ones(1)}, tmp_path / "unet.safetensors")
     refused("unet.safetensors", "is a part of a model.*Name the folder that holds model_index.json")
     save_file({"double_blocks.0.x.weight": torch.ones(1)}, tmp_path / "other.safetensors")
-    refused("other.safetensors", "no whole SDXL checkpoint")
+    refused("other.safetensors", "not a complete SDXL checkpoint")
     weights = load_file(single_file)
     key = "model.diffusion_model.input_blocks.0.0.weight"
     save_file({**weights, key: weights[key].repeat(1, 2, 1, 1)}, tmp_path / "inpaint.safetensors")

@@ -61,9 +61,9 @@ def test_the_box_around_a_turned_box(aspect: float, rotation: float, turned: flo
 
 
 def test_a_rotation_is_in_degrees() -> None:
-    with pytest.raises(BadLayout, match="rotation is given in degrees"):
+    with pytest.raises(BadLayout, match="rotation must be -360 to 360 degrees"):
         Placement("it", (0, 0, 1, 1), rotation=400)
-    with pytest.raises(BadLayout, match="rotation is given in degrees"):
+    with pytest.raises(BadLayout, match="rotation must be -360 to 360 degrees"):
         Placement("it", (0, 0, 1, 1), rotation=math.nan)
 
 

@@ -79,7 +79,7 @@ def test_settings_that_lead_anywhere_are_refused(
     there = tmp_path / "model"
     shutil.copytree(folder, there)
     changed(there / part / "config.json", **setting)
-    with pytest.raises(BadModelFolder, match="asks for more than to be read"):
+    with pytest.raises(BadModelFolder, match="asks to load or run something else"):
         open_checkpoint(str(there))
 
 

@@ -129,9 +129,9 @@ def test_a_first_step_that_divides_by_zero_is_refused(checkpoint: Checkpoint, cu
 
 
 def test_what_overflows_is_told(checkpoint: Checkpoint, cutouts: CutOuts) -> None:
-    with pytest.raises(NoNumbers, match="The sampler ended in values that are no numbers"):
+    with pytest.raises(NoNumbers, match="The sampler returned values that are not numbers"):
         checkpoint.decode(torch.full((1, 4, 8, 8), float("nan")))
-    with pytest.raises(NoNumbers, match="The VAE made values that are no numbers.*sdxl-vae-fp16-fix"):
+    with pytest.raises(NoNumbers, match="The VAE encoded a picture to values that are not numbers.*sdxl-vae-fp16-fix"):
         checkpoint.encode_image(torch.full((1, 64, 64, 3), float("nan")))
     with pytest.raises(NoNumbers, match="sdxl-vae-fp16-fix"):
         check_decoded(torch.full((1, 64, 64, 3), float("inf")), torch.zeros(1, 4, 8, 8))

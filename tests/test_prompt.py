@@ -156,7 +156,7 @@ def test_names_that_train_are_known_again_others_never_train(tmp_path: Path, tok
     try:
         subject = Subject(token, noun, (photo,), (torch.ones(16, 16),))
     except BadSubject as error:
-        assert misread_in_prompts(token + noun) and "Write it in plain words." in str(error)
+        assert misread_in_prompts(token + noun) and "Use plain words." in str(error)
         return
     about = lora_metadata(TrainConfig.of(resolution=64).described(), SubjectSet((subject,)), base="mini", plan_hash="")
     save_file({"x": torch.zeros(1)}, tmp_path / "l.safetensors", about)

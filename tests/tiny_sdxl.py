@@ -59,7 +59,7 @@ def predict(unet: Any, seed: int = 0, batch: int = 2) -> Tensor:
 
 
 def denoiser(unet: Any, prediction_type: str = "epsilon") -> UNetDenoiser:
-    """The U-Net as what a LoRA is trained on."""
+    """Return the U-Net as the network that a LoRA is trained on."""
     return UNetDenoiser(unet, ABAR, prediction_type, SCALE)
 
 

@@ -1,1 +1,1 @@
-"""The promises of a base model, and those who keep them: SDXL, SD, the embedded family."""
+"""Base models: what they promise, and the models that keep it: SDXL, SD, the embedded family."""

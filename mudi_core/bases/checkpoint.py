@@ -1,8 +1,6 @@
-"""A base model: the embedded one, a folder as diffusers writes it, or a single file, all behind one face.
+"""A base model behind one interface: the embedded one, a diffusers folder, or a single file.
 
-SDXL can do everything; SD 1.x and 2.x can be trained.
-
-Nothing is ever downloaded here.
+SDXL can be trained and can make pictures; SD 1.x and 2.x can be trained. Nothing is ever downloaded here.
 """
 
 from __future__ import annotations
@@ -31,19 +29,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NEGATIVE_PROMPT = "sticker, collage"
-"""The paper's: Seg-Mix's training images are collages, pictures should not be."""
+"""The paper's negative prompt: the training images of Seg-Mix are collages, the pictures should not be."""
 
 
 class MissingCheckpoint(MudiError):
-    """No such base model file or folder; the sentence names where it was looked for and where one is to be had."""
+    """There is no such base model; the sentence names the folder searched and where to get one."""
 
 
 class NoPictures(MudiError):
-    """A base model that can be trained here, but not asked for pictures."""
+    """A base model that can be trained here but cannot make pictures here."""
 
 
 class EncodersReleased(MudiError):
-    """The VAE or the text encoders were asked after `Checkpoint.release_encoders`."""
+    """The VAE or the text encoders were used after `Checkpoint.release_encoders`."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,9 @@ class _Parts:
 
 
 class Checkpoint:
-    """A base model of SDXL's shape, with two text encoders, or of SD's, with one.
+    """A base model of SDXL's architecture, with two text encoders, or of SD's, with one.
 
-    The U-Net is its own public part; the rest is behind functions of plain tensors.
+    The U-Net is a public part; functions of plain tensors hide everything else.
     """
 
     def __init__(
@@ -73,34 +71,35 @@ class Checkpoint:
         self.unet = unet.eval().requires_grad_(False)
         self.scheduler = scheduler
         self.latent_scale = float(vae.config.scaling_factor)
-        """A latent times this is what the U-Net sees (0.13025 for SDXL, 0.18215 for SD)."""
+        """The U-Net sees a latent multiplied by this (0.13025 for SDXL, 0.18215 for SD)."""
         self.vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        """Pixels a latent stands for, along a side: 8."""
+        """Pixels per cell of a latent, along a side: 8."""
         self.side = int(unet.config.sample_size) * self.vae_factor
-        """Pixels of the square pictures this model was made for."""
+        """Side in pixels of the square pictures for which this model was made."""
         self.negative_prompt = NEGATIVE_PROMPT
-        """What a picture should not look like, unless the user says otherwise."""
+        """The negative prompt when the user gives none."""
         self.family = "sdxl_base_v1-0" if len(text_encoders) == 2 else _sd_family(unet, scheduler)
-        """kohya's name for the architecture, as LoRA files say it."""
+        """kohya's name of the architecture, as LoRA files have it."""
         for model in (vae, *text_encoders):
             model.eval().requires_grad_(False)
         self._parts: _Parts | None = _Parts(tokenizers, text_encoders, vae)
 
     @property
     def usual(self) -> Family:
-        """What is usual for this kind of base model."""
+        """The usual settings of this kind of base model."""
         return usual(self.name, self.family)
 
     @property
     def device(self) -> torch.device:
+        """The device on which the U-Net computes."""
         return torch.device(self.unet.device)
 
     def encode_text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Captions to the U-Net's context ``[n, 77, d]`` and pooled vectors ``[n, p]``, as its family does.
+        """Encode captions: return the U-Net's context ``[n, 77, d]`` and pooled vectors ``[n, p]``.
 
-        SDXL's context is both encoders' last layer but one, side by side. SD's is its only encoder's answer, without
-        pooled vectors (``p`` is 0). What is beyond 77 tokens is cut off, with a warning. Gradients flow to the
-        `token_vectors` that are in use, and nowhere else.
+        SDXL's context is the last layer but one of both encoders, side by side. SD's context is the output of its only
+        encoder, without pooled vectors (``p`` is 0). Tokens after the 77th are cut off, with a warning. Gradients flow
+        only to the `token_vectors` in use.
         """
         parts = self._encoders()
         alone = len(parts.text_encoders) == 1
@@ -116,29 +115,29 @@ class Checkpoint:
         return torch.cat(contexts, dim=-1), pooled
 
     def condition(self, captions: Sequence[str]) -> list[Conditions]:
-        """Of each caption what the U-Net reads: ``context [77, d]`` and ``pooled [p]``, by `encode_text`."""
+        """Return what the U-Net reads of each caption: ``context [77, d]`` and ``pooled [p]``, from `encode_text`."""
         contexts, pooled = self.encode_text(captions)
         return [{"context": context, "pooled": pool} for context, pool in zip(contexts, pooled, strict=True)]
 
     def denoiser(self) -> UNetDenoiser:
-        """The U-Net as what a LoRA is trained on. Raises `unet.BadSchedule`."""
+        """Return the U-Net as the network that a LoRA is trained on. Raise `unet.BadSchedule`."""
         kind = self.scheduler.config.prediction_type
         return UNetDenoiser(self.unet, self.scheduler.alphas_cumprod, kind, self.latent_scale)
 
     def token_vectors(self, tokens: Sequence[str]) -> TokenVectors:
-        """The text encoders' vectors of some tokens, to be learned or replaced. Raises `train.tokens.BadTokens`."""
+        """Return the text encoders' vectors of some tokens, to learn or replace them. Raise `tokens.BadTokens`."""
         parts = self._encoders()
         return TokenVectors(tokens, parts.tokenizers, parts.text_encoders, self.condition)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images ``[b, h, w, 3]``, 0..1, to the mode of the VAE's latents ``[b, 4, h/8, w/8]``, unscaled."""
+        """Encode images ``[b, h, w, 3]``, 0..1, to the mode of the VAE's latents ``[b, 4, h/8, w/8]``, unscaled."""
         vae = self._encoders().vae
         pixels = (images.movedim(-1, 1).contiguous() * 2 - 1).to(vae.device, vae.dtype)
         at_once = at_once_of(pixels.shape[0], pixels.shape[2] * pixels.shape[3])
         return check_encoded(in_parts(vae, lambda part: vae.encode(part).latent_dist.mode(), pixels, at_once))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents ``[b, 4, h/8, w/8]``, as a sampler leaves them, to images ``[b, h, w, 3]`` on the CPU."""
+        """Decode a sampler's scaled latents ``[b, 4, h/8, w/8]`` to images ``[b, h, w, 3]``, 0..1, on the CPU."""
         vae = self._encoders().vae
         unscaled = latents.to(vae.device, vae.dtype) / self.latent_scale
         at_once = at_once_of(latents.shape[0], latents.shape[2] * latents.shape[3] * self.vae_factor**2)
@@ -146,18 +145,18 @@ class Checkpoint:
         return check_decoded((pixels / 2 + 0.5).clamp(0, 1).movedim(1, -1).float().cpu().contiguous(), latents)
 
     def pipeline(self, reads: bool = True) -> StableDiffusionXLPipeline:
-        """This model in diffusers' own pipeline. They share the weights; the scheduler is the pipeline's own.
+        """Return this model as a diffusers pipeline that shares the weights and has its own scheduler.
 
-        ``reads``: with the text encoders; without them it wants vectors, and stays where the U-Net is. Raises
-        `NoPictures` for SD 1.x and 2.x.
+        ``reads``: with the text encoders; without them the pipeline takes vectors and stays on the U-Net's device.
+        Raise `NoPictures` for SD 1.x and 2.x.
         """
         from diffusers import StableDiffusionXLPipeline
 
         parts = self._encoders()
         if len(parts.text_encoders) == 1:
             raise NoPictures(
-                f"{self.name} is SD 1.x or 2.x: LoRAs for it are trained here, but pictures only made with SDXL. Load "
-                "the LoRA in ComfyUI or diffusers."
+                f"{self.name} is SD 1.x or 2.x: you can train a LoRA for it here, but make pictures only with SDXL. "
+                "Load the LoRA in ComfyUI or diffusers."
             )
         return StableDiffusionXLPipeline(
             vae=parts.vae,
@@ -171,24 +170,22 @@ class Checkpoint:
         )
 
     def move_encoders(self, device: torch.device) -> None:
-        """Take the VAE and the text encoders to a device: off the card, say, until pictures are wanted again."""
+        """Move the VAE and the text encoders to a device, for example off the card until the next pictures."""
         self.move_vae(device)
         for encoder in self._encoders().text_encoders:
             encoder.to(device)
 
     def move_vae(self, device: torch.device) -> None:
-        """Take the VAE alone to a device."""
+        """Move only the VAE to a device."""
         self._encoders().vae.to(device)
 
     def release_encoders(self) -> None:
-        """Let the VAE and the text encoders go: training needs them no more once its plan is made."""
+        """Free the VAE and the text encoders: training does not need them once it has its plan."""
         self._parts = None
 
     def _encoders(self) -> _Parts:
         if self._parts is None:
-            raise EncodersReleased(
-                f"{self.name}: the VAE and the text encoders were let go. Open the base model again."
-            )
+            raise EncodersReleased(f"{self.name}: the VAE and the text encoders were freed. Open the base model again.")
         return self._parts
 
 
@@ -198,11 +195,11 @@ def open_checkpoint(
     dtype: torch.dtype = torch.float32,
     unet_device: torch.device | None = None,
 ) -> Checkpoint:
-    """Read a base model: "mini", or a diffusers folder or a single ``.safetensors`` file of SDXL or SD 1.x or 2.x.
+    """Read a base model: "mini", or SDXL or SD 1.x or 2.x as a diffusers folder or a single ``.safetensors`` file.
 
-    ``dtype`` is the U-Net's and the text encoders'; the VAE stays in float32, since SDXL's overflows in float16.
-    ``unet_device`` keeps the U-Net elsewhere than the rest until it is wanted. Raises `MissingCheckpoint`,
-    `sdxl.BadCheckpointFile`, `mini.family.MissingMiniWeights`.
+    ``dtype`` is for the U-Net and the text encoders; the VAE stays in float32 because SDXL's VAE overflows in float16.
+    ``unet_device`` keeps the U-Net on another device until it is needed. Raise `MissingCheckpoint`,
+    `sdxl.BadCheckpointFile` or `embedded.MissingMiniWeights`.
     """
     device = device or torch.device("cpu")
     path = Path(base)
@@ -244,7 +241,7 @@ def _open_mini() -> Checkpoint:
         family.load_text_encoders(),
         family.scheduler(),
     )
-    # Words it never saw would only push its pictures somewhere; it learned the empty caption.
+    # It never saw these words, so they would only disturb its pictures; it did learn the empty caption.
     checkpoint.negative_prompt = ""
     return checkpoint
 

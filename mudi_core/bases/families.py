@@ -1,6 +1,6 @@
-"""What is usual for each kind of base model, so that nobody has to set it by hand.
+"""The usual settings for each kind of base model, so that nobody has to set them by hand.
 
-A new family is one entry here, beside the module that reads its files.
+A new family is one entry here, plus the module that reads its files.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 EMBEDDED = "mini"
-"""The base model that comes with the package, by the name that a user types."""
+"""The name that a user types for the base model that comes with the package."""
 BUILT_IN = (EMBEDDED,)
-"""All such; any other base model is a file or a folder."""
+"""The names of all base models in the package; every other base model is a file or a folder."""
 
 
 @dataclass(frozen=True)
@@ -21,23 +21,23 @@ class Family:
     """A kind of base model."""
 
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of a training, where they are not `TrainConfig`'s own."""
+    """Settings of a training that differ from the defaults of `TrainConfig`."""
     pictures: Mapping[str, Any] = field(default_factory=lambda: {"batch_size": 1})
-    """Settings of pictures, where they are not `GenerateConfig`'s own."""
+    """Settings of pictures that differ from the defaults of `GenerateConfig`."""
     max_overlap: float | None = None
-    """Of figures in compositions and starts, where it is not `LayoutConfig`'s own."""
+    """Largest overlap of figures in compositions and starts; None: the default of `LayoutConfig`."""
     eye: str | None = None
-    """The detector, segmenter and embedder that know its pictures; None: the first of each in the table of eyes."""
+    """The detector, segmenter and embedder for its pictures; None: the first of each role in the table of eyes."""
     threshold: float = 0.25
-    """Least confidence of the detector in pictures that it has made, 0..1."""
+    """Least confidence of the detector in pictures of this model, 0..1."""
     photo_threshold: float = 0.25
     """The same in photos, which show one subject each."""
     cut_out: bool = False
-    """Compare with the subjects cut out, as the figures in its pictures are."""
+    """Compare pictures with the cut-out subjects instead of the whole photos."""
     prior_prompt: str | None = None
-    """What pictures of other members of a class are asked for with, "a photo of {}"; None: the official code's."""
+    """The prompt for pictures of other members of a class, such as "a photo of {}"; None: the official code's."""
     bf16: bool = True
-    """Whether it computes in bfloat16 where the card can."""
+    """Whether it computes in bfloat16 on cards that can."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -53,25 +53,26 @@ FAMILIES: dict[str, Family] = {
             "rank": 16,
             "learning_rate": 1e-3,
             "token_learning_rate": 2e-2,  # the best of 1e-3, 5e-3, 2e-2 and 5e-2
-            "dco_beta": 0.0,  # so small a model needs no holding back
+            "dco_beta": 0.0,  # a model this small needs no regularization
         },
         pictures={"steps": 20, "guidance": 5.0, "gamma": 2.0, "batch_size": 8},
         max_overlap=0.2,
         eye=EMBEDDED,
-        threshold=0.05,  # low, since the detector doubts what a small model draws
+        threshold=0.05,  # low, because the detector is unsure about the pictures of a small model
         photo_threshold=0.03,
         cut_out=True,
         prior_prompt="a photo of {}",
         bf16=False,
     ),
 }
-"""By kohya's name of an architecture, or by the name of a base model of ours. The embedded one's were chosen on
-development pairs alone (`toy.world.DEV_PAIRS`)."""
+"""Families by kohya's name of the architecture, or by the name of a base model in the package. The settings of the
+embedded model were chosen only on development pairs (`toy.world.DEV_PAIRS`)."""
 
 
 def usual(base: str | Path, kohya: str = "sdxl_base_v1-0") -> Family:
-    """Return what is usual for a base model: by its own name if it has an entry, else by kohya's for its architecture.
+    """Return the usual settings for a base model.
 
-    SD 1.x that predicts v is as SD 1.x; kinds without an entry are as SDXL.
+    A base model with an entry of its own has that entry, any other the entry of its architecture, by kohya's name. SD
+    1.x that predicts v has the settings of SD 1.x; kinds without an entry have those of SDXL.
     """
     return FAMILIES.get(str(base)) or FAMILIES.get(kohya) or FAMILIES.get(kohya.removesuffix("_v"), Family())

@@ -1,7 +1,7 @@
-"""A U-Net's frozen linear layers in 8 or 4 bits, so that it fits into a small card while a LoRA is trained on it.
+"""Frozen linear layers of a U-Net in 8 or 4 bits, so that a small card can train a LoRA on it.
 
-The formats need nothing but torch, on any device. The numbers are put back into the layer's own precision one layer at
-a time, in the forward and in the backward pass, and are never kept in it.
+The formats need only torch and work on every device. One layer at a time, in the forward and in the backward pass, the
+weights are converted back to the layer's own precision; they are never kept in it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BASE_WEIGHTS: tuple[str, ...] = get_args(BaseWeights)
 """The formats, largest first."""
 
 _BLOCK = 64
-"""Numbers that share a scale in 4 bits."""
+"""Numbers that share one scale in the 4-bit format."""
 _NF4 = (
     -1.0,
     -0.6961928009986877,
@@ -36,25 +36,25 @@ _NF4 = (
     0.7229568362236023,
     1.0,
 )
-"""NormalFloat of 4 bits: quantiles of a normal distribution, 0 and both ends included (QLoRA, appendix E)."""
+"""The 16 values of NormalFloat 4: quantiles of a normal distribution with 0 and both ends (QLoRA, appendix E)."""
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer that cannot be trained; `stored` says of how many bits its weight is made."""
+    """A linear layer that cannot be trained; `stored` says in how many bits its weight is kept."""
 
     def __init__(self, layer: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.bias = layer.bias
         self.dtype = layer.weight.dtype
-        """What it computes in: as the layer that it stands for."""
+        """The type in which it computes: that of the layer it replaces."""
 
     def factors(self) -> tuple[Tensor, Tensor | None]:
-        """The weight in `dtype`: a matrix ``[out, in]``, and what its rows are to be multiplied with ``[out]``."""
+        """Return the weight in `dtype`: a matrix ``[out, in]``, and the factors ``[out]`` of its rows, or None."""
         raise NotImplementedError
 
     def full(self) -> Tensor:
-        """The weight ``[out, in]`` in `dtype`."""
+        """Return the full weight ``[out, in]`` in `dtype`."""
         matrix, rows = self.factors()
         return matrix if rows is None else matrix * rows[:, None]
 
@@ -65,7 +65,7 @@ class FrozenLinear(nn.Linear):
 
 
 class Int8Linear(FrozenLinear):
-    """A signed byte for each number and a scale for each row."""
+    """One signed byte per number and one scale per row."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer)
@@ -80,9 +80,9 @@ class Int8Linear(FrozenLinear):
 
 
 class Fp8Linear(FrozenLinear):
-    """A float of 4 bits of exponent and 3 of mantissa for each number, and a power of 2 for each row.
+    """One float with 4 exponent and 3 mantissa bits per number, and one power of 2 per row.
 
-    Coarser than `Int8Linear`, but a weight that was made of such floats (an fp8 model file) loses nothing.
+    Less exact than `Int8Linear`, but a weight that comes in such floats (an fp8 model file) loses nothing.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -90,7 +90,7 @@ class Fp8Linear(FrozenLinear):
         weight = layer.weight.detach().float()
         largest = weight.abs().amax(dim=1) / torch.finfo(torch.float8_e4m3fn).max
         rows = 2 ** largest.clamp(min=2.0**-100).log2().ceil()
-        # As plain bytes: no cast of the model to another type shall take them for numbers.
+        # As plain bytes, so that casting the model to another type does not convert them.
         bits = (weight / rows[:, None]).to(torch.float8_e4m3fn).view(torch.uint8)
         self.weight = nn.Parameter(bits, requires_grad=False)
         self.register_buffer("rows", rows.to(self.dtype))
@@ -100,7 +100,7 @@ class Fp8Linear(FrozenLinear):
 
 
 class Nf4Linear(FrozenLinear):
-    """Half a byte for each number, and a scale for each 64 of them."""
+    """Half a byte per number, and one scale for every 64 numbers."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer)
@@ -112,7 +112,7 @@ class Nf4Linear(FrozenLinear):
         packed = codes[:, 0::2] * 16 + codes[:, 1::2]
         self.weight = nn.Parameter(packed.to(torch.uint8), requires_grad=False)
         self.register_buffer("scale", scale)
-        # Both numbers of a byte at once: half as many look-ups.
+        # Look up both numbers of a byte at once: half as many look-ups.
         self.register_buffer("pairs", torch.cartesian_prod(levels, levels).to(self.dtype), persistent=False)
 
     def factors(self) -> tuple[Tensor, None]:
@@ -122,7 +122,7 @@ class Nf4Linear(FrozenLinear):
 
 
 class _Product(torch.autograd.Function):
-    """``x W^T`` that remembers the layer and not the full weight."""
+    """Compute ``x W^T``; keep the layer for the backward pass instead of the full weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
@@ -138,7 +138,7 @@ class _Product(torch.autograd.Function):
 
 
 def _scale(rows: Tensor, largest: float, dtype: torch.dtype) -> Tensor:
-    """What the rows of a matrix are divided by so that they end at ``largest``, as a number of ``dtype``; not 0."""
+    """Return the divisors of the rows of a matrix that make their largest value ``largest``, in ``dtype``; never 0."""
     return (rows.abs().amax(dim=1) / largest).clamp(min=torch.finfo(torch.float32).tiny).to(dtype)
 
 
@@ -146,9 +146,9 @@ _KINDS: dict[BaseWeights, type[FrozenLinear]] = {"fp8": Fp8Linear, "int8": Int8L
 
 
 def quantize(unet: nn.Module, base_weights: BaseWeights) -> None:
-    """Puts every linear layer of a U-Net's transformers into ``base_weights``, one by one; "full" changes nothing.
+    """Convert every linear layer of a U-Net's transformers to ``base_weights``, one by one; "full" changes nothing.
 
-    The modules are replaced; tensors that others share with this U-Net stay as they are.
+    The modules are replaced; tensors that other models share with this U-Net stay as they are.
     """
     if base_weights == "full":
         return
@@ -160,7 +160,10 @@ def quantize(unet: nn.Module, base_weights: BaseWeights) -> None:
 
 
 def quantized(weight: Tensor, bias: Tensor | None, base_weights: BaseWeights) -> FrozenLinear:
-    """A layer of its own with these values, ``weight [out, in]``, which computes in their type; not for "full"."""
+    """Return a new quantized layer with these values, ``weight [out, in]``; it computes in their type.
+
+    ``base_weights`` must not be "full".
+    """
     layer: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
@@ -168,6 +171,6 @@ def quantized(weight: Tensor, bias: Tensor | None, base_weights: BaseWeights) ->
 
 
 def stored_as(unet: nn.Module) -> BaseWeights:
-    """How a U-Net's transformers are kept."""
+    """Return the format in which a U-Net keeps the weights of its transformers."""
     kinds = {type(module) for module in unet.modules()}
     return next((name for name, kind in _KINDS.items() if kind in kinds), "full")

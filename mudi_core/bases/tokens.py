@@ -1,7 +1,7 @@
-"""The vectors of a few tokens in the text encoders, learned in their place (Textual Inversion, Gal et al. 2022).
+"""The text encoders' vectors of a few tokens, to be learned (Textual Inversion, Gal et al. 2022).
 
-All else of the text encoders stays frozen. A file holds one token, under ``clip_l`` and ``clip_g`` and as ``[1, d]``:
-what ComfyUI and diffusers load as an embedding of SDXL.
+Everything else in the text encoders stays frozen. A file holds one token, as ``[1, d]`` under ``clip_l`` and
+``clip_g``: ComfyUI and diffusers load it as an SDXL embedding.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from ..types import MudiError
 from .promise import EncodeText
 
 ENCODERS = ("clip_l", "clip_g")
-"""SDXL's text encoders, as embedding files call them; SD has the first place alone."""
+"""The names of SDXL's text encoders in embedding files; SD has only the first."""
 
 
 class BadTokens(MudiError):
-    """Tokens whose vectors cannot be learned, or a file that does not hold one's."""
+    """Tokens whose vectors cannot be learned, or a file that does not hold the vectors of one token."""
 
 
 class TokenVectors:
-    """Stand in for the text encoders' own vectors of some tokens, until `remove` or the end of a ``with`` block."""
+    """Replace the text encoders' own vectors of some tokens until `remove` or the end of a ``with`` block."""
 
     def __init__(
         self, tokens: Sequence[str], tokenizers: Sequence[Any], text_encoders: Sequence[Any], encode_text: EncodeText
     ) -> None:
-        """They begin as the encoders' own. ``encode_text`` asks these encoders and lets gradients through.
+        """Start with the encoders' own vectors. ``encode_text`` uses these encoders and lets gradients through.
 
-        Raises `BadTokens` for what the vocabulary has no single entry for.
+        Raise `BadTokens` when the vocabulary has no single entry for a token.
         """
         self.tokens = tuple(tokens)
         self.encode = encode_text
@@ -55,37 +55,38 @@ class TokenVectors:
         self.remove()
 
     def start(self) -> None:
-        """Back to the encoders' own."""
+        """Reset the vectors to the encoders' own."""
         with torch.no_grad():
             for table, ids, rows in zip(self._tables, self._ids, self._rows, strict=True):
                 rows.copy_(table.weight[ids])
 
     def parameters(self) -> list[nn.Parameter]:
+        """Return the vectors as parameters, one tensor ``[n, d]`` for each encoder."""
         return list(self._rows)
 
     def state(self) -> dict[str, Tensor]:
-        """A copy on the CPU: of each of `ENCODERS` float32 ``[n, d]``, in the tokens' order."""
+        """Return a copy on the CPU: float32 ``[n, d]`` for each of `ENCODERS`, in the order of the tokens."""
         return {name: rows.detach().cpu().clone() for name, rows in zip(ENCODERS, self._rows, strict=False)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state of the same tokens."""
+        """Take the values of a state of the same tokens."""
         with torch.no_grad():
             for name, rows in zip(ENCODERS, self._rows, strict=False):
                 rows.copy_(state[name])
 
     def remove(self) -> None:
-        """Give the encoders their own vectors back."""
+        """Restore the encoders' own vectors."""
         for hook in self._hooks:
             hook.remove()
 
 
 def save_token(path: Path, vectors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """``vectors``: of each encoder ``[1, d]``. Raises `BadTensorFile`."""
+    """Write a token's vectors, ``[1, d]`` for each encoder, as an embedding file. Raise `BadTensorFile`."""
     write_tensors(path, vectors, metadata)
 
 
 def load_token(path: Path) -> dict[str, Tensor]:
-    """Of each encoder float32 ``[1, d]``. Raises `BadTokens`, `BadTensorFile`."""
+    """Read an embedding file: return float32 ``[1, d]`` for each encoder. Raise `BadTokens` or `BadTensorFile`."""
     vectors, _ = read_tensors(path)
     strange = sorted(vectors.keys() - set(ENCODERS))
     if strange or any(vector.ndim != 2 or len(vector) != 1 for vector in vectors.values()) or not vectors:
@@ -104,7 +105,7 @@ def _entry(tokenizer: Any, token: str) -> int:
 
 
 def _replace(ids: Sequence[int], rows: Tensor, table: nn.Module, given: tuple[Tensor], vectors: Tensor) -> Tensor:
-    """What a table of word vectors answers, with the rows in the places of their ids."""
+    """Return the output of a table of word vectors, with the given rows in place of their ids."""
     for id, row in zip(ids, rows, strict=True):
         vectors = torch.where((given[0] == id)[..., None], row.to(vectors), vectors)
     return vectors

@@ -15,25 +15,27 @@ from .promise import Conditions, NoiseLevel
 from .quantize import BaseWeights, stored_as
 
 KOHYA = "lora_unet_"
-"""Begins kohya's name of a layer of the network, in every family."""
+"""The prefix of kohya's name of a network layer, in every family."""
 
 
 class BadSchedule(MudiError):
-    """A noise schedule that the training cannot follow."""
+    """A noise schedule that training cannot use."""
 
 
 class BadPrecision(MudiError):
-    """Weights of another type than what a training computes in."""
+    """Weights of a type that the chosen precision cannot train."""
 
 
 class UNetDenoiser:
     """A U-Net, its noise schedule and the scale of its latents."""
 
     def __init__(self, unet: Any, alphas_cumprod: Tensor, prediction_type: str, latent_scale: float) -> None:
-        """``alphas_cumprod``: float ``[T]``, the share of signal in a noisy latent's variance; it falls from 1 to 0.
+        """Make one.
 
-        ``prediction_type``: "epsilon" or "v_prediction"; ``latent_scale``: what latents of the VAE are multiplied with
-        (0.13025 for SDXL). Raises `BadSchedule`.
+        ``alphas_cumprod``: float ``[T]``, the share of signal in the variance of a noisy latent, from 1 to 0.
+
+        ``prediction_type``: "epsilon" or "v_prediction". ``latent_scale``: the factor of the VAE's latents (0.13025 for
+        SDXL). Raise `BadSchedule` for another prediction type.
         """
         if prediction_type not in ("epsilon", "v_prediction"):
             raise BadSchedule(
@@ -55,7 +57,7 @@ class UNetDenoiser:
 
     @contextmanager
     def ready(self, bf16: bool) -> Iterator[None]:
-        """Within the block the U-Net is frozen and in training mode. Raises `BadPrecision`."""
+        """Inside the block the U-Net is frozen and in training mode. Raise `BadPrecision`."""
         self._check_precision(bf16)
         was_training, self._bf16 = self.network.training, bf16
         trained = [(parameter, parameter.requires_grad) for parameter in self.network.parameters()]
@@ -79,11 +81,14 @@ class UNetDenoiser:
             )
 
     def draw_level(self, generator: torch.Generator) -> Tensor:
-        """Return one of the schedule's timesteps, as long ``[1]``."""
+        """Draw one timestep of the schedule, long ``[1]``."""
         return torch.randint(0, len(self._abar), (1,), generator=generator)
 
     def level(self, drawn: Tensor) -> NoiseLevel:
-        """``z_t = sqrt(abar) z0 + sqrt(1-abar) eps`` (DDPM, equation 4), ``v = sqrt(abar) eps - sqrt(1-abar) z0``."""
+        """Return the level of timesteps: ``z_t = sqrt(abar) z0 + sqrt(1-abar) eps`` (DDPM, equation 4).
+
+        Velocity is ``v = sqrt(abar) eps - sqrt(1-abar) z0``.
+        """
         abar = self._abar[drawn.cpu()].to(self.device)
         signal, noise = abar.sqrt(), (1 - abar).sqrt()
         if self._predicts_noise:
@@ -95,7 +100,10 @@ class UNetDenoiser:
         return encoded * self.latent_scale
 
     def predict(self, x: Tensor, level: NoiseLevel, conditions: Sequence[Conditions], sizes: Tensor) -> Tensor:
-        """``conditions``: `Checkpoint.condition`'s, ``context [77, d]`` and ``pooled [p]``; SD has no use for sizes."""
+        """Predict from noisy latents with the conditions of `Checkpoint.condition`.
+
+        These are ``context [77, d]`` and ``pooled [p]``. SD ignores the sizes.
+        """
         context, pooled = (
             torch.stack([one[name] for one in conditions]).to(self.device) for name in ("context", "pooled")
         )
@@ -112,7 +120,7 @@ class UNetDenoiser:
         return {name: layer for name, layer in self.network.named_modules() if isinstance(layer, nn.Linear)}
 
     def file_name(self, layer: str) -> str:
-        """``down_blocks.1.attentions.0...to_q`` -> ``lora_unet_down_blocks_1_attentions_0_..._to_q``."""
+        """Turn ``down_blocks.1.attentions.0...to_q`` into ``lora_unet_down_blocks_1_attentions_0_..._to_q``."""
         return KOHYA + layer.replace(".", "_")
 
     def blocks(self) -> list[nn.Module]:
@@ -131,9 +139,9 @@ class UNetDenoiser:
 
 
 def weights_fingerprint(network: nn.Module, beneath: Mapping[str, Tensor] | None = None) -> str:
-    """Return what tells one network from another by the names, shapes, types and first values of its weights.
+    """Return a hash of the names, shapes, types and first values of a network's weights.
 
-    ``beneath``: weights by name that others stand for just now.
+    ``beneath``: the original weights, by name, where others replace them at the moment.
     """
     digest = hashlib.sha256()
     for name, parameter in network.named_parameters():

@@ -1,6 +1,6 @@
-"""The four promises a model makes to the rest of the library, and the table of those who keep them.
+"""Four promises that a model makes to the rest of the library, and the table of the models that keep them.
 
-A new one is one file here, one line in the table, one test.
+A new model is one file here, one line in the table and one test.
 """
 
 from __future__ import annotations
@@ -23,27 +23,38 @@ if TYPE_CHECKING:
 
 
 class UnknownBackend(MudiError):
-    """A name that the table of detectors, segmenters or embedders does not have."""
+    """A name that is not in the table of detectors, segmenters, embedders and text scorers."""
 
 
 class Detector(Protocol):
+    """Finds what a text names in a picture."""
+
     def __call__(self, image: Tensor, queries: Sequence[str], threshold: float) -> Detections:
-        """Find in a float image ``[h, w, 3]`` whatever answers a text query with at least `threshold` (0..1)."""
+        """Find what matches the text queries in a float image ``[h, w, 3]``, with at least `threshold` (0..1)."""
 
 
 class Segmenter(Protocol):
+    """Cuts out what stands in a box."""
+
     def __call__(self, image: Tensor, xyxy: Tensor) -> Tensor:
-        """Masks ``[n, h, w]``, float, 0 or 1, of what stands in the boxes ``[n, 4]`` (pixels) of an ``[h, w, 3]``."""
+        """Return masks ``[n, h, w]``, float, 0 or 1, of what stands in boxes ``[n, 4]`` (pixels) of an image.
+
+        ``image``: float ``[h, w, 3]``, 0..1.
+        """
 
 
 class Embedder(Protocol):
+    """Turns pictures into vectors that say how alike they look."""
+
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
-        """Vectors ``[n, d]`` of unit length, on the CPU, of n float images ``[h, w, 3]`` of any sizes."""
+        """Return unit vectors ``[n, d]`` on the CPU for n float images ``[h, w, 3]`` of any sizes."""
 
 
 class TextScorer(Protocol):
+    """Says how well a picture shows a text."""
+
     def __call__(self, images: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
-        """Float ``[n, m]`` on the CPU: how well each of n float images ``[h, w, 3]`` shows each of m texts."""
+        """Return float ``[n, m]`` on the CPU: how well each of n float images ``[h, w, 3]`` shows each of m texts."""
 
 
 Role = Literal["detector", "segmenter", "embedder", "text scorer"]
@@ -51,15 +62,15 @@ Role = Literal["detector", "segmenter", "embedder", "text scorer"]
 
 @dataclass(frozen=True)
 class Eye:
-    """One who keeps a promise, and where it is had from."""
+    """A model that keeps one of the promises, and where to get it."""
 
     role: Role
     load: str
-    """Its module in this room, and the function there that loads it from a path onto a device."""
+    """Its module in this folder, and the function there that loads it from a path to a device."""
     weights: str | None = None
-    """Its name in `weights.TABLE`; None: it brings or finds its own."""
+    """Its name in `weights.TABLE`; None: it has or finds its own weights."""
     folder: str | None = None
-    """The folder of ComfyUI's models where it lies, with others of its kind; None: it comes with the package."""
+    """Its folder below ComfyUI's models folder; None: it comes with the package."""
 
 
 EYES: tuple[tuple[str, Eye], ...] = (
@@ -76,35 +87,48 @@ EYES: tuple[tuple[str, Eye], ...] = (
     (EMBEDDED, Eye("segmenter", "embedded.load_segmenter")),
     (EMBEDDED, Eye("embedder", "embedded.load_embedder")),
 )
-"""All that there are, by name: the command line, the nodes and the benchmark read nothing else. Of each role the first
-is the usual one."""
+"""All models by name; the command line, the nodes and the benchmark read only this table. The first of each role is the
+usual one."""
 
 
 def eyes(role: Role) -> dict[str, Eye]:
-    """Return those of a role, by name."""
+    """Return the models of a role, by name; the first is the usual one."""
     return {name: eye for name, eye in EYES if eye.role == role}
 
 
 def load_detector(name: str, path: Path | None, device: torch.device) -> Detector:
-    """Load a detector by its name; without a path its weights are looked for in the default folder."""
+    """Load a detector by its name in `EYES`; without a path, look for its weights in the default folder.
+
+    Raise `UnknownBackend`, `MissingWeights` or `BadWeights`.
+    """
     found: Detector = _load("detector", name, path, device)
     return found
 
 
 def load_segmenter(name: str, path: Path | None, device: torch.device) -> Segmenter:
-    """Load a segmenter by its name; with a path, the size of a SAM is read from the file, whatever the name says."""
+    """Load a segmenter by its name in `EYES`; without a path, look for its weights in the default folder.
+
+    With a path, the file itself says which size of SAM it is, whatever the name. Raise `UnknownBackend`,
+    `MissingWeights` or `BadWeights`.
+    """
     found: Segmenter = _load("segmenter", name, path, device)
     return found
 
 
 def load_embedder(name: str, path: Path | None, device: torch.device) -> Embedder:
-    """Load an embedder by its name; without a path its weights are looked for in the default folder."""
+    """Load an embedder by its name in `EYES`; without a path, look for its weights in the default folder.
+
+    Raise `UnknownBackend`, `MissingWeights` or `BadWeights`.
+    """
     found: Embedder = _load("embedder", name, path, device)
     return found
 
 
 def load_text_scorer(name: str, path: Path | None, device: torch.device) -> TextScorer:
-    """Load a text scorer by its name; without a path its weights are looked for in the default folder."""
+    """Load a text scorer by its name in `EYES`; without a path, look for its weights in the default folder.
+
+    Raise `UnknownBackend`, `MissingWeights` or `BadWeights`.
+    """
     found: TextScorer = _load("text scorer", name, path, device)
     return found
 

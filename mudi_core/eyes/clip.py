@@ -1,4 +1,4 @@
-"""CLIP (Radford et al., arXiv 2103.00020) sets pictures beside texts, through transformers' own model class."""
+"""CLIP (Radford et al., arXiv 2103.00020) compares pictures with texts, through transformers' own model class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ClipEmbedder:
-    """An `Embedder`, and with `texts` the other half of a CLIP score. A picture is padded to a square, not cropped."""
+    """An `Embedder`; with `texts` it also gives CLIP scores. A picture is padded to a square, not cropped."""
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, device: torch.device) -> None:
         self.model = cast(Any, model)  # the library types neither its configs nor its decorated `to` usefully
@@ -34,18 +34,18 @@ class ClipEmbedder:
         for start in range(0, len(images), BATCH):
             batch = torch.cat([to_square(image.to(self.device), self.side) for image in images[start : start + BATCH]])
             mean, std = (batch.new_tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-            seen = self.model.vision_model(pixel_values=(batch - mean) / std).pooler_output
-            vectors.append(functional.normalize(self.model.visual_projection(seen).float(), dim=1).cpu())
+            features = self.model.vision_model(pixel_values=(batch - mean) / std).pooler_output
+            vectors.append(functional.normalize(self.model.visual_projection(features).float(), dim=1).cpu())
         return torch.cat(vectors)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Vectors ``[m, d]`` of unit length, on the CPU. Words beyond CLIP's length are not read."""
+        """Return unit vectors ``[m, d]`` on the CPU for m texts. Words beyond CLIP's length are ignored."""
         tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
-        read = self.model.text_model(
+        features = self.model.text_model(
             input_ids=tokens["input_ids"].to(self.device), attention_mask=tokens["attention_mask"].to(self.device)
         ).pooler_output
-        return functional.normalize(self.model.text_projection(read).float(), dim=1).cpu()
+        return functional.normalize(self.model.text_projection(features).float(), dim=1).cpu()
 
 
 class ClipScorer:
@@ -59,7 +59,10 @@ class ClipScorer:
 
 
 def load(path: Path, device: torch.device) -> ClipEmbedder:
-    """Read a CLIP from a folder with ``config.json`` and ``model.safetensors``; the tokenizer is ours. `BadWeights`."""
+    """Read a CLIP from a folder with ``config.json`` and ``model.safetensors``; the tokenizer is in the package.
+
+    Raise `BadWeights` when the folder holds something else.
+    """
     from transformers import CLIPModel
 
     from ..vocabulary import tokenizer
@@ -69,5 +72,5 @@ def load(path: Path, device: torch.device) -> ClipEmbedder:
 
 
 def load_scorer(path: Path, device: torch.device) -> ClipScorer:
-    """Read a CLIP as `load` does, to say how well pictures show texts."""
+    """Read a CLIP as `load` does and return it as a text scorer. Raise `BadWeights`."""
     return ClipScorer(load(path, device))

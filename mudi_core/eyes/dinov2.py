@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al., arXiv 2304.07193) tells how alike two pictures look, through transformers' own model class."""
+"""DINOv2 (Oquab et al., arXiv 2304.07193) says how alike two pictures look, through transformers' own model class."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Dinov2Embedder:
 
 
 def to_square(image: Tensor, side: int) -> Tensor:
-    """Put a picture ``[h, w, 3]`` in the middle of a white square and resize it: ``[1, 3, side, side]``, 0..1."""
+    """Put a picture ``[h, w, 3]`` in the middle of a white square and resize it to ``[1, 3, side, side]``, 0..1."""
     height, width = image.shape[:2]
     longest = max(height, width)
     left, top = (longest - width) // 2, (longest - height) // 2
@@ -55,7 +55,10 @@ def to_square(image: Tensor, side: int) -> Tensor:
 
 
 def load(path: Path, device: torch.device, side: int = 224) -> Dinov2Embedder:
-    """Read a DINOv2 from a folder with ``config.json`` and ``model.safetensors``. Raises `BadWeights`."""
+    """Read a DINOv2 from a folder with ``config.json`` and ``model.safetensors``; it sees pictures of ``side`` pixels.
+
+    Raise `BadWeights` when the folder holds something else.
+    """
     from transformers import Dinov2Model
 
     return Dinov2Embedder(read_model(Dinov2Model, path, "a DINOv2"), device, side)

@@ -1,4 +1,4 @@
-"""DreamSim (Fu et al., arXiv 2306.09344): an ensemble trained on people's judgements; an optional package."""
+"""DreamSim (Fu et al., arXiv 2306.09344): an ensemble trained on judgements by people; an optional package."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MissingPackage(MudiError):
 
 
 class DreamsimEmbedder:
-    """An `Embedder` of 1792 numbers; DreamSim's distance is 1 - the cosine of two of them."""
+    """An `Embedder` with 1792 numbers per picture; DreamSim's distance is 1 - the cosine of two of them."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
         self.model = model
@@ -50,8 +50,8 @@ class DreamsimEmbedder:
 def load(path: Path | None, device: torch.device) -> DreamsimEmbedder:
     """Load the DreamSim ensemble from a folder that holds the unpacked archive of its weights.
 
-    Raises `MissingPackage`, and `MissingWeights` when the folder (by default `default_folder()` / "dreamsim") is
-    incomplete: the package itself would start a download.
+    Raise `MissingPackage`, or `MissingWeights` when the folder (default: `default_folder()` / "dreamsim") is
+    incomplete: otherwise the package would start a download.
     """
     folder = path or default_folder() / "dreamsim"
     missing = [name for name in CONTENT if not (folder / name).exists()]
@@ -63,7 +63,7 @@ def load(path: Path | None, device: torch.device) -> DreamsimEmbedder:
         from dreamsim import dreamsim
     except ImportError as error:
         raise MissingPackage(
-            f"DreamSim is an optional package and is not installed here ({error}). Install it with "
+            f"DreamSim is an optional package that is not installed here ({error}). Install it with "
             "'pip install dreamsim', or choose the embedder 'dinov2'."
         ) from error
     model, _ = dreamsim(pretrained=True, device=str(device), cache_dir=str(folder), dreamsim_type="ensemble")

@@ -1,7 +1,7 @@
-"""The embedded family's detector, segmenter and embedder: OWLv2, SAM and DINOv2 in small, in the real classes.
+"""The detector, segmenter and embedder of the embedded family: small OWLv2, SAM and DINOv2 in the real classes.
 
-Every `build_*` makes the model with fresh weights (training starts there), every `load_*` the trained one; `mini_*` is
-what the rest of the library uses.
+Every `build_*` makes a model with fresh weights (training starts there), every `load_*` a trained model; the rest of
+the library uses `load_detector`, `load_segmenter` and `load_embedder`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 DETECTOR_SIDE = 128
 SAME_BOX = 0.4
-"""Two boxes of a higher IoU show one character; those of the toy world's scenes overlap far less."""
+"""Two boxes with a higher IoU show one character; characters in the toy world overlap far less."""
 QUERY_LENGTH = 16
-"""Tokens of a detector's query, as in OWLv2."""
+"""Most tokens of a query, as in OWLv2."""
 SEGMENTER_SIDE = 128
 SEGMENTER_CHANNELS = 64
 EMBEDDER_SIDE = 112
@@ -35,7 +35,7 @@ EMBEDDER_PATCH = 14
 
 
 def build_owlv2() -> Owlv2ForObjectDetection:
-    """OWLv2 with 8 x 8 patches; its word vectors are fixed random ones and not stored."""
+    """Build a small OWLv2 with 8 x 8 patches; its word vectors are fixed random ones and are not stored."""
     from transformers import Owlv2Config, Owlv2ForObjectDetection
 
     text: dict[str, Any] = {
@@ -59,7 +59,7 @@ def build_owlv2() -> Owlv2ForObjectDetection:
 
 
 def build_sam() -> Sam:
-    """SAM with 16 x 16 patches of 8 pixels; masks come out at half the side."""
+    """Build a small SAM with 16 x 16 patches of 8 pixels; its masks have half the side of the picture."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     patches = SEGMENTER_SIDE // 8
@@ -93,7 +93,7 @@ def build_sam() -> Sam:
 
 
 def build_dinov2() -> Dinov2Model:
-    """DINOv2 with 8 x 8 patches of 14 pixels."""
+    """Build a small DINOv2 with 8 x 8 patches of 14 pixels."""
     from transformers import Dinov2Config, Dinov2Model
 
     return Dinov2Model(
@@ -108,21 +108,24 @@ def build_dinov2() -> Dinov2Model:
 
 
 def load_owlv2() -> Owlv2ForObjectDetection:
+    """Return the trained small OWLv2."""
     return family.load(build_owlv2(), "owlv2")
 
 
 def load_sam() -> Sam:
+    """Return the trained small SAM."""
     return family.load(build_sam(), "sam")
 
 
 def load_dinov2() -> Dinov2Model:
+    """Return the trained small DINOv2."""
     return family.load(build_dinov2(), "dinov2")
 
 
 def load_detector(path: Path | None = None, device: torch.device | None = None) -> Owlv2Detector:
-    """The trained detector: it knows "character" (toy, animal, ...), the species, and species with a colour.
+    """Return the trained detector: it knows "character" (toy, animal, ...), the species, and a species with a colour.
 
-    It lies in the package and stays on the CPU, whatever path and device are asked for; so do the other two.
+    It comes with the package and stays on the CPU, whatever path and device are given; so do the other two.
     """
     from .owlv2 import Owlv2Detector
 
@@ -132,7 +135,7 @@ def load_detector(path: Path | None = None, device: torch.device | None = None) 
 
 
 def load_segmenter(path: Path | None = None, device: torch.device | None = None) -> SamSegmenter:
-    """The trained segmenter of drawn toys."""
+    """Return the trained segmenter of drawn toys; path and device do not matter."""
     from .sam import SamSegmenter
 
     segmenter = SamSegmenter(load_sam(), torch.device("cpu"))
@@ -141,7 +144,7 @@ def load_segmenter(path: Path | None = None, device: torch.device | None = None)
 
 
 def load_embedder(path: Path | None = None, device: torch.device | None = None) -> Dinov2Embedder:
-    """The trained embedder: it tells characters apart by their looks, whatever the pose and the place."""
+    """Return the trained embedder: it tells characters apart by their looks, in any pose and place."""
     from .dinov2 import Dinov2Embedder
 
     return Dinov2Embedder(load_dinov2(), torch.device("cpu"), EMBEDDER_SIDE)

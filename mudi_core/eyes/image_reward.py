@@ -1,4 +1,4 @@
-"""ImageReward (Xu et al., arXiv 2304.05977): a reward trained on people's choices; an optional package."""
+"""ImageReward (Xu et al., arXiv 2304.05977): a reward trained on choices by people; an optional package."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ class ImageRewardScorer:
 
 
 def load(path: Path | None, device: torch.device) -> ImageRewardScorer:
-    """Load ImageReward 1.0 from a folder (by default `default_folder()` / "image-reward").
+    """Load ImageReward 1.0 from a folder (default: `default_folder()` / "image-reward").
 
-    Raises `MissingPackage`, and `MissingWeights` when the folder is incomplete: the package would start a download.
+    Raise `MissingPackage`, or `MissingWeights` when the folder is incomplete: otherwise the package would start a
+    download.
     """
     folder = path or default_folder() / "image-reward"
     missing = [name for name in CONTENT if not (folder / name).is_file()]
@@ -48,7 +49,7 @@ def load(path: Path | None, device: torch.device) -> ImageRewardScorer:
         package: Any = import_module("ImageReward")
     except ImportError as error:
         raise MissingPackage(
-            f"ImageReward is an optional package and is not installed here ({error}). Install it with "
+            f"ImageReward is an optional package that is not installed here ({error}). Install it with "
             "'pip install image-reward', or choose the text scorer 'clip'."
         ) from error
     model = package.load(str(folder / CONTENT[0]), device=str(device), med_config=str(folder / CONTENT[1]))

@@ -1,6 +1,6 @@
 """OWLv2 (Minderer et al., arXiv 2306.09683) finds what a text names, through transformers' own model class.
 
-Preparing pictures and reading boxes is done here: transformers' image processor changed between releases, and the
+Pictures are prepared and boxes are read here, because transformers' image processor changed between releases and the
 embedded detector has another picture size.
 """
 
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 GREY = 0.5
-"""What OWLv2's authors fill the square with, to the right of a picture or below it."""
+"""The colour with which OWLv2's authors fill the square to the right of the picture or below it."""
 
 
 class Owlv2Detector:
-    """A `Detector`: confidence is the sigmoid of the best query's logit, as in the paper.
+    """A `Detector`: the confidence is the sigmoid of the best query's logit, as in the paper.
 
-    `nms`: boxes that overlap a more confident one by more than this IoU are dropped, whatever their query; None keeps
-    all, as the official Detect-and-Compare does.
+    `nms`: drop boxes that overlap a more confident box by more than this IoU, whatever their query; None keeps all, as
+    the official Detect-and-Compare does.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Owlv2Detector:
         self.device = device
         self.nms = nms
         self.limits = ""
-        """A sentence on what it does not know, for errors about what it did not find."""
+        """A sentence about what it cannot find; errors show it when nothing was found."""
         self.side = int(self.model.config.vision_config.image_size)
         self.length = int(self.model.config.text_config.max_position_embeddings)
 
@@ -60,7 +60,7 @@ class Owlv2Detector:
         )
         for query in queries:
             if len(self.tokenizer(query)["input_ids"]) > self.length:
-                log.warning("the detector reads only the first words of '%s'; name it in fewer words", query)
+                log.warning("The detector reads only the first words of '%s'. Use fewer words.", query)
         output = self.model(
             input_ids=tokens["input_ids"].to(self.device),
             attention_mask=tokens["attention_mask"].to(self.device),
@@ -77,7 +77,7 @@ class Owlv2Detector:
 
 
 def prepare(image: Tensor, side: int) -> Tensor:
-    """Scale a picture ``[h, w, 3]`` until it fills a grey square from the top left: ``[1, 3, side, side]``."""
+    """Scale a picture ``[h, w, 3]`` into the top left corner of a grey square: return ``[1, 3, side, side]``."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -96,10 +96,10 @@ def read_boxes(
     size: tuple[int, int],
     nms: float | None,
 ) -> Detections:
-    """Read the model's answer: logits ``[n, queries]``; centre and size ``[n, 4]`` in fractions of the square.
+    """Read the model's output: logits ``[n, queries]``; centres and sizes ``[n, 4]`` in fractions of the square.
 
-    The square's side is the longer side of the picture (`size`: width, height). Boxes are cut to the picture; those
-    that lie in the grey part are none.
+    The side of the square is the longer side of the picture (`size`: width, height). Boxes are cut at the picture's
+    borders; boxes in the grey part are dropped.
     """
     best, query = logits.max(dim=1)
     confidence = best.sigmoid()
@@ -116,19 +116,19 @@ def read_boxes(
 
 
 def _apart(xyxy: Tensor, most: float) -> list[int]:
-    """Greedy non-maximum suppression: indices of boxes that overlap no earlier kept one by an IoU above `most`."""
+    """Return the boxes left by greedy non-maximum suppression: no two overlap by an IoU above `most`."""
     overlap = boxes.iou(xyxy, xyxy)
-    kept: list[int] = []
+    rows: list[int] = []
     for index in range(len(xyxy)):
-        if not any(overlap[index, other] > most for other in kept):
-            kept.append(index)
-    return kept
+        if not any(overlap[index, other] > most for other in rows):
+            rows.append(index)
+    return rows
 
 
 def load(path: Path, device: torch.device) -> Owlv2Detector:
-    """Read an OWLv2 from a folder with ``config.json`` and ``model.safetensors``; the tokenizer is CLIP's, ours.
+    """Read an OWLv2 from a folder with ``config.json`` and ``model.safetensors``; the tokenizer comes with the package.
 
-    Raises `BadWeights` when the folder holds something else.
+    Raise `BadWeights` when the folder holds something else.
     """
     from transformers import Owlv2ForObjectDetection
 

@@ -10,9 +10,10 @@ from ..tensor_file import BadWeights, check_header
 
 
 def read_model(model_class: Any, path: Path, kind: str) -> Any:
-    """An instance of `model_class` in float32, from ``config.json`` and ``model.safetensors`` in the folder `path`.
+    """Return a `model_class` in float32, read from ``config.json`` and ``model.safetensors`` in the folder `path`.
 
-    Raises `BadWeights`: no such folder, a damaged file, another architecture. Nothing is downloaded, nothing unpickled.
+    ``kind``: the word for it in errors. Raise `BadWeights` when there is no such folder, a file is damaged or the
+    architecture is another. Nothing is downloaded and nothing is unpickled.
     """
     if not (path / "config.json").is_file():
         raise BadWeights(f"{path} is not {kind}: it has no config.json. Name the folder of model.safetensors.")
@@ -23,7 +24,7 @@ def read_model(model_class: Any, path: Path, kind: str) -> Any:
         model, report = model_class.from_pretrained(
             str(path), local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except Exception as error:  # whatever the reader's parser meets in a damaged or foreign file
+    except Exception as error:  # a damaged or foreign file can raise any error
         raise BadWeights(f"{path} could not be read as {kind} ({_first_line(error)}). Download it again.") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

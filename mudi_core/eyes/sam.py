@@ -1,4 +1,4 @@
-"""Segment Anything (Kirillov et al., arXiv 2304.02643) turns a box into a mask, by segment-anything's predictor."""
+"""Segment Anything (Kirillov et al., arXiv 2304.02643) turns a box into a mask, with segment-anything's predictor."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
 SIZES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
-"""Width of the image encoder -> segment-anything's name of the model."""
+"""Width of the image encoder -> the model's name in segment-anything."""
 
 
 class SamSegmenter:
-    """A `Segmenter`: one mask per box, the one that SAM gives for an unambiguous prompt."""
+    """A `Segmenter`: one mask per box, the one that SAM returns for an unambiguous prompt."""
 
     def __init__(self, sam: Sam, device: torch.device) -> None:
         from segment_anything import SamPredictor
@@ -27,7 +27,7 @@ class SamSegmenter:
         self.model = sam.to(device).eval()
         self.predictor = SamPredictor(self.model)
         self.limits = ""
-        """A sentence on what it does not know, for errors about what it did not cut out."""
+        """A sentence about what it cannot cut out; errors show it when a mask is empty."""
 
     @torch.no_grad()
     def __call__(self, image: Tensor, xyxy: Tensor) -> Tensor:
@@ -39,15 +39,15 @@ class SamSegmenter:
         masks, _, _ = self.predictor.predict_torch(
             point_coords=None, point_labels=None, boxes=boxes.to(self.predictor.device), multimask_output=False
         )
-        self.predictor.reset_image()  # the features of one picture: 4 MB that nobody asks for again
+        self.predictor.reset_image()  # free the features of the picture: 4 MB that are not needed again
         inside: Tensor = masks[:, 0]
         return inside.float().cpu()
 
 
 def load(path: Path, device: torch.device) -> SamSegmenter:
-    """Read Meta's checkpoint (``.pth``) or the same tensors as ``.safetensors``; vit_b, vit_l or vit_h is seen from it.
+    """Read Meta's checkpoint (``.pth``) or the same tensors as ``.safetensors``: vit_b, vit_l or vit_h.
 
-    Raises `BadWeights` when the file is damaged or not one of these.
+    The tensors themselves tell which. Raise `BadWeights` when the file is damaged or is none of these.
     """
     from segment_anything import sam_model_registry
 
@@ -69,7 +69,7 @@ def load(path: Path, device: torch.device) -> SamSegmenter:
 
 
 def _torch() -> tuple[int, int]:
-    """Major and minor version."""
+    """Return the major and minor version of torch."""
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)
 
@@ -79,8 +79,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise BadWeights(f"There is no file {path}: name the SAM checkpoint itself, such as sam_vit_b_01ec64.pth.")
     if path.suffix != ".safetensors" and _torch() < (2, 6):
         raise BadWeights(
-            f"{path} is a .pth file, and torch {torch.__version__} can be made to run code by such a file even when it "
-            "reads tensors alone (CVE-2025-32434). Update torch to 2.6 or newer, or use the same SAM as .safetensors."
+            f"{path} is a .pth file, and in torch {torch.__version__} such a file can run code even when only tensors "
+            "are read (CVE-2025-32434). Update torch to 2.6 or newer, or use the same SAM as .safetensors."
         )
     try:
         if path.suffix == ".safetensors":
@@ -88,9 +88,9 @@ def _read(path: Path) -> dict[str, Tensor]:
 
             check_header(path)
             return load_file(path)
-        # Tensors only: a checkpoint from the net must not be able to run code.
+        # Tensors only: a downloaded checkpoint must not be able to run code.
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the reader meets in a damaged or foreign file
+    except Exception as error:  # a damaged or foreign file can raise any error
         raise BadWeights(
             f"{path} could not be read as a SAM checkpoint: damaged, or not tensors. Download it again."
         ) from error

@@ -1,6 +1,6 @@
-"""Where the weights of the open models lie: a name becomes a path, and nothing is downloaded unless asked.
+"""Where the weights of the open models lie: a name becomes a path, and nothing is downloaded unless asked for.
 
-Every file is pinned: to a commit where its host has commits, and to its SHA-256, which is checked while it streams in.
+Every file is pinned: to a commit if its host has commits, and to its SHA-256, which is checked during the download.
 """
 
 from __future__ import annotations
@@ -24,53 +24,56 @@ log = logging.getLogger(__name__)
 FOLDER_VARIABLE = "MUDI_MODELS"
 BLOCK = 1 << 20
 TIMEOUT = 30.0
-"""Seconds without a byte after which a download counts as broken."""
+"""Seconds without data after which a download has failed."""
 PAUSE = 0.5
-"""Seconds between two looks at a download of another process."""
+"""Seconds between two checks of a download by another process."""
 
 
 Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
+"""Called with the bytes done and the bytes in all."""
 
 
 class UnknownWeights(MudiError):
-    """A name that the table of weights does not have."""
+    """A name that is not in the table of weights."""
 
 
 class MissingWeights(MudiError):
-    """Weights that lie in none of the folders looked at; the sentence names the folder and the link."""
+    """Weights that are in none of the folders searched; the sentence names the folder and the link."""
 
 
 class DownloadFailed(MudiError):
-    """No connection, a refusal, a connection that broke off, a full disk."""
+    """A download that failed: no connection, a refusal, a broken connection, or a full disk."""
 
 
 class WrongHash(MudiError):
-    """A downloaded file that is not, byte for byte, the pinned one. It is never kept."""
+    """A downloaded file that is not exactly the pinned one. It is never kept."""
 
 
 @dataclass(frozen=True)
 class WeightFile:
+    """One file of a model, and how to check it."""
+
     name: str
     url: str
     sha256: str | None
-    """Of the whole file, hexadecimal; None: not known, so that the file is never downloaded by us."""
+    """The hash of the whole file, hexadecimal; None: unknown, so the file is never downloaded."""
     size: int
     """Bytes."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One model's files."""
+    """All files of one model."""
 
     folder: str
-    """The subfolder that they share; "." for a single file that lies by itself."""
+    """The subfolder of the files; "." for a single file without one."""
     page: str
-    """Where a person reads about the model and its licence."""
+    """The web page about the model and its licence."""
     files: tuple[WeightFile, ...]
 
     @property
     def megabytes(self) -> int:
+        """The size of all files together, in megabytes."""
         return round(sum(file.size for file in self.files) / 1e6)
 
 
@@ -89,7 +92,7 @@ def _sam(name: str, sha256: str, size: int) -> Weights:
     return Weights(".", page, (WeightFile(name, url, sha256, size),))
 
 
-# The tokenizer of OWLv2 and CLIP comes with this package: config and weights are all there is to fetch.
+# The tokenizer of OWLv2 and CLIP comes with this package, so only config and weights are downloaded.
 TABLE: dict[str, Weights] = {
     "owlv2-base": _hugging_face(
         "google/owlv2-base-patch16-ensemble",
@@ -128,19 +131,19 @@ TABLE: dict[str, Weights] = {
 
 
 def default_folder() -> Path:
-    """The folder named by the environment variable MUDI_MODELS, or ~/.cache/mudi."""
+    """Return the folder in the environment variable MUDI_MODELS, or ~/.cache/mudi."""
     return Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "mudi")
 
 
 def weights(name: str) -> Weights:
-    """The table's entry. Raises `UnknownWeights` with the names there are."""
+    """Return the entry of this name in `TABLE`. Raise `UnknownWeights` with the names in it."""
     if name not in TABLE:
         raise UnknownWeights(f"No weights are called '{name}'; there are: {', '.join(TABLE)}.")
     return TABLE[name]
 
 
 def find(wanted: Weights, folders: Sequence[Path]) -> Path | None:
-    """The path that a backend's `load` takes (a file if there is one file, else their folder), or None."""
+    """Return the path that a model's `load` takes (a file when there is one file, else a folder), or None."""
     for folder in folders:
         for place in (folder / wanted.folder, folder):
             if all((place / file.name).is_file() for file in wanted.files):
@@ -149,9 +152,10 @@ def find(wanted: Weights, folders: Sequence[Path]) -> Path | None:
 
 
 def locate(name: str, folders: Sequence[Path] = (), download: bool = False, on_step: Progress | None = None) -> Path:
-    """Find the weights called `name` in `folders` (by default `default_folder()`), or fetch them into the first one.
+    """Find the weights called `name` in `folders` (default: `default_folder()`), or download them to the first folder.
 
-    Raises `MissingWeights` when they are in none of them and `download` is off.
+    ``on_step``: called with bytes done and bytes in all. Raise `MissingWeights` when they are in no folder and
+    `download` is off, `UnknownWeights`, `DownloadFailed` or `WrongHash`.
     """
     wanted, folders = weights(name), list(folders) or [default_folder()]
     for folder in folders:
@@ -170,10 +174,10 @@ def locate(name: str, folders: Sequence[Path] = (), download: bool = False, on_s
 
 
 def fetch(wanted: Weights, folder: Path, on_step: Progress | None = None) -> Path:
-    """Download what is missing of `wanted` into its subfolder of `folder`.
+    """Download the missing files of `wanted` into its subfolder of `folder`; return the path that `load` takes.
 
-    A file appears under its name only when it is whole and its SHA-256 is the pinned one. Raises `MissingWeights` for a
-    file without a pin, `DownloadFailed`, `WrongHash`.
+    A file gets its name only when it is complete and its SHA-256 is the pinned one. Raise `MissingWeights` for a file
+    without a pin, `DownloadFailed` or `WrongHash`.
     """
     place = folder / wanted.folder
     for file in wanted.files:
@@ -191,7 +195,7 @@ def _by_hand(wanted: Weights, folder: Path) -> str:
 
 
 def _download(file: WeightFile, place: Path, by_hand: str, on_step: Progress | None) -> None:
-    """Fetch a file, or wait until whoever is fetching it is done."""
+    """Download a file, or wait for another process that is downloading it."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         while not (place / file.name).is_file():
@@ -203,7 +207,7 @@ def _download(file: WeightFile, place: Path, by_hand: str, on_step: Progress | N
                 if on_step is not None:
                     on_step(0, file.size)
     except (OSError, HTTPException) as error:  # urllib's URLError is an OSError, and so is a full disk
-        raise DownloadFailed(f"{file.name} could not be fetched into {place}: {error}. {by_hand}") from error
+        raise DownloadFailed(f"{file.name} could not be downloaded to {place}: {error}. {by_hand}") from error
 
 
 def _receive(file: WeightFile, place: Path, on_step: Progress | None) -> None:
@@ -216,14 +220,14 @@ def _receive(file: WeightFile, place: Path, on_step: Progress | None) -> None:
                 digest.update(block)
                 done += len(block)
                 if done > file.size:
-                    break  # it is another file, however much of it there is
+                    break  # too many bytes: it is another file
                 if on_step is not None:
                     on_step(done, expected)
         if done < expected:
             raise DownloadFailed(f"The download of {file.name} broke off after {done} of {expected} bytes. Try again.")
         if digest.hexdigest() != file.sha256:
             raise WrongHash(
-                f"{file.url} is not the file this version knows: the SHA-256 of its first {done} bytes is "
-                f"{digest.hexdigest()}, expected are {file.size} bytes and {file.sha256}. Nothing was kept. Something "
-                "between here and there changes files, or the host did."
+                f"{file.url} is not the file that this version expects: the SHA-256 of its first {done} bytes is "
+                f"{digest.hexdigest()}, expected are {file.size} bytes and {file.sha256}. The file was not kept. "
+                "Either the host or something on the way has changed it."
             )

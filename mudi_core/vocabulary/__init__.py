@@ -1,4 +1,4 @@
-"""CLIP's vocabulary, which SD, SDXL, OWLv2 and the embedded family read captions by."""
+"""CLIP's vocabulary, with which SD, SDXL, OWLv2 and the embedded family read captions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 TOKENIZER = Path(__file__).parent / "tokenizer"
-"""The folder that transformers reads it from."""
+"""The folder from which transformers reads it."""
 
 
 def tokenizer(pad_token: str = "<|endoftext|>", length: int = 77) -> CLIPTokenizer:
-    """Return CLIP's own tokenizer; SDXL pads the first encoder with the end token and the second with "!"."""
+    """Return CLIP's own tokenizer for texts of ``length`` tokens; SDXL pads its second encoder with "!"."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(str(TOKENIZER), pad_token=pad_token, model_max_length=length)

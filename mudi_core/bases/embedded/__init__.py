@@ -1,7 +1,8 @@
-"""The embedded model family: small models of the real architectures, in the real libraries' own classes.
+"""The embedded model family: small models of the real architectures, in the classes of the real libraries.
 
-Every `build_*` makes the model with fresh weights (training starts there), every `load_*` the trained one. Widths are
-chosen so that the whole family is a few tens of megabytes in fp16 and one picture takes seconds on two CPU cores.
+Every `build_*` makes a model with fresh weights (training starts there), every `load_*` the trained model. The widths
+are chosen so that the whole family takes a few tens of megabytes in fp16 and one picture takes seconds on two CPU
+cores.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 SIZE = 192
-"""Side of the mini checkpoint's pictures in pixels."""
+"""Side of the embedded model's pictures in pixels."""
 LATENT_SCALE = 0.13025
-"""SDXL's: a VAE latent times this has a standard deviation of about 1."""
+"""SDXL's factor: a VAE latent times this has a standard deviation of about 1."""
 
 
 class MissingMiniWeights(MudiError):
-    """The embedded weights are not where the package keeps them: a broken clone or archive."""
+    """The embedded weights are not in the package: the clone or archive is incomplete."""
 
 
 def build_vae() -> AutoencoderKL:
-    """SDXL's VAE in small: 8x, 4 channels, groups of 8."""
+    """Build a small SDXL VAE: 8x, 4 channels, groups of 8."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -45,7 +46,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """SDXL's U-Net in small: attention below the first resolution, linear projections, size conditioning."""
+    """Build a small SDXL U-Net: attention below the first resolution, linear projections, size conditioning."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -56,7 +57,7 @@ def build_unet() -> UNet2DConditionModel:
         block_out_channels=(64, 128, 192),
         layers_per_block=1,
         transformer_layers_per_block=(1, 1, 1),
-        attention_head_dim=(2, 4, 6),  # heads, in spite of diffusers' name: 32 channels each
+        attention_head_dim=(2, 4, 6),  # the number of heads, despite diffusers' name: 32 channels each
         cross_attention_dim=TEXT_WIDTH + TEXT_2_WIDTH,
         norm_num_groups=8,
         use_linear_projection=True,
@@ -89,10 +90,10 @@ def _text_config(width: int, activation: str) -> Any:
 
 
 def build_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """Two CLIP text encoders over CLIP's whole vocabulary, whose word vectors are fixed random ones.
+    """Build two CLIP text encoders over CLIP's whole vocabulary, with fixed random word vectors.
 
-    They are never trained and so need not be stored; and a rare token that no picture ever had looks to the next layer
-    like any other word, so that it can be given a meaning by a LoRA.
+    The vectors are never trained, so they are not stored. To the next layer a rare token that no picture ever had looks
+    like any other word, so a LoRA can give it a meaning.
     """
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -106,14 +107,14 @@ def build_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
 
 
 def set_word_vectors(model: nn.Module, seed: int) -> None:
-    """Fill the token embedding with the family's fixed random vectors and freeze it."""
+    """Fill the token embedding with the fixed random vectors of the family and freeze it."""
     import numpy as np
     import torch
 
     (table,) = [m for name, m in model.named_modules() if name.endswith("token_embedding")]
     weight = table.weight
     assert isinstance(weight, torch.Tensor)
-    # numpy's legacy generator is frozen by its authors: the same numbers on every machine and version.
+    # numpy's legacy generator never changes: the same numbers on every machine and version.
     rows = np.random.RandomState(seed).standard_normal(tuple(weight.shape)).astype(np.float32) * WORD_STD
     with torch.no_grad():
         weight.copy_(torch.from_numpy(rows))
@@ -121,7 +122,7 @@ def set_word_vectors(model: nn.Module, seed: int) -> None:
 
 
 def scheduler() -> EulerDiscreteScheduler:
-    """The sampler and noise schedule of SDXL's own checkpoint."""
+    """Return the sampler and noise schedule of SDXL's own checkpoint."""
     from diffusers import EulerDiscreteScheduler
 
     return EulerDiscreteScheduler(
@@ -137,7 +138,7 @@ def scheduler() -> EulerDiscreteScheduler:
 
 
 def without_word_vectors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a state dict that is stored: all but the fixed word vectors."""
+    """Return the part of a state dict that is stored: everything but the fixed word vectors."""
     return {name: value for name, value in state.items() if not name.endswith("token_embedding.weight")}
 
 
@@ -147,11 +148,11 @@ _NAMES_BEFORE = {
     "attention.v_proj.": "attention.attention.value.",
     "attention.o_proj.": "attention.output.dense.",
 }
-"""DINOv2's tensors, as the files name them and as older releases of transformers do."""
+"""DINOv2's tensors: their names in the files, and in older releases of transformers."""
 
 
 def _name_among(names: Collection[str], key: str) -> str:
-    """What the installed transformers calls a tensor of the files; older ones set ``text_model.`` before CLIP's."""
+    """Return how the installed transformers names a tensor; older versions put ``text_model.`` before CLIP's names."""
     before = key
     for new, old in _NAMES_BEFORE.items():
         before = before.replace(new, old)
@@ -159,9 +160,9 @@ def _name_among(names: Collection[str], key: str) -> str:
 
 
 def fill(model: nn.Module, name: str, folder: Path | None = None) -> None:
-    """Give a model ``build_*`` the weights of its file of the family; the word vectors are there already.
+    """Load the weights of a file of the family into a model from ``build_*``; it already has its word vectors.
 
-    Raises `MissingMiniWeights` where the file is not there or does not fit.
+    Raise `MissingMiniWeights` when the file is missing or does not fit.
     """
     from safetensors.torch import load_file
 
@@ -183,19 +184,22 @@ def fill(model: nn.Module, name: str, folder: Path | None = None) -> None:
 
 
 def load(model: nn.Module, name: str, folder: Path | None = None) -> Any:
-    """`fill` a model and freeze it."""
+    """`fill` a model, freeze it and return it."""
     fill(model, name, folder)
     return model.eval().requires_grad_(False)
 
 
 def load_vae() -> AutoencoderKL:
+    """Return the trained VAE."""
     return load(build_vae(), "vae")
 
 
 def load_unet() -> UNet2DConditionModel:
+    """Return the trained U-Net."""
     return load(build_unet(), "unet")
 
 
 def load_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Return the two trained text encoders."""
     first, second = build_text_encoders()
     return load(first, "text_encoder"), load(second, "text_encoder_2")

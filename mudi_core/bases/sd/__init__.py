@@ -1,6 +1,6 @@
-"""Stable Diffusion 1.x and 2.x from disk: a folder as diffusers writes it, or a single file, without the network.
+"""Stable Diffusion 1.x and 2.x from disk, as a diffusers folder or a single file, without the network.
 
-The JSON files here are the configurations of their components, as `sdxl` has them for SDXL.
+The JSON files here are the configurations of the components, as in `sdxl`.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ _MARKS = {
     "v1": "cond_stage_model.transformer.text_model.final_layer_norm.weight",
     "v2": "cond_stage_model.model.ln_final.weight",
 }
-"""What only a single file of this version has: its text encoder, OpenAI's CLIP or OpenCLIP."""
+"""A key that only a file of this version has: from its text encoder, OpenAI's CLIP or OpenCLIP."""
 _V_MARK = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _V_SPREAD = 0.09
-"""In SD 2.x's v-prediction models the standard deviation of this bias is above it, in the others below; nothing else in
+"""The standard deviation of this bias is larger in SD 2.x models that predict v, and smaller in others; nothing else in
 the file tells them apart. ComfyUI and the web UIs decide in the same way."""
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a diffusers folder holds SD 1.x or 2.x."""
+    """Return whether a diffusers folder holds SD 1.x or 2.x."""
     return pipeline_kind(path) == "StableDiffusionPipeline"
 
 
 def is_file(path: Path) -> bool:
-    """Whether a single file holds SD 1.x or 2.x."""
+    """Return whether a single file holds SD 1.x or 2.x."""
     return path.suffix == ".safetensors" and any(mark in header(path) for mark in _MARKS.values())
 
 
 def version(unet: Any) -> str:
-    """ "v1" or "v2" of a U-Net: the second has linear layers where the first has 1x1 convolutions."""
+    """Return "v1" or "v2" for a U-Net: v2 has linear layers where v1 has 1x1 convolutions."""
     return "v2" if unet.config.use_linear_projection else "v1"
 
 
 def read_folder(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """SD in diffusers' layout. Raises `sdxl.BadCheckpointFile`."""
+    """Read SD from a diffusers folder; weights in ``dtype``. Raise `sdxl.BadCheckpointFile`."""
     from diffusers import StableDiffusionPipeline
 
     try:
@@ -61,13 +61,16 @@ def read_folder(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
 
 
 def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """SD as one ``.safetensors`` file with its authors' names. Raises `sdxl.BadCheckpointFile`."""
+    """Read SD from one ``.safetensors`` file with the original names; weights in ``dtype``.
+
+    Raise `sdxl.BadCheckpointFile`.
+    """
     shapes = header(path)
     kind = next(kind for kind, mark in _MARKS.items() if mark in shapes)
     first = "model.diffusion_model.input_blocks.0.0.weight"
     for key, what in ((first, "U-Net"), ("first_stage_model.decoder.conv_in.weight", "VAE")):
         if key not in shapes:
-            raise BadCheckpointFile(f"{path} has no {what}: it is no whole checkpoint. Download it again.")
+            raise BadCheckpointFile(f"{path} has no {what}: it is not a complete checkpoint. Download it again.")
     check_kind(path, shapes)
     from diffusers import StableDiffusionPipeline
 
@@ -88,12 +91,12 @@ def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
             f"{path} could not be read as SD {kind} ({first_line(error)}). Download it again."
         ) from error
     if any(p.is_meta for model in (pipeline.unet, pipeline.text_encoder) for p in model.parameters()):
-        raise BadCheckpointFile(f"{path} lacks some of the model's weights. Use a whole checkpoint.")
+        raise BadCheckpointFile(f"{path} lacks some of the model's weights. Use a complete checkpoint.")
     if kind == "v2":
         if _predicts_v(path):
             scheduler = pipeline.scheduler
             pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type="v_prediction")
-        else:  # the models that predict noise were made for 512 px, the others for 768 px
+        else:  # models that predict noise were made for 512 px, the others for 768 px
             pipeline.unet.register_to_config(sample_size=64)
     return pipeline
 

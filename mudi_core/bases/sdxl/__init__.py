@@ -1,7 +1,7 @@
-"""SDXL from disk: a folder as diffusers writes it, or a single file, without the network.
+"""SDXL from disk, as a diffusers folder or a single file, without the network.
 
-The JSON files here are the configurations of SDXL's components, in the folders diffusers expects; with the embedded
-family's tokenizer, which is CLIP's, they stand in for what diffusers would fetch when it reads a single file.
+The JSON files here are the configurations of SDXL's components, in the folders that diffusers expects. Together with
+CLIP's tokenizer in the package they replace what diffusers would download to read a single file.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ LINK = "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0 (sd_xl_b
 
 
 class BadCheckpointFile(MudiError):
-    """A base model that cannot be read, or that is not SDXL."""
+    """A base model that cannot be read, or of a kind that cannot be used."""
 
 
 def read_folder(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    """SDXL in diffusers' layout. Raises `BadCheckpointFile`."""
+    """Read SDXL from a diffusers folder; weights in ``dtype``. Raise `BadCheckpointFile`."""
     from diffusers import StableDiffusionXLPipeline
 
     kind = pipeline_kind(path)
@@ -47,7 +47,7 @@ def read_folder(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
 
 
 def pipeline_kind(path: Path) -> str:
-    """The class that a folder in diffusers' layout names. Raises `BadCheckpointFile`."""
+    """Return the pipeline class that a diffusers folder names. Raise `BadCheckpointFile`."""
     index = path / "model_index.json"
     if not index.is_file():
         raise BadCheckpointFile(
@@ -63,9 +63,9 @@ def pipeline_kind(path: Path) -> str:
 
 
 def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    """SDXL as one ``.safetensors`` file with Stability's names. Raises `BadCheckpointFile`.
+    """Read SDXL from one ``.safetensors`` file with Stability's names; weights in ``dtype``. Raise `BadCheckpointFile`.
 
-    Finetunes that predict v, or whose noise schedule ends in pure noise, say so by a key "v_pred" or "ztsnr".
+    Finetunes that predict v have a key "v_pred"; those whose noise schedule ends in pure noise have a key "ztsnr".
     """
     shapes = header(path)
     _check_file(path, shapes)
@@ -88,7 +88,7 @@ def read_file(path: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
             f"{path} could not be read as SDXL ({first_line(error)}). Download it again."
         ) from error
     if any(p.is_meta for model in (pipeline.unet, pipeline.text_encoder_2) for p in model.parameters()):
-        raise BadCheckpointFile(f"{path} lacks some of SDXL's weights. Use a whole SDXL checkpoint, e.g. from {LINK}.")
+        raise BadCheckpointFile(f"{path} lacks some of SDXL's weights. Use a complete checkpoint, e.g. from {LINK}.")
     if "v_pred" in shapes:
         pipeline.scheduler = type(pipeline.scheduler).from_config(
             pipeline.scheduler.config, prediction_type="v_prediction", rescale_betas_zero_snr="ztsnr" in shapes
@@ -109,11 +109,13 @@ _LORA = re.compile(r"\.(lora_(up|down|A|B)\b|alpha$|dora_scale$|hada_|lokr_)|^ru
 
 
 def header(path: Path) -> dict[str, list[int]]:
-    """The shapes of a ``.safetensors`` file by name, before gigabytes are read. Raises `BadCheckpointFile`."""
+    """Return the shapes in a ``.safetensors`` file by name, without reading its data. Raise `BadCheckpointFile`."""
     from safetensors import SafetensorError, safe_open
 
     if path.suffix != path.suffix.lower() == ".safetensors":
-        raise BadCheckpointFile(f"{path} ends in {path.suffix}, which libraries take for another format. Rename it.")
+        raise BadCheckpointFile(
+            f"{path} ends in {path.suffix}, which libraries read as another format. Rename it to .safetensors."
+        )
     if path.suffix != ".safetensors":
         raise BadCheckpointFile(
             f"{path} is not a .safetensors file. Other formats can run code when they are read; get the same model as "
@@ -124,7 +126,7 @@ def header(path: Path) -> dict[str, list[int]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_slice(key).get_shape() for key in file.keys()}
     except (OSError, SafetensorError, BadWeights) as error:
-        raise BadCheckpointFile(f"{path} is not a whole safetensors file ({error}). Download it again.") from error
+        raise BadCheckpointFile(f"{path} is not a complete safetensors file ({error}). Download it again.") from error
 
 
 def _check_file(path: Path, shapes: Mapping[str, list[int]]) -> None:
@@ -138,45 +140,46 @@ def _check_file(path: Path, shapes: Mapping[str, list[int]]) -> None:
         raise BadCheckpointFile(f"{path} is a LoRA, not a base model. Name the model that it was trained on.")
     if lacking:
         raise BadCheckpointFile(
-            f"{path} has no {lacking[0].removeprefix('a ')}: it is no whole SDXL checkpoint (perhaps a refiner "
+            f"{path} has no {lacking[0].removeprefix('a ')}: it is not a complete SDXL checkpoint (perhaps a refiner "
             f"or another model). Use one, e.g. from {LINK}."
         )
     check_kind(path, shapes)
 
 
 _OTHER_NOISE = {"edm_mean": "Playground 2.5", "edm_vpred.sigma_max": "CosXL"}
-"""A key beside SDXL's own -> whose kind such a file is: of SDXL's shape, but taught noise in another way (EDM)."""
+"""A key beside SDXL's own -> the model that has it: of SDXL's architecture, but trained with other noise (EDM)."""
 QUANTIZED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax", ".quant_map")
-"""Endings of keys beside weights that are stored in few bits, with a scale of their own."""
+"""Endings of keys beside weights that are stored in few bits with a scale."""
 
 
 def check_kind(path: Path, shapes: Mapping[str, list[int]]) -> None:
-    """What a file says of itself beside the weights. Raises `BadCheckpointFile` for a kind that cannot be used."""
+    """Raise `BadCheckpointFile` when a file's other keys show a kind of model that cannot be used."""
     for key, kind in _OTHER_NOISE.items():
         if key in shapes:
             raise BadCheckpointFile(
-                f"{path} is of {kind}'s kind: of SDXL's shape, but taught noise in another way (EDM), which cannot be "
-                f"trained or drawn with here. Use a plain SDXL checkpoint, e.g. from {LINK}."
+                f"{path} is a model like {kind}: SDXL's architecture, but trained with another kind of noise (EDM). It "
+                f"cannot be used here. Use a plain SDXL checkpoint, e.g. from {LINK}."
             )
     scales = [key for key in shapes if key.endswith(QUANTIZED)]
     if scales:
         raise BadCheckpointFile(
             f"{path} is stored in few bits, with scales beside its weights (scaled fp8 or the like: {scales[0]}). Such "
-            "files are not read here: use the same checkpoint in fp16, bf16, fp32 or plain fp8."
+            "files cannot be read here: use the same checkpoint in fp16, bf16, fp32 or plain fp8."
         )
     check_channels(path, shapes["model.diffusion_model.input_blocks.0.0.weight"])
 
 
 def check_channels(path: Path, first_layer: Sequence[int]) -> None:
-    """The U-Net's first layer tells how many channels its pictures have. Raises `BadCheckpointFile`."""
+    """Raise `BadCheckpointFile` when the U-Net's first layer expects other channels than those of a picture."""
     if len(first_layer) != 4:
         raise BadCheckpointFile(f"{path} has a U-Net of another kind. Use a plain checkpoint, e.g. from {LINK}.")
     if first_layer[1] != 4:
         raise BadCheckpointFile(
-            f"{path} wants more than noise to begin with ({first_layer[1]} channels in the place of 4), as models for "
-            "inpainting and for changing pictures do. Use a plain checkpoint."
+            f"{path} needs more than noise as input ({first_layer[1]} channels instead of 4), like models for "
+            "inpainting and for editing pictures. Use a plain checkpoint."
         )
 
 
 def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its class name when it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,7 @@
-"""The components of a folder in diffusers' layout, each built by the class that it must be of.
+"""The components of a diffusers folder, each built by one fixed class.
 
-A folder names classes too, and diffusers before 0.38 imports what it names from the folder itself. Here a file names
-no class: the table below is all that is ever built, and settings that lead anywhere else are refused.
+A folder also names classes, and diffusers before 0.38 imports those from the folder itself. Here no file chooses a
+class: only the classes in the table below are built, and settings that lead anywhere else are refused.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ COMPONENTS: dict[str, tuple[str, str]] = {
     "text_encoder": ("transformers", "CLIPTextModel"),
     "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
 }
-"""Folder -> library and class. What begins with "tokenizer" is a CLIPTokenizer."""
+"""Folder -> library and class. A folder that starts with "tokenizer" is a CLIPTokenizer."""
 SCHEDULERS = (
     "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
     "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler",
     "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
-"""Samplers of discrete timesteps that a folder may ask for, all of them diffusers' own."""
+"""The samplers that a folder may name: with discrete timesteps, all from diffusers."""
 _LEADS_AWAY = (
     "auto_map",
     "attn_implementation",
@@ -38,18 +38,18 @@ _LEADS_AWAY = (
     "use_kernels",
     "trust_remote",
 )
-"""Parts of the names of settings that make a library import, fetch or run something."""
+"""Parts of names of settings that make a library import, download or run something."""
 
 
 class BadModelFolder(BadWeights):
-    """A model folder that lacks a part, or that asks for more than to be read."""
+    """A model folder that lacks a part, or whose settings ask for more than reading."""
 
 
 def settings_of(path: Path) -> dict[str, Any]:
-    """Return the settings in a JSON file of a model folder, at most 1 MB. Raises `BadModelFolder`."""
+    """Return the settings in a JSON file of a model folder, at most 1 MB. Raise `BadModelFolder`."""
     try:
         if path.stat().st_size > 2**20:
-            raise BadModelFolder(f"{path} is no file of settings: it has over 1 MB. Download the folder again.")
+            raise BadModelFolder(f"{path} is not a settings file: it is larger than 1 MB. Download the folder again.")
         found = json.loads(read_text(path))
     except NotText as error:
         raise BadModelFolder(str(error)) from None
@@ -57,21 +57,21 @@ def settings_of(path: Path) -> dict[str, Any]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadModelFolder(f"{path} could not be read ({reason}). Download the folder again.") from error
     if not isinstance(found, dict):
-        raise BadModelFolder(f"{path} is no file of settings. Download the folder again.")
+        raise BadModelFolder(f"{path} is not a settings file. Download the folder again.")
     return found
 
 
 def check_settings(path: Path) -> None:
-    """Refuse a file of settings that would make a library import, fetch or run anything. Raises `BadModelFolder`."""
+    """Raise `BadModelFolder` for settings that would make a library import, download or run anything."""
 
     def look(value: Any) -> None:
         for key, inner in value.items() if isinstance(value, dict) else ():
-            # An attention that the library has itself is harmless; those of a hub have a path.
+            # The library's own kinds of attention are harmless; those from a hub have a path.
             harmless = inner is None or inner in ("eager", "sdpa", "flash_attention_2", "flex_attention")
             if any(part in key for part in _LEADS_AWAY) and not harmless:
                 raise BadModelFolder(
-                    f"{path} asks for more than to be read ('{key}': {str(inner)[:80]!r}), which this pack never does. "
-                    "Take the line out, or get the model from somewhere else."
+                    f"{path} asks to load or run something else ('{key}': {str(inner)[:80]!r}), which this pack never "
+                    "does. Remove that line, or get the model from somewhere else."
                 )
             look(inner)
         for inner in value if isinstance(value, list) else ():
@@ -80,20 +80,20 @@ def check_settings(path: Path) -> None:
     look(settings_of(path))
     if path.read_bytes() != read_text(path).encode():
         raise BadModelFolder(
-            f"{path} has a byte order mark, which libraries do not read. Save it as UTF-8 without one."
+            f"{path} has a byte order mark, which libraries cannot read. Save it as UTF-8 without one."
         )
     if (path.parent / "adapter_config.json").exists():
         raise BadModelFolder(
-            f"{path.parent} holds an adapter (adapter_config.json), which names a model of its own to fetch. Take that "
-            "file out, or use a whole model."
+            f"{path.parent} has an adapter (adapter_config.json), which would download another model. Remove that "
+            "file, or use a complete model."
         )
 
 
 def read_parts(folder: Path, names: tuple[str, ...], dtype: torch.dtype) -> dict[str, Any]:
     """Return the components of these names and the scheduler, built by the classes above, weights in ``dtype``.
 
-    Weights are safetensors; where a folder has the fp16 variant alone, that. Raises `BadModelFolder`, and what
-    diffusers and transformers raise for damaged files.
+    Weights are safetensors; a folder may have only the fp16 variant. Raise `BadModelFolder`, and the errors of
+    diffusers and transformers for damaged files.
     """
     return {name: _component(folder / name, name, dtype) for name in names} | {"scheduler": _scheduler(folder)}
 
@@ -104,7 +104,7 @@ def _component(folder: Path, name: str, dtype: torch.dtype) -> Any:
     from transformers import CLIPTokenizer
 
     if not folder.is_dir():
-        raise BadModelFolder(f"{folder.parent} has no folder '{name}'. Download the whole model again.")
+        raise BadModelFolder(f"{folder.parent} has no folder '{name}'. Download the complete model again.")
     if name.startswith("tokenizer"):
         for path in sorted(folder.glob("*config*.json")):
             check_settings(path)
