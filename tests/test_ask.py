@@ -187,7 +187,7 @@ def test_a_workflow_asks_this_machine_or_whom_its_user_has_named(
         check_named(Endpoint(url))
     else:
         with pytest.raises(
-            StrangeEndpoint, match=f"wants to ask {url.rstrip('/')}, which.*add that address to MUDI_LLM_URL"
+            StrangeEndpoint, match=f"wants to send your prompt to {url.rstrip('/')}\\. .*add it to MUDI_LLM_URL"
         ):
             check_named(Endpoint(url))
 
@@ -244,9 +244,9 @@ def test_a_redirect_is_not_followed(stub: Stub) -> None:
     [
         ((401, {}, "no such key"), "refused with 401 .*no such key.*MUDI_LLM_KEY"),
         ((500, {}, "out of memory"), "refused with 500 .*out of memory"),
-        ((200, {}, "<html>"), "something else than JSON"),
-        ((200, {}, '{"choices": []}'), "not as OpenAI's"),
-        ((200, {}, "[]"), "not as OpenAI's"),
+        ((200, {}, "<html>"), "did not answer with JSON"),
+        ((200, {}, '{"choices": []}'), "not in OpenAI's chat format"),
+        ((200, {}, "[]"), "not in OpenAI's chat format"),
     ],
 )
 def test_an_endpoint_that_fails_is_told(stub: Stub, reply: Any, words: str) -> None:
@@ -279,7 +279,7 @@ def test_waiting_can_be_ended(stub: Stub) -> None:
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/v1", "localhost:1234", "http:///v1", "http://[v1"])
 def test_an_address_that_is_none_is_told(url: str) -> None:
-    with pytest.raises(BadEndpoint, match="no address of a language model"):
+    with pytest.raises(BadEndpoint, match="is not an address of a language model"):
         Endpoint(url)
 
 
@@ -287,7 +287,7 @@ def test_an_address_that_is_none_is_told(url: str) -> None:
     "suffix", ["#", "?", "?x=", "/interrupt#", "/v1;x=1?", "/a b", "/v1\r\nX: y", "/..", "/%23", "/\\x", "/v1#/../.."]
 )
 def test_an_address_that_makes_the_path_free_is_told(stub: Stub, suffix: str) -> None:
-    with pytest.raises(BadEndpoint, match="no address of a language model"):
+    with pytest.raises(BadEndpoint, match="is not an address of a language model"):
         ask_layout(NAMES, "at sea", (64, 64), Endpoint(stub.url + suffix, "m"))
     assert stub.asked == []
 

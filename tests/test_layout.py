@@ -165,7 +165,7 @@ def test_a_row_has_the_heights_asked_for() -> None:
 @pytest.mark.parametrize(
     ("boxes", "message"),
     [
-        ({}, "No boxes"),
+        ({}, "There are no boxes"),
         ({"zzz": (0, 0, 1, 1)}, "'zzz', but the subjects are: a, b"),
         ({"a": (0, 0, 2, 1)}, "inside 0..1"),
         ({"a": (0.5, 0, 0.5, 1)}, "inside 0..1"),

@@ -103,7 +103,7 @@ def test_removing_gives_back_the_very_same_unet() -> None:
 
 def test_a_second_lora_is_refused(unet: Any) -> None:
     state, _ = trained(unet)
-    with apply_lora(unet, state), pytest.raises(BadLora, match="already wears"):
+    with apply_lora(unet, state), pytest.raises(BadLora, match="already has a LoRA"):
         apply_lora(unet, state)
 
 

@@ -1,6 +1,6 @@
-"""A LoRA on a network's linear layers, by their forward alone: put on, trained, taken off.
+"""A LoRA on the linear layers of a network, through their forward alone: put on, trained, taken off.
 
-No module and no weight is replaced, so a network of any library can wear it, and is as before once it is off.
+No module and no weight is replaced, so it works with a network of any library, which is unchanged once the LoRA is off.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from .file import PARTS, BadLora, LoraState, kohya_name, load_lora
 
 
 @dataclass(eq=False)
-class _Worn:
-    """A layer and what a LoRA adds to it: ``alpha / rank * up down x``."""
+class _Part:
+    """A layer and what the LoRA adds to it: ``alpha / rank * up down x``."""
 
     layer: nn.Module
     name: str
-    """In a LoRA's file."""
+    """The name in a LoRA file."""
     down: nn.Parameter
     """Float32 ``[rank, in]``."""
     up: nn.Parameter
     """Float32 ``[out, rank]``."""
     alpha: float
     before: Any = None
-    """The layer's own ``forward`` where it has one beside its class's."""
+    """The layer's own ``forward``, when it has another than its class."""
 
     @property
     def scale(self) -> float:
@@ -41,11 +41,14 @@ class _Worn:
 
 
 class Adapter:
-    """A LoRA for a network. It is worn within a ``with`` block, or from `put_on` to `remove`."""
+    """A LoRA for a network, active inside a ``with`` block or from `put_on` to `remove`."""
 
-    def __init__(self, worn: Sequence[_Worn], vectors: TokenVectors | None = None) -> None:
-        """`new` and `apply_lora` make one; ``vectors``: those of tokens, to be trained with it."""
-        self._worn, self.vectors = worn, vectors
+    def __init__(self, parts: Sequence[_Part], vectors: TokenVectors | None = None) -> None:
+        """Make one from its parts, for `new` and `apply_lora`.
+
+        ``vectors``: those of tokens, trained together with it.
+        """
+        self._parts, self.vectors = parts, vectors
         self._on, self._is_put_on = True, False
 
     @classmethod
@@ -57,9 +60,9 @@ class Adapter:
         modules: Sequence[str],
         vectors: TokenVectors | None = None,
     ) -> Adapter:
-        """A LoRA that does nothing yet for every linear layer whose name ends in one of ``modules``.
+        """Return a LoRA without effect for every linear layer whose name ends in one of ``modules``.
 
-        Without modules the ``vectors`` of tokens are all that is trained. Raises `BadLora` where no layer is named so.
+        Without modules only the ``vectors`` of tokens are trained. Raise `BadLora` when no layer has such a name.
         """
         layers = {name: layer for name, layer in denoiser.layers().items() if _ends(name, modules)}
         if not layers and (modules or vectors is None):
@@ -75,25 +78,25 @@ class Adapter:
         self.remove()
 
     def put_on(self) -> None:
-        """Let the network wear it. Raises `BadLora` where the network wears another one."""
-        if any(getattr(one.layer.__dict__.get("forward"), "is_lora", False) for one in self._worn):
-            raise BadLora("The model already wears a LoRA. Give the model as it was before any LoRA was loaded.")
-        for one in self._worn:
+        """Put the LoRA on the network. Raise `BadLora` when the network already has one."""
+        if any(getattr(one.layer.__dict__.get("forward"), "is_lora", False) for one in self._parts):
+            raise BadLora("The model already has a LoRA. Use the model without a loaded LoRA.")
+        for one in self._parts:
             one.before = one.layer.__dict__.get("forward")
             one.layer.__dict__["forward"] = self._forward(one, one.layer.forward)
         self._is_put_on = True
 
     def remove(self) -> None:
-        """Take it off; it keeps its values. Calling it again does nothing."""
+        """Take the LoRA off; it keeps its values. Calling this again does nothing."""
         if not self._is_put_on:
             return
-        for one in self._worn:
+        for one in self._parts:
             del one.layer.__dict__["forward"]
             if one.before is not None:
                 one.layer.__dict__["forward"] = one.before
         self._is_put_on = False
 
-    def _forward(self, one: _Worn, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _forward(self, one: _Part, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             answer = plain(x, *args, **kwargs)
             if not self._on:
@@ -104,13 +107,14 @@ class Adapter:
         return forward
 
     def start(self, seed: int, lora: Mapping[str, Tensor] | None = None) -> None:
-        """Down matrices from a normal distribution of standard deviation 1 / rank, up matrices 0.
+        """Set the start values: down from a normal distribution of standard deviation 1 / rank, up to 0.
 
-        With a ``lora`` of the same layers and of this rank or less, the start has its effect instead. Raises `BadLora`.
+        With a ``lora`` of the same layers and of at most this rank, start with its effect instead. Raise `BadLora` when
+        it does not fit.
         """
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for one in self._worn:
+            for one in self._parts:
                 one.down.copy_(torch.randn(one.down.shape, generator=generator) / one.down.shape[0])
                 one.up.zero_()
         if lora is not None:
@@ -120,13 +124,13 @@ class Adapter:
 
     def _go_on_from(self, lora: Mapping[str, Tensor]) -> None:
         names = {key.rsplit(".", 1)[0] for key in lora if key.endswith(PARTS[2])}
-        ours = {one.name: one for one in self._worn}
+        ours = {one.name: one for one in self._parts}
         if names != ours.keys():
             example = min(names ^ ours.keys())
             raise BadLora(
                 f"The LoRA to start from has other layers than this training: {len(names & ours.keys())} of its "
-                f"{len(names)} are among the {len(ours)} here, and {example} is not in both. Use one of the same base "
-                "model and target modules."
+                f"{len(names)} are among the {len(ours)} here, and {example} is not in both. Use a LoRA with the "
+                "same base model and target modules."
             )
         for name, one in ours.items():
             given_down, given_up, alpha = (lora[name + part].to(one.down) for part in PARTS)
@@ -135,27 +139,27 @@ class Adapter:
                 raise BadLora(
                     f"The LoRA to start from does not fit into this training: {name} has rank {rank} and is "
                     f"{given_up.shape[0]} x {given_down.shape[1]}, here rank {wide} and {one.up.shape[0]} x "
-                    f"{one.down.shape[1]}. Use one of the same base model, and at least its rank."
+                    f"{one.down.shape[1]}. Use a LoRA of the same base model, and at least its rank."
                 )
             with torch.no_grad():
                 one.down[:rank] = given_down
                 one.up[:, :rank] = given_up * (alpha / rank) / one.scale
 
     def parameters(self) -> list[nn.Parameter]:
-        """All that is trained, in an order that depends on the network and the tokens alone."""
+        """Return everything that is trained, in an order that depends only on the network and the tokens."""
         return [*self.matrices(), *(self.vectors.parameters() if self.vectors is not None else ())]
 
     def matrices(self) -> list[nn.Parameter]:
-        """The LoRA's own parameters: down and up of each layer."""
-        return [matrix for one in self._worn for matrix in (one.down, one.up)]
+        """Return the LoRA's own parameters: down ``[rank, in]`` and up ``[out, rank]`` of each layer in turn."""
+        return [matrix for one in self._parts for matrix in (one.down, one.up)]
 
     def without_gradient(self) -> list[str]:
         """Return the layers, by their names in files, that the last backward pass did not reach."""
-        return [one.name for one in self._worn if one.up.grad is None]
+        return [one.name for one in self._parts if one.up.grad is None]
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Within the block the network predicts as if it wore no LoRA."""
+        """Inside the block the network predicts as if it had no LoRA."""
         self._on = False
         try:
             yield
@@ -163,29 +167,29 @@ class Adapter:
             self._on = True
 
     def state(self) -> LoraState:
-        """A copy of the LoRA on the CPU, float32, by kohya name."""
+        """Return a copy of the LoRA on the CPU, float32, by kohya name."""
         state: LoraState = {}
-        for one in self._worn:
+        for one in self._parts:
             values = one.down.detach(), one.up.detach(), torch.tensor(one.alpha)
             for part, value in zip(PARTS, values, strict=True):
                 state[one.name + part] = value.to("cpu", torch.float32, copy=True).contiguous()
         return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the values of a state of the same layers and ranks."""
+        """Take the values of a state with the same layers and ranks."""
         with torch.no_grad():
-            for one in self._worn:
+            for one in self._parts:
                 one.down.copy_(state[one.name + PARTS[0]])
                 one.up.copy_(state[one.name + PARTS[1]])
 
 
 def apply_lora(unet: Any, lora: Path | Mapping[str, Tensor], scale: float = 1.0) -> Adapter:
-    """Put a trained LoRA on a diffusers U-Net for sampling; every layer in the file must find its place.
+    """Put a trained LoRA on a diffusers U-Net for sampling; every layer in the file must exist in the U-Net.
 
-    ``lora``: a file or a state; ``scale`` multiplies its effect. Raises `BadLora` with what does not fit.
+    ``lora``: a file or a state; ``scale`` multiplies its effect. Raise `BadLora`, which says what does not fit.
     """
     if getattr(unet, "peft_config", None):
-        raise BadLora("The U-Net already wears a LoRA. Give the model as it was before any LoRA was loaded.")
+        raise BadLora("The U-Net already has a LoRA. Use the model without a loaded LoRA.")
     what = "The LoRA" if isinstance(lora, Mapping) else Path(lora).name
     state = lora if isinstance(lora, Mapping) else load_lora(lora)[0]
     names = {key.rsplit(".", 1)[0] for key in state if key.endswith(PARTS[2])}
@@ -195,29 +199,29 @@ def apply_lora(unet: Any, lora: Path | Mapping[str, Tensor], scale: float = 1.0)
             f"{what} was trained on another kind of model: {len(missing)} of its {len(names)} layers do not exist "
             f"here, for example {min(missing)}. Use it with the base model it was trained on."
         )
-    worn = []
+    parts = []
     for name, layer in layers.items():
         if name in names:
-            worn.append(_fresh(layer, name, state[name + PARTS[0]].shape[0], state[name + PARTS[2]].item() * scale))
+            parts.append(_fresh(layer, name, state[name + PARTS[0]].shape[0], state[name + PARTS[2]].item() * scale))
             got = state[name + PARTS[1]].shape[0], state[name + PARTS[0]].shape[1]
             if got != (layer.out_features, layer.in_features):
                 raise BadLora(
                     f"{what} was trained on a model of another size: {name} is {layer.out_features} x "
                     f"{layer.in_features} here, {got[0]} x {got[1]} in the file. Use it with its own base model."
                 )
-    adapter = Adapter(worn)
+    adapter = Adapter(parts)
     adapter.load(state)
     adapter.put_on()
     return adapter
 
 
-def _fresh(layer: Any, name: str, rank: int, alpha: float, device: torch.device | None = None) -> _Worn:
-    """A LoRA's part for a layer, without values. Parameters of inference mode could not be trained."""
+def _fresh(layer: Any, name: str, rank: int, alpha: float, device: torch.device | None = None) -> _Part:
+    """Return the part for a layer, without values. Parameters made in inference mode could not be trained."""
     with torch.inference_mode(False):
         device = device or layer.weight.device
         down = torch.empty(rank, layer.in_features, device=device)
         up = torch.empty(layer.out_features, rank, device=device)
-        return _Worn(layer, name, nn.Parameter(down), nn.Parameter(up), alpha)
+        return _Part(layer, name, nn.Parameter(down), nn.Parameter(up), alpha)
 
 
 def _ends(name: str, modules: Sequence[str]) -> bool:

@@ -1,7 +1,7 @@
-"""A LoRA's file: the one that ComfyUI, diffusers and the web UIs read.
+"""The LoRA file that ComfyUI, diffusers and the web UIs read.
 
 It has kohya's names: ``lora_unet_<path of the linear layer with _ for .>.lora_down.weight``, ``.lora_up.weight`` and an
-explicit ``.alpha`` for every layer. Without the alphas some programs take another scale, silently.
+explicit ``.alpha`` for every layer. Without the alphas some programs silently use another scale.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ..types import MudiError
 log = logging.getLogger(__name__)
 
 LoraState = dict[str, Tensor]
-"""A LoRA file's tensors by kohya name."""
+"""The tensors of a LoRA file by kohya name."""
 
 RUN_PREFIX = "run."
-"""Begins the names of what a stopped run's file holds beside the LoRA."""
+"""The prefix of everything but the LoRA in the file of a stopped run."""
 PREFIX = "lora_unet_"
 PARTS = (".lora_down.weight", ".lora_up.weight", ".alpha")
-"""Ends of a layer's three names: down ``[rank, in]``, up ``[out, rank]``, alpha ``[]``."""
+"""Endings of the three tensors of a layer: down ``[rank, in]``, up ``[out, rank]``, alpha ``[]``."""
 _WAYS = {"input": "down", "output": "up"}
 
 
@@ -35,19 +35,19 @@ class BadLora(MudiError):
 
 
 def kohya_name(module: str) -> str:
-    """``down_blocks.1.attentions.0...to_q`` -> ``lora_unet_down_blocks_1_attentions_0_..._to_q``."""
+    """Turn ``down_blocks.1.attentions.0...to_q`` into ``lora_unet_down_blocks_1_attentions_0_..._to_q``."""
     return PREFIX + module.replace(".", "_")
 
 
 _STABILITY_BLOCK = re.compile(r"lora_unet_(input|middle|output)_blocks?_(?:(\d+)_)?(\d)_")
-"""Begins a layer's name where kohya's SDXL tools write it: ``lora_unet_input_blocks_4_1_...``."""
+"""The start of a layer's name as kohya's SDXL tools write it: ``lora_unet_input_blocks_4_1_...``."""
 
 
 def _our_name(key: str) -> str:
-    """Stability's names of SDXL's blocks, as kohya's SDXL tools write them, in diffusers' words; others as they are.
+    """Translate Stability's names of SDXL's blocks, as kohya's SDXL tools write them; return other names unchanged.
 
-    SDXL (and SD) counts through two residual blocks and a downsampler (three residual blocks on the way up) per level,
-    in each the attention at place 1. The way down starts with a convolution that has no level.
+    SDXL (and SD) has two residual blocks and a downsampler (three residual blocks on the way up) per level, each with
+    its attention at place 1. The way down starts with a convolution that belongs to no level.
     """
     match = _STABILITY_BLOCK.match(key)
     if match is None or match[3] != "1":
@@ -61,9 +61,9 @@ def _our_name(key: str) -> str:
 def save_lora(
     path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype = torch.float16
 ) -> None:
-    """Writes the file, reads it back, compares every key and value, and only then gives it its name.
+    """Write the file, read it back, compare every key and value, and only then give it its name.
 
-    Raises `BadLora` when a value does not fit ``dtype`` and `BadTensorFile` when it cannot be written.
+    Raise `BadLora` when a value does not fit ``dtype`` and `BadTensorFile` when the file cannot be written.
     """
     stored = {key: value.float() if key.endswith(PARTS[2]) else value.to(dtype) for key, value in state.items()}
     for key, value in stored.items():
@@ -76,9 +76,9 @@ def save_lora(
 
 
 def load_lora(path: Path) -> tuple[LoraState, dict[str, str]]:
-    """The tensors (float32) and metadata of a LoRA file with kohya's names, or of a stopped run the LoRA so far.
+    """Return the tensors (float32) and the metadata of a LoRA file with kohya's names.
 
-    Raises `BadLora`, `BadTensorFile`.
+    For the file of a stopped run, return the LoRA so far. Raise `BadLora` or `BadTensorFile`.
     """
     tensors, metadata = read_tensors(path)
     state = {_our_name(key): value.float() for key, value in tensors.items() if not key.startswith(RUN_PREFIX)}

@@ -1,6 +1,7 @@
-"""What a LoRA's file says of itself: one module writes it, and reads it.
+"""What a LoRA file says about itself: one module writes and reads it.
 
-kohya's ``ss_*`` are what other programs show; ``mudi_*`` are ours. Whoever made a file may have written anything there.
+Other programs show kohya's ``ss_*`` keys; the ``mudi_*`` keys are ours. A file from somebody else may contain anything
+there.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from ..types import LONGEST_NOUN, LONGEST_TOKEN, MAX_SUBJECTS, MudiError, Subjec
 
 _ODD = re.compile(r"[\x00-\x1f\x7f-\x9f<>]")
 _LONGEST_BASE = 255
-"""Letters of a file's name, or a folder's."""
+"""Most letters of the name of a file or folder."""
 _LARGEST = 8192
-"""Pixels of a side that a file can talk anybody into."""
+"""Most pixels of a side that a file can ask for."""
 
 
 class UnknownLora(MudiError):
-    """A LoRA file that cannot be read, or that does not say whom it knows."""
+    """A LoRA file that cannot be read, or that does not name its subjects."""
 
 
 def lora_metadata(
     settings: Mapping[str, str], subjects: SubjectSet, *, base: str, plan_hash: str, family: str = "sdxl_base_v1-0"
 ) -> dict[str, str]:
-    """What the file says of itself: kohya's ``ss_*`` keys that other programs show, and our own ``mudi_*``.
+    """Return the metadata of a LoRA file: kohya's ``ss_*`` keys, which other programs show, and our ``mudi_*`` keys.
 
-    ``settings``: the training's, as `train.config.TrainConfig.described` gives them; ``family``: kohya's name for the
-    architecture of the base model.
+    ``settings``: the training's, from `train.config.TrainConfig.described`; ``base``: the name of the base model;
+    ``plan_hash``: the plan's; ``family``: kohya's name of the architecture of the base model.
     """
     return {
         **settings,
@@ -48,28 +49,28 @@ def lora_metadata(
 
 
 def plain_base(name: str) -> str:
-    """A base model's name as a LoRA's file says it: without what a page or a terminal would take for more."""
+    """Return a base model's name for a LoRA file, without letters that a page or a terminal would interpret."""
     return _ODD.sub("_", name)[:_LONGEST_BASE]
 
 
 @dataclass(frozen=True)
 class LoraSubjects:
-    """Whom a LoRA of ours knows, and how it was trained."""
+    """The subjects of a LoRA from this project, and how it was trained."""
 
     tokens: tuple[str, ...]
     class_nouns: tuple[str, ...]
     base: str
     """The base model's name."""
     size: tuple[int, int]
-    """Width and height of its training images in pixels: what pictures of it do best at."""
+    """Width and height of its training images in pixels: the best size for its pictures."""
 
     @property
     def names(self) -> list[str]:
-        """As the prompt writes them: "olis corgi"."""
+        """The names as a prompt writes them: "olis corgi"."""
         return [f"{token} {noun}" for token, noun in zip(self.tokens, self.class_nouns, strict=True)]
 
     def disagreements(self, names: Sequence[str]) -> list[str]:
-        """A sentence for each of these names that this LoRA does not know as such."""
+        """Return a sentence for each of these names that the LoRA was not trained on."""
         nouns, found = dict(zip(self.tokens, self.class_nouns, strict=True)), []
         for name in names:
             token, _, noun = name.partition(" ")
@@ -81,10 +82,10 @@ class LoraSubjects:
 
 
 def read_lora_subjects(path: Path) -> LoraSubjects:
-    """What a LoRA file's metadata says; its tensors are not read.
+    """Return what the metadata of a LoRA file says; the tensors are not read.
 
-    Whoever made the file may have written anything there, and a prompt gets it: what are no plain words is refused.
-    Raises `UnknownLora`.
+    The file may come from anybody and its names go into a prompt, so names that are not plain words are refused. Raise
+    `UnknownLora`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -93,7 +94,7 @@ def read_lora_subjects(path: Path) -> LoraSubjects:
         with safe_open(path, framework="pt") as file:
             about = dict(file.metadata() or {})
     except (OSError, SafetensorError, BadWeights) as error:
-        raise UnknownLora(f"{path} is not a safetensors file that can be read ({error}).") from None
+        raise UnknownLora(f"{path} cannot be read as a safetensors file ({error}).") from None
     try:
         tokens, nouns = (json.loads(about[key]) for key in ("mudi_tokens", "mudi_class_nouns"))
         sides = json.loads(about["mudi_config"])["resolution"]
@@ -112,11 +113,11 @@ def read_lora_subjects(path: Path) -> LoraSubjects:
         return LoraSubjects(tuple(tokens), tuple(noun.strip() for noun in nouns), base, (int(width), int(height)))
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UnknownLora(
-            f"{path.name} does not say whom it knows: it was not trained here, or its names are no plain words. "
-            "Connect the subjects that the prompt is to name, or write the prompt by hand."
+            f"{path.name} does not name its subjects: it was not trained here, or its names are not plain words. "
+            "Connect the subjects that the prompt should name, or write the prompt by hand."
         ) from None
 
 
 def _is_name(name: object, longest: int) -> bool:
-    """Whether a `Subject` may be called so: what trains is known again."""
+    """Return whether a `Subject` may have this name: what was trained must be recognized."""
     return isinstance(name, str) and 0 < len(name.strip()) <= len(name) <= longest and not misread_in_prompts(name)

@@ -1,4 +1,4 @@
-"""The reports' drawings, as SVG that takes its colours from the page."""
+"""The charts of the reports, as SVG with the colours of the page."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .statistics import interval, smoothed
 
 
 def strip_chart(rows: Mapping[str, tuple[str, Sequence[float]]]) -> str:
-    """Scores of each method on one axis: a dot per picture, the mean, its 95 % interval.
+    """Return a chart of the scores of each method on one axis: a dot per picture, the mean, its 95 % interval.
 
-    ``rows``: by method, its title and its scores. The axis ends at 1 and starts at 0 or below.
+    ``rows``: title and scores by method. The axis ends at 1 and starts at 0 or below.
     """
     width, left, right, row = 720, 132, 66, 58
     low = min(0.0, *(min(scores) for _, scores in rows.values()))
@@ -36,7 +36,7 @@ def strip_chart(rows: Mapping[str, tuple[str, Sequence[float]]]) -> str:
             f'<text class="label" x="{left - 16}" y="{middle + 5:.1f}" text-anchor="end">{escape(title)}</text>'
         )
         for number, score in enumerate(scores):
-            away = (number * 7 % 11 - 5) * 2.2  # spread up and down so that equal scores stay countable
+            away = (number * 7 % 11 - 5) * 2.2  # spread up and down, so that dots of equal scores can be counted
             parts.append(f'<circle class="dot" cx="{x(score):.1f}" cy="{middle + away:.1f}" r="4"/>')
         parts.append(
             f'<line class="whisker" x1="{x(start):.1f}" x2="{x(end):.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
@@ -49,7 +49,7 @@ def strip_chart(rows: Mapping[str, tuple[str, Sequence[float]]]) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """A mean with its interval."""
+    """A mean with its interval, ``low`` to ``high``."""
 
     title: str
     mean: float
@@ -58,7 +58,10 @@ class Bar:
 
 
 def bar_chart(bars: Mapping[str, Bar], about: str) -> str:
-    """Means by method as bars from 0, with their intervals, on an axis that ends at 1 and starts at 0 or below."""
+    """Return a chart of means by method as bars from 0, with their intervals. ``about``: what they are, in words.
+
+    The axis ends at 1 and starts at 0 or below.
+    """
     width, left, right, row = 720, 172, 66, 40
     bottom = min(0.0, *(bar.low for bar in bars.values()), *(bar.mean for bar in bars.values()))
     start = -0.25 * -(bottom // 0.25)
@@ -91,7 +94,10 @@ def bar_chart(bars: Mapping[str, Bar], about: str) -> str:
 
 
 def loss_chart(losses: Mapping[str, tuple[str, Sequence[float]]]) -> str:
-    """Training losses by method as means of equal stretches. ``losses``: by method, title and loss per step."""
+    """Return a chart of training losses by method, averaged over equal stretches.
+
+    ``losses``: title and loss per step, by method.
+    """
     width, height, left, bottom = 720, 210, 56, 30
     curves = {name: smoothed(values) for name, (_, values) in losses.items()}
     top = max(max(curve) for curve in curves.values()) * 1.08 or 1.0

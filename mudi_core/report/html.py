@@ -1,4 +1,4 @@
-"""Pieces of pages that are one file: the frame, pictures that hold their own bytes, a picture with its verdicts."""
+"""Pieces of one-file pages: the frame, pictures that contain their own bytes, a picture with its verdicts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIGNS = {"found": "✓", "mixed": "≈", "missing": "–", "duplicated": "×2"}
 
 
 def frame(title: str, body: str) -> str:
-    """A whole HTML file. ``title`` is text, ``body`` markup."""
+    """Return a whole HTML file. ``title`` is text, ``body`` is markup."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -38,7 +38,10 @@ def frame(title: str, body: str) -> str:
 
 
 def scored(pixels: Tensor, comparison: Comparison, photo: bool = False, side: int | None = None) -> str:
-    """A picture (see `image`) with its boxes, seen on pointing at it, its score, and a verdict for each subject."""
+    """Return a picture (see `image`) with its score, a verdict for each subject, and its boxes.
+
+    The boxes show when the mouse is over the picture.
+    """
     height, width = pixels.shape[:2]
     boxes = ""
     for x0, y0, x1, y1 in comparison.detections.xyxy.tolist():
@@ -61,9 +64,10 @@ def scored(pixels: Tensor, comparison: Comparison, photo: bool = False, side: in
 
 
 def image(pixels: Tensor | np.ndarray[Any, Any], words: str, photo: bool = False, side: int | None = None) -> str:
-    """An ``<img>`` that holds its own bytes: JPEG for photos, else PNG, enlarged without blur.
+    """Return an ``<img>`` that contains its own bytes: JPEG for photos, else PNG, enlarged without blur.
 
-    ``side``: it is made smaller until no side is longer than so many pixels.
+    ``pixels``: float ``[h, w, 3]``, 0..1, or uint8. ``side``: make the picture smaller until no side is longer than
+    this.
     """
     levels = pixels if isinstance(pixels, np.ndarray) else (pixels.numpy() * 255).round().astype(np.uint8)
     buffer = io.BytesIO()

@@ -1,7 +1,7 @@
 """Detect-and-Compare: how well a picture keeps several subjects apart (paper section 5, algorithm 3).
 
-Every detected box is compared with the references of every subject. With ``S_GT`` the similarities between the
-subjects' own references and ``S_DC`` those of the boxes to the references, a faithful picture has ``S_DC = S_GT``.
+Every detected box is compared with the references of every subject. ``S_GT`` holds the similarities between the
+references of the subjects, ``S_DC`` those of the boxes to the references; a faithful picture has ``S_DC = S_GT``.
 """
 
 from __future__ import annotations
@@ -29,47 +29,51 @@ _log = logging.getLogger(__name__)
 
 
 class NoNumbers(MudiError):
-    """An embedder that gave NaN or infinity for a picture or photo."""
+    """An embedder that returned NaN or infinity for a picture or photo."""
 
 
 class References:
-    """The subjects' photos, embedded once, to compare any number of pictures with."""
+    """The photos of the subjects, embedded once, to compare many pictures with."""
 
     def __init__(self, subjects: SubjectSet, embedder: Embedder, cut_out: bool = False) -> None:
-        """``cut_out`` shows the embedder each subject on white, without its surroundings (the official code: whole)."""
+        """Embed the photos of the subjects.
+
+        ``cut_out``: show the embedder each subject on white, without its surroundings (the official code shows whole
+        photos). Raise `NoNumbers`.
+        """
         self.subjects = subjects
         self.means = torch.stack(
             [_unit(embedder(_reference_images(subjects, token, cut_out))).mean(0) for token in subjects.tokens]
         )
-        """Float ``[n, d]``: mean of the unit embeddings; its products are means of pairwise similarities."""
+        """Float ``[n, d]``: mean of the unit embeddings; products of them are means of pairwise similarities."""
         self.s_gt = self.means @ self.means.T
-        """Float ``[n, n]``: mean similarity of the references of i to those of j, a photo's to itself included."""
+        """Float ``[n, n]``: mean similarity of the references of i to those of j, including a photo to itself."""
         self.remarks = look_alike([subject.name for subject in subjects], self.s_gt)
-        """What a user should know of these references, in sentences."""
+        """Sentences for the user about these references."""
         for remark in self.remarks:
             _log.warning(remark)
 
 
 def look_alike(names: Sequence[str], s_gt: Tensor) -> list[str]:
-    """A sentence for each two subjects that ``s_gt`` ``[n, n]`` cannot tell apart."""
+    """Return a sentence for every two subjects that ``s_gt`` ``[n, n]`` cannot tell apart."""
     return [
-        f"The photos of '{names[i]}' and '{names[j]}' look alike to this embedder; verdicts on them mean little."
+        f"The photos of '{names[i]}' and '{names[j]}' look alike to this embedder, so verdicts on them mean little."
         for i, j in torch.combinations(torch.arange(len(names))).tolist()
         if min(gap(s_gt, i, j), gap(s_gt, j, i)) <= SMALLEST_GAP
     ]
 
 
 def best_first(results: Sequence[Comparison]) -> list[int]:
-    """The pictures' numbers, from 0: those with as many figures as subjects first, in each group by their scores.
+    """Return the indices of the pictures, best first: right number of figures first, then by score.
 
-    A wrong count scores 0, a right one may score less; still it is the better picture.
+    A wrong number of figures scores 0, a right one may score less; still the right number is better.
     """
     return sorted(range(len(results)), key=lambda i: (results[i].count_is_right, results[i].score), reverse=True)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the similarity matrices say of a picture."""
+    """The scores of a picture from its similarity matrices."""
 
     score: float
     """1 - ||S_GT - S_DC||_F^2 (paper); 0 when the count differs."""
@@ -87,10 +91,10 @@ def compare(
     queries: Sequence[str] | None = None,
     threshold: float = 0.25,
 ) -> Comparison:
-    """Detect-and-Compare of a float image ``[h, w, 3]``, 0..1.
+    """Run Detect-and-Compare on a float image ``[h, w, 3]``, 0..1 (paper section 5, algorithm 3).
 
-    ``queries`` are the words to detect (default: the subjects' class nouns), ``threshold`` the detector's, 0..1. The
-    detections of the result stand in the order of the rows of ``s_dc``.
+    ``queries``: the words to detect (default: the subjects' class nouns). ``threshold``: least confidence of the
+    detector, 0..1. The detections of the result are in the order of the rows of ``s_dc``. Raise `NoNumbers`.
     """
     return next(compare_all([image], references, detector, embedder, queries, threshold))
 
@@ -104,9 +108,9 @@ def compare_all(
     threshold: float = 0.25,
     batch: int = 8,
 ) -> Iterator[Comparison]:
-    """`compare` of any number of pictures of any sizes, in their order.
+    """Run `compare` on any number of pictures of any sizes, in their order.
 
-    ``batch`` of them are held at a time, and what is found in these is embedded together.
+    ``batch`` pictures are in memory at a time, and the figures in them are embedded together.
     """
     nouns = (subject.class_noun for subject in references.subjects)
     words = list(dict.fromkeys(nouns if queries is None else queries))
@@ -123,20 +127,20 @@ def compare_boxes(
     embedder: Embedder,
     queries: Sequence[str] = (),
 ) -> list[Comparison]:
-    """Detect-and-Compare of pictures ``[h, w, 3]``, 0..1, with what was found in each, by whatever detector.
+    """Run Detect-and-Compare on pictures ``[h, w, 3]``, 0..1, with the boxes that any detector found in each.
 
-    ``queries``: what it looked for, so that this can be said where nothing was found.
+    ``queries``: what the detector looked for, shown when nothing was found. Raise `NoNumbers`.
     """
     subjects, s_gt = references.subjects, references.s_gt
-    seen = [_inside(detections, image) for image, detections in zip(images, found, strict=True)]
+    inside = [_inside(detections, image) for image, detections in zip(images, found, strict=True)]
     crops = [
         _square(image[y0:y1, x0:x1])
-        for image, detections in zip(images, seen, strict=True)
+        for image, detections in zip(images, inside, strict=True)
         for x0, y0, x1, y1 in _whole(detections)
     ]
     rows = _unit(embedder(crops)) @ references.means.T if crops else torch.zeros(0, len(subjects))
     results = []
-    for detections, s_dc in zip(seen, torch.split(rows, [len(detections) for detections in seen]), strict=True):
+    for detections, s_dc in zip(inside, torch.split(rows, [len(detections) for detections in inside]), strict=True):
         scores = score_matrices(s_gt, s_dc)
         order = list(scores.order)
         results.append(
@@ -155,10 +159,10 @@ def compare_boxes(
 
 
 def score_matrices(s_gt: Tensor, s_dc: Tensor) -> Scores:
-    """Match the rows of ``s_dc`` ``[m, n]`` to the subjects of ``s_gt`` ``[n, n]`` and score them.
+    """Match the rows of ``s_dc`` ``[m, n]`` to the subjects of ``s_gt`` ``[n, n]`` and score them (algorithm 3).
 
-    Each subject in turn takes the unused row that is most like it, as the official code does. When m is not n, both
-    scores are 0 and the rows are ordered by the subject they are most like.
+    Each subject in turn takes the unused row most similar to it, as in the official code. When m is not n, both scores
+    are 0 and the rows are ordered by their most similar subject.
     """
     m, n = s_dc.shape
     if m != n:
@@ -182,13 +186,13 @@ def _reference_images(subjects: SubjectSet, token: str, cut_out: bool) -> list[T
     images = []
     for photo, mask in zip(subject.photos, subject.masks, strict=True):
         x0, y0, x1, y1 = mask_box(mask) or (0, 0, *photo.size)
-        shown = mask[y0:y1, x0:x1, None].to(photo.image)
-        images.append(_square(photo.image[y0:y1, x0:x1] * shown + (1 - shown)))
+        alpha = mask[y0:y1, x0:x1, None].to(photo.image)
+        images.append(_square(photo.image[y0:y1, x0:x1] * alpha + (1 - alpha)))
     return images
 
 
 def _square(crop: Tensor) -> Tensor:
-    """A crop ``[h, w, 3]`` in the middle of a white square, so that no embedder stretches it."""
+    """Put a crop ``[h, w, 3]`` in the middle of a white square, so that no embedder stretches it."""
     height, width = crop.shape[:2]
     side = max(height, width)
     left, top = (side - width) // 2, (side - height) // 2
@@ -199,7 +203,7 @@ def _unit(embeddings: Tensor) -> Tensor:
     vectors = embeddings.detach().float().cpu()
     if not vectors.isfinite().all():
         raise NoNumbers(
-            "The embedder gave values that are no numbers (NaN) for a picture or a subject's photo, so nothing can be "
+            "The embedder returned values that are not numbers (NaN) for a picture or a photo, so nothing can be "
             "compared. Look for a damaged photo, or choose another embedder."
         )
     return functional.normalize(vectors, dim=-1)
@@ -210,11 +214,11 @@ def _whole(detections: Detections) -> list[tuple[int, int, int, int]]:
 
 
 def _inside(detections: Detections, image: Tensor) -> Detections:
-    """The part of each box inside the picture; boxes of which not a pixel is inside are left out."""
+    """Cut each box at the picture's borders; drop boxes without a pixel inside."""
     clipped = boxes.clip(detections.xyxy.detach().float().cpu(), (image.shape[1], image.shape[0]))
     detections = replace(detections, xyxy=clipped, confidence=detections.confidence.detach().cpu())
-    seen = [i for i, (x0, y0, x1, y1) in enumerate(_whole(detections)) if x0 < x1 and y0 < y1]
-    return _picked(detections, seen)
+    rows = [i for i, (x0, y0, x1, y1) in enumerate(_whole(detections)) if x0 < x1 and y0 < y1]
+    return _picked(detections, rows)
 
 
 def _picked(detections: Detections, rows: list[int]) -> Detections:

@@ -1,4 +1,4 @@
-"""What a picture shows of each subject, in words: found, mixed with another, duplicated, missing, or a stranger."""
+"""What a picture shows of each subject, in words: found, mixed with another, duplicated or missing."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ if TYPE_CHECKING:
 
 
 FOUND_SHARE = 2 / 3
-"""A box shows a subject unmixed when at least this much of its likeness goes to it, and when it is at least this share
-as much like it as the subject's own photos are: a blob may be like nobody else, and yet be nobody."""
+"""A box shows a subject unmixed when at least this share of its likeness belongs to it, and when it is at least this
+share as similar to it as the subject's own photos are: a blob may resemble nobody else and still be nobody."""
 
 
 STRANGER = 0.5
-"""A box that is mixed is nobody's when it is less than this share as much like each subject as its own photos are."""
+"""A mixed box is nobody's when it is less than this share as similar to each subject as that subject's photos are."""
 
 
 SMALLEST_GAP = 0.02
-"""Two subjects whose references differ by less than this similarity cannot be told apart."""
+"""Two subjects cannot be told apart when the similarity of their references differs by less than this."""
 
 
 def judge(subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor, queries: Sequence[str] = ()) -> tuple[Verdict, ...]:
-    """A verdict per subject from the similarities, whatever the number of boxes.
+    """Return a verdict per subject from the similarities ``s_gt [n, n]`` and ``s_dc [m, n]``, for any number of boxes.
 
-    Every box belongs to the subject it is most like. A box that belongs to a subject which already has a better one,
-    but is mixed with a subject that has none, is that subject's. Boxes are called by their rows, "figure 1" is the
-    first; ``queries`` is what was looked for.
+    Every box belongs to its most similar subject. If that subject already has a better box, and this one is mixed with
+    a subject that has none, it belongs to the latter. Boxes are named by their rows: "figure 1" is the first.
+    ``queries`` is what the detector looked for.
     """
     n = len(subjects)
-    rivals: dict[int, list[tuple[float, int]]] = {}  # box: (share of its owner, the other subject), closest rival first
+    rivals: dict[
+        int, list[tuple[float, int]]
+    ] = {}  # box -> (share of its owner, the other subject), closest rival first
     owned: list[list[int]] = [[] for _ in range(n)]
     for box in range(len(s_dc)):
         owner = int(s_dc[box].argmax())
@@ -71,9 +73,9 @@ def judge(subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor, queries: Sequence[st
 
 
 def _needed(s_gt: Tensor, i: int, share: float) -> float:
-    """How much a box must be like subject i to be taken for it, if this share of its likeness is its own.
+    """Return how similar a box must be to subject i to count as it, when this share of its likeness is its own.
 
-    One that is mixed is less like either, so less is asked of it.
+    A mixed box is less similar to both subjects, so less is needed.
     """
     return (FOUND_SHARE if share >= FOUND_SHARE else STRANGER) * float(s_gt[i, i])
 
@@ -94,7 +96,7 @@ def _duplicated(subjects: SubjectSet, i: int, figures: Sequence[int], share: flo
 
 
 def _missing(subjects: SubjectSet, i: int, s_gt: Tensor, s_dc: Tensor, queries: Sequence[str]) -> Verdict:
-    """Nobody's figure, somebody else's, or none at all: whichever is nearest."""
+    """Return the verdict for a subject without a box: what is nearest, and whether it is somebody else."""
     name = subjects.subjects[i].name
     if not len(s_dc):
         asked = " or ".join(f"'{query}'" for query in queries)
@@ -112,14 +114,14 @@ def _missing(subjects: SubjectSet, i: int, s_gt: Tensor, s_dc: Tensor, queries: 
 
 
 def _own_share(rivals: list[tuple[float, int]]) -> float:
-    """A box's share against its closest rival; all of it where there is none."""
+    """Return the share of a box against its closest rival; all of it when there is none."""
     return rivals[0][0] if rivals else 1.0
 
 
 def _share(s_gt: Tensor, row: Tensor, i: int, j: int) -> float:
-    """How much of a box's likeness goes to subject i rather than j, 0..1.
+    """Return how much of the likeness of a box belongs to subject i rather than j, 0..1.
 
-    Half when it is equally like both; all when it prefers i as clearly as the photos of i themselves do.
+    Half when both are equally similar; all when it prefers i as clearly as the photos of i do.
     """
     lead = float(row[i] - row[j])
     apart = gap(s_gt, i, j) if lead > 0 else gap(s_gt, j, i)
@@ -127,5 +129,5 @@ def _share(s_gt: Tensor, row: Tensor, i: int, j: int) -> float:
 
 
 def gap(s_gt: Tensor, i: int, j: int) -> float:
-    """By how much the references of i are more like each other than like those of j."""
+    """Return how much more similar the references of i are to each other than to those of j."""
     return float(s_gt[i, i] - s_gt[i, j])

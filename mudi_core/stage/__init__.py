@@ -1,1 +1,1 @@
-"""Who stands where, and how it is drawn: layout, cut-outs, canvas, Seg-Mix."""
+"""Who stands where, and how it is drawn: layouts, cut-outs, canvases, Seg-Mix."""

@@ -1,6 +1,6 @@
-"""A layout from the prompt: a language model behind an OpenAI-compatible endpoint is asked for it.
+"""A layout for a prompt, from a language model behind an OpenAI-compatible endpoint.
 
-The endpoint is the user's own: by default Ollama's on this machine.
+The user chooses the endpoint; the default is Ollama on this machine.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ log = logging.getLogger(__name__)
 
 
 class NoPrompt(MudiError):
-    """Nothing to plan a composition for."""
+    """An empty prompt: there is nothing to plan a layout for."""
 
 
 class BadReply(MudiError):
-    """A language model that answered twice, but with no layout."""
+    """A language model that answered twice, but not with a layout."""
 
 
 def question(names: Sequence[str], prompt: str, size: tuple[int, int]) -> str:
-    """What a language model is asked, so that `parse_places` can read its answer.
+    """Return the question for a language model, whose answer `parse_places` can read.
 
-    ``names``: token and class noun of each subject; ``size``: width and height of the picture in pixels. Raises
+    ``names``: token and class noun of each subject; ``size``: width and height of the picture in pixels. Raise
     `NoPrompt` for an empty prompt.
     """
     if not prompt.strip():
@@ -52,10 +52,10 @@ def ask_layout(
     seed: int = 0,
     on_wait: Callable[[], None] | None = None,
 ) -> dict[str, Place]:
-    """A place for each subject, by token, that a language model finds right for the prompt.
+    """Ask a language model for a layout that suits the prompt; return a place for each subject, by token.
 
-    A reply that is no layout of these subjects is sent back once, with what is wrong. ``on_wait`` is called while the
-    model thinks; an exception from it ends the waiting. Raises `NoPrompt`, `BadEndpoint`, `BadReply`.
+    A reply that is not a layout of these subjects is sent back once, with what is wrong. ``on_wait`` is called while
+    the model works; an exception from it ends the request. Raise `NoPrompt`, `BadEndpoint` or `BadReply`.
     """
     endpoint = endpoint or Endpoint()
     messages = [{"role": "user", "content": question(names, prompt, size)}]
@@ -66,13 +66,17 @@ def ask_layout(
         try:
             reply = str(answer["choices"][0]["message"]["content"] or "")
         except (KeyError, IndexError, TypeError):
-            raise BadEndpoint(f"{endpoint.address} answered, but not as OpenAI's chat completions do.") from None
+            raise BadEndpoint(
+                f"{endpoint.address} answered, but not in OpenAI's chat format. Use another endpoint."
+            ) from None
         try:
             return _all_of(parse_places(reply), [name.split()[0] for name in names])
         except BadPlaces as error:
             if is_last:
-                said = " ".join(reply.split())[:200]
-                raise BadReply(f"{model} gave no layout, also when asked again: {error} It said: {said!r}") from None
+                excerpt = " ".join(reply.split())[:200]
+                raise BadReply(
+                    f"{model} gave no layout, even when asked again: {error} It answered: {excerpt!r}"
+                ) from None
             log.info("%s is asked again: %s", model, error)
             messages += [
                 {"role": "assistant", "content": reply},
@@ -82,7 +86,7 @@ def ask_layout(
 
 
 def _all_of(places: dict[str, Place], tokens: Sequence[str]) -> dict[str, Place]:
-    """Raises `BadPlaces` unless these are places of exactly these tokens."""
+    """Return the places. Raise `BadPlaces` unless they are places of exactly these tokens."""
     strange, missing = sorted(places.keys() - set(tokens)), [token for token in tokens if token not in places]
     if strange or missing:
         wrong = f"'{strange[0]}' is none of them." if strange else f"'{missing[0]}' has no place."
@@ -94,4 +98,4 @@ def _first_model(endpoint: Endpoint, on_wait: Callable[[], None] | None) -> str:
     try:
         return str(call(endpoint, "/models", None, on_wait)["data"][0]["id"])
     except (KeyError, IndexError, TypeError):
-        raise BadEndpoint(f"{endpoint.address} lists no model. Load one there, or name it.") from None
+        raise BadEndpoint(f"{endpoint.address} lists no model. Load a model there, or give its name.") from None

@@ -1,4 +1,4 @@
-"""Subjects cut out of their photos once, small and clean, to be drawn any number of times."""
+"""Subjects cut out of their photos once, small and clean, to be drawn many times."""
 
 from __future__ import annotations
 
@@ -21,38 +21,40 @@ Pixels = NDArray[Any]
 """8-bit, 0..255."""
 
 SOFT = 0.1
-"""Mask values below this are noise (of a JPEG mask, say), not a soft edge."""
+"""Mask values below this are noise (for example of a JPEG mask), not a soft edge."""
 _REACH = 6
-"""Pixels by which the subject's colours are carried on; smoothing and resizing look no further beyond its edge."""
+"""Pixels by which the subject's colours continue beyond its edge; smoothing and resizing reach no further."""
 _RIM = 400
-"""One pixel of edge, and never more than two, is taken for mixed with the background for every so many pixels of the
-cut-out's longer side."""
+"""For every this many pixels of the cut-out's longer side, one pixel of its edge counts as mixed with the background;
+never more than two."""
 _SMALLEST = 48
-"""Pixels: cut-outs are not kept in smaller copies than this."""
-_HOW_TO_CHOOSE = "{!r} chooses no photos: write random, best, or olis:hta=#1:#3 with a number for each, counted from 1."
+"""Pixels: no smaller copies of cut-outs are kept."""
+_HOW_TO_CHOOSE = (
+    "{!r} does not choose photos. Write random, best, or olis:hta=#1:#3 with a number for each, counted from 1."
+)
 
 
-Said = TypeVar("Said")
+Value = TypeVar("Said")
 
 
 class EmptyMask(MudiError):
-    """A photo whose mask shows nothing, so that there is nothing to cut out."""
+    """A photo whose mask is empty, so that there is nothing to cut out."""
 
 
 class BadPoses(MudiError):
-    """A choice of photos, or a rotation, that cannot be."""
+    """A choice of photos, or a rotation, that is not possible."""
 
 
 @dataclass(frozen=True)
 class Poses:
-    """How subjects are shown: by which of their photos, mirrored, turned. Raises `BadPoses`."""
+    """How the subjects are shown: which photo of each, mirrored or not, rotated or not. Raises `BadPoses`."""
 
     photos: str | Mapping[str, int] = "random"
-    """"random", "best" (see `CutOuts.best`), or by token the index of a photo, others at random."""
+    """"random", "best" (see `CutOuts.best`), or the index of a photo by token (others at random)."""
     mirror: bool = False
-    """Each figure is mirrored or not by chance. Writing and lopsided marks do not survive it."""
+    """Mirror figures at random. Text and one-sided marks then look wrong."""
     max_rotation: float = 0.0
-    """Each figure is turned by chance, up to so many degrees to either side."""
+    """Rotate each figure at random, by up to this many degrees to either side."""
 
     def __post_init__(self) -> None:
         if isinstance(self.photos, str) and self.photos not in ("random", "best"):
@@ -62,7 +64,7 @@ class Poses:
 
 
 def parse_photos(text: str) -> str | dict[str, int]:
-    """`Poses.photos` from "random", "best" or "olis:hta=#1:#3" (see `photo_index`). Raises `BadPoses`."""
+    """Read `Poses.photos` from "random", "best" or "olis:hta=#1:#3" (see `photo_index`). Raise `BadPoses`."""
     choice = text.strip() or "random"
     if choice in ("random", "best"):
         return choice
@@ -76,52 +78,56 @@ def parse_photos(text: str) -> str | dict[str, int]:
 
 
 def old_numbers(text: str) -> str:
-    """A remark on a choice of photos whose numbers count from 0, as older workflows have them; "" where none does."""
+    """Return a remark on a choice of photos whose numbers count from 0, as in older workflows; "" when none does."""
     choice = parse_photos(text)
     if isinstance(choice, str) or text.partition("=")[2].count("#") == len(choice):
         return ""
     from_1 = f"{':'.join(choice)}={':'.join(map(photo_number, choice.values()))}"
-    return f"photos: numbers without # count from 0, as they did before. Counted from 1 it is {from_1}."
+    return f"photos: numbers without # count from 0, as in older versions. Counted from 1 this is {from_1}."
 
 
 @dataclass(frozen=True, eq=False)
 class CutOut:
-    """One photo's subject without its surroundings."""
+    """The subject of one photo without its surroundings."""
 
     sizes: tuple[Pixels, ...]
     """RGBA ``[h, w, 4]``, 0..255, not premultiplied: the full size, then halves of it for small figures."""
 
     @property
     def aspect(self) -> float:
-        """Width over height."""
+        """Width divided by height."""
         return float(self.sizes[0].shape[1] / self.sizes[0].shape[0])
 
 
 @dataclass(frozen=True, eq=False)
 class CutOuts:
-    """A subject set, ready to be composed."""
+    """The cut-outs of a subject set, ready to be composed."""
 
     subjects: SubjectSet
     by_token: Mapping[str, tuple[CutOut, ...]]
     """For each token, one cut-out per photo."""
 
     def figure(self, token: str, photo: int = 0, mirror: bool = False, rotation: float = 0.0) -> Figure:
-        """What a layout has to know of one cut-out. Raises `BadLayout` when the set has no such photo."""
+        """Return what a layout needs to know about one cut-out; ``rotation`` in degrees clockwise.
+
+        Raise `BadLayout` when the set has no such subject or photo.
+        """
         return Figure(token, turned_aspect(self.get(token, photo).aspect, rotation), photo, mirror, rotation)
 
     def check(self, tokens: Iterable[str], source: str) -> None:
-        """Raises `BadLayout`, which blames `source`, when one of these is no token of the set."""
+        """Raise `BadLayout`, which names `source` as the cause, when one of these is not a token of the set."""
         for token in tokens:
             if token not in self.by_token:
                 raise BadLayout(f"{source} names '{token}', but the subjects are: {', '.join(self.by_token)}.")
 
-    def resolve(self, said: Mapping[str, Said], source: str) -> dict[str, Said]:
-        """By token what is said by token, by name ("olis corgi") or by a class noun that one subject alone has.
+    def resolve(self, by_name: Mapping[str, Value], source: str) -> dict[str, Value]:
+        """Return the values by token, from values by token, by name ("olis corgi") or by class noun.
 
-        Raises `BadLayout`, which blames `source`, for any other name and for a subject named twice.
+        A class noun works when only one subject has it. Raise `BadLayout`, which names `source` as the cause, for any
+        other name and for a subject that is named twice.
         """
-        found: dict[str, Said] = {}
-        for name, value in said.items():
+        found: dict[str, Value] = {}
+        for name, value in by_name.items():
             tokens = [name] if name in self.by_token else []
             tokens = tokens or [subject.token for subject in self.subjects if name == subject.name]
             tokens = tokens or [subject.token for subject in self.subjects if name == subject.class_noun]
@@ -134,10 +140,10 @@ class CutOuts:
     def figures(
         self, rng: random.Random, poses: Poses | None = None, turns: random.Random | None = None
     ) -> list[Figure]:
-        """One figure per subject, in the set's order.
+        """Return one figure per subject, in the order of the set.
 
-        Photos are drawn from `rng`, whatever the poses are, and all else from `turns`: other poses leave the places
-        alone. Raises `BadLayout` for a photo or subject that is not there.
+        `rng` draws the photos, whatever the poses are, and `turns` draws everything else, so other poses do not change
+        the places. Raise `BadLayout` for a photo or subject that does not exist.
         """
         poses, turns = poses or Poses(), turns or rng
         chosen = self.resolve(poses.photos, "The choice of photos") if isinstance(poses.photos, Mapping) else {}
@@ -152,7 +158,10 @@ class CutOuts:
         return figures
 
     def best(self, token: str) -> int:
-        """The photo that shows the subject whole, not cut off by the photo's border, and largest."""
+        """Return the index of the photo that shows the subject largest, among those that show it whole.
+
+        A subject is whole when the border of the photo does not cut it off.
+        """
         masks = self.subjects[token].masks
 
         def rank(photo: int) -> tuple[bool, float]:
@@ -163,7 +172,7 @@ class CutOuts:
         return max(range(len(masks)), key=rank)
 
     def get(self, token: str, photo: int) -> CutOut:
-        """The cut-out of one photo. Raises `BadLayout` when the set has no such subject or photo."""
+        """Return the cut-out of one photo. Raise `BadLayout` when the set has no such subject or photo."""
         self.check([token], "The layout")
         if not 0 <= photo < len(self.by_token[token]):
             raise BadLayout(
@@ -174,10 +183,10 @@ class CutOuts:
 
 
 def cut_outs(subjects: SubjectSet, max_side: int = 1024, on_step: Callable[[int, int], None] | None = None) -> CutOuts:
-    """Cut every subject out of its photos, once, no longer than `max_side` pixels (that of the largest canvas).
+    """Cut every subject out of its photos, once; no side is longer than `max_side` pixels (that of the largest canvas).
 
-    The crop is the box of the whole mask with its soft edge. `on_step` hears photos done and photos in all. Raises
-    `EmptyMask` for a photo whose mask shows nothing.
+    The crop is the box of the whole mask with its soft edge. `on_step` is called with photos done and photos in all.
+    Raise `EmptyMask` for a photo whose mask is empty.
     """
     photos = [(subject, photo) for subject in subjects for photo in range(len(subject.photos))]
     by_token: dict[str, tuple[CutOut, ...]] = {}
@@ -189,7 +198,7 @@ def cut_outs(subjects: SubjectSet, max_side: int = 1024, on_step: Callable[[int,
 
 
 def turned_aspect(aspect: float, rotation: float) -> float:
-    """Width over height of the box around a box of this aspect that was turned by so many degrees."""
+    """Return width divided by height of the box around a box of this aspect, rotated by these degrees."""
     cos, sin = _cos_sin(rotation)
     return (aspect * cos + sin) / (aspect * sin + cos)
 
@@ -199,7 +208,10 @@ def _cos_sin(rotation: float) -> tuple[float, float]:
 
 
 def drawn(cut_out: CutOut, size: tuple[int, int], mirror: bool, rotation: float = 0.0) -> Pixels:
-    """RGBA ``[h, w, 4]`` at a width and height, from the smallest copy that is no smaller; turned clockwise."""
+    """Return the cut-out as RGBA ``[h, w, 4]``, 0..255, at this width and height, mirrored or not, rotated clockwise.
+
+    It is made from the smallest copy that is not smaller than that.
+    """
     import cv2
 
     if rotation:
@@ -214,7 +226,7 @@ def drawn(cut_out: CutOut, size: tuple[int, int], mirror: bool, rotation: float 
     for smaller in cut_out.sizes[1:]:
         if smaller.shape[1] >= size[0] and smaller.shape[0] >= size[1]:
             pixels = smaller
-    # Down by less than half: two taps see every pixel. Up: cubic is sharper.
+    # Smaller, by less than half: linear uses every pixel. Larger: cubic is sharper.
     grows = size[0] > pixels.shape[1] or size[1] > pixels.shape[0]
     pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC if grows else cv2.INTER_LINEAR)
     return cv2.flip(pixels, 1) if mirror else pixels
@@ -227,7 +239,7 @@ def _cut_out(subject: Subject, index: int, max_side: int) -> CutOut:
     box = mask_box(mask, SOFT)
     if box is None:
         raise EmptyMask(f"{photo.name}: the mask of '{subject.token}' is empty. Draw it again or leave the photo out.")
-    # Two pixels more on each side, in which the smoothed edge runs out.
+    # Two more pixels on each side, where the smoothed edge can end.
     x0, y0 = max(box[0] - 2, 0), max(box[1] - 2, 0)
     x1, y1 = min(box[2] + 2, photo.size[0]), min(box[3] + 2, photo.size[1])
     rgb: Pixels
@@ -239,7 +251,7 @@ def _cut_out(subject: Subject, index: int, max_side: int) -> CutOut:
         size = (max(round(alpha.shape[1] * shrink), 1), max(round(alpha.shape[0] * shrink), 1))
         rgb, alpha = (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) for pixels in (rgb, alpha))
     rgb = _carried_on(rgb, alpha, rim=min(round(max(alpha.shape) / _RIM), 2))
-    # The stairs of a mask of zeros and ones would show where the figure is enlarged.
+    # The steps of a mask of zeros and ones would be visible when the figure is enlarged.
     alpha = cv2.GaussianBlur(alpha, (3, 3), 0.7)
     sizes = [cv2.merge([*cv2.split(rgb), alpha])]
     while max(alpha.shape) >= 2 * _SMALLEST and min(alpha.shape) > 1:
@@ -251,10 +263,10 @@ def _cut_out(subject: Subject, index: int, max_side: int) -> CutOut:
 
 
 def _carried_on(rgb: Pixels, alpha: Pixels, rim: int) -> Pixels:
-    """The picture with the subject's own colours where its edge is soft and `_REACH` pixels beyond, and black further.
+    """Replace the colours at the soft edge and `_REACH` pixels beyond by the subject's own; further out use black.
 
-    A photo's edge pixels hold some of the photo's background, which would stand around the subject as a halo. They,
-    and a rim of this many pixels inside, take the colours of the nearest pixels that belong to the subject wholly.
+    The edge pixels of a photo contain some background, which would show around the subject as a halo. They, and a rim
+    of this many pixels inside, get the colours of the nearest pixels that belong wholly to the subject.
     """
     import cv2
 
@@ -262,9 +274,9 @@ def _carried_on(rgb: Pixels, alpha: Pixels, rim: int) -> Pixels:
     own: Pixels = (alpha >= 250).astype(np.uint8)
     if rim:
         own = cv2.erode(own, np.ones((2 * rim + 1, 2 * rim + 1), np.uint8), borderValue=1)
-    # A limb thinner than its rim, or a mask that is nowhere sure, has no such pixels near: it keeps its colours.
+    # A limb thinner than its rim, or a mask that is nowhere 1, has no such pixels nearby: it keeps its colours.
     own = np.where(cv2.dilate(own, np.ones(window, np.uint8)) > 0, own, alpha >= 128).astype(np.uint8)
-    # Both blurs are exactly 0 where no such pixel is in reach.
+    # Both blurs are exactly 0 where no such pixel is near.
     total = cv2.GaussianBlur(own.astype(np.float32), window, _REACH / 4)
     summed = cv2.GaussianBlur(cv2.copyTo(rgb, own).astype(np.float32), window, _REACH / 4)
     colours = np.rint(summed / np.maximum(total, 1e-12)[..., None]).clip(0, 255).astype(np.uint8)

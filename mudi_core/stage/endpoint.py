@@ -1,7 +1,7 @@
-"""One request to a language model's endpoint: within a total time and size, by the address alone, ended when asked to.
+"""One request to the endpoint of a language model: limited in time and size, and ended when the user stops it.
 
-The key is read from the environment alone. It goes to no endpoint but the first that the environment names, over no
-proxy that could read it, and stands in no sentence.
+The key comes only from the environment. It is sent only to the first endpoint that the environment names, never through
+a proxy that could read it, and never appears in a message.
 """
 
 from __future__ import annotations
@@ -28,44 +28,44 @@ URL_VARIABLE, KEY_VARIABLE = "MUDI_LLM_URL", "MUDI_LLM_KEY"
 LOCAL = "http://127.0.0.1:11434/v1"
 """Ollama's address."""
 LARGEST_ANSWER = 1_000_000
-"""Bytes."""
+"""Most bytes of an answer."""
 LARGEST_REFUSAL = 500
-"""Bytes of an error's body."""
+"""Most bytes of an error's text."""
 _POLL = 0.1
-"""Seconds between two looks whether the user has lost patience."""
+"""Seconds between two checks whether the user has stopped."""
 _CONNECTING = 10.0
-"""Seconds at most until an endpoint takes up a connection."""
+"""Seconds to wait for a connection."""
 _FAREWELL = 1.0
-"""Seconds that are waited for a stopped request's end."""
+"""Seconds to wait for the end of a stopped request."""
 _MOST_LEFT = 4
-"""Threads that may be left behind at a time: nothing ends the system's own search for an address."""
+"""Most threads that may be left behind at a time: nothing ends the system's look-up of an address."""
 _PATH = re.compile(r"(/[\w.~:@+-]+)*", re.ASCII)
-"""What may stand between the host and the path of a request: nothing that would cut that path off."""
+"""What may stand between the host and the path of a request: nothing that would end that path."""
 _KEY = re.compile(r"[!-~]+")
 
 
 class BadEndpoint(MudiError):
-    """An endpoint that is no plain http address, does not answer in time, or refuses."""
+    """An endpoint that is not a plain http address, does not answer in time, or refuses."""
 
 
 class StrangeEndpoint(MudiError):
-    """An address that stands in a workflow, and that the user of this machine has not named."""
+    """An address in a workflow that the user of this machine has not allowed."""
 
 
 class BadKey(MudiError):
-    """A key that no header can carry."""
+    """A key with letters that no header can contain."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a language model is asked. Raises `BadEndpoint` for an address that is more or less than host and path."""
+    """Where a language model answers. Raises `BadEndpoint` for an address that is not exactly host and path."""
 
     url: str = ""
-    """Up to "/v1"; empty: the first of the environment variable MUDI_LLM_URL, or else Ollama's on this machine."""
+    """Up to "/v1"; empty: the first in the environment variable MUDI_LLM_URL, or else Ollama on this machine."""
     model: str = ""
-    """Its name there; empty: the first that the endpoint lists."""
+    """The name of the model there; empty: the first that the endpoint lists."""
     timeout: float = 60.0
-    """Seconds for each answer, from the first letter sent to the last one read."""
+    """Seconds for each answer, from sending the request to reading the last byte."""
 
     def __post_init__(self) -> None:
         try:
@@ -74,33 +74,38 @@ class Endpoint:
         except ValueError:
             parts, usable = urllib.parse.urlsplit(""), False
         if "@" in parts.netloc:
-            raise BadEndpoint(f"The address of a language model has a password in it. Put it into {KEY_VARIABLE}.")
+            raise BadEndpoint(
+                f"The address of the language model contains a password. Put the password into {KEY_VARIABLE}."
+            )
         is_whole = "?" not in self.address and "#" not in self.address and _PATH.fullmatch(parts.path)
         if not usable or not is_whole or re.search(r"[\s\x00-\x1f\\]", self.address) or "/.." in parts.path:
-            raise BadEndpoint(f"{self.address!r} is no address of a language model; it should look like {LOCAL}.")
+            raise BadEndpoint(f"{self.address!r} is not an address of a language model. It should look like {LOCAL}.")
 
     @property
     def address(self) -> str:
+        """The address of the endpoint without a slash at its end; the default when `url` is empty."""
         return self.url.strip().rstrip("/") or next(iter(_named()), LOCAL)
 
     @property
     def key(self) -> str:
-        """MUDI_LLM_KEY, for the first endpoint that MUDI_LLM_URL names; nothing for any other. Raises `BadKey`."""
+        """MUDI_LLM_KEY for the first endpoint in MUDI_LLM_URL, "" for any other. Raises `BadKey`."""
         key = os.environ.get(KEY_VARIABLE, "").strip() if self.address in _named()[:1] else ""
         if key and not _KEY.fullmatch(key):
-            raise BadKey(f"{KEY_VARIABLE} has a space, a line break or a letter in it that no key has. Set it again.")
+            raise BadKey(
+                f"{KEY_VARIABLE} contains a space, a line break or a letter that a key cannot have. Set it again."
+            )
         return key
 
 
 def _named() -> list[str]:
-    """The addresses that MUDI_LLM_URL names, with spaces between them."""
+    """Return the addresses in MUDI_LLM_URL, which has spaces between them."""
     return [address.rstrip("/") for address in os.environ.get(URL_VARIABLE, "").split()]
 
 
 def check_named(endpoint: Endpoint) -> None:
-    """Refuse an address that is neither on this machine nor in MUDI_LLM_URL: anybody's workflow may hold it.
+    """Raise `StrangeEndpoint` for an address that is neither on this machine nor in MUDI_LLM_URL.
 
-    Raises `StrangeEndpoint`.
+    A workflow from anybody may contain such an address.
     """
     host = urllib.parse.urlsplit(endpoint.address).hostname or ""
     try:
@@ -109,21 +114,21 @@ def check_named(endpoint: Endpoint) -> None:
         is_here = False
     if not is_here and endpoint.address not in _named():
         raise StrangeEndpoint(
-            f"This workflow wants to ask {endpoint.address}, which would read your prompt. If it is yours, add that "
-            f"address to {URL_VARIABLE} in ComfyUI's environment (several with spaces between them) and start ComfyUI "
-            "again; else leave 'endpoint' empty."
+            f"This workflow wants to send your prompt to {endpoint.address}. If you trust that address, add it to "
+            f"{URL_VARIABLE} in ComfyUI's environment (with spaces between several) and restart ComfyUI; otherwise "
+            "leave 'endpoint' empty."
         )
 
 
 def call(endpoint: Endpoint, path: str, body: dict[str, Any] | None, on_wait: Callable[[], None] | None) -> Any:
-    """The JSON answer of the endpoint, to a POST of ``body`` or to a GET where that is None.
+    """Send a POST with ``body``, or a GET when it is None, and return the JSON answer of the endpoint.
 
-    ``on_wait`` is called while it takes; an exception from it ends the request. Raises `BadEndpoint`, `BadKey`.
+    ``on_wait`` is called while waiting; an exception from it ends the request. Raise `BadEndpoint` or `BadKey`.
     """
     if sum(isinstance(thread, _Request) for thread in threading.enumerate()) >= _MOST_LEFT:
         raise BadEndpoint(
-            f"{_MOST_LEFT} earlier questions still look for the address of their language model. Wait a minute, and "
-            "see whether the network's name server answers."
+            f"{_MOST_LEFT} earlier requests still look up the address of their language model. Wait a minute, and "
+            "check whether the network's name server answers."
         )
     request = _Request(endpoint, path, None if body is None else json.dumps(body).encode())
     ends = time.monotonic() + endpoint.timeout
@@ -133,33 +138,35 @@ def call(endpoint: Endpoint, path: str, body: dict[str, Any] | None, on_wait: Ca
             request.join(_POLL)
             if on_wait is not None:
                 on_wait()
-            if request.is_alive() and time.monotonic() > ends:  # an answer that drips never times out by itself
+            if (
+                request.is_alive() and time.monotonic() > ends
+            ):  # an answer that comes very slowly never times out by itself
                 raise _late(endpoint)
     finally:
         request.stop()
     if request.error is not None:
         raise request.sentence(request.error) from None
-    if request.status >= 300:  # a redirect, too: it would carry the key to another address
+    if request.status >= 300:  # also a redirect: it would send the key to another address
         raise request.refusal()
     if len(request.answer) > LARGEST_ANSWER:
-        raise BadEndpoint(f"{endpoint.address} answered with more than {LARGEST_ANSWER:,} bytes. Take another model.")
+        raise BadEndpoint(f"{endpoint.address} answered with more than {LARGEST_ANSWER:,} bytes. Use another model.")
     try:
         return json.loads(request.hidden(request.answer.decode()))
     except (ValueError, RecursionError):
-        raise BadEndpoint(f"{endpoint.address}{path} answered with something else than JSON.") from None
+        raise BadEndpoint(f"{endpoint.address}{path} did not answer with JSON. Check the address.") from None
 
 
 def _late(endpoint: Endpoint) -> BadEndpoint:
     return BadEndpoint(
-        f"{endpoint.address} gave no answer within {endpoint.timeout:g} s. Allow more, or take a smaller model."
+        f"{endpoint.address} gave no answer within {endpoint.timeout:g} s. Allow more time, or use a smaller model."
     )
 
 
 class _Request(threading.Thread):
-    """A request in a thread of its own, so that the waiting can be ended; `stop` closes its socket, which ends it.
+    """A request in a thread, so that the waiting can be ended; `stop` closes its socket, which ends the request.
 
-    While the system looks for the address there is no socket, and nothing ends that. The thread is then left behind: it
-    sends nothing any more, and does not keep the process alive.
+    While the system looks up the address there is no socket, and nothing can end that. Such a thread is left behind: it
+    sends nothing any more and does not keep the process alive.
     """
 
     def __init__(self, endpoint: Endpoint, path: str, data: bytes | None) -> None:
@@ -176,7 +183,7 @@ class _Request(threading.Thread):
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         try:
             self.connection.connect()
-            self.socket = self.connection.sock  # the connection forgets it while an answer is read
+            self.socket = self.connection.sock  # the connection drops it while an answer is read
             if self.stopped:
                 return
             self.socket.settimeout(self.endpoint.timeout)
@@ -184,13 +191,13 @@ class _Request(threading.Thread):
             answer = self.connection.getresponse()
             self.answer = answer.read(LARGEST_ANSWER + 1 if answer.status < 300 else LARGEST_REFUSAL)
             self.status, self.reason = answer.status, answer.reason
-        except BaseException as error:  # told in the thread that waits
+        except BaseException as error:  # raised in the thread that waits
             self.error = error
         finally:
             self.connection.close()
 
     def stop(self) -> None:
-        """Close the socket, if there is one, under the reader until the thread has ended."""
+        """Close the socket, if there is one, until the thread has ended."""
         self.stopped = True
         ends = time.monotonic() + _FAREWELL
         while self.is_alive() and time.monotonic() < ends and (open_one := self.socket or self.connection.sock):
@@ -199,18 +206,18 @@ class _Request(threading.Thread):
             self.join(_POLL / 2)
 
     def hidden(self, text: str) -> str:
-        """A text of the endpoint without the key, which it knows."""
+        """Return a text of the endpoint without the key, which the endpoint knows."""
         return text.replace(self.key, "…") if self.key else text
 
     def refusal(self) -> BadEndpoint:
-        # Refusals of a key quote it, whole or in part.
-        told = "" if self.key and self.status in (401, 403) else self.answer.decode(errors="replace")
-        said = self.hidden(f"{self.status} {self.reason}: {' '.join(told.split())}")
+        # An endpoint that refuses a key may quote it, whole or in part.
+        detail = "" if self.key and self.status in (401, 403) else self.answer.decode(errors="replace")
+        said = self.hidden(f"{self.status} {self.reason}: {' '.join(detail.split())}")
         hint = f" The key is read from {KEY_VARIABLE}, for the {URL_VARIABLE} beside it." if self.status == 401 else ""
         return BadEndpoint(f"{self.endpoint.address} refused with {said}{hint}")
 
     def sentence(self, error: BaseException) -> BaseException:
-        """What went wrong on the way, as a user's sentence where it is one."""
+        """Return an error on the way as a sentence for the user, where there is one."""
         if isinstance(error, TimeoutError):
             return _late(self.endpoint)
         if isinstance(error, OSError | ValueError | http.client.HTTPException):
@@ -222,7 +229,10 @@ class _Request(threading.Thread):
 
 
 def _connection(endpoint: Endpoint) -> http.client.HTTPConnection:
-    """Straight to the endpoint; only https goes by the environment's proxy, through a tunnel that it cannot read in."""
+    """Connect to the endpoint directly.
+
+    Only https uses the proxy of the environment, through a tunnel that the proxy cannot read.
+    """
     parts = urllib.parse.urlsplit(endpoint.address)
     host, seconds = parts.hostname or "", min(endpoint.timeout, _CONNECTING)
     if parts.scheme == "http":

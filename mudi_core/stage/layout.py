@@ -1,8 +1,8 @@
-"""Who stands where: layouts drawn at random, or given as boxes. Geometry alone, no pixels.
+"""Who stands where: layouts drawn at random or given as boxes. Only geometry, no pixels.
 
-`pair_layout` is Seg-Mix's placement (paper section 4.1 and its official code), `random_layout` carries it on to 1 to 11
-subjects for the start of a picture (section 4.2), `ordered_layout` sets them in rows, `given_layout` takes the user's
-or a language model's boxes (`layout_text` reads them).
+`pair_layout` is the placement of Seg-Mix (paper section 4.1 and the official code). `random_layout` extends it to 1 to
+11 subjects for the start of a picture (section 4.2). `ordered_layout` puts them in rows. `given_layout` uses boxes from
+the user or from a language model (`layout_text` reads them).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from .layout_config import LayoutConfig
 
 _TRIES = 100
 HIDDEN = 0.25
-"""A figure of whose box less is left uncovered is hidden."""
+"""A figure is hidden when less than this share of its box is uncovered."""
 
 
 class NoRoom(MudiError):
-    """The figures cannot stand on the canvas as far apart as asked."""
+    """The figures cannot stand on the canvas as far apart as the settings ask."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What a layout has to know of a cut-out subject."""
+    """What a layout needs to know about a cut-out."""
 
     token: str
     aspect: float
-    """Width over height, of the box around it once it is turned."""
+    """Width divided by height, of the box around it after the rotation."""
     photo: int = 0
     """Index into the subject's photos."""
     mirror: bool = False
@@ -39,16 +39,17 @@ class Figure:
 
     def __post_init__(self) -> None:
         if not self.aspect > 0:
-            raise BadLayout(f"{self.token}: the aspect (width over height) must be above 0, got {self.aspect}.")
+            raise BadLayout(f"{self.token}: the aspect (width / height) must be above 0, got {self.aspect}.")
 
 
 def pair_layout(
     a: Figure, b: Figure, rng: random.Random, size: tuple[int, int] = (1024, 1024), config: LayoutConfig | None = None
 ) -> Layout:
-    """Seg-Mix's placement of two figures on a canvas (width, height in pixels).
+    """Place two figures on a canvas (width, height in pixels) as Seg-Mix does (paper section 4.1).
 
-    One stands at a random margin from the left border, the other from the right, each at any height; a coin decides
-    who is left and another who is on top (the last placement). Raises `NoRoom` when `max_overlap` cannot be kept.
+    One stands at a random margin from the left border, the other from the right, each at a random height. One coin
+    decides who is on the left, another who is on top (the last placement). Raise `NoRoom` when `max_overlap` is not
+    possible.
     """
     config = config or LayoutConfig()
     width, height = size
@@ -77,10 +78,10 @@ def pair_layout(
         if overlap(*boxes) <= config.max_overlap:
             break
     else:
-        boxes = draw(lambda free: min(low, free))  # as far apart as the margins let them be
+        boxes = draw(lambda free: min(low, free))  # as far apart as the margins allow
         if overlap(*boxes) > config.max_overlap:
             raise NoRoom(
-                f"{a.token} and {b.token} overlap by more than {config.max_overlap:.0%} wherever they stand. "
+                f"{a.token} and {b.token} overlap by more than {config.max_overlap:.0%} in every position. "
                 "Raise max_overlap, or lower width_fraction below 0.5."
             )
     order = [0, 1] if rng.random() < 0.5 else [1, 0]
@@ -93,10 +94,11 @@ def random_layout(
     size: tuple[int, int] = (1024, 1024),
     config: LayoutConfig | None = None,
 ) -> Layout:
-    """1 to 11 figures on a canvas (width, height in pixels), wholly inside it, each at least `min_visible` uncovered.
+    """Place 1 to 11 figures at random on a canvas (width, height in pixels), each at least `min_visible` uncovered.
 
-    Two stand as in `pair_layout`. Otherwise the canvas is cut into as many rows as leave the figures largest, and each
-    figure stands around the middle of a cell. Raises `BadLayout` for another number of figures.
+    All are wholly inside the canvas. Two figures stand as in `pair_layout`. Otherwise the canvas is divided into the
+    number of rows that leaves the figures largest, and each figure stands around the middle of a cell. Raise
+    `BadLayout` for another number of figures.
     """
     config = config or LayoutConfig()
     _check_number(figures)
@@ -115,7 +117,7 @@ def random_layout(
         if _is_open(stack, config):
             break
     else:
-        # Inside their own cells they cannot meet.
+        # Inside their own cells they cannot overlap.
         boxes = [_inside(cell, side, rng) for cell, side in zip(cells, sides, strict=True)]
         stack = [boxes[i] for i in order]
     return _layout(size, [figures[i] for i in order], stack)
@@ -127,10 +129,10 @@ def ordered_layout(
     config: LayoutConfig | None = None,
     rows: int | None = None,
 ) -> Layout:
-    """1 to 11 figures in their order, from left to right and row by row, as large as their cells allow, not covered.
+    """Place 1 to 11 figures in their order, from left to right and row by row, as large as fits, none covered.
 
-    Those of a row stand on one ground. ``rows`` None: as many as leave the figures largest. Raises `BadLayout` for
-    another number of figures.
+    Figures of one row stand on one ground line. ``rows`` None: the number that leaves the figures largest. Raise
+    `BadLayout` for another number of figures.
     """
     config = config or LayoutConfig()
     _check_number(figures)
@@ -151,15 +153,15 @@ def given_layout(
     size: tuple[int, int] = (1024, 1024),
     depths: Mapping[str, float] | None = None,
 ) -> Layout:
-    """Figures in the boxes given by token (fractions of the canvas): as large as fits, in the middle, never stretched.
+    """Place figures in the boxes given by token (fractions of the canvas): as large as fits, centred, never stretched.
 
-    Those of greater depth stand further back (default: 0); of equal depth the larger ones, so that a smaller one is
-    never hidden by them. Figures without a box are left out. Raises `BadLayout` for a token without a figure, no box
-    at all, or a box outside the canvas.
+    Figures with a greater depth stand further back (default: 0); at equal depth the larger ones do, so that they never
+    hide a smaller one. Figures without a box are left out. Raise `BadLayout` for a token without a figure, no boxes at
+    all, or a box outside the canvas.
     """
     by_token = {figure.token: figure for figure in figures}
     if not boxes:
-        raise BadLayout("No boxes were given. Give one for each subject.")
+        raise BadLayout("There are no boxes. Give one for each subject.")
     for token in boxes:
         if token not in by_token:
             raise BadLayout(f"A box is given for '{token}', but the subjects are: {', '.join(by_token)}.")
@@ -170,7 +172,7 @@ def given_layout(
         figure = by_token[token]
         fit_w = min((x1 - x0) * width, (y1 - y0) * height * figure.aspect) / width
         fit_h = fit_w * width / figure.aspect / height
-        # The sums are cut at the box: rounding may not push a figure over the border.
+        # The sums are limited to the box: rounding must not push a figure over the border.
         left, top = x0 + (x1 - x0 - fit_w) / 2, y0 + (y1 - y0 - fit_h) / 2
         fitted = (max(left, x0), max(top, y0), min(left + fit_w, x1), min(top + fit_h, y1))
         placements.append(Placement(token, fitted, figure.photo, figure.mirror, figure.rotation))
@@ -183,12 +185,12 @@ def given_layout(
 
 
 def remarks(layout: Layout, tokens: Sequence[str]) -> list[str]:
-    """What a user should know of a layout of these subjects, in sentences: who is hidden, and who is left out."""
+    """Return sentences for the user about a layout of these subjects: who is hidden, and who is left out."""
     found = []
     for i, placement in enumerate(layout.placements):
-        seen = visible_fraction(placement.xyxy, [above.xyxy for above in layout.placements[i + 1 :]])
-        if seen < HIDDEN:
-            found.append(f"Only {seen:.0%} of the box of '{placement.token}' is left uncovered.")
+        visible = visible_fraction(placement.xyxy, [above.xyxy for above in layout.placements[i + 1 :]])
+        if visible < HIDDEN:
+            found.append(f"Only {visible:.0%} of the box of '{placement.token}' is left uncovered.")
     placed = [placement.token for placement in layout.placements]
     found += [f"'{token}' has no box and is left out." for token in tokens if token not in placed]
     return found
@@ -202,7 +204,7 @@ def _check_number(figures: Sequence[Figure]) -> None:
 def _cut(
     figures: Sequence[Figure], size: tuple[int, int], config: LayoutConfig, rows: int | None = None
 ) -> tuple[int, tuple[float, float]]:
-    """Columns of a canvas cut into rows (None: those that leave the figures largest), and a figure's largest sides."""
+    """Return the columns of a canvas divided into rows (None: the best number), and the largest sides of a figure."""
     if rows is None:
         rows = max(range(1, len(figures) + 1), key=lambda rows: _smallest_figure(figures, rows, size, config))
     columns = -(-len(figures) // rows)
@@ -213,7 +215,7 @@ def _cut(
 def _sizes(
     figures: Sequence[Figure], limit: tuple[float, float], rng: random.Random, config: LayoutConfig
 ) -> list[tuple[int, int]]:
-    """Width and height in pixels of each figure within a limit: random sizes, or those of `relative_scale`."""
+    """Return width and height in pixels of each figure within a limit: random, or from `relative_scale`."""
     tallest = [min(limit[1], limit[0] / figure.aspect) for figure in figures]
     if config.relative_scale is None:
         heights = [most * rng.uniform(*config.scale) for most in tallest]
@@ -225,14 +227,14 @@ def _sizes(
 
 
 def _smallest_figure(figures: Sequence[Figure], rows: int, size: tuple[int, int], config: LayoutConfig) -> float:
-    """The area of the smallest figure when the canvas is cut into this many rows."""
+    """Return the area of the smallest figure when the canvas is divided into this many rows."""
     columns = -(-len(figures) // rows)
     width, height = size[0] / columns, size[1] / rows * config.height_fraction
     return min(figure.aspect * min(height, width / figure.aspect) ** 2 for figure in figures)
 
 
 def _cells(count: int, columns: int, size: tuple[int, int]) -> list[Box]:
-    """Cells row by row; a last row of fewer cells has wider ones."""
+    """Return the cells row by row; a last row with fewer cells has wider ones."""
     rows = -(-count // columns)
     cells: list[Box] = []
     for row in range(rows):
@@ -243,21 +245,21 @@ def _cells(count: int, columns: int, size: tuple[int, int]) -> list[Box]:
 
 
 def _around(cell: Box, side: tuple[int, int], rng: random.Random, size: tuple[int, int]) -> Box:
-    """A box whose middle is anywhere in the cell, moved inside the canvas."""
+    """Return a box whose middle is anywhere in the cell, moved inside the canvas."""
     x0 = min(max(round(rng.uniform(cell[0], cell[2]) - side[0] / 2), 0), size[0] - side[0])
     y0 = min(max(round(rng.uniform(cell[1], cell[3]) - side[1] / 2), 0), size[1] - side[1])
     return x0, y0, x0 + side[0], y0 + side[1]
 
 
 def _inside(cell: Box, side: tuple[int, int], rng: random.Random) -> Box:
-    """A box anywhere inside the cell."""
+    """Return a box anywhere inside the cell."""
     x0 = cell[0] + rng.random() * (cell[2] - cell[0] - side[0])
     y0 = cell[1] + rng.random() * (cell[3] - cell[1] - side[1])
     return x0, y0, x0 + side[0], y0 + side[1]
 
 
 def _is_open(stack: Sequence[Box], config: LayoutConfig) -> bool:
-    """Whether boxes, back to front, keep to `max_overlap` and `min_visible`."""
+    """Return whether boxes, back to front, respect `max_overlap` and `min_visible`."""
     for i, box in enumerate(stack):
         above = stack[i + 1 :]
         if any(overlap(box, other) > config.max_overlap for other in above):

@@ -9,39 +9,39 @@ from ..types import MudiError
 
 
 class BadLayoutConfig(MudiError):
-    """Settings of a layout that contradict each other or leave their range."""
+    """Layout settings that contradict each other or are out of range."""
 
 
 class BadRelativeScale(MudiError):
-    """Relative heights written as text that cannot be read."""
+    """Relative heights in a text that cannot be read."""
 
 
 @dataclass(frozen=True)
 class LayoutConfig:
-    """How large the figures are and how far apart. The defaults are the official code's at 1024 px."""
+    """How large the figures are and how far apart. The defaults are those of the official code at 1024 px."""
 
     width_fraction: float = 480 / 1024
-    """Largest width of one of two figures, in canvas widths."""
+    """Largest width of a figure of a pair, as a share of the canvas width."""
     height_fraction: float = 992 / 1024
-    """Largest height of a figure, in canvas heights."""
+    """Largest height of a figure, as a share of the canvas height."""
     scale: tuple[float, float] = (0.75, 1.0)
-    """Each figure is drawn at this range of the largest size that fits."""
+    """Range of the random size of a figure, as a share of the largest size that fits."""
     margin: tuple[float, float] = (1 / 1024, 256 / 1024)
-    """Range of a pair's distance from the left and right border, in canvas widths."""
+    """Range of the distance of a pair from the left and right border, as a share of the canvas width."""
     relative_scale: Mapping[str, float] | None = None
     """Relative heights by token, e.g. {"olis": 1, "hta": 2}: hta is twice as tall. Tokens not named count as 1.
-    It takes the place of `scale`: the figures are as large as the ratio lets them be."""
+    It replaces `scale`: the figures are as large as the ratio allows."""
     max_overlap: float = 1.0
     """Largest allowed overlap of two boxes, as a share of the smaller one: 0 keeps the boxes apart, 1 allows all."""
     min_visible: float = 0.6
-    """`random_layout` leaves at least this share of every box uncovered."""
+    """Share of every box that `random_layout` leaves uncovered, at least."""
     shared_y: bool = False
-    """Both figures of a pair start at one height, as the official code does for prior images."""
+    """The tops of both figures of a pair are at the same height, as in the official code for prior images."""
 
     def __post_init__(self) -> None:
         for name, value in (("width_fraction", self.width_fraction), ("height_fraction", self.height_fraction)):
             if not 0 < value <= 1:
-                raise BadLayoutConfig(f"{name} must lie above 0 and at most at 1, got {value}.")
+                raise BadLayoutConfig(f"{name} must be above 0 and at most 1, got {value}.")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise BadLayoutConfig(f"scale must be a range inside 0..1, got {self.scale}.")
         if not 0 <= self.margin[0] <= self.margin[1] <= 1:
@@ -55,7 +55,7 @@ class LayoutConfig:
 
 
 def parse_relative_scale(text: str) -> dict[str, float]:
-    """Relative heights by token from ``olis:hta=1:2``: hta is twice as tall. Raises `BadRelativeScale`."""
+    """Read relative heights by token from ``olis:hta=1:2``: hta is twice as tall. Raise `BadRelativeScale`."""
     tokens, _, numbers = text.partition("=")
     names, parts = [name.strip() for name in tokens.split(":")], numbers.split(":")
     try:
@@ -68,5 +68,7 @@ def parse_relative_scale(text: str) -> dict[str, float]:
         or len(set(names)) != len(names)
         or not all(0 < value < float("inf") for value in values)
     ):
-        raise BadRelativeScale(f"{text!r} should look like olis:hta=1:2, a number above 0 for each token.")
+        raise BadRelativeScale(
+            f"{text!r} cannot be read. Write it like olis:hta=1:2, with a number above 0 for each token."
+        )
     return dict(zip(names, values, strict=True))

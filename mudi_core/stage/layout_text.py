@@ -13,20 +13,23 @@ from ..types import MudiError
 
 EXAMPLE = '{"olis": [0.05, 0.2, 0.45, 1.0], "hta": {"box": [0.5, 0.3, 0.95, 1.0], "mirror": true, "depth": 1}}'
 LONGEST = 100_000
-"""Letters of a layout: far more than anybody needs for eleven subjects."""
+"""Most letters of a layout: far more than eleven subjects need."""
 
 
 class BadPlaces(MudiError):
-    """Places written as text that cannot be read."""
+    """Places in a text that cannot be read."""
 
 
 def photo_number(index: int) -> str:
-    """How a user reads and types which photo: "#1" is the first."""
+    """Return how a user reads and types a photo index: "#1" is the first."""
     return f"#{index + 1}"
 
 
 def photo_index(written: object) -> int | None:
-    """The index of photo "#3", counted from 1; a bare 2 is the index itself, as older workflows have it. Else None."""
+    """Return the index that "#3" names, counted from 1; None when it names none.
+
+    A plain 2 is the index itself, as in older workflows.
+    """
     if isinstance(written, str):
         found = re.fullmatch("#([1-9][0-9]{0,8})", written)
         return int(found[1]) - 1 if found else None
@@ -35,7 +38,7 @@ def photo_index(written: object) -> int | None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where one subject is to stand, and how, where that is said."""
+    """Where one subject stands and, if given, how it is shown."""
 
     box: Box
     """Fractions of the canvas, 0..1."""
@@ -49,33 +52,33 @@ class Place:
 
 
 def parse_places(text: str) -> dict[str, Place]:
-    """Places by name from JSON: ``{"olis": [x0, y0, x1, y1], "hta": {"box": [...], "mirror": true}}``.
+    """Read places by name from JSON: ``{"olis": [x0, y0, x1, y1], "hta": {"box": [...], "mirror": true}}``.
 
-    Boxes are in 0..1 or, as language models like it, in 0..1000. A fence of backquotes around the whole is allowed.
-    Beside its box a place may have photo (see `photo_index`), mirror, rotation and depth, as in `Place`. Raises
-    `BadPlaces` saying what is wrong and how it should look.
+    Boxes are in 0..1 or, as language models prefer, in 0..1000. A code fence around the text is allowed. Beside its box
+    a place may have photo (see `photo_index`), mirror, rotation and depth, as in `Place`. Raise `BadPlaces`, which says
+    what is wrong and how it should look.
     """
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        read: dict[str, object] = {}
+        value: dict[str, object] = {}
         for name, value in pairs:
-            if name in read:
+            if name in value:
                 raise BadPlaces(f"'{_short(name)}' is given twice. Give each subject one place.")
-            read[name] = value
-        return read
+            value[name] = value
+        return value
 
     if len(text) > LONGEST:
         raise BadPlaces(f"The layout is {len(text)} letters long, and {LONGEST} are read at most.")
     try:
-        read = json.loads(_unfenced(text.removeprefix("\ufeff")), object_pairs_hook=unique)
+        value = json.loads(_unfenced(text.removeprefix("\ufeff")), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise BadPlaces(f"The layout is not valid JSON ({_short(str(error))}). Write it like {EXAMPLE}") from None
-    if not isinstance(read, dict) or not read:
-        raise BadPlaces(f"Expected one place for each subject. Write them like {EXAMPLE}")
-    places = {name: _place(name, written) for name, written in read.items()}
+        raise BadPlaces(f"The layout is not valid JSON ({_short(str(error))}). Write it like this: {EXAMPLE}") from None
+    if not isinstance(value, dict) or not value:
+        raise BadPlaces(f"Expected one place for each subject. Write them like this: {EXAMPLE}")
+    places = {name: _place(name, written) for name, written in value.items()}
     if any(number > 1000 for place in places.values() for number in place.box):
         raise BadPlaces(
-            "These boxes look like pixels. Write them in 0..1, or in 0..1000 where 1000 is the whole width or height."
+            "These boxes look like pixels. Write them in 0..1, or in 0..1000, where 1000 is the whole width or height."
         )
     thousandths = any(number > 1 for place in places.values() for number in place.box)
     for name, place in places.items():
@@ -90,13 +93,13 @@ def parse_places(text: str) -> dict[str, Place]:
 
 
 def places_text(places: Mapping[str, Place]) -> str:
-    """What `parse_places` reads as these places, a line for each."""
+    """Write places as JSON that `parse_places` can read, one line for each."""
     lines = []
     for name, place in places.items():
-        said = {key: value for key, value in asdict(place).items() if value is not None and key != "box"}
+        fields = {key: value for key, value in asdict(place).items() if value is not None and key != "box"}
         if place.photo is not None:
-            said["photo"] = photo_number(place.photo)
-        lines.append(f"{json.dumps(name)}: {json.dumps({'box': [round(x, 4) for x in place.box], **said})}")
+            fields["photo"] = photo_number(place.photo)
+        lines.append(f"{json.dumps(name)}: {json.dumps({'box': [round(x, 4) for x in place.box], **fields})}")
     return "{" + ",\n ".join(lines) + "}"
 
 
@@ -107,9 +110,9 @@ def _unfenced(text: str) -> str:
 
 
 def _place(name: str, written: Any) -> Place:
-    """A place as written, its box not yet scaled."""
-    said = dict(written) if isinstance(written, dict) else {"box": written}
-    box = said.pop("box", None)
+    """Return a place as written, before its box is scaled."""
+    fields = dict(written) if isinstance(written, dict) else {"box": written}
+    box = fields.pop("box", None)
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(number) and number >= 0 for number in box):
         raise BadPlaces(f"The box of '{name}' should be four numbers [x0, y0, x1, y1] in 0..1 or 0..1000.")
     kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -118,20 +121,22 @@ def _place(name: str, written: Any) -> Place:
         "rotation": ("degrees, -360 to 360", lambda value: _is_number(value) and -360 <= value <= 360),
         "depth": ("a number", _is_number),
     }
-    for key, value in said.items():
+    for key, value in fields.items():
         if key not in kinds:
-            raise BadPlaces(f"'{name}' has '{_short(key)}'; a place has a box and may have {', '.join(kinds)}.")
+            raise BadPlaces(
+                f"'{name}' has '{_short(key)}', which is unknown. A place has a box and may have {', '.join(kinds)}."
+            )
         wanted, is_right = kinds[key]
         if not is_right(value):
             raise BadPlaces(f"'{key}' of '{name}' should be {wanted}, not {_short(json.dumps(value))}.")
-    if "photo" in said:
-        said["photo"] = photo_index(said["photo"])
+    if "photo" in fields:
+        fields["photo"] = photo_index(fields["photo"])
     x0, y0, x1, y1 = map(float, box)
-    return Place((x0, y0, x1, y1), **said)
+    return Place((x0, y0, x1, y1), **fields)
 
 
 def _is_number(value: object) -> bool:
-    # bool is an int to Python, but nobody means a number by it; the bound keeps infinities and huge integers out.
+    # To Python a bool is an int, but it is no number here; the bound excludes infinities and huge integers.
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e6 <= value <= 1e6
 
 

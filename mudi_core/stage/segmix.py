@@ -1,6 +1,6 @@
-"""Seg-Mix: segmented subjects, composed side by side on a plain canvas (paper section 4.1); and its sibling Cut-Mix.
+"""Seg-Mix: cut-out subjects, composed side by side on a plain canvas (paper section 4.1); and the baseline Cut-Mix.
 
-Each subject is cut out once (`cut_outs`); every composite is then made from the small cut-outs in 8-bit arithmetic,
+Each subject is cut out once (`cut_outs`). Every composition is then made from the small cut-outs in 8-bit arithmetic,
 only inside the boxes where something stands, with one conversion to floats at the end.
 """
 
@@ -27,7 +27,7 @@ CUTMIX_CAPTION = "a photo of {subjects}."
 
 
 class TooFewSubjects(MudiError):
-    """A pair was asked of a set of one."""
+    """A composition of two was asked of a set with one subject."""
 
 
 class BadSegMixConfig(MudiError):
@@ -36,40 +36,41 @@ class BadSegMixConfig(MudiError):
 
 @dataclass(frozen=True)
 class SegMixConfig:
-    """How training images are composed. The defaults are the official code's."""
+    """How training images are composed. The defaults are those of the official code."""
 
     size: tuple[int, int] = (1024, 1024)
     """Width and height of the canvas in pixels."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """The canvas, RGB, 0..1."""
+    """Colour of the canvas, RGB, 0..1."""
     caption: str = "a photo of {subjects}, simple background."
     """``{subjects}`` becomes "a olis corgi and a hta cat", ``{classes}`` the same without tokens (for prior images)."""
     mirror_prob: float = 0.0
-    """Probability that a figure is drawn mirrored. Writing and lopsided marks do not survive it."""
+    """Probability that a figure is mirrored. Text and one-sided marks then look wrong."""
 
     def __post_init__(self) -> None:
         if min(self.size) < 8:
             raise BadSegMixConfig(f"A canvas of {self.size[0]}x{self.size[1]} px is too small.")
         if len(self.background) != 3 or not all(0 <= value <= 1 for value in self.background):
-            raise BadSegMixConfig(f"The background is a colour (r, g, b) in 0..1, got {self.background}.")
+            raise BadSegMixConfig(f"The background must be a colour (r, g, b) in 0..1, got {self.background}.")
         if not 0 <= self.mirror_prob <= 1:
             raise BadSegMixConfig(f"mirror_prob must lie in 0..1, got {self.mirror_prob}.")
         try:
             self.caption.format(subjects="", classes="")
         except (KeyError, IndexError, ValueError, AttributeError):
             raise BadSegMixConfig(
-                f"The caption {self.caption!r} cannot be filled in: it may hold {{subjects}} and {{classes}} only."
+                f"The caption {self.caption!r} cannot be used: in braces it may only have {{subjects}} and {{classes}}."
             ) from None
 
 
 def segmix(
     cutouts: CutOuts, rng: random.Random, config: SegMixConfig | None = None, first: tuple[str, int] | None = None
 ) -> Mix:
-    """A training image of two subjects, replayable from the state of `rng` (paper section 4.1).
+    """Compose a training image of two subjects; the same state of `rng` gives the same image (paper section 4.1).
 
-    The first subject is a photo drawn from all, or the given (token, photo); the second is another subject, by a photo
-    of its own. Raises `TooFewSubjects` for a set of one, `BadLayout` when `relative_scale` names an unknown token.
+    The first subject comes from a photo drawn from all, or is the given (token, photo); the second is another subject,
+    with a photo of its own. Raise `TooFewSubjects` for a set of one, `BadLayout` when `relative_scale` names an unknown
+    token.
     """
     config = config or SegMixConfig()
     cutouts.check(config.layout.relative_scale or {}, "relative_scale")
@@ -84,10 +85,11 @@ def segmix(
 def cutmix(
     cutouts: CutOuts, rng: random.Random, config: SegMixConfig | None = None, first: tuple[str, int] | None = None
 ) -> Mix:
-    """The Cut-Mix baseline: two photos of two subjects, one in each half, with their surroundings and a hard seam.
+    """Compose the Cut-Mix baseline: photos of two subjects, one in each half, with their surroundings and a hard seam.
 
-    Of each photo the largest window of a half's shape is taken, with the subject as near to its middle as the photo
-    allows. The masks are the halves. Of the config, size and mirror_prob count; captions follow `CUTMIX_CAPTION`.
+    From each photo comes the largest window with the shape of a half, with the subject as near to its middle as
+    possible. The masks are the halves. Only size and mirror_prob of the config matter; captions follow
+    `CUTMIX_CAPTION`. Raise `TooFewSubjects` for a set of one.
     """
     config = config or SegMixConfig()
     width, height = config.size
@@ -112,10 +114,11 @@ def compose(
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     caption: str | None = None,
 ) -> Mix:
-    """Draw a layout: image, the visible mask of each placement, and a caption (default: Seg-Mix's, in layout order).
+    """Draw a layout: the image, the visible mask of each placement, and a caption (default: Seg-Mix's).
 
-    A cut-out fills its placement's box; where the box has another shape, it is drawn as large as fits, in the middle,
-    never stretched. Raises `BadLayout` when the layout names a subject or photo that the set does not have.
+    A cut-out fills the box of its placement. In a box of another shape it is as large as fits, centred, never
+    stretched. The caption names the subjects in the order of the layout. Raise `BadLayout` when the layout names a
+    subject or photo that the set does not have.
     """
     import cv2
 
@@ -135,7 +138,7 @@ def compose(
         below = cv2.multiply(canvas[rows, columns], cv2.bitwise_not(opaque), scale=1 / 255)
         canvas[rows, columns] = cv2.add(above, below)
         placed.append((rows, columns, alpha))
-    # From the front: each takes its share of what those before it have left, so that the sum is at most 1.
+    # From front to back: each takes its share of what those in front leave, so the sum is at most 1.
     masks = torch.zeros(len(placed), height, width)
     left = np.full((height, width), 255, dtype=np.uint8)
     for i, (rows, columns, alpha) in reversed(list(enumerate(placed))):
@@ -151,9 +154,11 @@ def compose(
 def _draw_pair(
     subjects: SubjectSet, rng: random.Random, first: tuple[str, int] | None
 ) -> tuple[tuple[str, int], tuple[str, int]]:
-    """Token and photo of two different subjects; any photo of the set is equally likely to be the first."""
+    """Draw token and photo of two different subjects; every photo of the set is equally likely to be the first."""
     if len(subjects) < 2:
-        raise TooFewSubjects(f"Seg-Mix composes two subjects, but '{subjects.tokens[0]}' is the only one. Add another.")
+        raise TooFewSubjects(
+            f"Seg-Mix composes two subjects, but there is only '{subjects.tokens[0]}'. Add another subject."
+        )
     if first is None:
         first = rng.choice([(subject.token, i) for subject in subjects for i in range(len(subject.photos))])
     token = rng.choice([other for other in subjects.tokens if other != first[0]])
@@ -168,7 +173,7 @@ def _caption(subjects: SubjectSet, figures: Sequence[Figure], template: str) -> 
 
 
 def _window(subject: Subject, index: int, size: tuple[int, int], mirror: bool) -> Pixels:
-    """The largest window of a size's shape in a photo, around the subject, at that size."""
+    """Return the largest window of this shape in a photo, around the subject, resized to this size."""
     import cv2
 
     photo = subject.photos[index]
@@ -183,7 +188,7 @@ def _window(subject: Subject, index: int, size: tuple[int, int], mirror: bool) -
 
 
 def _fit(box: tuple[int, int, int, int], aspect: float) -> tuple[int, int, int, int]:
-    """The largest box of this aspect in the middle of another; the other itself where they differ by rounding."""
+    """Return the largest box of this aspect in the middle of another; the other itself when only rounding differs."""
     x0, y0, x1, y1 = box
     w, h = x1 - x0, y1 - y0
     if min(abs(h * aspect - w), abs(w / aspect - h)) <= 1:

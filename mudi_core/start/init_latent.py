@@ -1,9 +1,9 @@
-"""The start of a picture: noise whose mean is shifted to a composition of the subjects (paper section 4.2).
+"""The start of a picture: noise whose mean is shifted towards a composition of the subjects (paper section 4.2).
 
-``z_T = sqrt(abar_T) * gamma * z0 * m + eps``, with ``z0`` the encoded canvas, ``m`` its mask at the latent's size, and
-``abar_T = 1 / (1 + sigma_T^2)`` at the first step's noise level (Algorithm 2). The latent made here is
-``gamma * z0 * m`` as the VAE gives it, neither scaled nor noised: ComfyUI's KSampler at denoise 1.0 does the rest,
-`shifted_noise` for diffusers.
+``z_T = sqrt(abar_T) * gamma * z0 * m + eps``, where ``z0`` is the encoded canvas, ``m`` its mask at the latent's size,
+and ``abar_T = 1 / (1 + sigma_T^2)`` belongs to the noise level of the first step (Algorithm 2). The latent made here is
+``gamma * z0 * m`` as the VAE gives it, neither scaled nor with noise: ComfyUI's KSampler at denoise 1.0 does the rest,
+for diffusers `shifted_noise` does it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..types import Mix
 
 MULTIPLE = 8
-"""Pixels of the canvas in one cell of the latent."""
+"""Pixels of the canvas per cell of the latent, along a side."""
 
 
 class BadCanvas(MudiError):
@@ -29,28 +29,29 @@ class BadCanvas(MudiError):
 
 
 class BadGamma(MudiError):
-    """A strength of the start out of its range."""
+    """A strength of the start that is out of range."""
 
 
 WEAK = 1 / 40
-"""A start whose canvas counts less than this beside the noise does next to nothing (SDXL's: 1 / 15, times gamma)."""
+"""A canvas that counts less than this beside the noise has almost no effect (SDXL: 1 / 15, times gamma)."""
 
 
 class BadLatent(MudiError):
-    """A latent to begin upon that is not of the start's size or channels."""
+    """A latent for the background with another size or other channels than the start."""
 
 
 def default_gamma(n_subjects: int) -> float:
-    """The paper's choice of gamma: 1 for one subject, 2 for two or three, 3 for more (above 4 pictures saturate)."""
+    """Return the paper's gamma: 1 for one subject, 2 for two or three, 3 for more (above 4 pictures saturate)."""
     return 1.0 if n_subjects < 2 else 2.0 if n_subjects < 4 else 3.0
 
 
 def init_latent(canvas: Mix, encode: Callable[[Tensor], Tensor], gamma: float, below: Tensor | None = None) -> Tensor:
-    """``gamma * z0 * m``, float ``[1, c, h/8, w/8]``: zero outside the subjects, unscaled, without noise.
+    """Return ``gamma * z0 * m``, float ``[1, c, h/8, w/8]``, unscaled and without noise (paper section 4.2).
 
-    ``encode`` takes float images ``[1, h, w, 3]``, 0..1, and gives the VAE's mode ``[1, c, h/8, w/8]``, not multiplied
-    by the latent scale. ``below``, a latent of the same shape and scale, takes the place of the zeros. Raises
-    `BadCanvas` when the canvas is no multiple of 8 pixels, `BadGamma` below 0, `BadLatent` for another shape.
+    It is 0 outside the subjects. ``encode`` takes float images ``[1, h, w, 3]``, 0..1, and returns the VAE's mode ``[1,
+    c, h/8, w/8]``, not multiplied by the latent scale. ``below``, a latent of the same shape and scale, replaces the
+    zeros. Raise `BadCanvas` when a side of the canvas is not a multiple of 8 pixels, `BadGamma` below 0, `BadLatent`
+    for another shape.
     """
     height, width = canvas.image.shape[:2]
     if width % MULTIPLE or height % MULTIPLE:
@@ -67,42 +68,42 @@ def init_latent(canvas: Mix, encode: Callable[[Tensor], Tensor], gamma: float, b
         return start
     if below.shape != start.shape:
         raise BadLatent(
-            f"The latent to begin upon is {_shape(below)}, the layout's start is {_shape(start)}. Use one of the same "
-            "model and of the picture's size."
+            f"The latent to start from is {_shape(below)}, the layout's start is {_shape(start)}. Use a latent of the "
+            "same model and of the picture's size."
         )
     return start + below.to(z0) * (1 - m)
 
 
 def canvas_share(sigma: float) -> float:
-    """How much the canvas counts beside the noise at a first noise level, before gamma: SDXL's 14.6 gives 0.068.
+    """Return how much the canvas counts beside the noise at the first noise level, before gamma.
 
-    0 for models that begin in noise alone (``sigma`` infinite).
+    It is 0.068 for SDXL's 14.6, and 0 for models that begin in pure noise (``sigma`` infinite).
     """
     return 1 / math.sqrt(1 + sigma**2)
 
 
 def weak_start(sigma: float, gamma: float) -> str:
-    """A sentence for a start that a model which begins at the noise level ``sigma`` hardly sees, or nothing."""
+    """Return a sentence when a model that begins at noise level ``sigma`` hardly sees the start; "" otherwise."""
     share = canvas_share(sigma)
     if gamma == 0 or share >= WEAK:
         return ""
-    seen = (
+    share = (
         "nothing"
         if share * gamma < 1e-6
         else f"{share * gamma:.4f} of the noise, SDXL {canvas_share(14.6) * gamma:.3f}"
     )
     return (
-        f"This model begins in noise so strong that the start is lost in it (it sees {seen}): the pictures will be as "
-        "if there were no start. Zero-terminal-SNR and flow models do so; use an SDXL checkpoint of the usual kind."
+        f"This model begins in noise so strong that the start is lost in it (it sees {share}): the pictures will look "
+        "as if there were no start. Zero-terminal-SNR and flow models do this; use a usual SDXL checkpoint."
     )
 
 
 def shifted_noise(latent: Tensor, eps: Tensor, sigma: float, latent_scale: float) -> Tensor:
-    """The paper's ``z_T``, of the variance that a diffusers pipeline expects of its ``latents`` (1 where nothing is).
+    """Return the paper's ``z_T`` (section 4.2) with the variance that a diffusers pipeline expects of its ``latents``.
 
-    ``latent``: what `init_latent` gives; ``eps``: standard normal ``[b, c, h/8, w/8]``; ``sigma``: the first step's
-    noise level (``scheduler.sigmas[0]``; the pipeline multiplies by ``scheduler.init_noise_sigma`` itself);
-    ``latent_scale``: the VAE's scaling factor (0.13025 for SDXL).
+    ``latent``: from `init_latent`; ``eps``: standard normal ``[b, c, h/8, w/8]``; ``sigma``: the noise level of the
+    first step (``scheduler.sigmas[0]``; the pipeline itself multiplies by ``scheduler.init_noise_sigma``);
+    ``latent_scale``: the VAE's scaling factor (0.13025 for SDXL). The variance is 1 where the canvas is empty.
     """
     return canvas_share(sigma) * latent_scale * latent.to(eps) + eps
 
