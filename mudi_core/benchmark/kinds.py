@@ -23,7 +23,7 @@ class BadKind(MudiError):
 def of_their_kinds(given: object, wanted: Mapping[str, Any], where: str, fixed: tuple[str, ...] = ()) -> dict[str, Any]:
     """A table's values as ``wanted`` says for each key: lists as tuples. ``fixed``: keys that it may not name.
 
-    Raises `BadKind` with ``where`` and the key.
+    Raise `BadKind` with ``where`` and the key.
     """
     kinds = {name: kind for name, kind in wanted.items() if name not in fixed}
     if not isinstance(given, Mapping):
@@ -35,7 +35,7 @@ def of_their_kinds(given: object, wanted: Mapping[str, Any], where: str, fixed: 
 
 
 def of_kind(value: object, kind: Any, where: str) -> Any:
-    """The value itself; of a list a tuple. Raises `BadKind`."""
+    """The value itself; of a list a tuple. Raise `BadKind`."""
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
         return value

@@ -195,7 +195,7 @@ class Spec:
 
 
 def read_spec(path: Path) -> Spec:
-    """Read a TOML file; folders are beside it unless their path is absolute. Raises `BadSpec`."""
+    """Read a TOML file; folders are beside it unless their path is absolute. Raise `BadSpec`."""
     toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         given = toml.loads(read_text(path))

@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _refuse_half_letters(args: argparse.Namespace) -> None:
-    """Names and prompts are letters; only the names of files may be any bytes. Raises `HalfLetter`."""
+    """Names and prompts are letters; only the names of files may be any bytes. Raise `HalfLetter`."""
     for option, value in vars(args).items():
         for text in value if isinstance(value, list) else [value]:
             if option not in _PATHS and isinstance(text, str) and text != readable(text):

@@ -24,7 +24,7 @@ class Journal:
     """Hears of each step and each preview."""
 
     def __init__(self, talk: Talk, every: int, tensorboard: Path | None) -> None:
-        """``every``: steps between two lines, 0 for none. Raises `MissingTensorBoard`."""
+        """``every``: steps between two lines, 0 for none. Raise `MissingTensorBoard`."""
         self.talk, self.every = talk, every
         self._writer: Any = None
         self._pace = Pace()

@@ -99,7 +99,7 @@ def relative_scale(text: str) -> dict[str, float]:
 
 
 def device(args: argparse.Namespace) -> torch.device:
-    """The device asked for. Raises `BadDevice` when it is not there."""
+    """The device asked for. Raise `BadDevice` when it is not there."""
     import torch
 
     wanted = args.device

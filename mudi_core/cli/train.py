@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer | None:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Nobody else trains into this file while the block lasts. Raises `OutputBusy`."""
+    """Nobody else trains into this file while the block lasts. Raise `OutputBusy`."""
     from ..lock import beginning, claimed
 
     _check_writable(out)
@@ -189,7 +189,7 @@ def _answer(training: Training, plan: Plan, trained: TrainResult, out: Path, bes
 
 
 def _nothing_to_do(out: Path, there: str, plan_hash: str) -> Answer:
-    """The LoRA is there, from a plan ``there``. Raises `OutputExists` where the plan is another."""
+    """The LoRA is there, from a plan ``there``. Raise `OutputExists` where the plan is another."""
     if there != plan_hash:
         raise _exists(out, "other photos")
     text = f"{out} is there already, from the same photos and settings: nothing to do."
@@ -197,7 +197,7 @@ def _nothing_to_do(out: Path, there: str, plan_hash: str) -> Answer:
 
 
 def _read_existing(out: Path, training: Training) -> str | None:
-    """The plan hash of the LoRA that is there; None when there is none. Raises `OutputExists` if it is of another run.
+    """The plan hash of the LoRA that is there; None when there is none. Raise `OutputExists` if it is of another run.
 
     The file of a run tells its settings, its base model and its start: what is compared here.
     """

@@ -67,7 +67,7 @@ class _Clock:
 
 
 def run_demo(out: Path, pair: int = 0, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
-    """The demo with one of the reported pairs; gives what it wrote to report.json. Raises `BadDemo`."""
+    """The demo with one of the reported pairs; gives what it wrote to report.json. Raise `BadDemo`."""
     if not 0 <= pair < len(PAIRS):
         raise BadDemo(f"There is no pair {pair}; there are 0 to {len(PAIRS) - 1}.")
     try:

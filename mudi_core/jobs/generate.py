@@ -155,7 +155,7 @@ def generate(
 
 
 def draw_layout(cutouts: CutOuts, config: GenerateConfig, number: int, size: tuple[int, int]) -> Layout:
-    """Where the subjects of picture ``number`` stand at the start, and by which of their photos. Raises `BadLayout`."""
+    """Where the subjects of picture ``number`` stand at the start, and by which of their photos. Raise `BadLayout`."""
     scale = config.layout.relative_scale
     layout = replace(config.layout, relative_scale=scale and cutouts.resolve(scale, "relative_scale"))
     rng, turns = (random.Random(f"{config.seed}/{number}/{what}") for what in ("layout", "poses"))
@@ -199,7 +199,7 @@ def _start(checkpoint: Checkpoint, canvas: Mix, config: GenerateConfig, number: 
 def first_sigma(scheduler: Any, steps: int) -> float:
     """The noise level that sampling begins at, infinite for zero-terminal-SNR models.
 
-    Raises `BadScheduler` for one of these that predicts the noise: its first step divides by zero.
+    Raise `BadScheduler` for one of these that predicts the noise: its first step divides by zero.
     """
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(steps)

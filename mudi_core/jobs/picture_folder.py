@@ -44,7 +44,7 @@ class PictureFolder:
             raise CannotWritePictures(_cannot_write(folder, error)) from error
 
     def add(self, picture: Picture) -> Path:
-        """Write one picture and the list of all so far. Raises `CannotWritePictures`."""
+        """Write one picture and the list of all so far. Raise `CannotWritePictures`."""
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
 

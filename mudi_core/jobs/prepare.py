@@ -29,7 +29,7 @@ def prepare(
 ) -> Subject:
     """Find a subject in each of its photos and cut it out.
 
-    Raises `find.NotFound`, `SeveralFound` and `CoversAll` with the photo's name and the best score, and `BadSubject`.
+    Raise `find.NotFound`, `SeveralFound` and `CoversAll` with the photo's name and the best score, and `BadSubject`.
     """
     query, masks = wanted.query or wanted.class_noun, []
     with progress("finding and cutting out") as update:

@@ -61,7 +61,7 @@ class Previews:
     """Samples a checkpoint with a LoRA, by diffusers' sampler."""
 
     def __init__(self, checkpoint: Checkpoint, subjects: SubjectSet, config: GenerateConfig, score: Score) -> None:
-        """``config``: ``count`` pictures are made from each start. Raises `checkpoint.NoPictures`."""
+        """``config``: ``count`` pictures are made from each start. Raise `checkpoint.NoPictures`."""
         checkpoint.pipeline()
         self.checkpoint, self.config, self.score = checkpoint, config, score
         self.cutouts = cut_outs(subjects, max_side=max(config.size or (checkpoint.side, checkpoint.side)))

@@ -51,7 +51,7 @@ def make_priors(
     """Return pictures of each subject's class with their masks, under the subject's own token and class noun.
 
     A picture is kept only when exactly one member of the class is detected and segmented in it. ``on_step`` hears
-    pictures kept and pictures in all. Raises `NoPriors` when `TRIES` pictures one after another are no good.
+    pictures kept and pictures in all. Raise `NoPriors` when `TRIES` pictures one after another are no good.
     """
     made = []
     for place, subject in enumerate(subjects):
@@ -77,7 +77,7 @@ def make_priors(
 def _good_ones(
     pictures: Iterator[Tensor], subject: Subject, detector: Detector, segmenter: Segmenter, threshold: float
 ) -> Iterator[tuple[Photo, Tensor]]:
-    """Those pictures that show exactly one member of the subject's class, with its mask. Raises `NoPriors`."""
+    """Those pictures that show exactly one member of the subject's class, with its mask. Raise `NoPriors`."""
     kept = failed = 0
     for image in pictures:
         photo = Photo(f"{subject.token}_prior_{kept}.png", image)

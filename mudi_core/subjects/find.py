@@ -57,7 +57,7 @@ def find_boxes(
 ) -> Detections:
     """Where `query` is in a photo: one box, or with "all" every box, never none.
 
-    Raises `NotFound`, `SeveralFound`, `CoversAll` with the photo's name and the best score, `BadSubject`.
+    Raise `NotFound`, `SeveralFound`, `CoversAll` with the photo's name and the best score, `BadSubject`.
     """
     if not query.strip():
         raise BadSubject(f"{photo.name}: there is no text to look for. Write one, such as 'dog'.")
@@ -92,7 +92,7 @@ def _limits_told(model: Detector | Segmenter) -> Iterator[None]:
 def segment_boxes(photo: Photo, xyxy: Tensor, segmenter: Segmenter, which: Which = "exactly one") -> Tensor:
     """Masks ``[n, h, w]``, 0 or 1, of what stands in the boxes ``[n, 4]`` of a photo, without specks.
 
-    Raises `NotFound` when one is empty, and `CoversAll` unless `which` is "best".
+    Raise `NotFound` when one is empty, and `CoversAll` unless `which` is "best".
     """
     with _limits_told(segmenter):
         found = [_checked(_without_specks(mask), photo, which) for mask in segmenter(photo.image, xyxy)]
@@ -102,7 +102,7 @@ def segment_boxes(photo: Photo, xyxy: Tensor, segmenter: Segmenter, which: Which
 def subject_from_masks(
     photos: Sequence[Photo], masks: Sequence[Tensor], token: str, class_noun: str, which: Which = "exactly one"
 ) -> Subject:
-    """A subject from masks drawn by hand, float ``[h, w]``, 0..1. Raises `NotFound`, `CoversAll`, `BadSubject`.
+    """A subject from masks drawn by hand, float ``[h, w]``, 0..1. Raise `NotFound`, `CoversAll`, `BadSubject`.
 
     One that is `inverted` is turned round, with a warning.
     """
@@ -155,7 +155,7 @@ def _doubts(mask: Tensor) -> Iterator[str]:
 def add_subject(subjects: SubjectSet | None, subject: Subject, replace: bool = False) -> SubjectSet:
     """The set with one more subject, or a set of it alone. `replace`: it takes the place of one with the same token.
 
-    Raises `BadSubject` when the token is taken, and for a twelfth subject.
+    Raise `BadSubject` when the token is taken, and for a twelfth subject.
     """
     present = () if subjects is None else subjects.subjects
     if replace and any(other.token == subject.token for other in present):

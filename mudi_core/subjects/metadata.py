@@ -49,7 +49,7 @@ class Record:
 def read_metadata(
     folder: Path, classes: bool = False, within: Path | None = None
 ) -> tuple[dict[str, str], list[Record]]:
-    """The subjects' names by their letters, and the photos. Raises `BadDataset` with the number of the line.
+    """The subjects' names by their letters, and the photos. Raise `BadDataset` with the number of the line.
 
     ``classes``: what is named has no token; ``within``: the folder that no link may lead out of.
     """
@@ -150,7 +150,7 @@ def with_checksums(fields: dict[str, Any], files: Sequence[str] = ()) -> dict[st
 
 
 def checksum(path: Path) -> str:
-    """The CRC-32 of a file. Raises `OSError`."""
+    """The CRC-32 of a file. Raise `OSError`."""
     found = 0
     with path.open("rb") as file:
         while part := file.read(2**20):
@@ -161,7 +161,7 @@ def checksum(path: Path) -> str:
 def changed(folder: Path) -> str:
     """A sentence that names what is not as it was saved, or nothing. Sets without checksums say nothing.
 
-    Raises `BadDataset`.
+    Raise `BadDataset`.
     """
     path, lines = _read_lines(folder)
     if not any(_CHECKSUMS in fields for _, fields in lines):

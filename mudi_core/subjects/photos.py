@@ -79,7 +79,7 @@ class MissingMask(MudiError):
 def read_photo(path: Path, within: Path | None = None) -> Photo:
     """Read a picture file: rotated as its EXIF data say, transparency on white, 16 bits and CMYK as 8-bit RGB.
 
-    ``within``: the folder that no link may lead out of. Raises `BadPhoto` with the file's name.
+    ``within``: the folder that no link may lead out of. Raise `BadPhoto` with the file's name.
     """
     picture = _read_picture(path, within)
     if min(picture.size) < MIN_SIDE:
@@ -121,7 +121,7 @@ def read_photos(
     """All photos of a folder, in the order of `photo_paths`.
 
     `on_step` hears photos done and photos in all. Files that look like photos and are not read are named in a warning.
-    Raises `NoPhotos`, and `BadPhoto` with the file's name.
+    Raise `NoPhotos`, and `BadPhoto` with the file's name.
     """
     paths = photo_paths(folder)
     left_out = passed_over(folder)
@@ -137,7 +137,7 @@ def read_photos(
 
 
 def check_sum(paths: Iterable[Path]) -> None:
-    """Raises `BadPhoto` when pictures are too large to be held together; only the beginnings of the files are read."""
+    """Raise `BadPhoto` when pictures are too large to be held together; only the beginnings of the files are read."""
     total = 0
     for path in paths:
         try:
@@ -153,7 +153,7 @@ def check_sum(paths: Iterable[Path]) -> None:
 
 
 def photo_paths(folder: Path) -> list[Path]:
-    """The photos in a folder, in natural order ("2.jpg" before "10.jpg"), without ``mask_*``. Raises `NoPhotos`."""
+    """The photos in a folder, in natural order ("2.jpg" before "10.jpg"), without ``mask_*``. Raise `NoPhotos`."""
     photos, others = _sorted_out(folder)
     if not photos:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in others if not path.is_dir())
@@ -169,7 +169,7 @@ def photo_paths(folder: Path) -> list[Path]:
 
 
 def passed_over(folder: Path) -> str:
-    """A sentence that names what lies beside a folder's photos and is not used, or nothing. Raises `NoPhotos`."""
+    """A sentence that names what lies beside a folder's photos and is not used, or nothing. Raise `NoPhotos`."""
     photos, others = _sorted_out(folder)
     stems = {path.stem for path in photos}
     pictures = [path.name for path in others if path.suffix.lower() in OTHER_PICTURES and path.stem not in stems]
@@ -200,7 +200,7 @@ def _holds_photos(folder: Path) -> bool:
 
 
 def _sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The photos of a folder in natural order, and what else it holds. Raises `NoPhotos`."""
+    """The photos of a folder in natural order, and what else it holds. Raise `NoPhotos`."""
     if not folder.is_dir():
         raise NoPhotos(f"There is no folder {folder}. Make it and put photos of the subject there, or name another.")
     try:
@@ -218,7 +218,7 @@ def _sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
 def read_masks(folder: Path, photos: Sequence[Photo]) -> tuple[Tensor, ...]:
     """The masks of `photos` drawn by hand: ``mask_<photo>.png`` in `folder`, or ``<photo>.png`` in a folder of its own.
 
-    Raises `MissingMask` with the names that were looked for.
+    Raise `MissingMask` with the names that were looked for.
     """
     return tuple(read_mask(_mask_path(folder, photo), photo) for photo in photos)
 
@@ -277,7 +277,7 @@ def _read_picture(path: Path, within: Path | None) -> Image.Image:
 
 
 def _check_picture(picture: Image.Image, path: Path) -> None:
-    """Raises `BadPhoto` for what would take too long or too much memory to decode, or shows several pictures."""
+    """Raise `BadPhoto` for what would take too long or too much memory to decode, or shows several pictures."""
     if picture.width * picture.height > MOST_PIXELS:
         raise BadPhoto(f"{path} is too large ({picture.width}x{picture.height} px). {_SMALLER}")
     # A phone's "MPO" is a JPEG whose further frames are previews or depth.
@@ -318,7 +318,7 @@ def _scans(jpeg: bytes) -> int:
 
 
 def _check_scans(file: BinaryIO, path: Path) -> None:
-    """Raises `BadPhoto` for a JPEG that draws over itself, or is cut into pieces: Pillow looks at each at once."""
+    """Raise `BadPhoto` for a JPEG that draws over itself, or is cut into pieces: Pillow looks at each at once."""
     if file.read(2) == b"\xff\xd8":
         file.seek(0)
         scans = _scans(file.read())
@@ -328,7 +328,7 @@ def _check_scans(file: BinaryIO, path: Path) -> None:
 
 
 def _check_tags(file: BinaryIO, path: Path) -> None:
-    """Raises `BadPhoto` for a TIFF whose tags claim impossible sizes: Pillow reads them all when it opens one."""
+    """Raise `BadPhoto` for a TIFF whose tags claim impossible sizes: Pillow reads them all when it opens one."""
     if file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         file.seek(0)
         if _tag_bytes(file.read()) > MOST_TAG_BYTES:

@@ -46,7 +46,7 @@ class Unfinished(MudiError):
 def held(folder: Path) -> Iterator[None]:
     """Keep other writers out of a folder, which is made if need be, until the block ends; wait for those inside.
 
-    Raises `OSError`, `Unfinished`.
+    Raise `OSError`, `Unfinished`.
     """
     _bring_back(folder)
     with ExitStack() as stack:
@@ -64,7 +64,7 @@ def held(folder: Path) -> Iterator[None]:
 def stage(folder: Path) -> Iterator[Path]:
     """An empty folder, whose files take their places in ``folder`` when the block ends well: all, or none.
 
-    Only inside of `held`. Raises `CannotWrite`, `OSError` with nothing changed, or `Unfinished`.
+    Only inside of `held`. Raise `CannotWrite`, `OSError` with nothing changed, or `Unfinished`.
     """
     place = folder / f"{_STAGE}{secrets.token_hex(4)}"
     place.mkdir()
@@ -80,7 +80,7 @@ def stage(folder: Path) -> Iterator[Path]:
 def take_up(folder: Path) -> None:
     """Finish what a killed writer had completed, remove what it had not, and the folder if there is nothing else.
 
-    Waits for a writer that is at it. Raises `Unfinished`.
+    Waits for a writer that is at it. Raise `Unfinished`.
     """
     _bring_back(folder)
     _finish(folder, wait=True)

@@ -54,13 +54,13 @@ def read_subjects(
 
     Pixels that are those of the set that was just ``written`` there share its memory. ``within``: the folder that no
     link may lead out of.
-    Raises `BadDataset` with the number of the line, `BadPhoto` with the name of the file, `BadSubject`.
+    Raise `BadDataset` with the number of the line, `BadPhoto` with the name of the file, `BadSubject`.
     """
     return _told(folder, lambda: _read(folder, on_step, written, within=within))
 
 
 def changes(folder: Path) -> str:
-    """A sentence that names what of a set is not as it was saved, or nothing. Raises as `read_subjects` does."""
+    """A sentence that names what of a set is not as it was saved, or nothing. Raise as `read_subjects` does."""
     return unchanged(folder, lambda: changed(folder))
 
 
@@ -146,7 +146,7 @@ def write_subjects(subjects: SubjectSet, folder: Path, on_step: OnPhoto | None =
 
     A photo whose file still has the same pixels is copied byte for byte, any other becomes an 8-bit PNG; masks become
     8-bit PNGs. A name that two photos share gets the subject's letter in front. The new set is made beside the old one
-    and then takes its place; files there that are not overwritten stay. Other writers wait. Raises `CannotWrite`.
+    and then takes its place; files there that are not overwritten stay. Other writers wait. Raise `CannotWrite`.
     """
     with _writable(folder) as folder:
         _write(subjects, folder, on_step)
@@ -157,7 +157,7 @@ def add_subject(folder: Path, subject: Subject, replace: bool = False) -> tuple[
     """Add a subject to the set in `folder`, which may be new; give all names and numbers of photos, and the full path.
 
     ``replace``: it takes the place of one with the same token. The other subjects' files are copied as they are, not
-    decoded. Nobody else writes in between, so that two who add a subject at once do not lose one. Raises `BadSubject`
+    decoded. Nobody else writes in between, so that two who add a subject at once do not lose one. Raise `BadSubject`
     when the token is taken and for a twelfth subject, else as `read_subjects` and `write_subjects` do.
     """
     with _writable(folder) as folder:
@@ -195,7 +195,7 @@ def _on_disk(folder: Path) -> list[_OnDisk]:
 
 @contextmanager
 def _writable(folder: Path) -> Iterator[Path]:
-    """The folder's full path, for one writer at a time. Raises `CannotWrite`."""
+    """The folder's full path, for one writer at a time. Raise `CannotWrite`."""
     folder = Path(os.path.realpath(folder))
     try:
         if folder.exists() and not folder.is_dir():

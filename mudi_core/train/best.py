@@ -31,7 +31,7 @@ class BestLora:
                 log.warning("the best LoRA so far is not known, the next preview's is kept: %s (%s)", path, error)
 
     def offer(self, step: int, state: LoraState, score: float) -> bool:
-        """Keeps the LoRA of a step if its score is above all before; says whether. Raises as `save_lora` does."""
+        """Keeps the LoRA of a step if its score is above all before; says whether. Raise as `save_lora` does."""
         if score <= self.score:
             return False
         save_lora(self.path, state, {**self.about, _STEP: str(step), _SCORE: repr(score)})

@@ -57,7 +57,7 @@ class TrainConfig:
         """Return these settings with ``settings`` of `SETTINGS` in their place.
 
         ``batch_size`` and ``accumulation`` together say how many samples a step has; one of them leaves the other.
-        Raises `TypeError` for a name that there is not.
+        Raise `TypeError` for a name that there is not.
         """
         if unknown := sorted(settings.keys() - SETTINGS.keys()):
             raise TypeError(f"There is no setting {', '.join(unknown)}.")

@@ -75,7 +75,7 @@ def train(
     ``fit.save_every`` steps. ``team``: the processes that share the batches of a step; each calls this with the same
     arguments, all get the same result, and the first alone writes.
 
-    Raises `Interrupted` at Ctrl-C (within one step, at once in a preview), `NonFiniteLoss`, `OutOfMemory`, `BadRun`,
+    Raise `Interrupted` at Ctrl-C (within one step, at once in a preview), `NonFiniteLoss`, `OutOfMemory`, `BadRun`,
     `step.NoGradient`, `resume.BadCheckpoint`, `optimizer.MissingOptimizer`, `team.BrokenTeam`, and what the denoiser's
     ``ready`` raises.
     """

@@ -79,7 +79,7 @@ class CudaMeter:
 
 
 def check_card(gigabytes: object) -> None:
-    """Raises `UnknownMemory` unless there is a preset for a card of this size."""
+    """Raise `UnknownMemory` unless there is a preset for a card of this size."""
     if type(gigabytes) is not int or gigabytes not in MEMORY:
         sizes = ", ".join(str(size) for size in sorted(MEMORY))
         raise UnknownMemory(
@@ -91,7 +91,7 @@ def check_card(gigabytes: object) -> None:
 def memory_settings(gigabytes: int) -> dict[str, Any]:
     """The settings of a `MEMORY` preset, with the plain optimizer where that in 8 bits is not installed.
 
-    Raises `UnknownMemory`.
+    Raise `UnknownMemory`.
     """
     check_card(gigabytes)
     settings = dict(MEMORY[gigabytes])
@@ -127,7 +127,7 @@ def _sizes(config: TrainConfig) -> list[int]:
 def preflight(trainee: Trainee, meter: Meter | None = None) -> TrainConfig:
     """The settings with which the largest step of a run fits into the card's memory.
 
-    Where they leave gradient checkpointing to this, it is the quickest way that fits. Raises `OutOfMemory` when the
+    Where they leave gradient checkpointing to this, it is the quickest way that fits. Raise `OutOfMemory` when the
     `estimate` is more than there is by over `MARGIN`, and warns when it is close. A CPU is not measured.
     """
     config, device = trainee.config, trainee.denoiser.device

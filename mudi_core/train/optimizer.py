@@ -24,7 +24,7 @@ class MissingOptimizer(MudiError):
 def make_optimizer(
     learning: Learning, parameters: Sequence[nn.Parameter], vectors: Sequence[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """The optimizer that the settings name; ``vectors``: those of tokens. Raises `MissingOptimizer`."""
+    """The optimizer that the settings name; ``vectors``: those of tokens. Raise `MissingOptimizer`."""
     common: dict[str, Any] = {
         "lr": learning.learning_rate,
         "betas": learning.betas,

@@ -89,7 +89,7 @@ def make_plan(
 
     ``encode_image`` and ``encode_text`` are the base model's (`bases.promise`). ``priors``: pictures of other members
     of each class, with masks (paper, appendix B). ``cache_dir`` keeps the plan and what was encoded, by content: a
-    second run that only learns differently reads the plan at once, any other encodes what is new. Raises `OneSubject`,
+    second run that only learns differently reads the plan at once, any other encodes what is new. Raise `OneSubject`,
     `encode.BadEncoding`, and what Seg-Mix raises when the subjects cannot be composed.
     """
     if len(subjects) < 2 and settings.method != "dreambooth":

@@ -78,7 +78,7 @@ def save_run(
 
     The LoRA has the names of a LoRA file, so that one can look at it, or start from it with other settings.
     ``origin``: of the run, by `origin_of`; ``shown``: the last step whose LoRA and preview of the way were given out.
-    Raises `BadTensorFile`.
+    Raise `BadTensorFile`.
     """
     remembered, numbers = pack_state(optimizer)
     tensors = {f"{_OPTIMIZER}{name}": value for name, value in remembered.items()}
@@ -98,7 +98,7 @@ def restore_run(
 
     Earlier versions did not say what was shown: then the last step's is given out once more.
 
-    Raises `BadCheckpoint` when the file is damaged, is no checkpoint, or comes from another run.
+    Raise `BadCheckpoint` when the file is damaged, is no checkpoint, or comes from another run.
     """
     tensors, metadata = _read(path)
     _check_origin(path, metadata, origin)
@@ -115,7 +115,7 @@ def restore_run(
 
 
 def losses_so_far(path: Path) -> list[float]:
-    """The losses of the steps that the checkpoint's run has done. Raises as `restore_run` does of a file."""
+    """The losses of the steps that the checkpoint's run has done. Raise as `restore_run` does of a file."""
     losses: list[float] = _read(path)[0][_LOSSES].tolist()
     return losses
 
@@ -151,7 +151,7 @@ def _check_origin(path: Path, metadata: Mapping[str, str], origin: Mapping[str, 
 def differences(path: Path, origin: Mapping[str, str]) -> list[str]:
     """What is not the same in a stopped run and in one of this origin, in words: "seed was 1, is 2".
 
-    Raises as `restore_run` does of a file.
+    Raise as `restore_run` does of a file.
     """
     return _differences(_read(path)[1], origin)
 

@@ -60,7 +60,7 @@ def places_of(plan: Plan, config: TrainConfig, number: int) -> list[str]:
 def batch_loss(trainee: Trainee, number: int) -> tuple[Tensor, Tensor]:
     """The loss of batch ``number`` with its gradient, and the squared error ``[b]`` of each of its samples.
 
-    Raises `NoGradient` where the loss does not depend on the LoRA.
+    Raise `NoGradient` where the loss does not depend on the LoRA.
     """
     denoiser, plan, config = trainee.denoiser, trainee.plan, trainee.config
     samples = batch_of(plan, config, number)
@@ -94,7 +94,7 @@ def batch_loss(trainee: Trainee, number: int) -> tuple[Tensor, Tensor]:
 def layers_left_out(adapter: Adapter) -> str:
     """Return a sentence on the layers that the first step gave no gradient, or nothing where it reached all.
 
-    Raises `NoGradient` where it reached none.
+    Raise `NoGradient` where it reached none.
     """
     left_out, all_layers = adapter.without_gradient(), adapter.matrices()[::2]
     if not left_out:

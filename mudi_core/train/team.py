@@ -48,7 +48,7 @@ class Team:
                 tensor.copy_(total.reshape(tensor.shape))
 
     def agree(self, words: str, what: str) -> None:
-        """Raises `BrokenTeam` in every process unless all of them say the same words."""
+        """Raise `BrokenTeam` in every process unless all of them say the same words."""
         digest = hashlib.sha256(words.encode()).digest()
         ours = torch.tensor([[byte, byte**2] for byte in digest], dtype=torch.float64)
         total = ours.clone()
@@ -75,7 +75,7 @@ def local_rank() -> int:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Team]:
-    """The team that the launcher's environment names, for as long as the block lasts. Raises `BrokenTeam`."""
+    """The team that the launcher's environment names, for as long as the block lasts. Raise `BrokenTeam`."""
     if team_size() == 1:
         yield Team()
         return
