@@ -82,7 +82,9 @@ def read_tensors(
             tensors = {key: file.get_tensor(key) for key in file.keys()}
             metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise BadTensorFile(f"{path} is not a whole safetensors file ({error}). Copy it or make it again.") from error
+        raise BadTensorFile(
+            f"{path} is not a complete safetensors file ({error}). Copy it or make it again."
+        ) from error
     metadata.pop(_CHECKSUM, None)
     return tensors if mapped else {key: value.clone() for key, value in tensors.items()}, metadata
 
@@ -95,7 +97,7 @@ def check_header(path: Path) -> None:
     except OSError as error:
         raise BadWeights(f"{path} could not be read ({error.strerror or error}).") from error
     if length > LONGEST_HEADER:
-        raise BadWeights(f"{path} is not a whole safetensors file (a header of {length} bytes). Download it again.")
+        raise BadWeights(f"{path} is not a complete safetensors file (a header of {length} bytes). Download it again.")
 
 
 def _verify(path: Path, checked: bool) -> None:
@@ -105,7 +107,7 @@ def _verify(path: Path, checked: bool) -> None:
         length = int.from_bytes(first, "little")
         if length > LONGEST_HEADER:
             raise BadTensorFile(
-                f"{path} is not a whole safetensors file (a header of {length} bytes). Copy it or make it again."
+                f"{path} is not a complete safetensors file (a header of {length} bytes). Copy it or make it again."
             )
         header = file.read(length)
         mark = _MARK.search(header)

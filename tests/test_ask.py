@@ -130,7 +130,7 @@ def test_a_bad_reply_is_sent_back_once_with_what_is_wrong(stub: Stub, bad: str, 
     roles = [message["role"] for message in stub.asked[1]["messages"]]
     assert roles == ["user", "assistant", "user"] and complaint in stub.asked[1]["messages"][2]["content"]
     stub.replies = [bad, bad]
-    with pytest.raises(BadReply, match=f"first gave no layout, also when asked again: .*{complaint}"):
+    with pytest.raises(BadReply, match=f"first gave no layout, even when asked again: .*{complaint}"):
         ask(stub)
     assert stub.replies == []
 
@@ -223,7 +223,7 @@ def test_a_name_server_that_does_not_answer_is_left_behind_and_nothing_is_sent_l
     assert time.monotonic() - begun < 4
     left = [thread for thread in threading.enumerate() if thread.name == "mudi language model"]
     assert len(left) == 4 and all(thread.daemon for thread in left)
-    with pytest.raises(BadEndpoint, match="4 earlier questions still look for the address"):
+    with pytest.raises(BadEndpoint, match="4 earlier requests still look up the address"):
         ask(stub)
     name_server.set()
     for thread in left:
@@ -305,7 +305,7 @@ def test_a_password_in_an_address_stands_in_no_sentence() -> None:
 def test_no_part_of_a_key_that_is_none_is_told(stub: Stub, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("MUDI_LLM_URL", stub.url)
     monkeypatch.setenv("MUDI_LLM_KEY", key)
-    with pytest.raises(BadKey, match="MUDI_LLM_KEY has a space") as told:
+    with pytest.raises(BadKey, match="MUDI_LLM_KEY contains a space") as told:
         ask(stub)
     assert not any(part in repr(told.value) for part in ("sk-", "secret", "Evil")) and stub.asked == []
 

@@ -236,11 +236,11 @@ def test_what_is_no_sdxl_file_is_refused_with_the_reason(tmp_path: Path, single_
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x04pickle")
     refused("model.ckpt", "can run code")
     (tmp_path / "text.safetensors").write_text("this is not a model")
-    refused("text.safetensors", "not a whole safetensors file")
+    refused("text.safetensors", "not a complete safetensors file")
     shutil.copy(single_file, tmp_path / "UPPER.SAFETENSORS")
     refused("UPPER.SAFETENSORS", "ends in .SAFETENSORS.*Rename it")
     (tmp_path / "cut.safetensors").write_bytes(single_file.read_bytes()[:-1000])
-    refused("cut.safetensors", "not a whole safetensors file")
+    refused("cut.safetensors", "not a complete safetensors file")
     save_file({"lora_unet_x.alpha": torch.ones(1)}, tmp_path / "lora.safetensors")
     refused("lora.safetensors", "is a LoRA, not a base model")
     save_file({"conv_in.weight": torch.ones(4), "down_blocks.0.x.weight": torch.ones(1)}, tmp_path / "unet.safetensors")
@@ -250,9 +250,7 @@ def test_what_is_no_sdxl_file_is_refused_with_the_reason(tmp_path: Path, single_
     weights = load_file(single_file)
     key = "model.diffusion_model.input_blocks.0.0.weight"
     save_file({**weights, key: weights[key].repeat(1, 2, 1, 1)}, tmp_path / "inpaint.safetensors")
-    refused(
-        "inpaint.safetensors", r"8 channels in the place of 4\), as models for inpainting and for changing pictures"
-    )
+    refused("inpaint.safetensors", r"8 channels instead of 4\), like models for inpainting and for editing pictures")
     lacking = {k: v for k, v in weights.items() if "middle_block" not in k}
     save_file(lacking, tmp_path / "lacking.safetensors")
     refused("lacking.safetensors", "lacks some|could not be read")

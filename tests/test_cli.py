@@ -244,7 +244,7 @@ def test_a_layout_can_be_a_row_of_chosen_photos_or_asked_for(
     assert first == second and [(one["token"], one["photo"]) for one in first] == [("olis", "#2"), ("hta", "#1")]
     assert first[0]["xyxy"][2] <= first[1]["xyxy"][0]
     assert main([*command, "--layout", "row", "--photos", "olis:hta=1:0"]) == 0  # as older commands have it
-    assert "Counted from 1 it is olis:hta=#2:#1." in "".join(capsys.readouterr())
+    assert "Counted from 1 this is olis:hta=#2:#1." in "".join(capsys.readouterr())
     assert json.loads((tmp_path / "generate.json").read_text(encoding="utf-8"))["pictures"][0]["layout"] == first
 
     asked: list[Any] = []
@@ -423,7 +423,7 @@ def test_a_taken_token_leaves_the_dataset_as_it_was(
         ("train DATASET --base mini --out l.safetensors --priors nowhere", "nowhere is not a dataset"),
         ("train DATASET --base mini --out l.safetensors --relative-scale olis:nobody=1:2", "nobody"),
         ("train BROKEN --base mini --out l.safetensors", "line 2"),
-        ("train LEAVING --base mini --out l.safetensors", "leaves the dataset folder"),
+        ("train LEAVING --base mini --out l.safetensors", "leads out of the dataset folder"),
         ("generate --base mini --dataset DATASET --out o --lora gone.safetensors", "gone.safetensors"),
         ("generate --base mini --dataset DATASET --out o --lora DATASET/metadata.jsonl", "metadata.jsonl"),
         ("generate --base mini --dataset DATASET --out DATASET/metadata.jsonl/x", "cannot be written"),

@@ -69,7 +69,7 @@ def test_the_best_picture_comes_first(
     (pictures / "phone.HEIC").touch()
     assert main(["compare", str(pictures), "--dataset", str(drawn_dataset), "--base", "mini"]) == 0
     text, told = capsys.readouterr()
-    assert "phone.HEIC (of a kind that is not read: save them as JPEG" in told
+    assert "phone.HEIC (of a kind that cannot be read: save them as JPEG" in told
     assert text.index("2_both.png") < text.index("mean of 3") and "% its own" in text
 
 
@@ -127,7 +127,7 @@ def test_a_folder_of_nothing_readable_is_a_mistake(
 ) -> None:
     (tmp_path / "text.png").write_text("no picture")
     assert main(["compare", str(tmp_path), "--dataset", str(drawn_dataset), "--base", "mini"]) == 1
-    assert "text.png is no picture" in capsys.readouterr().err
+    assert "text.png is not a picture" in capsys.readouterr().err
 
 
 def test_references_can_be_cut_out(

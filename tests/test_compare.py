@@ -327,9 +327,9 @@ def test_vectors_that_are_no_numbers_are_told(bad: float) -> None:
     def broken(images: Sequence[Tensor]) -> Tensor:
         return torch.full((len(images), 4), bad)
 
-    with pytest.raises(NoNumbers, match="no numbers"):
+    with pytest.raises(NoNumbers, match="not numbers"):
         References(coloured("red", "blue"), broken)
-    with pytest.raises(NoNumbers, match="no numbers"):
+    with pytest.raises(NoNumbers, match="not numbers"):
         compare(picture(RED[1]), References(coloured("red", "blue"), embed), detector_of(BOXES[0]), broken)
 
 

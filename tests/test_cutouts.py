@@ -121,7 +121,7 @@ def test_a_choice_of_photos_is_read_from_text(text: str, photos: Any) -> None:
 def test_numbers_of_older_workflows_keep_their_photos_and_are_told() -> None:
     assert parse_photos("olis:hta=0:2") == {"olis": 0, "hta": 2} == parse_photos("olis:hta=#1:2")
     assert all(
-        "counted from 1 it is olis:hta=#1:#3" in old_numbers(f"olis:hta={said}").lower() for said in ("0:2", "#1:2")
+        "counted from 1 this is olis:hta=#1:#3" in old_numbers(f"olis:hta={said}").lower() for said in ("0:2", "#1:2")
     )
     assert "a#b=#2" in old_numbers("a#b=1")
 

@@ -162,7 +162,7 @@ class Overflows:
 
 def test_a_vae_that_overflows_is_told(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
     (placed,) = place(comfy, drawn_subjects).result
-    with pytest.raises(NoNumbers, match="no numbers.*sdxl-vae-fp16-fix.*--fp32-vae"):
+    with pytest.raises(NoNumbers, match="not numbers.*sdxl-vae-fp16-fix.*--fp32-vae"):
         start(comfy, placed, Overflows())
     with pytest.raises(NoNumbers, match="sdxl-vae-fp16-fix"):
         comfy.module("convert").decoded(Overflows(), torch.zeros(1, 4, 8, 8))
@@ -197,7 +197,7 @@ def test_who_is_left_out_is_told_on_the_node(comfy: Comfy, drawn_subjects: Subje
     (text,) = place(comfy, drawn_subjects, mode="from text", text=BOXES, photos="olis:hta=#2:#1").ui["text"]
     assert sorted(text.split(", ")) == ["hta cat: photo #1", "olis cat: photo #2"]
     (old,) = place(comfy, drawn_subjects, mode="from text", text=BOXES, photos="olis:hta=1:0").ui["text"]
-    assert old.startswith(text) and old.endswith("Counted from 1 it is olis:hta=#2:#1.")
+    assert old.startswith(text) and old.endswith("Counted from 1 this is olis:hta=#2:#1.")
 
 
 @pytest.mark.parametrize(

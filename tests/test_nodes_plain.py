@@ -450,7 +450,7 @@ def test_nothing_in_a_file_runs_as_a_script_in_the_real_page(
     sink = {"class_type": "PreviewAny", "inputs": {"source": ["1", 3]}}
     lora = a_lora(base, drawn_subjects, mudi_base=LIVE_IMAGE)
     asked = {"1": {"class_type": "MudiSubjectPrompt", "inputs": {**PROMPT, "lora_name": lora.name}}, "2": sink}
-    queued(page, asked, "hostile.safetensors does not say whom it knows")
+    queued(page, asked, "hostile.safetensors does not name its subjects")
     a_lora(base, drawn_subjects)
     queued(page, changed(asked, **{"1": {"text": LIVE_IMAGE}}), SHOWN_IMAGE)
     lora.unlink()

@@ -124,7 +124,7 @@ def test_a_changed_folder_of_photos_is_loaded_anew(comfy: Comfy, snapshots: Path
 
 def test_what_is_no_photo_is_named(comfy: Comfy, snapshots: Path) -> None:
     (snapshots / "3.jpg").write_bytes(b"no picture")
-    with pytest.raises(BadPhoto, match="3.jpg is no picture"):
+    with pytest.raises(BadPhoto, match="3.jpg is not a picture"):
         comfy.run("MudiLoadPhotos", folder="snapshots")
     with pytest.raises(NoPhotos, match="There is no folder .*nowhere. Make it"):
         comfy.run("MudiLoadPhotos", folder="nowhere")
@@ -225,7 +225,7 @@ def test_captions_are_one_for_each_photo_or_none(eyes: Comfy) -> None:
 @pytest.mark.parametrize(
     ("node", "inputs", "words"),
     [
-        ("MudiDetectSubjects", {"query": [" "]}, "no text to look for"),
+        ("MudiDetectSubjects", {"query": [" "]}, "text to look for is empty"),
         ("MudiSubject", {"token": ["my dog"], "class_noun": ["dog"]}, "token of one word"),
         ("MudiSubject", {"token": [""], "class_noun": ["dog"]}, "token of one word"),
         ("MudiSubject", {"token": ["olis"], "class_noun": [""]}, "class noun"),
@@ -326,7 +326,7 @@ def test_load_images_transparency_is_the_subject_and_the_node_says_so(comfy):
                       class_noun=["ball"])  # fmt: skip
     for found, also, mask in zip(turned.result[0]["olis"].masks, right.result[0]["olis"].masks, shapes, strict=True):
         assert torch.equal(found + 0, mask) and torch.equal(also + 0, mask)
-    assert "turned round" in str(turned.ui) and "turned round" not in str(right.ui)
+    assert "was inverted" in str(turned.ui) and "was inverted" not in str(right.ui)
 
 
 def test_specks_and_a_subject_that_is_cut_off_are_told_by_the_node_that_loads(comfy):

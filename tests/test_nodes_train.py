@@ -355,7 +355,7 @@ def test_a_training_that_an_earlier_version_stopped_begins_anew_and_says_why(
     write_tensors(older, tensors, {**about, "unet": "ab" * 32, "plan": "cd" * 32})
     kept.unlink()
     told = train(comfy, mini, dataset, "of_before", steps=3).ui["text"][0]
-    assert "It was begun anew, since a stopped training of this name differs: it was stopped by an earlier" in told
+    assert "It was begun anew, since a stopped training of this name differs: it was stopped in an earlier" in told
     assert "another;" not in told and "photos" not in told and f"It is kept in {older}" in told
     assert older.is_file()
 

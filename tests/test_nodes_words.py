@@ -74,7 +74,7 @@ def test_a_foreign_lora_leaves_the_connected_subjects_their_names(comfy: Comfy, 
     try:
         output = written(comfy, lora_name=path.name, subjects=drawn_subjects)
         assert output.result[0] == ["olis cat and hta cat at sea"] and output.result[3:] == (1024, 1024)
-        assert "theirs.safetensors does not say whom it knows" in output.ui["text"][0]
+        assert "theirs.safetensors does not name its subjects" in output.ui["text"][0]
         assert "connected subjects are named" in output.ui["text"][0]
         with pytest.raises(MudiError, match="does not name its subjects.*Connect the subjects"):
             written(comfy, lora_name=path.name)
@@ -134,7 +134,7 @@ def test_a_workflow_of_somebody_elses_sends_the_prompt_nowhere(
     monkeypatch.delenv("MUDI_LLM_URL", raising=False)
     with monkeypatch.context() as patch:
         patch.setattr(ask, "ask_layout", lambda *about: pytest.fail("asked"))
-        with pytest.raises(MudiError, match="wants to ask https://evil.example/v1, which would read your prompt"):
+        with pytest.raises(MudiError, match="wants to send your prompt to https://evil.example/v1"):
             asked(comfy, drawn_subjects, endpoint="https://evil.example/v1")
     monkeypatch.setenv("MUDI_LLM_URL", "https://mine.example/v1 https://evil.example/v1")
     monkeypatch.setattr(ask, "ask_layout", lambda *about: PLACES)

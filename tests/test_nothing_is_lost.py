@@ -329,7 +329,7 @@ def test_a_new_set_whose_files_are_on_their_way_is_no_foreign_folder(
     assert read_subjects(folder).tokens == ("red", "blue")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.png").touch()
-    with pytest.raises(CannotWrite, match="is no dataset"):
+    with pytest.raises(CannotWrite, match="is not a dataset"):
         write_subjects(coloured("red", photos=1), tmp_path / "photos")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["mine.png"]
 
@@ -393,7 +393,7 @@ def test_a_full_disk_leaves_the_dataset_as_it_was(tmp_path: Path, byte: int) -> 
     folder = write_subjects(coloured("red", "blue"), tmp_path / "set")
     before = {path: path.read_bytes() for path in folder.rglob("*")}
     told = with_full_disk(lambda: write_subjects(coloured("black", "orange", photos=3), folder), byte)
-    assert told.startswith("CannotWrite: ") and "What was there is unchanged" in told, told
+    assert told.startswith("CannotWrite: ") and "Its contents are unchanged" in told, told
     assert {path: path.read_bytes() for path in folder.rglob("*")} == before
     assert list(tmp_path.iterdir()) == [folder]
 

@@ -124,8 +124,8 @@ def spoil(kind, path):
 @pytest.mark.parametrize(
     "kind, word",
     [
-        ("text", "no picture"),
-        ("empty", "no picture"),
+        ("text", "is not a picture"),
+        ("empty", "is not a picture"),
         ("truncated", "cut off"),
         ("animated", "animated"),
         ("small", "20x20 px"),
@@ -238,8 +238,8 @@ def pages(count):
 @pytest.mark.parametrize(
     "data, word",
     [
-        (lambda: jpeg_of_scans(7000, 500), "draws over itself"),
-        (lambda: b"\xff\xd8" + b"\xff\xe1\0\2" * 2_000_000, "draws over itself|no picture|damaged"),
+        (lambda: jpeg_of_scans(7000, 500), "JPEG with .* scans"),
+        (lambda: b"\xff\xd8" + b"\xff\xe1\0\2" * 2_000_000, "JPEG with .* scans|not a picture|damaged"),
         (lambda: tiff_of_tags(20_000, 200_000), "impossible size"),
         (exif_bomb, "impossible size"),
         (lambda: pages(2000), "several pages"),
@@ -314,7 +314,9 @@ def test_a_picture_of_a_kind_that_is_not_read_is_told_so(tmp_path: Path, kind: s
         path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     else:
         Image.new("RGB", (48, 48)).save(path, kind)
-    with pytest.raises(BadPhoto, match="photo.png is no picture of a kind that is read .JPEG, PNG.*Save it as JPEG"):
+    with pytest.raises(
+        BadPhoto, match="photo.png is not a picture of a kind that can be read .JPEG, PNG.*Save it as JPEG"
+    ):
         read_photo(path)
 
 

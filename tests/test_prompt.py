@@ -105,7 +105,7 @@ def test_a_lora_of_an_oddly_named_base_is_known_again(tmp_path: Path, base: str)
 )
 def test_a_foreign_lora_is_told(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", metadata)
-    with pytest.raises(UnknownLora, match="other.safetensors does not say whom it knows"):
+    with pytest.raises(UnknownLora, match="other.safetensors does not name its subjects"):
         read_lora_subjects(tmp_path / "other.safetensors")
 
 
@@ -131,7 +131,7 @@ def test_what_a_foreign_lora_says_reaches_no_prompt_unchecked(tmp_path: Path, ab
     save_file({"x": torch.zeros(1)}, tmp_path / "good.safetensors", {**usual, "mudi_base": ""})
     assert read_lora_subjects(tmp_path / "good.safetensors").names == ["olis red dog"]
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", {**usual, "mudi_base": "", **about})
-    with pytest.raises(UnknownLora, match="other.safetensors does not say whom it knows"):
+    with pytest.raises(UnknownLora, match="other.safetensors does not name its subjects"):
         read_lora_subjects(tmp_path / "other.safetensors")
 
 

@@ -94,7 +94,7 @@ def test_a_damaged_stopped_run_is_told_with_what_to_do(tmp_path: Path) -> None:
     broken = bytearray(file.read_bytes())
     broken[-100] ^= 4
     file.write_bytes(broken)
-    with pytest.raises(BadCheckpoint, match=r"run\.safetensors is damaged.*remove it and start anew"):
+    with pytest.raises(BadCheckpoint, match=r"run\.safetensors is damaged.*remove it and start again"):
         train(unet, plan_for(CONFIG), CONFIG, resume=file)
 
 

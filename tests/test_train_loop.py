@@ -226,17 +226,17 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_reason(unet: Any, tmp_p
     def resume(unet: Any = unet, plan: Plan | None = None, config: TrainConfig = CONFIG, file: Path = file) -> None:
         train(unet, plan or plan_for(CONFIG), config, resume=file)
 
-    with pytest.raises(BadCheckpoint, match="photos, masks, captions or priors are others"):
+    with pytest.raises(BadCheckpoint, match="photos, masks, captions or priors are different"):
         resume(plan=plan_for(CONFIG, seed=1))
     with pytest.raises(BadCheckpoint, match="learning_rate was 0.001, is 0.01"):
         resume(config=CONFIG.but(learning_rate=1e-2))
-    with pytest.raises(BadCheckpoint, match="base model is another"):
+    with pytest.raises(BadCheckpoint, match="base model is different"):
         resume(unet=tiny_unet(seed=1))
     save_lora(tmp_path / "lora.safetensors", train(unet, plan_for(CONFIG), CONFIG).state, {})
     with pytest.raises(BadCheckpoint, match="not a checkpoint"):
         resume(file=tmp_path / "lora.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(BadCheckpoint, match="run.safetensors is damaged.*start anew"):
+    with pytest.raises(BadCheckpoint, match="run.safetensors is damaged.*[Ss]tart again"):
         resume()
 
 
@@ -538,7 +538,7 @@ def test_a_damaged_best_lora_is_told_and_another_takes_its_place(
         data[-1] ^= 1
     path.write_bytes(data[:-5] if damage == "cut" else data)
     best = BestLora(path, {}, goes_on=True)
-    assert best.step == 0 and "the best LoRA so far is not known" in caplog.text
+    assert best.step == 0 and "The best LoRA so far cannot be read" in caplog.text
     assert best.offer(4, state, -3.0) and BestLora(path, {}, goes_on=True).score == -3.0
 
 
@@ -563,7 +563,7 @@ def test_a_run_can_start_from_a_lora(unet: Any, tmp_path: Path) -> None:
         torch.testing.assert_close(predict(unet), expected, rtol=0, atol=1e-5)
     file = tmp_path / "run.safetensors"
     stopped(unet, CONFIG, file, start=first)
-    with pytest.raises(BadCheckpoint, match="LoRA to start from is another"):
+    with pytest.raises(BadCheckpoint, match="LoRA to start from is different"):
         train(unet, plan_for(CONFIG), CONFIG, resume=file)
     whole = train(unet, plan_for(CONFIG), CONFIG, start=first)
     assert same(train(unet, plan_for(CONFIG), CONFIG, start=first, resume=file), whole)
@@ -693,7 +693,7 @@ def test_a_run_of_an_earlier_version_is_not_gone_on_with(unet: Any, tmp_path: Pa
     stopped(unet, CONFIG, file)
     tensors, metadata = read_tensors(file)
     write_tensors(file, tensors, {**metadata, "format": "mudi checkpoint 2"})
-    with pytest.raises(BadCheckpoint, match="earlier version.*start anew"):
+    with pytest.raises(BadCheckpoint, match="earlier version.*start again"):
         train(unet, plan_for(CONFIG), CONFIG, resume=file)
 
 

@@ -213,7 +213,7 @@ def test_files_that_are_no_lora_are_told_apart(unet: Any, tmp_path: Path) -> Non
         load_lora(tmp_path / "none.safetensors")
     text = tmp_path / "text.safetensors"
     text.write_text("not a tensor")
-    with pytest.raises(BadTensorFile, match="not a whole safetensors file"):
+    with pytest.raises(BadTensorFile, match="not a complete safetensors file"):
         load_lora(text)
     state, _ = trained(unet)
     for name, tensors, message in (

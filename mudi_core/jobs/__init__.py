@@ -1,1 +1,1 @@
-"""Every use case, told once: a job takes a base, eyes, settings and a progress, and returns values."""
+"""Every use case, once: a job takes a base, eyes, settings and a progress, and returns values."""

@@ -1,7 +1,7 @@
 """Pictures of a subject set: the paper's Algorithm 2 in diffusers' SDXL pipeline.
 
-The layout's canvas is encoded and shifts the mean of the first noise (section 4.2); everything after that is the plain
-sampler. With gamma 0 it is the plain sampler from the start.
+The canvas of the layout is encoded and shifts the mean of the first noise (section 4.2); everything after that is the
+plain sampler. With gamma 0 it is the plain sampler from the start.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ..types import Layout, Mix, MudiError, SubjectSet
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
-"""Called with the sampler steps done and those in all; an exception from it ends the run between two steps."""
+"""Called with the sampler steps done and in all; an exception from it ends the run between two steps."""
 Arrangement = Literal["random", "row", "grid"]
 
 
 class BadGenerateConfig(MudiError):
-    """A setting of a picture out of its range."""
+    """A setting of a picture that is out of range."""
 
 
 class BadScheduler(MudiError):
@@ -43,10 +43,10 @@ class BadScheduler(MudiError):
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """What to sample. Raises `BadGenerateConfig` that names the setting and its range."""
+    """What to sample. Raises `BadGenerateConfig`, which names the setting and its range."""
 
     prompt: str
-    """Names every subject as "<token> <class noun>". A start like "2 dogs:" helps with more subjects."""
+    """Names every subject as "<token> <class noun>". A beginning like "2 dogs:" helps with more subjects."""
     negative_prompt: str | None = None
     """None: the base model's own, "sticker, collage" for SDXL."""
     size: tuple[int, int] | None = None
@@ -58,20 +58,20 @@ class GenerateConfig:
     """Strength of the start from the layout: 0 is the plain sampler, 1 to 2 for two or three subjects (appendix B)."""
     count: int = 4
     seed: int = 0
-    """Picture i hangs on the seed and on i alone: not on the batch size, nor on how many there are."""
+    """Picture i depends only on the seed and on i, not on the batch size or the number of pictures."""
     batch_size: int = 4
-    """So many pictures are sampled at once."""
+    """Pictures that are sampled at once."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
-    """How large the subjects are and how far apart. It may call them by token, name or class noun."""
+    """How large the subjects are and how far apart. It may name them by token, name or class noun."""
     arrangement: Arrangement = "random"
-    """At random places, each picture at others; or in the set's order, side by side or in a grid."""
+    """At random places, different in each picture; or in the order of the set, in a row or in a grid."""
     places: Mapping[str, Place] | None = None
     """Given places by token, name or class noun, instead of any arrangement."""
     poses: Poses = field(default_factory=Poses)
 
     @classmethod
     def usual(cls, family: Family, prompt: str, subjects: int, **settings: Any) -> GenerateConfig:
-        """Return what is usual for a kind of base model and so many subjects, and ``settings`` in its place."""
+        """Return the usual settings for a kind of base model and number of subjects, with ``settings`` instead."""
         layout = LayoutConfig() if family.max_overlap is None else LayoutConfig(max_overlap=family.max_overlap)
         values = {"gamma": default_gamma(subjects), **family.pictures, "layout": layout, **settings}
         return cls(prompt=prompt, **values)
@@ -90,37 +90,38 @@ class GenerateConfig:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One sampled picture and where it came from."""
+    """One sampled picture and how it was made."""
 
     image: Tensor
     """Float ``[h, w, 3]``, 0..1."""
     number: int
     """Its place in the run, from 0."""
     seed: int
-    """The run's."""
+    """The seed of the run."""
     layout: Layout
-    """Where the subjects were put at the start (of no effect at gamma 0)."""
+    """Where the subjects stand at the start (without effect at gamma 0)."""
 
 
 def default_prompt(subjects: SubjectSet) -> str:
-    """ "a photo of olis corgi and hta cat": what the photos' own captions say, of all subjects."""
+    """Return "a photo of olis corgi and hta cat": the caption of the photos, for all subjects."""
     return write_prompt([subject.name for subject in subjects])
 
 
 def generate(
     checkpoint: Checkpoint, cutouts: CutOuts, config: GenerateConfig, on_step: OnStep | None = None
 ) -> Iterator[Picture]:
-    """Sample ``config.count`` pictures and give them one by one.
+    """Sample ``config.count`` pictures and yield them one by one (paper, Algorithm 2).
 
-    A LoRA is put on ``checkpoint.unet`` before, with `train.lora.apply_lora`. Runs of one seed start from the same
-    noise and layouts whatever else differs, so that two methods can be compared picture by picture.
+    Put a LoRA on ``checkpoint.unet`` before this, with `lora.adapter.apply_lora`. Runs with one seed start from the
+    same noise and layouts whatever else differs, so that two methods can be compared picture by picture. ``on_step``:
+    see `OnStep`. Raise `BadScheduler`, `checkpoint.NoPictures` or `BadLayout`.
     """
     size = config.size or (checkpoint.side, checkpoint.side)
-    first_sigma(checkpoint.scheduler, config.steps)  # refuses what would end in NaN
+    first_sigma(checkpoint.scheduler, config.steps)  # raises when sampling would end in NaN
     pipeline = checkpoint.pipeline(reads=False)
     pipeline.set_progress_bar_config(disable=True)
     negative = checkpoint.negative_prompt if config.negative_prompt is None else config.negative_prompt
-    read = checkpoint.encode_text([config.prompt, negative])  # where the text encoders are, maybe off the card
+    read = checkpoint.encode_text([config.prompt, negative])  # on the device of the text encoders, perhaps off the card
     contexts, pooled = (vectors.to(checkpoint.device) for vectors in read)
     in_all = config.steps * -(-config.count // config.batch_size)
     for first in range(0, config.count, config.batch_size):
@@ -155,7 +156,7 @@ def generate(
 
 
 def draw_layout(cutouts: CutOuts, config: GenerateConfig, number: int, size: tuple[int, int]) -> Layout:
-    """Where the subjects of picture ``number`` stand at the start, and by which of their photos. Raise `BadLayout`."""
+    """Draw where the subjects of picture ``number`` stand at the start, and from which photos. Raise `BadLayout`."""
     scale = config.layout.relative_scale
     layout = replace(config.layout, relative_scale=scale and cutouts.resolve(scale, "relative_scale"))
     rng, turns = (random.Random(f"{config.seed}/{number}/{what}") for what in ("layout", "poses"))
@@ -171,7 +172,7 @@ def draw_layout(cutouts: CutOuts, config: GenerateConfig, number: int, size: tup
 
 
 def _posed(figure: Figure, place: Place, cutouts: CutOuts) -> Figure:
-    """The figure as its place says; as it was drawn where the place says nothing."""
+    """Return the figure as its place says; what the place does not say stays as drawn."""
     return cutouts.figure(
         figure.token,
         figure.photo if place.photo is None else place.photo,
@@ -181,13 +182,13 @@ def _posed(figure: Figure, place: Place, cutouts: CutOuts) -> Figure:
 
 
 def draw_noise(seed: int, number: int, shape: Sequence[int]) -> Tensor:
-    """The standard normal noise of picture ``number``, float32 on the CPU."""
+    """Return the standard normal noise of picture ``number``, float32 on the CPU."""
     generator = torch.Generator().manual_seed(random.Random(f"{seed}/{number}/noise").getrandbits(63))
     return torch.randn(*shape, generator=generator)
 
 
 def _start(checkpoint: Checkpoint, canvas: Mix, config: GenerateConfig, number: int) -> Tensor:
-    """The noise of picture ``number``, its mean shifted by the canvas: ``[1, 4, h/8, w/8]``, of the noise's scale."""
+    """Return the noise of picture ``number``, its mean shifted by the canvas: ``[1, 4, h/8, w/8]``, unscaled."""
     width, height = canvas.layout.size
     eps = draw_noise(config.seed, number, (1, 4, height // checkpoint.vae_factor, width // checkpoint.vae_factor))
     if config.gamma == 0:
@@ -197,22 +198,22 @@ def _start(checkpoint: Checkpoint, canvas: Mix, config: GenerateConfig, number: 
 
 
 def first_sigma(scheduler: Any, steps: int) -> float:
-    """The noise level that sampling begins at, infinite for zero-terminal-SNR models.
+    """Return the noise level at which sampling begins; infinite for zero-terminal-SNR models.
 
-    Raise `BadScheduler` for one of these that predicts the noise: its first step divides by zero.
+    Raise `BadScheduler` when such a model predicts noise: its first step would divide by zero.
     """
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(steps)
     if not hasattr(scheduler, "alphas_cumprod"):
         return float(scheduler.sigmas[0])
-    # From the timestep and not from scheduler.sigmas, which not every sampler has.
+    # From the timestep, because not every sampler has scheduler.sigmas.
     abar = float(scheduler.alphas_cumprod[int(scheduler.timesteps[0])])
     if abar > 0:
         return float(((1 - abar) / abar) ** 0.5)
     if scheduler.config.prediction_type == "epsilon":
         raise BadScheduler(
-            "The base model's scheduler begins in noise alone (rescale_betas_zero_snr), but its U-Net predicts the "
-            "noise, so that the first step divides by zero. In scheduler_config.json set prediction_type to "
-            "v_prediction if the model was trained so, or else rescale_betas_zero_snr to false."
+            "The base model's scheduler begins in pure noise (rescale_betas_zero_snr), but its U-Net predicts noise, "
+            "so the first step would divide by zero. In scheduler_config.json set prediction_type to v_prediction "
+            "if the model was trained that way, otherwise set rescale_betas_zero_snr to false."
         )
     return float("inf")

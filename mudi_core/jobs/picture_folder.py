@@ -1,4 +1,4 @@
-"""Pictures on disk: PNGs that know how they were made, and a list of them."""
+"""Pictures on disk: PNGs that say how they were made, and a list of them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ class CannotWritePictures(MudiError):
 
 
 class PictureFolder:
-    """Writes pictures as they come: PNGs that know how they were made, and `generate.json` beside them."""
+    """Write pictures as they come: PNGs that say how they were made, and `generate.json` beside them."""
 
     def __init__(self, folder: Path, config: GenerateConfig, origin: Mapping[str, str]) -> None:
-        """``origin``: what else the pictures hang on, e.g. the base model and the LoRA, by name."""
+        """Make the folder. ``origin``: what else the pictures depend on, such as base model and LoRA, by name.
+
+        Raise `CannotWritePictures`.
+        """
         self.folder = folder
         self.settings: dict[str, Any] = {
             **origin,
@@ -44,7 +47,7 @@ class PictureFolder:
             raise CannotWritePictures(_cannot_write(folder, error)) from error
 
     def add(self, picture: Picture) -> Path:
-        """Write one picture and the list of all so far. Raise `CannotWritePictures`."""
+        """Write one picture and the list of all so far; return its path. Raise `CannotWritePictures`."""
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
 

@@ -1,4 +1,4 @@
-"""Photos of one subject into a `Subject`: found in each, cut out, and checked to be there once."""
+"""Photos of one subject become a `Subject`: found in each, cut out, and checked to be there once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..types import Photo, Subject
 
 @dataclass(frozen=True)
 class Wanted:
-    """Who is looked for in photos."""
+    """The subject to find in photos."""
 
     token: str
     class_noun: str
@@ -27,9 +27,10 @@ class Wanted:
 def prepare(
     photos: Sequence[Photo], wanted: Wanted, detector: Detector, segmenter: Segmenter, progress: Progress = silent
 ) -> Subject:
-    """Find a subject in each of its photos and cut it out.
+    """Find a subject in each of its photos and cut it out (paper section 4.1).
 
-    Raise `find.NotFound`, `SeveralFound` and `CoversAll` with the photo's name and the best score, and `BadSubject`.
+    Raise `find.NotFound`, `SeveralFound` or `CoversAll`, with the name of the photo and the best score, or
+    `BadSubject`.
     """
     query, masks = wanted.query or wanted.class_noun, []
     with progress("finding and cutting out") as update:

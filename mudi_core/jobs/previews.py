@@ -1,4 +1,4 @@
-"""How a LoRA looks while it is trained: the same few seeds every time, from both starts, each picture scored."""
+"""How a LoRA looks during its training: the same few seeds every time, from both starts, each picture scored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .generate import GenerateConfig, generate
 
 PLAIN, MUDI = "plain", "mudi"
 STARTS = {PLAIN: "plain start", MUDI: "MuDI's start"}
-"""What a picture may start from, in words."""
+"""The possible starts of a picture, in words."""
 
 Score = Callable[[Iterable[Tensor]], list[float]]
 """Detect-and-Compare of each picture ``[h, w, 3]``."""
@@ -26,22 +26,22 @@ Score = Callable[[Iterable[Tensor]], list[float]]
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """Pictures of one moment of a training."""
+    """The pictures of one moment of a training."""
 
     pictures: dict[str, tuple[Tensor, ...]]
     """Float ``[h, w, 3]``, 0..1, by their start (`PLAIN`, `MUDI`), in the order of the seeds."""
     scores: dict[str, tuple[float, ...]]
-    """Of the same pictures."""
+    """The scores of the same pictures."""
 
     @property
     def score(self) -> float:
-        """The mean over all pictures."""
+        """The mean score of all pictures."""
         every = [score for scores in self.scores.values() for score in scores]
         return sum(every) / len(every)
 
     @property
     def words(self) -> str:
-        """The mean of each start."""
+        """The mean score of each start, in words."""
         return ", ".join(f"{STARTS[start]} {sum(each) / len(each):.2f}" for start, each in self.scores.items())
 
 
@@ -50,7 +50,7 @@ Paint = Callable[[float], Sequence[Tensor]]
 
 
 def look(paint: Paint, gamma: float, score: Score) -> Preview:
-    """Return pictures of the same seeds from the plain start and from MuDI's, and their scores."""
+    """Paint pictures of the same seeds from the plain start and from MuDI's; return them with their scores."""
     pictures = {PLAIN: tuple(paint(0.0)), MUDI: tuple(paint(gamma))}
     scores = score([picture for group in pictures.values() for picture in group])
     half = len(pictures[PLAIN])
@@ -58,18 +58,20 @@ def look(paint: Paint, gamma: float, score: Score) -> Preview:
 
 
 class Previews:
-    """Samples a checkpoint with a LoRA, by diffusers' sampler."""
+    """Paints previews with a checkpoint and a LoRA, by diffusers' sampler."""
 
     def __init__(self, checkpoint: Checkpoint, subjects: SubjectSet, config: GenerateConfig, score: Score) -> None:
-        """``config``: ``count`` pictures are made from each start. Raise `checkpoint.NoPictures`."""
+        """Prepare previews. ``config``: ``count`` pictures are made from each start. Raise `checkpoint.NoPictures`."""
         checkpoint.pipeline()
         self.checkpoint, self.config, self.score = checkpoint, config, score
         self.cutouts = cut_outs(subjects, max_side=max(config.size or (checkpoint.side, checkpoint.side)))
 
     def draw(self, lora: Mapping[str, Tensor]) -> Preview:
-        """Pictures of a LoRA's state. The VAE comes to the U-Net's device for them, and waits on the CPU after.
+        """Paint pictures with the state of a LoRA.
 
-        Where the text encoders are, there they read: off a card that has no room for them beside a training.
+        The VAE moves to the U-Net's device for this and back to the CPU after.
+
+        The text encoders read where they are: off a card that has no room for them beside a training.
         """
         self.checkpoint.move_vae(self.checkpoint.device)
         try:
@@ -86,7 +88,7 @@ class Previews:
 def scorer(
     subjects: SubjectSet, detector: Detector, embedder: Embedder, threshold: float, cut_out: bool = False
 ) -> Score:
-    """Detect-and-Compare with the subjects' photos, embedded once."""
+    """Return a function that scores pictures by Detect-and-Compare; the photos are embedded once."""
     references = References(subjects, embedder, cut_out)
 
     def score(pictures: Iterable[Tensor]) -> list[float]:

@@ -15,29 +15,29 @@ from ..types import MudiError, Photo, Subject, SubjectSet
 
 PROMPT = "a photo of a {}, simple background, full body view, award winning photography, highly detailed"
 NEGATIVE_PROMPT = "anime, cartoon, graphic, text, painting, crayon, graphite, abstract glitch, blurry"
-"""Both are the official code's."""
+"""Both prompts are those of the official code."""
 COUNT, THRESHOLD, TRIES = 50, 0.4, 10
-"""The official code's: pictures of a class, least confidence of the detector, and how often a picture is tried."""
+"""The official code's pictures per class, least confidence of the detector, and attempts per picture."""
 
 Sample = Callable[[str, int], Tensor]
 """``(prompt, seed)`` -> a picture ``[h, w, 3]``, 0..1, by the plain sampler."""
 
 
 class NoPriors(MudiError):
-    """The model's pictures of a class do not show exactly one of it."""
+    """A model whose pictures of a class do not show exactly one member of it."""
 
 
 @dataclass(frozen=True)
 class PriorsConfig:
-    """Which pictures are made of each class."""
+    """Which pictures to make of each class."""
 
     count: int = COUNT
-    """Pictures of each class that are kept."""
+    """Pictures to keep of each class."""
     seed: int = 0
     threshold: float = THRESHOLD
     """Least confidence of the detector, 0..1."""
     prompt: str = PROMPT
-    """Has {} where the class noun belongs."""
+    """The prompt, with {} in place of the class noun."""
 
 
 def make_priors(
@@ -48,10 +48,10 @@ def make_priors(
     config: PriorsConfig = PriorsConfig(),
     on_step: Callable[[int, int], None] | None = None,
 ) -> SubjectSet:
-    """Return pictures of each subject's class with their masks, under the subject's own token and class noun.
+    """Return pictures of each subject's class with masks, under the subject's own token and class noun (appendix B).
 
-    A picture is kept only when exactly one member of the class is detected and segmented in it. ``on_step`` hears
-    pictures kept and pictures in all. Raise `NoPriors` when `TRIES` pictures one after another are no good.
+    A picture is kept only when exactly one member of the class is detected and segmented in it. ``on_step`` is called
+    with the pictures kept and the pictures in all. Raise `NoPriors` when `TRIES` pictures in a row cannot be used.
     """
     made = []
     for place, subject in enumerate(subjects):
@@ -77,10 +77,10 @@ def make_priors(
 def _good_ones(
     pictures: Iterator[Tensor], subject: Subject, detector: Detector, segmenter: Segmenter, threshold: float
 ) -> Iterator[tuple[Photo, Tensor]]:
-    """Those pictures that show exactly one member of the subject's class, with its mask. Raise `NoPriors`."""
-    kept = failed = 0
+    """Yield the pictures that show exactly one member of the subject's class, with its mask. Raise `NoPriors`."""
+    good = failed = 0
     for image in pictures:
-        photo = Photo(f"{subject.token}_prior_{kept}.png", image)
+        photo = Photo(f"{subject.token}_prior_{good}.png", image)
         try:
             found = find_boxes(photo, subject.class_noun, detector, threshold)
             mask = segment_boxes(photo, found.xyxy, segmenter)[0]
@@ -89,8 +89,8 @@ def _good_ones(
             if failed == TRIES:
                 raise NoPriors(
                     f"{TRIES} pictures of '{subject.class_noun}' in a row do not show exactly one that can be cut out. "
-                    f"The last: {error} Or choose another class noun."
+                    f"The last one: {error} Or choose another class noun."
                 ) from error
             continue
-        kept, failed = kept + 1, 0
+        good, failed = good + 1, 0
         yield photo, mask

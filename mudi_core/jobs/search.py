@@ -18,7 +18,7 @@ Judge = Callable[[Sequence[Tensor]], Sequence[Comparison]]
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A seed, and what became of it."""
+    """A seed and its result."""
 
     seed: int
     number: int
@@ -28,7 +28,7 @@ class Found:
 
 
 def search(seeds: Sequence[int], paint: Paint, judge: Judge) -> list[Found]:
-    """Paint a picture of each seed and return all, the best first, as `score.compare.best_first` ranks them."""
+    """Paint a picture of each seed and return all, best first, as `score.compare.best_first` ranks them."""
     pictures = [paint(seed) for seed in seeds]
     comparisons = judge(pictures)
     return [Found(seeds[i], i, pictures[i], comparisons[i]) for i in best_first(comparisons)]

@@ -1,4 +1,4 @@
-"""Training, told once: subjects and settings become a plan, and the plan a LoRA's file with the best one beside it."""
+"""Training, once for all faces: subjects and settings become a plan, the plan becomes a LoRA file, and the best one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .previews import Preview
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """A LoRA that is to be trained: for which base model, on whom, and how."""
+    """A LoRA to train: for which base model, on which subjects, and how."""
 
     base: Base
     subjects: SubjectSet
@@ -37,13 +37,13 @@ class Training:
     priors: SubjectSet | None = None
     """Pictures of other members of each class, with masks (paper, appendix B)."""
     start: LoraState | None = None
-    """A LoRA to begin with, of the same rank or less."""
+    """A LoRA to start from, of the same rank or less."""
     vectors: TokenVectors | None = None
-    """Those of the subjects' tokens, where the settings say ``learn_tokens``."""
+    """The vectors of the subjects' tokens, when the settings say ``learn_tokens``."""
 
     def plan(self, progress: Progress = silent, cache_dir: Path | None = None) -> Plan:
-        """Draw and encode every sample of the run; raises what `train.plan.make_plan` does."""
-        # What training saves for its gradients must not have been made in inference mode, where a host may run.
+        """Draw and encode every sample of the run. Raise as `train.plan.make_plan` does."""
+        # Tensors saved for gradients must not be made in inference mode, in which a host may run.
         with progress("encoding") as update, torch.inference_mode(False), torch.no_grad():
             return make_plan(
                 self.subjects,
@@ -58,7 +58,7 @@ class Training:
     def plan_of_team(self, progress: Progress, cache_dir: Path | None, team: Team, shared: Path) -> Plan:
         """Return one plan to all processes: the first makes it, the others read it.
 
-        They read it from ``cache_dir``, or else from the folder ``shared``, which is removed in the end.
+        They read it from ``cache_dir``, or else from the folder ``shared``, which is removed at the end.
         """
         if team.size == 1:
             return self.plan(progress, cache_dir)
@@ -75,7 +75,7 @@ class Training:
                 shutil.rmtree(shared, ignore_errors=True)
 
     def about(self, plan: Plan) -> dict[str, str]:
-        """What the LoRA's file says of itself."""
+        """Return the metadata of the LoRA file."""
         settings, base = self.config.described(), self.base
         about = lora_metadata(settings, self.subjects, base=base.name, plan_hash=plan.plan_hash, family=base.family)
         return {**about, "mudi_start": lora_fingerprint(self.start)}
@@ -83,33 +83,33 @@ class Training:
 
 @dataclass(frozen=True)
 class LoraFiles:
-    """Where a training leaves what it makes."""
+    """Where a training writes its files."""
 
     lora: Path | None
-    """None: no LoRA is asked for, only tokens."""
+    """None: no LoRA, only tokens."""
     stopped: Path | None = None
-    """What a stopped run goes on from; removed once the LoRA is written."""
+    """The file to resume from; removed once the LoRA is written."""
     embeddings: tuple[Path, ...] = ()
-    """Of the learned tokens, in the order of the subjects."""
+    """Files of the learned tokens, in the order of the subjects."""
     best: Path | None = None
-    """What the best LoRA's file is called in the end, where it is called otherwise on the way."""
+    """The final name of the best LoRA's file, when it has another name during the run."""
 
     def of_step(self, step: int) -> Path:
-        """The LoRA of the way after so many steps."""
+        """Return the path of the LoRA after this many steps."""
         assert self.lora is not None
         return self.lora.with_stem(f"{self.lora.stem}-{step:06d}")
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Who looks on."""
+    """The functions that watch a training."""
 
     on_step: Callable[[int, int, float], None] | None = None
     """``(steps done, steps in all, loss of this step)``."""
     look: Callable[[LoraState], Preview] | None = None
     """Pictures of the LoRA so far, every ``fit.preview_every`` steps."""
     on_preview: Callable[[int, Preview, bool], None] | None = None
-    """``(steps done, what was seen, whether it is the best so far)``."""
+    """``(steps done, the preview, whether it is the best so far)``."""
 
 
 def train_lora(
@@ -123,9 +123,9 @@ def train_lora(
     goes_on: bool = False,
     team: Team | None = None,
 ) -> TrainResult:
-    """Train, and write each file as soon as it is due; with ``goes_on`` from the stopped run.
+    """Train, and write each file as soon as it is due; with ``goes_on`` resume the stopped run.
 
-    ``best``: keeps the LoRA whose previews score best. Of several processes the first alone writes. Raises what
+    ``best``: keeps the LoRA whose previews score best. Of several processes only the first writes. Raise as
     `train.loop.train` does.
     """
     about, leads = training.about(plan), team is None or team.leads

@@ -34,7 +34,7 @@ _HOW_TO_CHOOSE = (
 )
 
 
-Value = TypeVar("Said")
+Value = TypeVar("Value")
 
 
 class EmptyMask(MudiError):

@@ -60,22 +60,22 @@ def parse_places(text: str) -> dict[str, Place]:
     """
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        value: dict[str, object] = {}
+        unique_pairs: dict[str, object] = {}
         for name, value in pairs:
-            if name in value:
+            if name in unique_pairs:
                 raise BadPlaces(f"'{_short(name)}' is given twice. Give each subject one place.")
-            value[name] = value
-        return value
+            unique_pairs[name] = value
+        return unique_pairs
 
     if len(text) > LONGEST:
-        raise BadPlaces(f"The layout is {len(text)} letters long, and {LONGEST} are read at most.")
+        raise BadPlaces(f"The layout is {len(text)} letters long; at most {LONGEST} are read.")
     try:
-        value = json.loads(_unfenced(text.removeprefix("\ufeff")), object_pairs_hook=unique)
+        layout = json.loads(_unfenced(text.removeprefix("\ufeff")), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise BadPlaces(f"The layout is not valid JSON ({_short(str(error))}). Write it like this: {EXAMPLE}") from None
-    if not isinstance(value, dict) or not value:
+    if not isinstance(layout, dict) or not layout:
         raise BadPlaces(f"Expected one place for each subject. Write them like this: {EXAMPLE}")
-    places = {name: _place(name, written) for name, written in value.items()}
+    places = {name: _place(name, written) for name, written in layout.items()}
     if any(number > 1000 for place in places.values() for number in place.box):
         raise BadPlaces(
             "These boxes look like pixels. Write them in 0..1, or in 0..1000, where 1000 is the whole width or height."

@@ -87,13 +87,13 @@ def weak_start(sigma: float, gamma: float) -> str:
     share = canvas_share(sigma)
     if gamma == 0 or share >= WEAK:
         return ""
-    share = (
+    words = (
         "nothing"
         if share * gamma < 1e-6
         else f"{share * gamma:.4f} of the noise, SDXL {canvas_share(14.6) * gamma:.3f}"
     )
     return (
-        f"This model begins in noise so strong that the start is lost in it (it sees {share}): the pictures will look "
+        f"This model begins in noise so strong that the start is lost in it (it sees {words}): the pictures will look "
         "as if there were no start. Zero-terminal-SNR and flow models do this; use a usual SDXL checkpoint."
     )
 

@@ -1,1 +1,1 @@
-"""From photos to subjects: find, cut out, name, keep."""
+"""From photos to subjects: find them, cut them out, name them, save them."""

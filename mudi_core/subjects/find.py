@@ -22,30 +22,30 @@ from ..vocabulary import TOKENIZER
 log = logging.getLogger(__name__)
 
 Which = Literal["exactly one", "best"]
-"""What to do with a photo in which the subject is not found exactly once: refuse it, or take the most confident box."""
+"""What to do when a photo does not show the subject exactly once: refuse it, or take the most confident box."""
 WHOLE = 0.95
 """A box or a mask that covers more than this share of a photo says nothing about where the subject is."""
 SPECK = 0.01
-"""Pieces of a mask smaller than this share of its largest piece are dropped: they would stretch the cut-out's box."""
+"""Pieces of a mask below this share of its largest piece are removed: they would enlarge the box of the cut-out."""
 CUT_OFF = 0.2
-"""A subject that runs along the photo's edge for more than this share of its own side goes on beyond it."""
+"""A subject that touches the photo's edge along more than this share of its own side is cut off there."""
 INVERTED = (
-    "the mask is white all around the photo's edge, as Load Image gives transparency; it was turned round, so that the "
+    "the mask is white all around the photo's edge, as Load Image gives transparency. It was inverted, so that the "
     "subject is white."
 )
 VOCABULARY = TOKENIZER / "vocab.json"
 COMMON = 40_000
-"""CLIP's vocabulary is ordered by frequency: a whole word with a lower number has a meaning of its own."""
+"""CLIP's vocabulary is sorted by frequency: a whole word with a lower number already has a meaning."""
 RARE_IN_SPITE = frozenset({"ult", "amg"})
-"""The paper's tokens among the common ones: frequent as ends of words ("result"), meaningless alone."""
+"""Two of the paper's tokens are common: they often end words ("result") but have no meaning alone."""
 
 
 class NotFound(MudiError):
-    """The detector or the segmenter found nothing in a photo."""
+    """A photo in which the detector or the segmenter found nothing."""
 
 
 class SeveralFound(MudiError):
-    """The detector found the subject more than once in a photo."""
+    """A photo in which the detector found the subject more than once."""
 
 
 class CoversAll(MudiError):
@@ -55,14 +55,15 @@ class CoversAll(MudiError):
 def find_boxes(
     photo: Photo, query: str, detector: Detector, threshold: float = 0.25, which: Which | Literal["all"] = "exactly one"
 ) -> Detections:
-    """Where `query` is in a photo: one box, or with "all" every box, never none.
+    """Find `query` in a photo: return one box, or with "all" every box, never none.
 
-    Raise `NotFound`, `SeveralFound`, `CoversAll` with the photo's name and the best score, `BadSubject`.
+    ``threshold``: least confidence of the detector, 0..1. Raise `NotFound`, `SeveralFound` or `CoversAll`, with the
+    name of the photo and the best score, or `BadSubject` for an empty query.
     """
     if not query.strip():
-        raise BadSubject(f"{photo.name}: there is no text to look for. Write one, such as 'dog'.")
+        raise BadSubject(f"{photo.name}: the text to look for is empty. Write one, such as 'dog'.")
     found = detector(photo.image, [query], threshold)
-    with _limits_told(detector):
+    with _with_limits(detector):
         return _wanted(found, photo, query, threshold, which)
 
 
@@ -80,8 +81,8 @@ def _wanted(found: Detections, photo: Photo, query: str, threshold: float, which
 
 
 @contextmanager
-def _limits_told(model: Detector | Segmenter) -> Iterator[None]:
-    """Errors about what a model found say what it does not know, where it says so."""
+def _with_limits(model: Detector | Segmenter) -> Iterator[None]:
+    """Inside the block, errors about what a model found also say what it cannot find."""
     try:
         yield
     except (NotFound, SeveralFound, CoversAll) as error:
@@ -90,11 +91,12 @@ def _limits_told(model: Detector | Segmenter) -> Iterator[None]:
 
 
 def segment_boxes(photo: Photo, xyxy: Tensor, segmenter: Segmenter, which: Which = "exactly one") -> Tensor:
-    """Masks ``[n, h, w]``, 0 or 1, of what stands in the boxes ``[n, 4]`` of a photo, without specks.
+    """Segment what stands in the boxes ``[n, 4]`` (pixels) of a photo: return masks ``[n, h, w]``, 0 or 1.
 
-    Raise `NotFound` when one is empty, and `CoversAll` unless `which` is "best".
+    Small specks are removed. Raise `NotFound` when a mask is empty, and `CoversAll` when it covers the whole photo,
+    unless `which` is "best".
     """
-    with _limits_told(segmenter):
+    with _with_limits(segmenter):
         found = [_checked(_without_specks(mask), photo, which) for mask in segmenter(photo.image, xyxy)]
     return stacked([Levels((mask > 0.5).to(torch.uint8) * 255) for mask in found])
 
@@ -102,9 +104,9 @@ def segment_boxes(photo: Photo, xyxy: Tensor, segmenter: Segmenter, which: Which
 def subject_from_masks(
     photos: Sequence[Photo], masks: Sequence[Tensor], token: str, class_noun: str, which: Which = "exactly one"
 ) -> Subject:
-    """A subject from masks drawn by hand, float ``[h, w]``, 0..1. Raise `NotFound`, `CoversAll`, `BadSubject`.
+    """Make a subject from masks drawn by hand, float ``[h, w]``, 0..1. Raise `NotFound`, `CoversAll` or `BadSubject`.
 
-    One that is `inverted` is turned round, with a warning.
+    A mask that is `inverted` is turned around, with a warning.
     """
     turned = [inverted(mask) for mask in masks]
     masks = [1 - mask if wrong else mask for mask, wrong in zip(masks, turned, strict=True)]
@@ -117,9 +119,9 @@ def subject_from_masks(
 
 
 def inverted(mask: Tensor) -> bool:
-    """Whether a mask ``[h, w]`` is white all around the photo's edge and dark inside: the background, not the subject.
+    """Return whether a mask ``[h, w]`` shows the background: white all around the photo's edge and dark inside.
 
-    ComfyUI's Load Image gives a picture's transparency that way.
+    ComfyUI's Load Image gives the transparency of a picture that way.
     """
     if min(mask.shape) < 3:
         return False
@@ -128,7 +130,7 @@ def inverted(mask: Tensor) -> bool:
 
 
 def doubts(subjects: Iterable[Subject]) -> list[str]:
-    """A sentence for each photo whose mask would teach something wrong: one in pieces far apart, or cut off."""
+    """Return a sentence for each photo whose mask would teach something wrong: empty, with specks, or cut off."""
     return [
         f"{photo.name} of {subject.name}: {doubt}."
         for subject in subjects
@@ -143,19 +145,19 @@ def _doubts(mask: Tensor) -> Iterator[str]:
         yield "its mask is empty. Draw it again, or leave the photo out"
         return
     if whole != own:
-        yield "its mask has specks beside the subject, which stretch the cut-out. Paint them black"
-    shown, across, down = mask > 0.5, own[2] - own[0], own[3] - own[1]
-    edges = {"left": (shown[:, 0], down), "right": (shown[:, -1], down)}
-    edges |= {"top": (shown[0], across), "bottom": (shown[-1], across)}
+        yield "its mask has specks beside the subject, which enlarge the cut-out. Paint them black"
+    inside, across, down = mask > 0.5, own[2] - own[0], own[3] - own[1]
+    edges = {"left": (inside[:, 0], down), "right": (inside[:, -1], down)}
+    edges |= {"top": (inside[0], across), "bottom": (inside[-1], across)}
     cut = [side for side, (edge, extent) in edges.items() if int(edge.sum()) > CUT_OFF * extent]
     if cut:
-        yield f"the subject is cut off at the {' and '.join(cut)}, which is learnt too. Use a photo of the whole"
+        yield f"the subject is cut off at the {' and '.join(cut)}, which the LoRA learns too. Use a photo of the whole subject"
 
 
 def add_subject(subjects: SubjectSet | None, subject: Subject, replace: bool = False) -> SubjectSet:
-    """The set with one more subject, or a set of it alone. `replace`: it takes the place of one with the same token.
+    """Return the set with one more subject, or a new set. `replace`: the subject replaces one with the same token.
 
-    Raise `BadSubject` when the token is taken, and for a twelfth subject.
+    Raise `BadSubject` when the token is already used, and for a twelfth subject.
     """
     present = () if subjects is None else subjects.subjects
     if replace and any(other.token == subject.token for other in present):
@@ -164,20 +166,20 @@ def add_subject(subjects: SubjectSet | None, subject: Subject, replace: bool = F
 
 
 def token_warning(token: str) -> str | None:
-    """A sentence when the token is a plain word, which the model has its own idea of; None when it will do."""
+    """Return a sentence when the token is a common word with a meaning for the model; None when it is fine."""
     number = _vocabulary().get(token.lower() + "</w>")
     if number is None or number >= COMMON or token.lower() in RARE_IN_SPITE:
         return None
     return (
         f"The token '{token}' is a word that the model knows: its meaning will mix with your subject. "
-        "A rare one works better, such as olis, hta, ult, amg or lun."
+        "A rare word works better, such as olis, hta, ult, amg or lun."
     )
 
 
 def name_doubts(names: Sequence[tuple[str, str]]) -> list[str]:
-    """A sentence for each token that teaches or calls something else. ``names``: each subject's token and class noun.
+    """Return a sentence for each token that would teach or call something else.
 
-    A token is to be a rare word, of one piece, that stands in no name but its own.
+    ``names``: token and class noun of each subject. A good token is a rare word of one piece that is in no other name.
     """
     found = []
     for number, (token, noun) in enumerate(names):
@@ -185,20 +187,20 @@ def name_doubts(names: Sequence[tuple[str, str]]) -> list[str]:
         if word in noun.lower().split():
             found.append(
                 f"The token '{token}' is a word of its own class noun '{noun}', so the model cannot tell them apart. "
-                "Take a rare one, such as olis, hta, ult, amg or lun."
+                "Use a rare word, such as olis, hta, ult, amg or lun."
             )
         elif warning := token_warning(token):
             found.append(warning)
         elif word + "</w>" not in _vocabulary():
             found.append(
-                f"The text encoder reads the token '{token}' in several pieces, each with a meaning of its own. A rare "
-                "one of a single piece works better, such as olis, hta, ult, amg or lun."
+                f"The text encoder reads the token '{token}' in several pieces, each with its own meaning. A rare word "
+                "of a single piece works better, such as olis, hta, ult, amg or lun."
             )
         for other_token, other_noun in [*names[:number], *names[number + 1 :]]:
             if word in other_token.lower() or word in other_noun.lower().split():
                 found.append(
                     f"The token '{token}' is also in the name '{other_token} {other_noun}', so a prompt for one calls "
-                    "both. Give each subject a token of its own."
+                    "both. Give each subject its own token."
                 )
     return found
 
@@ -210,16 +212,17 @@ def _vocabulary() -> dict[str, int]:
 
 
 def checked_subject(photos: Sequence[Photo], masks: Sequence[Tensor], token: str, class_noun: str) -> Subject:
+    """Make a subject. Raise `BadSubject` when token, class noun, photos and masks do not fit together."""
     return Subject(token, class_noun, tuple(photos), tuple(masks))
 
 
 def _one_box(found: Detections, photo: Photo, query: str, threshold: float, which: Which) -> int:
-    """The row of the box to take."""
+    """Return the row of the box to take."""
     scores = ", ".join(f"{score:.2f}" for score in found.confidence[:5].tolist())
     if which == "exactly one" and len(found) > 1:
         raise SeveralFound(
-            f"{photo.name}: '{query}' was found {len(found)} times (scores {scores}; threshold {threshold:g}), a "
-            "subject's photo must show it once. Crop the photo, raise the threshold, or choose to take the best one."
+            f"{photo.name}: '{query}' was found {len(found)} times (scores {scores}; threshold {threshold:g}), but "
+            "a photo must show its subject once. Crop the photo, raise the threshold, or choose to take the best one."
         )
     shares = boxes.area(found.xyxy) / (photo.size[0] * photo.size[1])
     if which == "best":
@@ -255,7 +258,7 @@ def _checked(mask: Tensor, photo: Photo, which: Which) -> Tensor:
 
 
 def _without_specks(mask: Tensor) -> Tensor:
-    """Drop the small pieces of a mask ``[h, w]`` of 0 and 1; holes stay, they may be real."""
+    """Remove the small pieces of a mask ``[h, w]`` of 0 and 1; holes stay because they may be real."""
     import cv2
     import numpy as np
 

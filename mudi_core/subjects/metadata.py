@@ -1,4 +1,4 @@
-"""The ``metadata.jsonl`` of a dataset folder: who is in it, and what each photo's files are called.
+"""The ``metadata.jsonl`` of a dataset folder: the names of the subjects, and the files of each photo.
 
 First ``{"id": {"a": "<token> <class noun>", ...}}``, then one line per photo with ``id``, ``file_name``, ``mask_path``
 and ``text``.
@@ -20,22 +20,22 @@ from ..types import MAX_SUBJECTS, MudiError
 from .saving import METADATA
 
 CLASS_METADATA = "class_metadata.jsonl"
-"""The official code's for priors: the names in it are classes, without tokens."""
+"""The official code's file for priors: its names are class nouns without tokens."""
 IDS = "abcdefghijk"
 MOST_PHOTOS = 10_000
 _CHECKSUMS = "crc32"
-"""A line's own, and those of its photo and mask. The official code reads past them."""
+"""The key of the checksums of a line, its photo and its mask. The official code ignores it."""
 LONGEST = 16_000_000
-"""Bytes of a metadata.jsonl: far more than so many photos need."""
+"""Most bytes of a metadata.jsonl: far more than this many photos need."""
 
 
 class BadDataset(MudiError):
-    """A folder that is no dataset, or a line of its metadata that cannot be used; the sentence has its number."""
+    """A folder that is not a dataset, or a metadata line that cannot be used; the sentence has its number."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One photo's line."""
+    """The line of one photo."""
 
     line: int
     id: str
@@ -43,15 +43,17 @@ class Record:
     mask: str
     text: str
     checksums: tuple[str, str] | None = None
-    """Of the two files when they were saved."""
+    """Checksums of the two files when they were saved."""
 
 
 def read_metadata(
     folder: Path, classes: bool = False, within: Path | None = None
 ) -> tuple[dict[str, str], list[Record]]:
-    """The subjects' names by their letters, and the photos. Raise `BadDataset` with the number of the line.
+    """Return the names of the subjects by their letters, and the photos.
 
-    ``classes``: what is named has no token; ``within``: the folder that no link may lead out of.
+    Raise `BadDataset` with the number of the line.
+
+    ``classes``: the names are class nouns without tokens. ``within``: the folder that no link may lead out of.
     """
     path, (first, *others) = _read_lines(folder, within)
     names = _names(first[1], f"{path}, line {first[0]}", classes or path.name == CLASS_METADATA)
@@ -59,13 +61,13 @@ def read_metadata(
     for number, fields in others:
         record = _record(number, fields, names, path)
         if (record.photo, record.id) in records:
-            raise BadDataset(f"{path}, line {number}: '{record.photo}' was named before. Remove one of the lines.")
+            raise BadDataset(f"{path}, line {number}: '{record.photo}' is named twice. Remove one of the lines.")
         records[record.photo, record.id] = record
     return names, list(records.values())
 
 
 def _read_lines(folder: Path, within: Path | None = None) -> tuple[Path, list[tuple[int, dict[str, Any]]]]:
-    """The file, and its lines with their numbers: one at least."""
+    """Return the path of the file, and its lines (at least one) with their numbers."""
     path = folder / METADATA
     if not path.is_file() and (folder / CLASS_METADATA).is_file():
         path = folder / CLASS_METADATA
@@ -74,15 +76,15 @@ def _read_lines(folder: Path, within: Path | None = None) -> tuple[Path, list[tu
     try:
         with path.open("rb") as file:
             if within is not None and leads_out(file, path, within):
-                raise BadDataset(f"{path} is a link that leads out of {within}. Put there what it leads to.")
+                raise BadDataset(f"{path} is a link that leads out of {within}. Replace it by a copy of its file.")
             data = file.read(LONGEST + 1)
     except OSError as error:
         raise BadDataset(f"{path} cannot be read: {error.strerror or error}.") from error
-    too_long = f"{path} is too long: a dataset has up to {MOST_PHOTOS} photos. Make several of it."
+    too_long = f"{path} is too long: a dataset has up to {MOST_PHOTOS} photos. Split it into several."
     if len(data) > LONGEST:
         raise BadDataset(too_long)
     try:
-        text = decoded(data, path).encode()  # bytes, whose lines end only where editors end them
+        text = decoded(data, path).encode()  # bytes: text would also split at rare line separators
     except NotText as error:
         raise BadDataset(str(error)) from None
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
@@ -98,9 +100,9 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise BadDataset(f"{where} is not valid JSON: {error.msg} at column {error.colno}. Repair the line.") from None
-    except (ValueError, RecursionError):  # numbers of thousands of digits, brackets a thousand deep
+    except (ValueError, RecursionError):  # very long numbers, or very deep brackets
         raise BadDataset(
-            f"{where} is no JSON of a photo: it is nested too deeply, or its numbers are too long."
+            f"{where} cannot be read as JSON: it is nested too deeply, or its numbers are too long."
         ) from None
     if not isinstance(fields, dict):
         raise BadDataset(f"{where} should be an object in braces, got {line.decode()[:40]}.")
@@ -136,7 +138,9 @@ def _record(number: int, fields: dict[str, Any], names: dict[str, str], metadata
             raise BadDataset(f"{where} has no '{key}'.")
         name = inside(fields[key])
         if name is None:
-            raise BadDataset(f"{where}: the {key} {fields[key]!r} leaves the dataset folder. Put the file into it.")
+            raise BadDataset(
+                f"{where}: the {key} {fields[key]!r} leads out of the dataset folder. Put the file into the folder."
+            )
         if not _is_file(folder / name):
             raise BadDataset(f"{where}: there is no file '{name}' in {folder}.")
         paths.append(name)
@@ -145,12 +149,12 @@ def _record(number: int, fields: dict[str, Any], names: dict[str, str], metadata
 
 
 def with_checksums(fields: dict[str, Any], files: Sequence[str] = ()) -> dict[str, Any]:
-    """A line with checksums: of itself, and of the files that it names."""
+    """Return a line with checksums: of itself, and of the files that it names."""
     return {**fields, _CHECKSUMS: [_of_line(fields), *files]}
 
 
 def checksum(path: Path) -> str:
-    """The CRC-32 of a file. Raise `OSError`."""
+    """Return the CRC-32 of a file, hexadecimal. Raise `OSError`."""
     found = 0
     with path.open("rb") as file:
         while part := file.read(2**20):
@@ -159,9 +163,9 @@ def checksum(path: Path) -> str:
 
 
 def changed(folder: Path) -> str:
-    """A sentence that names what is not as it was saved, or nothing. Sets without checksums say nothing.
+    """Return a sentence that names what has changed in a set since it was saved; "" when nothing has.
 
-    Raise `BadDataset`.
+    Sets without checksums give "". Raise `BadDataset`.
     """
     path, lines = _read_lines(folder)
     if not any(_CHECKSUMS in fields for _, fields in lines):
@@ -175,7 +179,7 @@ def changed(folder: Path) -> str:
         found += [name for name, was in zip(names, sums, strict=False) if name and _sum_of(folder / name) != was]
     listed = "; ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
     return (
-        f"Not as it was saved in {folder.name}: {listed}. If you did not change it, it is damaged: take a copy."
+        f"Changed since it was saved in {folder.name}: {listed}. If you did not change it, it is damaged: use a copy."
         if found
         else ""
     )
@@ -199,7 +203,7 @@ def _sum_of(path: Path) -> str:
 
 
 def _is_file(path: Path) -> bool:
-    """Names that no file system takes are those of no file."""
+    """Return whether a file has this name; a name that no file system accepts belongs to no file."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -207,7 +211,7 @@ def _is_file(path: Path) -> bool:
 
 
 def inside(name: object) -> str | None:
-    """A relative path with forward slashes that stays below its folder, or None."""
+    """Return a relative path with forward slashes that stays inside its folder, or None."""
     if not isinstance(name, str) or "\0" in name or re.match(r"[A-Za-z]:", name):
         return None
     path = PurePosixPath(name.replace("\\", "/"))

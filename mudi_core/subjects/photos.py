@@ -28,24 +28,24 @@ SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".jfif", ".bmp", 
 OTHER_PICTURES = frozenset(
     ".heic .heif .avif .gif .jxl .jp2 .psd .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .tga .svg".split()
 ) - frozenset(SUFFIXES)
-"""Pictures that are not read, and are named to the user, who may count on them."""
+"""Picture files that cannot be read; a warning names them, because the user may rely on them."""
 MASK_PREFIX = "mask_"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", *_AVIF[1])
-"""What is read, whatever a file's name says: Pillow knows others that start programs, such as PostScript."""
+"""Formats that are read, whatever the file name says: others that Pillow knows, such as PostScript, start programs."""
 MOST_PIXELS = 65_000_000
-"""Of a picture: what phones with 64 megapixels take."""
+"""Most pixels of a picture: photos from phones with 64 megapixels."""
 MOST_PIXELS_TOGETHER = 1_000_000_000
-"""Of all photos that are read at once: 40 of 24 megapixels, and 3 GB when decoded."""
+"""Most pixels of all photos read at once: 40 photos of 24 megapixels, 3 GB when decoded."""
 MOST_SCANS = 40
-"""Times that a JPEG draws over itself: cameras and editors write up to 14. Each takes as long as the whole picture."""
+"""Most scans of a JPEG: cameras and editors write up to 14. Each scan takes as long as the whole picture."""
 MOST_SEGMENTS = 10_000
-"""Of a JPEG: a color profile takes some, and Pillow looks at each."""
+"""Most segments of a JPEG: a colour profile has several, and Pillow reads each."""
 MOST_TAG_BYTES = 64_000_000
-"""That the tags of a TIFF or of EXIF data may take: a crafted file names the same bytes thousands of times."""
+"""Most bytes of the tags of a TIFF or of EXIF data: a malicious file names the same bytes thousands of times."""
 MIN_SIDE = 32
 """Pixels: a photo with a shorter side shows too little to learn from."""
 ORIENTATION = 0x0112
-"""The EXIF tag that says how the camera was held."""
+"""The EXIF tag that says how the camera was rotated."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,21 +55,21 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What sets a photo of each EXIF orientation upright; those from 5 on swap width and height."""
+"""How to make a photo of each EXIF orientation upright; those from 5 on swap width and height."""
 _PUT_PHOTOS = "Put at least one photo of the subject there; five are better."
 _SMALLER = f"Make it smaller than {MOST_PIXELS // 1_000_000} megapixels."
 _TAG_SIZES = (1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 1, 1, 8, 8, 8)
 """Bytes of one value of each type of TIFF tag."""
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-"""Of a JPEG's segment; what stands between two of them, coded pixels, has no such bytes."""
+"""Begins a segment of a JPEG; the coded pixels between segments never contain these bytes."""
 
 
 class BadPhoto(MudiError):
-    """A picture file that cannot be used: no picture, damaged, animated, too small."""
+    """A picture file that cannot be used: not a picture, damaged, animated, or too small."""
 
 
 class NoPhotos(MudiError):
-    """A folder without photos, or no folder at all."""
+    """A folder without photos, or a folder that does not exist."""
 
 
 class MissingMask(MudiError):
@@ -79,17 +79,17 @@ class MissingMask(MudiError):
 def read_photo(path: Path, within: Path | None = None) -> Photo:
     """Read a picture file: rotated as its EXIF data say, transparency on white, 16 bits and CMYK as 8-bit RGB.
 
-    ``within``: the folder that no link may lead out of. Raise `BadPhoto` with the file's name.
+    ``within``: the folder that no link may lead out of. Raise `BadPhoto` with the name of the file.
     """
     picture = _read_picture(path, within)
     if min(picture.size) < MIN_SIDE:
         raise BadPhoto(
-            f"{path} is only {picture.size[0]}x{picture.size[1]} px: a photo needs at least {MIN_SIDE} px a side, "
+            f"{path} is only {picture.size[0]}x{picture.size[1]} px: a photo needs sides of at least {MIN_SIDE} px, "
             "better 512. Use the original instead of a thumbnail."
         )
     name = readable(path.name)
     if picture.mode == "CMYK":
-        log.warning("%s is CMYK, made for print; it is read as RGB, its colours may shift a little", name)
+        log.warning("%s is CMYK, for print. It is read as RGB; its colours may change a little.", name)
     if picture.mode.startswith("I"):
         image: Tensor = _sixteen_bits(picture)[:, :, None].repeat(1, 1, 3)
     else:
@@ -100,8 +100,8 @@ def read_photo(path: Path, within: Path | None = None) -> Photo:
 def read_mask(path: Path, photo: Photo, within: Path | None = None) -> Tensor:
     """Read the mask of `photo`: float ``[h, w]``, 0..1, white where the subject is, upright like the photo.
 
-    A mask without EXIF data that has the size of the photo's unrotated pixels is turned with the photo. The size is not
-    checked here: a `Subject` does that.
+    A mask without EXIF data that has the size of the photo before rotation is rotated with the photo. The size is not
+    checked here: `Subject` does that. ``within``: the folder that no link may lead out of. Raise `BadPhoto`.
     """
     picture = _read_picture(path, within)
     if picture.size != photo.size and picture.size == photo.size[::-1] and photo.source is not None:
@@ -110,7 +110,7 @@ def read_mask(path: Path, photo: Photo, within: Path | None = None) -> Tensor:
     if picture.mode.startswith("I"):
         return _sixteen_bits(picture)
     levels = _pixels(_on(picture, "black", "L"))
-    if levels.max() == 1:  # an array of 0 and 1 saved as it was: black to the eye, and not meant so
+    if levels.max() == 1:  # an array of 0 and 1 saved unscaled: it looks black, but 1 is meant as white
         levels = levels * np.uint8(255)
     return Levels(torch.from_numpy(levels))
 
@@ -118,10 +118,10 @@ def read_mask(path: Path, photo: Photo, within: Path | None = None) -> Tensor:
 def read_photos(
     folder: Path, on_step: Callable[[int, int], None] | None = None, within: Path | None = None
 ) -> tuple[Photo, ...]:
-    """All photos of a folder, in the order of `photo_paths`.
+    """Read all photos of a folder, in the order of `photo_paths`.
 
-    `on_step` hears photos done and photos in all. Files that look like photos and are not read are named in a warning.
-    Raise `NoPhotos`, and `BadPhoto` with the file's name.
+    `on_step` is called with photos done and photos in all. A warning names files that look like photos but are not
+    read. Raise `NoPhotos`, or `BadPhoto` with the name of the file.
     """
     paths = photo_paths(folder)
     left_out = passed_over(folder)
@@ -137,23 +137,26 @@ def read_photos(
 
 
 def check_sum(paths: Iterable[Path]) -> None:
-    """Raise `BadPhoto` when pictures are too large to be held together; only the beginnings of the files are read."""
+    """Raise `BadPhoto` when these pictures together are too large for memory; only the file headers are read."""
     total = 0
     for path in paths:
         try:
             with Image.open(path, formats=FORMATS) as picture:
                 total += picture.width * picture.height
-        except Exception:  # whatever is wrong with it is said when it is read
+        except Exception:  # an error follows when the file is read
             log.debug("%s does not tell its size", readable(path))
         if total > MOST_PIXELS_TOGETHER:
             raise BadPhoto(
                 f"The photos up to {path} have more than {MOST_PIXELS_TOGETHER // 1_000_000:,} megapixels together, "
-                "which is more than is held in memory at once. Make them smaller: 2000 px a side are enough."
+                "too much for the memory. Make them smaller: sides of 2000 px are enough."
             )
 
 
 def photo_paths(folder: Path) -> list[Path]:
-    """The photos in a folder, in natural order ("2.jpg" before "10.jpg"), without ``mask_*``. Raise `NoPhotos`."""
+    """Return the photos in a folder, in natural order ("2.jpg" before "10.jpg"), without ``mask_*``.
+
+    Raise `NoPhotos`.
+    """
     photos, others = _sorted_out(folder)
     if not photos:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in others if not path.is_dir())
@@ -169,7 +172,7 @@ def photo_paths(folder: Path) -> list[Path]:
 
 
 def passed_over(folder: Path) -> str:
-    """A sentence that names what lies beside a folder's photos and is not used, or nothing. Raise `NoPhotos`."""
+    """Return a sentence about files beside a folder's photos that are not used; "" without any. Raise `NoPhotos`."""
     photos, others = _sorted_out(folder)
     stems = {path.stem for path in photos}
     pictures = [path.name for path in others if path.suffix.lower() in OTHER_PICTURES and path.stem not in stems]
@@ -178,10 +181,10 @@ def passed_over(folder: Path) -> str:
     captions = [path.name for path in others if path.suffix.lower() in (".txt", ".caption") and path.stem in stems]
     folders = [path.name for path in others if path.is_dir() and _holds_photos(path)]
     left_out = [
-        (pictures, "of a kind that is not read: save them as JPEG or PNG"),
-        (masks, "taken for masks by their names, without a photo: rename them if they are photos"),
-        (captions, "captions, which are not read from text files: write them into the subject's captions"),
-        (folders, "folders of photos inside: name each itself"),
+        (pictures, "of a kind that cannot be read: save them as JPEG or PNG"),
+        (masks, "masks by their names, without a photo: rename them if they are photos"),
+        (captions, "captions, which are not read from text files: write them into the captions of the subject"),
+        (folders, "folders with photos inside: name each of them instead"),
     ]
     said = [f"{_some(names)} ({why})" for names, why in left_out if names]
     return readable(f"Not used in {folder.name}: {'; '.join(said)}.") if said else ""
@@ -200,7 +203,7 @@ def _holds_photos(folder: Path) -> bool:
 
 
 def _sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The photos of a folder in natural order, and what else it holds. Raise `NoPhotos`."""
+    """Return the photos of a folder in natural order, and its other contents. Raise `NoPhotos`."""
     if not folder.is_dir():
         raise NoPhotos(f"There is no folder {folder}. Make it and put photos of the subject there, or name another.")
     try:
@@ -216,9 +219,9 @@ def _sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def read_masks(folder: Path, photos: Sequence[Photo]) -> tuple[Tensor, ...]:
-    """The masks of `photos` drawn by hand: ``mask_<photo>.png`` in `folder`, or ``<photo>.png`` in a folder of its own.
+    """Read the hand-drawn masks of `photos`: ``mask_<photo>.png`` in `folder`, or ``<photo>.png`` in a folder of masks.
 
-    Raise `MissingMask` with the names that were looked for.
+    Raise `MissingMask` with the name to save it as, or `BadPhoto`.
     """
     return tuple(read_mask(_mask_path(folder, photo), photo) for photo in photos)
 
@@ -235,22 +238,24 @@ def _mask_path(folder: Path, photo: Photo) -> Path:
 
 
 def _unread(path: Path) -> str:
-    """Why Pillow does not know a file: as phones' HEIC begins, and AVIF, which some Pillows do not read."""
+    """Return why Pillow cannot read a file, for example HEIC from a phone, or AVIF, which some Pillows cannot read."""
     with path.open("rb") as file:
         brand = re.match(rb"....ftyp(hei|hev|mif1|msf1|avi)", file.read(12), re.DOTALL)
     if brand is None:
-        return f"is no picture of a kind that is read ({', '.join(FORMATS)}). Save it as JPEG or PNG, or remove it."
+        return (
+            f"is not a picture of a kind that can be read ({', '.join(FORMATS)}). Save it as JPEG or PNG, or remove it."
+        )
     if brand[1] == b"avi" and _AVIF[0]:
         return "is damaged or cut off. Copy or download it again."
-    return "is HEIC or AVIF, which is not read, whatever its name says. Save it as JPEG."
+    return "is HEIC or AVIF, which cannot be read, whatever its name says. Save it as JPEG."
 
 
 def _read_picture(path: Path, within: Path | None) -> Image.Image:
-    """A picture's pixels, upright, in a mode that becomes RGB or grey; from a file that is no trap."""
+    """Return the pixels of a picture, upright, in a mode that can become RGB or grey; refuse dangerous files."""
     try:
         with path.open("rb") as file:
             if within is not None and leads_out(file, path, within):
-                raise BadPhoto(f"{path} is a link that leads out of {within}. Put there what it leads to.")
+                raise BadPhoto(f"{path} is a link that leads out of {within}. Replace it by a copy of its file.")
             _check_tags(file, path)
             _check_scans(file, path)
             with Image.open(file, formats=FORMATS) as picture:
@@ -265,26 +270,26 @@ def _read_picture(path: Path, within: Path | None) -> Image.Image:
         raise BadPhoto(f"{path} is too large ({error}). {_SMALLER}") from None
     except MudiError:
         raise
-    except Exception as error:  # Pillow's decoders raise a dozen kinds at damaged files
+    except Exception as error:  # Pillow's decoders raise many kinds of errors for damaged files
         raise BadPhoto(f"{path} is damaged or cut off ({error}). Copy or download it again.") from None
     if upright.mode == "F":
         raise BadPhoto(f"{path} holds floating-point values, not colours. Save it as PNG or JPEG.")
     if upright.mode == "LAB":
-        raise BadPhoto(f"{path} has LAB colours, which are not read. Save it as RGB.")
+        raise BadPhoto(f"{path} has LAB colours, which cannot be read. Save it as RGB.")
     if upright.mode == "I" and not 0 <= upright.getextrema()[0] <= upright.getextrema()[1] <= 65535:  # type: ignore[operator]
-        raise BadPhoto(f"{path} holds 32-bit numbers, not colours. Save it with 8 or 16 bits a channel.")
+        raise BadPhoto(f"{path} holds 32-bit numbers, not colours. Save it with 8 or 16 bits per channel.")
     return upright
 
 
 def _check_picture(picture: Image.Image, path: Path) -> None:
-    """Raise `BadPhoto` for what would take too long or too much memory to decode, or shows several pictures."""
+    """Raise `BadPhoto` when a picture has several pages or takes too much time or memory to decode."""
     if picture.width * picture.height > MOST_PIXELS:
         raise BadPhoto(f"{path} is too large ({picture.width}x{picture.height} px). {_SMALLER}")
-    # A phone's "MPO" is a JPEG whose further frames are previews or depth.
+    # An "MPO" from a phone is a JPEG whose other frames are previews or depth.
     if picture.format != "MPO" and _has_pages(picture):
-        raise BadPhoto(f"{path} is animated or has several pages: which one shows the subject? Save that one as PNG.")
+        raise BadPhoto(f"{path} is animated or has several pages. Save the page that shows the subject as PNG.")
     if picture.format == "TIFF" and "jpeg" in str(picture.info.get("compression")):
-        raise BadPhoto(f"{path} is a TIFF with JPEGs inside, which is not read. Save it as PNG or JPEG.")
+        raise BadPhoto(f"{path} is a TIFF with JPEGs inside, which cannot be read. Save it as PNG or JPEG.")
     exif = picture.info.get("exif", b"").removeprefix(b"Exif\0\0")
     if _tag_bytes(exif) > MOST_TAG_BYTES:
         raise BadPhoto(f"{path} has EXIF data of an impossible size. Save it again without them.")
@@ -303,9 +308,9 @@ def _has_pages(picture: Image.Image) -> bool:
 
 
 def _scans(jpeg: bytes) -> int:
-    """How often the first picture of a JPEG is drawn over, counted to one more than is read.
+    """Return how often a JPEG draws its first picture, counted up to one more than the limit.
 
-    Counted as many as can be is one with more than `MOST_SEGMENTS` segments too.
+    A JPEG with more than `MOST_SEGMENTS` segments also counts as over the limit.
     """
     scans, at = 0, 2
     for _ in range(MOST_SEGMENTS):
@@ -318,17 +323,17 @@ def _scans(jpeg: bytes) -> int:
 
 
 def _check_scans(file: BinaryIO, path: Path) -> None:
-    """Raise `BadPhoto` for a JPEG that draws over itself, or is cut into pieces: Pillow looks at each at once."""
+    """Raise `BadPhoto` for a JPEG with too many scans or segments: Pillow reads all of them at once."""
     if file.read(2) == b"\xff\xd8":
         file.seek(0)
         scans = _scans(file.read())
         if scans > MOST_SCANS:
-            raise BadPhoto(f"{path} draws over itself {scans} times or more, which no camera does. Save it again.")
+            raise BadPhoto(f"{path} is a JPEG with {scans} scans or more, which no camera writes. Save it again.")
     file.seek(0)
 
 
 def _check_tags(file: BinaryIO, path: Path) -> None:
-    """Raise `BadPhoto` for a TIFF whose tags claim impossible sizes: Pillow reads them all when it opens one."""
+    """Raise `BadPhoto` for a TIFF whose tags claim impossible sizes: Pillow reads all of them when it opens one."""
     if file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         file.seek(0)
         if _tag_bytes(file.read()) > MOST_TAG_BYTES:
@@ -337,7 +342,7 @@ def _check_tags(file: BinaryIO, path: Path) -> None:
 
 
 def _tag_bytes(tiff: bytes) -> int:
-    """The bytes that the values of a TIFF's or EXIF's first directory take, by what it says itself; repeats count."""
+    """Return how many bytes the first directory of a TIFF or EXIF claims for its values; repeats count."""
     order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
     big = tiff[2:4] in (b"+\0", b"\0+")
     word, entry, start = (8, 20, 8) if big else (4, 12, 4)
@@ -355,7 +360,7 @@ def _tag_bytes(tiff: bytes) -> int:
 
 
 def _upright(picture: Image.Image, taken: Image.Image) -> Image.Image:
-    """A picture turned as the EXIF data of the one `taken` say, if they say it; damaged ones say nothing."""
+    """Rotate a picture as the EXIF data of the picture `taken` say; ignore missing and damaged data."""
     try:
         turn = TURNS.get(int(taken.getexif().get(ORIENTATION, 1)))
     except Exception:
@@ -368,7 +373,7 @@ def _sixteen_bits(picture: Image.Image) -> Tensor:
 
 
 def _on(picture: Image.Image, colour: str, mode: str) -> Image.Image:
-    """Lay a picture with transparency on a colour, and convert it."""
+    """Put a picture with transparency on a colour, and convert it."""
     if picture.has_transparency_data:
         layer = Image.new("RGBA", picture.size, colour)
         layer.alpha_composite(picture.convert("RGBA"))
@@ -377,7 +382,7 @@ def _on(picture: Image.Image, colour: str, mode: str) -> Image.Image:
 
 
 def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
-    """The bytes ``[h, w, ...]`` of an 8-bit picture, strip by strip: Pillow would make three copies on the way."""
+    """Return the bytes ``[h, w, ...]`` of an 8-bit picture, strip by strip: Pillow would make three copies."""
     width, height = picture.size
     pixels = np.empty((height, width, 3) if picture.mode == "RGB" else (height, width), np.uint8)
     for top in range(0, height, 256):

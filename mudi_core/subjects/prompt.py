@@ -1,7 +1,7 @@
-"""The subjects in words: prompts that name them all.
+"""The subjects in words: prompts that name all of them.
 
-Appendix B of the paper: each subject is named by its token and its class noun, a start such as "2 dogs:" helps with
-more subjects, and the negative prompt is "sticker, collage", since Seg-Mix's training images are collages.
+Appendix B of the paper: a prompt names each subject by its token and its class noun, a start such as "2 dogs:" helps
+with more subjects, and the negative prompt is "sticker, collage" because Seg-Mix's training images are collages.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from ..types import MudiError, listed
 
 SUBJECTS = "{subjects}"
-"""Where a text has the subjects' names."""
+"""The place of the names in a text."""
 TEXT = f"a photo of {SUBJECTS}"
 NEGATIVE = "sticker, collage"
 MOST_ORDERS = 120
-"""Of five subjects."""
+"""The orders of five subjects."""
 
 
 class TooManyOrders(MudiError):
@@ -25,10 +25,10 @@ class TooManyOrders(MudiError):
 
 
 def write_prompt(names: Sequence[str], text: str = TEXT, kind: str = "") -> str:
-    """ "2 dogs: a photo of olis corgi and hta chow chow playing in the snow".
+    """Write a prompt: "2 dogs: a photo of olis corgi and hta chow chow playing in the snow" (paper, appendix B).
 
-    ``names``: each subject's token and class noun; ``text`` has ``{subjects}`` where they stand, or it is only what
-    they do ("playing in the snow"); ``kind``: what they are together ("dogs"), if that is to be said.
+    ``names``: token and class noun of each subject. ``text`` has ``{subjects}`` where the names go, or is only what
+    they do ("playing in the snow"). ``kind``: a word for all of them ("dogs"), or "" for no such start.
     """
     text = text.strip()
     if SUBJECTS not in text:
@@ -38,7 +38,10 @@ def write_prompt(names: Sequence[str], text: str = TEXT, kind: str = "") -> str:
 
 
 def write_prompts(names: Sequence[str], text: str = TEXT, kind: str = "", every_order: bool = False) -> list[str]:
-    """One prompt, or one for every order of the subjects, as the paper's scores are averaged over. `TooManyOrders`."""
+    """Return one prompt, or with ``every_order`` one for each order of the subjects, as the paper averages its scores.
+
+    Raise `TooManyOrders` for more than five subjects.
+    """
     orders = math.factorial(len(names)) if every_order else 1
     if orders > MOST_ORDERS:
         raise TooManyOrders(f"{len(names)} subjects have {orders} orders. Up to five subjects can have every order.")

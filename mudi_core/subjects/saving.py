@@ -1,8 +1,9 @@
-"""A dataset folder is replaced as a whole, by one writer at a time, and a killed writer costs nothing.
+"""Replace a dataset folder as a whole, with one writer at a time; a killed writer loses nothing.
 
-New files are made in a hidden folder inside, the stage. When all are there the stage gets another name: from then on
-the new set is saved, and its files move to their places, which the next who opens the folder finishes if need be.
-Other files of the folder are never touched. A file beside a folder, the mark, stands there while the folder is new.
+New files are made in a hidden folder inside, the stage. When all of them are there, the stage gets another name: from
+then on the new set is saved, and its files move to their places; if that is interrupted, the next process that opens
+the folder finishes it. Other files in the folder are never touched. While the folder is new, a file beside it, the
+mark, says so.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from ..types import MudiError
 
 METADATA = "metadata.jsonl"
 OURS = ".mudi-"
-"""Begins the names of what lies in a folder only while it is saved."""
+"""The prefix of files that are in a folder only while it is being saved."""
 _LOCK, _STAGE, _COMPLETE = f"{OURS}lock", f"{OURS}stage-", f"{OURS}complete"
 _MARK = re.compile(rf"{re.escape(OURS)}(?P<name>.+)\.new", re.DOTALL)
 _EARLIER = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>old|new)", re.DOTALL)
-"""Folders beside a set while earlier versions saved it: the old set out of the way, and the new one in the making."""
+"""Folders beside a set while earlier versions saved it: the old set, moved away, and the new one, not yet complete."""
 _ATTEMPTS = 5
 _PAUSE = 0.02
-"""Seconds between two looks at a writer whose files move to their places."""
+"""Seconds between two checks of a writer whose files move to their places."""
 
 Found = TypeVar("Found")
 
 
 class CannotWrite(MudiError):
-    """A dataset folder that cannot be written; what was there is unchanged."""
+    """A dataset folder that cannot be written; its contents are unchanged."""
 
 
 class Unfinished(MudiError):
@@ -44,9 +45,11 @@ class Unfinished(MudiError):
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other writers out of a folder, which is made if need be, until the block ends; wait for those inside.
+    """Keep other writers out of a folder until the block ends; wait for a writer that is in it.
 
-    Raise `OSError`, `Unfinished`.
+    Make the folder if needed.
+
+    Raise `OSError` or `Unfinished`.
     """
     _bring_back(folder)
     with ExitStack() as stack:
@@ -62,9 +65,9 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def stage(folder: Path) -> Iterator[Path]:
-    """An empty folder, whose files take their places in ``folder`` when the block ends well: all, or none.
+    """Yield an empty folder, whose files move to their places in ``folder`` when the block ends well: all or none.
 
-    Only inside of `held`. Raise `CannotWrite`, `OSError` with nothing changed, or `Unfinished`.
+    Only use this inside `held`. Raise `CannotWrite` or `OSError`, with nothing changed, or `Unfinished`.
     """
     place = folder / f"{_STAGE}{secrets.token_hex(4)}"
     place.mkdir()
@@ -78,16 +81,16 @@ def stage(folder: Path) -> Iterator[Path]:
 
 
 def take_up(folder: Path) -> None:
-    """Finish what a killed writer had completed, remove what it had not, and the folder if there is nothing else.
+    """Finish what a killed writer had completed, and remove what it had not; remove the folder if it is empty then.
 
-    Waits for a writer that is at it. Raise `Unfinished`.
+    Wait for a writer at work. Raise `Unfinished`.
     """
     _bring_back(folder)
     _finish(folder, wait=True)
 
 
 def take_up_all(root: Path) -> None:
-    """`take_up` of every folder in ``root`` that nobody writes to; what cannot be is told when the folder is read."""
+    """Run `take_up` on every folder in ``root`` without a writer; errors show when the folder is read."""
     try:
         names = os.listdir(root)
     except OSError:
@@ -120,12 +123,12 @@ def _finish(folder: Path, wait: bool) -> None:
 
 
 def _mark(folder: Path) -> Path:
-    """Claimed by whoever makes the folder, so that an empty one is known for what it is."""
+    """Return the file that the maker of a folder claims, so that others know why the folder is empty."""
     return folder.with_name(f"{OURS}{folder.name}.new")
 
 
 def _bring_back(folder: Path) -> None:
-    """A set that an earlier version had out of the way comes back; what killed writers left beside it goes."""
+    """Restore a set that an earlier version had moved away; remove what killed writers left beside it."""
     earlier = _earlier(folder)
     is_marked = _mark(folder).exists()
     if not (earlier or is_marked):
@@ -141,7 +144,7 @@ def _bring_back(folder: Path) -> None:
 
 
 def _earlier(folder: Path) -> list[Path]:
-    """What earlier versions left beside a folder: old sets first, the latest of them first."""
+    """Return what earlier versions left beside a folder: old sets first, the latest of them first."""
     try:
         named = [
             (match, folder.with_name(name)) for name in os.listdir(folder.parent) if (match := _EARLIER.fullmatch(name))
@@ -157,7 +160,7 @@ def _earlier(folder: Path) -> list[Path]:
 
 
 def _take_in(left: Path, folder: Path) -> None:
-    """One of `_earlier` becomes the set, if there is none; else the set gets what it lacks, and the rest goes."""
+    """Make one of `_earlier` the set if there is none; otherwise add its missing files and remove the rest."""
     match = _EARLIER.fullmatch(left.name)
     assert match is not None
     if (left / METADATA).exists() and not (folder / METADATA).exists():
@@ -180,7 +183,7 @@ def _add_missing(source: Path, folder: Path) -> None:
 
 
 def _is_alive(process: str) -> bool:
-    """Whether another process has the number, as far as is known. Ours writes no such folders."""
+    """Return whether another process has the number, as far as is known. This version writes no such folders."""
     return int(process) != os.getpid() and Path("/proc", process).exists()
 
 
@@ -190,7 +193,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def unchanged(folder: Path, read: Callable[[], Found]) -> Found:
-    """What ``read`` gives of a folder that nobody replaces meanwhile: where somebody does, it reads again."""
+    """Return what ``read`` returns for a folder that nobody changes meanwhile; read again when somebody did."""
     for _ in range(_ATTEMPTS - 1):
         take_up(folder)
         before = _state(folder)
@@ -207,7 +210,7 @@ def unchanged(folder: Path, read: Callable[[], Found]) -> Found:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file or folder is there only while its folder is saved."""
+    """Return whether a file or folder exists only while its folder is being saved."""
     return path.name.startswith(OURS)
 
 
@@ -219,7 +222,7 @@ def _left_in(folder: Path) -> bool:
 
 
 def _state(folder: Path) -> object:
-    """Another one when the set is another, or about to be."""
+    """Return a value that differs when the set is another, or is about to be."""
     try:
         about = (folder / METADATA).stat()
     except (OSError, ValueError):
@@ -234,7 +237,7 @@ def _settle(folder: Path) -> None:
 
 
 def _files(place: Path) -> list[Path]:
-    """The names of a stage's files inside of it, that which names the others last."""
+    """Return the names of the files in a stage; the one that names the others is last."""
     files = (path.relative_to(place) for path in place.rglob("*") if not path.is_dir())
     return sorted(files, key=lambda name: (name == Path(METADATA), name))
 
@@ -246,7 +249,7 @@ def _check_places(place: Path, folder: Path) -> None:
         if not Path(os.path.realpath(above)).is_relative_to(root):
             raise CannotWrite(f"{above} is a link that leads out of {folder}. Remove it, or choose another folder.")
         if (folder / name).is_dir() or (above.exists() and not above.is_dir()):
-            raise CannotWrite(f"{folder / name} cannot be a photo or mask: something else has the name. Rename it.")
+            raise CannotWrite(f"{folder / name} has the name of a photo or mask but is something else. Rename it.")
 
 
 def _move_in(folder: Path) -> None:

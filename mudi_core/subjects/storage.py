@@ -44,39 +44,41 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 OnPhoto = Callable[[int, int], None]
-"""``(photos done, photos in all)``; an exception from it ends the work and leaves the folder as it was."""
+"""``(photos done, photos in all)``; an exception from it stops the work and leaves the folder as it was."""
 
 
 def read_subjects(
     folder: Path, on_step: OnPhoto | None = None, written: SubjectSet | None = None, within: Path | None = None
 ) -> SubjectSet:
-    """Read a dataset folder. Photo names are the file names of the metadata, in its order.
+    """Read a dataset folder. The photos have the file names of the metadata as names, in its order.
 
-    Pixels that are those of the set that was just ``written`` there share its memory. ``within``: the folder that no
-    link may lead out of.
-    Raise `BadDataset` with the number of the line, `BadPhoto` with the name of the file, `BadSubject`.
+    Pixels equal to those of the set just ``written`` there share its memory. ``within``: the folder that no link may
+    lead out of. Raise `BadDataset` with the number of the line, `BadPhoto` with the name of the file, or `BadSubject`.
     """
-    return _told(folder, lambda: _read(folder, on_step, written, within=within))
+    return _with_warning(folder, lambda: _read(folder, on_step, written, within=within))
 
 
 def changes(folder: Path) -> str:
-    """A sentence that names what of a set is not as it was saved, or nothing. Raise as `read_subjects` does."""
+    """Return a sentence that names what has changed in a set since it was saved, or "".
+
+    Raise as `read_subjects` does.
+    """
     return unchanged(folder, lambda: changed(folder))
 
 
-def _told(folder: Path, read: Callable[[], SubjectSet]) -> SubjectSet:
-    """What is read, and a warning where files are not as they were saved: a mask may be drawn anew on purpose."""
-    subjects, told = unchanged(folder, lambda: (read(), changed(folder)))
-    if told:
-        log.warning(told)
+def _with_warning(folder: Path, read: Callable[[], SubjectSet]) -> SubjectSet:
+    """Return what is read; warn when files have changed since they were saved: a mask may be redrawn on purpose."""
+    subjects, warning = unchanged(folder, lambda: (read(), changed(folder)))
+    if warning:
+        log.warning(warning)
     return subjects
 
 
 def read_priors(folder: Path, subjects: SubjectSet, on_step: OnPhoto | None = None) -> SubjectSet:
     """Read pictures of the classes of ``subjects`` from a folder of ours or of the official code.
 
-    Names that do not begin with the subjects' tokens are classes; theirs become tokens that nobody reads. Raises as
-    `read_subjects` does.
+    Names that do not begin with the tokens of the subjects are class nouns; they get the subjects' tokens, which no
+    caption uses. Raise as `read_subjects` does.
     """
 
     def read() -> SubjectSet:
@@ -84,7 +86,7 @@ def read_priors(folder: Path, subjects: SubjectSet, on_step: OnPhoto | None = No
         is_theirs = any(name.split()[1] not in subjects.tokens for name in names.values())
         return _read(folder, on_step, classes=is_theirs)
 
-    return _told(folder, read)
+    return _with_warning(folder, read)
 
 
 def _read(
@@ -111,7 +113,7 @@ def _shared(read: Tensor, known: Tensor | None) -> Tensor:
 
 
 def _counted(on_step: OnPhoto | None, photos: int) -> Callable[[], None]:
-    """Tells `on_step` of one more photo at each call."""
+    """Return a function that tells `on_step` of one more photo at each call."""
     numbers = count(1)
     return lambda: None if on_step is None else on_step(next(numbers), photos)
 
@@ -137,16 +139,16 @@ def _read_subject(
 
 
 def default_caption(name: str) -> str:
-    """What the file says of a photo without a caption; such a text is read as no caption again."""
+    """Return the text in the file for a photo without a caption; reading it gives no caption again."""
     return f"a photo of {name}"
 
 
 def write_subjects(subjects: SubjectSet, folder: Path, on_step: OnPhoto | None = None) -> Path:
-    """Write the set to `folder`, which is new, empty, or a dataset that it replaces; return its full path.
+    """Write the set to `folder`, which is new, empty, or a dataset to be replaced; return its full path.
 
     A photo whose file still has the same pixels is copied byte for byte, any other becomes an 8-bit PNG; masks become
-    8-bit PNGs. A name that two photos share gets the subject's letter in front. The new set is made beside the old one
-    and then takes its place; files there that are not overwritten stay. Other writers wait. Raise `CannotWrite`.
+    8-bit PNGs. When two photos share a name, it gets the subject's letter in front. The new set is made beside the old
+    one and then replaces it; other files there stay. Other writers wait. Raise `CannotWrite`.
     """
     with _writable(folder) as folder:
         _write(subjects, folder, on_step)
@@ -154,11 +156,11 @@ def write_subjects(subjects: SubjectSet, folder: Path, on_step: OnPhoto | None =
 
 
 def add_subject(folder: Path, subject: Subject, replace: bool = False) -> tuple[list[tuple[str, int]], Path]:
-    """Add a subject to the set in `folder`, which may be new; give all names and numbers of photos, and the full path.
+    """Add a subject to the set in `folder`, which may be new; return each name with its number of photos, and the path.
 
-    ``replace``: it takes the place of one with the same token. The other subjects' files are copied as they are, not
-    decoded. Nobody else writes in between, so that two who add a subject at once do not lose one. Raise `BadSubject`
-    when the token is taken and for a twelfth subject, else as `read_subjects` and `write_subjects` do.
+    ``replace``: the subject replaces one with the same token. The files of other subjects are copied as they are, not
+    decoded. Other writers wait, so that nothing is lost when two add a subject at the same time. Raise `BadSubject`
+    when the token is already used and for a twelfth subject, otherwise as `read_subjects` and `write_subjects` do.
     """
     with _writable(folder) as folder:
         there = _on_disk(folder) if (folder / METADATA).exists() else []
@@ -187,32 +189,32 @@ class _OnDisk:
 
 
 def _on_disk(folder: Path) -> list[_OnDisk]:
-    if told := changed(folder):
-        log.warning(told)
+    if warning := changed(folder):
+        log.warning(warning)
     names, records = read_metadata(folder)
     return [_OnDisk(name, folder, tuple(record for record in records if record.id == id)) for id, name in names.items()]
 
 
 @contextmanager
 def _writable(folder: Path) -> Iterator[Path]:
-    """The folder's full path, for one writer at a time. Raise `CannotWrite`."""
+    """Yield the full path of the folder, for one writer at a time. Raise `CannotWrite`."""
     folder = Path(os.path.realpath(folder))
     try:
         if folder.exists() and not folder.is_dir():
             raise _no_dataset(folder)
-        with held(folder):  # only then is there nothing of a set whose files are on their way
+        with held(folder):  # only now no files of a set are still moving
             if not (_is_empty(folder) or (folder / METADATA).exists()):
                 raise _no_dataset(folder)
             yield folder
     except OSError as error:
         raise CannotWrite(
-            f"{folder} cannot be written: {error.strerror or error}. What was there is unchanged. "
-            "Choose another folder, or make room."
+            f"{folder} cannot be written: {error.strerror or error}. Its contents are unchanged. "
+            "Choose another folder, or free some space."
         ) from error
 
 
 def _no_dataset(folder: Path) -> CannotWrite:
-    return CannotWrite(f"{folder} is there and is no dataset. Choose a new folder; nothing was changed.")
+    return CannotWrite(f"{folder} exists and is not a dataset. Choose a new folder; nothing was changed.")
 
 
 def _is_empty(folder: Path) -> bool:
@@ -223,19 +225,19 @@ def _write(subjects: Iterable[Subject | _OnDisk], folder: Path, on_step: OnPhoto
     subjects = list(subjects)
     with stage(folder) as fresh:
         _write_files(subjects, fresh, _counted(on_step, sum(len(subject.photos) for subject in subjects)))
-        read_metadata(fresh)  # what cannot be read back must not replace anything
+        read_metadata(fresh)  # a set that cannot be read back must not replace anything
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One photo of a set that is written, and its mask: pixels, or files to be copied."""
+    """One photo of a set to write, and its mask: pixels, or files to copy."""
 
     name: str
     photo: Tensor | Path
     mask: Tensor | Path
     text: str
     checksums: tuple[str, str] | None = None
-    """What the copied files once had: a file that was damaged since stays known as such."""
+    """The earlier checksums of copied files, so that damage since then is still noticed."""
 
 
 def _entries(subject: Subject | _OnDisk) -> Iterator[_Entry]:
@@ -284,7 +286,7 @@ def _is_unchanged(photo: Photo) -> bool:
     try:
         return torch.equal(read_photo(photo.source).image, photo.image)
     except MudiError:
-        return False  # the file is gone or was replaced: the pixels in memory are what the user means
+        return False  # the file is missing or was replaced: the user means the pixels in memory
 
 
 def _file_name(of_photo: str, unchanged: bool) -> str:
@@ -299,7 +301,7 @@ def _file_name(of_photo: str, unchanged: bool) -> str:
 
 
 def _free_name(name: str, prefix: str, taken: set[str]) -> str:
-    """The name, with `prefix` in front until it is free; case does not count, as on most people's disks."""
+    """Return the name, with `prefix` in front until it is free; case does not count, as on most disks."""
     while name.casefold() in taken:
         path = PurePosixPath(name)
         name = str(path.with_name(prefix + path.name))

@@ -1,4 +1,4 @@
-"""The best LoRA of a run, kept beside the last."""
+"""The best LoRA of a run, saved beside the last one."""
 
 from __future__ import annotations
 
@@ -17,21 +17,31 @@ _SCORE, _STEP = "mudi_score", "ss_steps"
 
 
 class BestLora:
-    """A file that always holds the LoRA with the highest score so far, and says which score and step that was."""
+    """A file that always holds the LoRA with the highest score so far, with its score and step."""
 
     def __init__(self, path: Path, about: Mapping[str, str], goes_on: bool = False) -> None:
-        """``about``: the metadata of the run's LoRA; ``goes_on``: a resumed run, whose file is there if any was."""
+        """Prepare the file.
+
+        ``about``: the metadata of the run's LoRA; ``goes_on``: a resumed run, which may have a file.
+        """
         self.path, self.about = path, about
         self.score, self.step = -math.inf, 0
         if goes_on and path.is_file():
             try:
-                kept = load_lora(path)[1]
-                self.score, self.step = float(kept[_SCORE]), int(kept[_STEP])
+                metadata = load_lora(path)[1]
+                self.score, self.step = float(metadata[_SCORE]), int(metadata[_STEP])
             except (MudiError, KeyError, ValueError) as error:
-                log.warning("the best LoRA so far is not known, the next preview's is kept: %s (%s)", path, error)
+                log.warning(
+                    "The best LoRA so far cannot be read, so the LoRA of the next preview counts as the best: %s (%s)",
+                    path,
+                    error,
+                )
 
     def offer(self, step: int, state: LoraState, score: float) -> bool:
-        """Keeps the LoRA of a step if its score is above all before; says whether. Raise as `save_lora` does."""
+        """Save the LoRA of a step when its score is the highest so far; return whether it is.
+
+        Raise as `save_lora` does.
+        """
         if score <= self.score:
             return False
         save_lora(self.path, state, {**self.about, _STEP: str(step), _SCORE: repr(score)})
@@ -39,6 +49,6 @@ class BestLora:
         return True
 
     def move(self, path: Path) -> None:
-        """Give the file another name, whatever is there."""
+        """Rename the file, and replace what has that name."""
         os.replace(self.path, path)
         self.path = path

@@ -1,4 +1,4 @@
-"""What was encoded before, kept in a folder by its content and let go when the folder grows too large."""
+"""Encoded images and captions of earlier runs, by content, in a folder; the oldest go when it grows too large."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..tensor_file import BadTensorFile, read_tensors, write_tensors
 log = logging.getLogger(__name__)
 
 LIMIT = 4 * 2**30
-"""Bytes that a folder may hold before its oldest files go: some ten runs of SDXL."""
+"""Bytes that a folder may hold before its oldest files are deleted: about ten runs of SDXL."""
 
 
 def content_key(*content: bytes | str | Tensor) -> str:
-    """A name for content: hexadecimal SHA-256 of its parts and their lengths."""
+    """Return a name for content: the hexadecimal SHA-256 of its parts and their lengths."""
     digest = hashlib.sha256()
     for part in content:
         if isinstance(part, Tensor):
@@ -34,21 +34,26 @@ def content_key(*content: bytes | str | Tensor) -> str:
 
 
 class Cache:
-    """Safetensors files by key, each written whole or not at all. Without a folder nothing is kept.
+    """Safetensors files by key, each written completely or not at all. Without a folder nothing is saved.
 
-    What it holds can be made again, so nothing about it ends a training: a file that is damaged, or has no checksum,
-    counts as not there, and a folder that cannot be written is told once and left alone.
+    Its content can be made again, so no problem with it ends a training: a file that is damaged or has no checksum
+    counts as missing, and when the folder cannot be written, one warning says so.
     """
 
     def __init__(self, folder: Path | None, limit: int = LIMIT) -> None:
-        """``limit``: bytes that `prune` leaves."""
+        """Open the cache in a folder. ``limit``: bytes that `prune` leaves."""
         self.folder = None if folder is None else Path(folder)
         self.limit = limit
         self._takes_more = True
         self._damaged = 0
 
     def read(self, key: str, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-        """What was kept under a key, with its metadata; it counts as new again. ``mapped`` as in `read_tensors`."""
+        """Return what was saved under a key, with its metadata; None when there is nothing.
+
+        The entry counts as new again.
+
+        ``mapped`` as in `read_tensors`.
+        """
         file = self._file(key)
         if file is None or not os.path.exists(file):
             return None
@@ -62,12 +67,12 @@ class Cache:
         return found
 
     def is_damaged(self, why: str) -> None:
-        """Says that a file is made again; only of the first."""
+        """Warn that a file is made again; only for the first file."""
         self._damaged += 1
         log.log(logging.WARNING if self._damaged == 1 else logging.DEBUG, "%s It is made again.", why)
 
     def write(self, key: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-        """Keeps tensors under a key, if the folder takes them."""
+        """Save tensors under a key, if the folder can be written."""
         file = self._file(key)
         if file is None or not self._takes_more:
             return
@@ -78,10 +83,10 @@ class Cache:
             log.warning("%s Training goes on; the next one encodes these pictures and captions again.", error)
 
     def prune(self) -> None:
-        """Lets the files go that were not used for the longest time, until the folder keeps to its limit."""
+        """Delete the files that were not used for the longest time, until the folder is within its limit."""
         files = []
         for file in self._files():
-            with suppress(OSError):  # another run may have let it go
+            with suppress(OSError):  # another run may have deleted it
                 about = file.stat()
                 files.append((about.st_mtime_ns, about.st_size, file))
         held = sum(size for _, size, _ in files)
@@ -95,7 +100,7 @@ class Cache:
     def _files(self) -> list[Path]:
         try:
             return [] if self.folder is None else list(self.folder.glob("*.safetensors"))
-        except OSError:  # a folder that may not be read
+        except OSError:  # a folder without permission to read
             return []
 
     def _file(self, key: str) -> Path | None:

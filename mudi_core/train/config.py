@@ -1,4 +1,4 @@
-"""What a training run is told: three parts, that users write flat, each setting by its own name."""
+"""The settings of a training: three parts, which users write as one flat list, each setting by its own name."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"dco_beta": 0.0},
     "official code": {"dco_beta": 1000.0},
 }
-"""How long and how carefully to learn: settings that stand in for a training's usual ones.
+"""Presets for how long and how carefully to learn: settings that replace the usual ones.
 
-"paper" is the paper's loss, the mean squared error, which wants prior images (its appendix B); "official code" is the
-authors' later substitute, Direct Consistency Optimization, which needs none. Both have the paper's steps and rate.
+"paper" is the paper's loss, the mean squared error, which needs prior images (appendix B); "official code" is the
+authors' later replacement, Direct Consistency Optimization, which needs none. Both have the paper's steps and rate.
 """
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of one LoRA. The defaults are those of the official code, for SDXL.
+    """The settings of one LoRA training. The defaults are those of the official code, for SDXL.
 
-    Raises `BadTrainConfig` that names the setting, its value and its range.
+    Raises `BadTrainConfig`, which names the setting, its value and its range.
     """
 
     samples: Samples = field(default_factory=Samples)
@@ -44,20 +44,20 @@ class TrainConfig:
 
     @classmethod
     def of(cls, **settings: Any) -> TrainConfig:
-        """Return the defaults with ``settings`` in their place: those of `SETTINGS`, whichever part they are of."""
+        """Return the defaults with ``settings`` in their place: names from `SETTINGS`, of any part."""
         return cls().but(**settings)
 
     @classmethod
     def usual(cls, family: Family, **settings: Any) -> TrainConfig:
-        """Return what is usual for a kind of base model, and ``settings`` in its place."""
+        """Return the usual settings of a kind of base model, with ``settings`` in their place."""
         layout = LayoutConfig() if family.max_overlap is None else LayoutConfig(max_overlap=family.max_overlap)
         return cls.of(**{**family.training, "layout": layout, **settings})
 
     def but(self, **settings: Any) -> TrainConfig:
-        """Return these settings with ``settings`` of `SETTINGS` in their place.
+        """Return these settings with other ``settings``, names from `SETTINGS`, in their place.
 
-        ``batch_size`` and ``accumulation`` together say how many samples a step has; one of them leaves the other.
-        Raise `TypeError` for a name that there is not.
+        ``batch_size`` and ``accumulation`` together say how many samples a step has; giving one keeps the other. Raise
+        `TypeError` for an unknown name.
         """
         if unknown := sorted(settings.keys() - SETTINGS.keys()):
             raise TypeError(f"There is no setting {', '.join(unknown)}.")
@@ -71,11 +71,11 @@ class TrainConfig:
 
     @property
     def accumulation(self) -> int:
-        """Batches of a step: their gradients are averaged before the weights move. Several processes share them."""
+        """Batches per step: their gradients are averaged before the weights change. Several processes share them."""
         return self.samples.samples_per_step // self.fit.batch_size
 
     def described(self) -> dict[str, str]:
-        """These settings as a LoRA's file tells them: by kohya's ``ss_*`` names, and whole as ``mudi_config``."""
+        """Return the settings as metadata of a LoRA file: kohya's ``ss_*`` keys, and all as ``mudi_config``."""
         samples, learning = self.samples, self.learning
         return {
             "ss_network_dim": str(learning.rank),
@@ -103,33 +103,33 @@ class TrainConfig:
         return {name: every[name] for name in SETTINGS}
 
     def to_json(self) -> str:
-        """All of `SETTINGS`, sorted by name: for a file's metadata and to tell two configurations apart."""
+        """Return all of `SETTINGS`, sorted by name: for metadata, and to tell two configurations apart."""
         return _json(self.flat())
 
     def run_json(self) -> str:
-        """Only the settings that a resumed run shares with the one that was stopped."""
+        """Return only the settings that a resumed run must share with the stopped one."""
         return _json({**vars(self.samples), **vars(self.learning)})
 
 
 def plan_json(samples: Samples) -> str:
-    """The settings that decide which samples are drawn, sorted by name."""
+    """Return the settings that decide which samples are drawn, sorted by name."""
     return _json(vars(samples))
 
 
 def _of(part: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that are a part's."""
+    """Return the settings that belong to a part."""
     names = {one.name for one in fields(part)}
     return {name: value for name, value in settings.items() if name in names}
 
 
 def _flat() -> dict[str, Any]:
     kinds = {name: kind for part in (Samples, Learning, Fit) for name, kind in get_type_hints(part).items()}
-    del kinds["samples_per_step"]  # users give it as batch size times accumulation
+    del kinds["samples_per_step"]  # users give this as batch size times accumulation
     return {**kinds, "accumulation": int}
 
 
 SETTINGS: dict[str, Any] = _flat()
-"""Every setting that can be given, with the kind of its value."""
+"""Every setting by its name, with the type of its value."""
 
 
 def _json(values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C that is noted and answered when a step is done."""
+"""Ctrl-C that takes effect when a step is done."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def ctrl_c_waits() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is noted and answered after the step: an optimizer update cut in half could not be resumed.
+    """Inside the block Ctrl-C takes effect after the step: a half-done optimizer update could not be resumed.
 
-    Only Python's own handler is replaced, and only in the main thread, where Ctrl-C arrives; a host keeps its own.
+    Yield a function that says whether Ctrl-C was pressed. Only Python's own handler is replaced, and only in the main
+    thread, where Ctrl-C arrives; the handler of a host stays.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread() or (
@@ -37,9 +38,9 @@ def ctrl_c_waits() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def ctrl_c_answers() -> Iterator[None]:
-    """Within a block of `ctrl_c_waits`: here Ctrl-C is answered at once, since nothing can be cut in half."""
+    """Inside a block of `ctrl_c_waits`: let Ctrl-C take effect at once, where nothing can be half done."""
     waits = signal.getsignal(signal.SIGINT)
-    if getattr(waits, "__module__", "") != __name__:  # a host's own, or another thread's
+    if getattr(waits, "__module__", "") != __name__:  # the handler of a host, or another thread
         yield
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)

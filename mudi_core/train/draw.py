@@ -1,4 +1,4 @@
-"""What a seed chooses: which photo's crop or which composition every sample of a run is, and how it looks."""
+"""What a seed decides: which crop of a photo or which composition each sample of a run is, and how it looks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..types import Mix, Photo, Subject, SubjectSet
 from .parts import Samples
 
 COMPOSITION = "composition "
-"""Begins what a composition is called, before its number."""
+"""The name of a composition in messages, before its number."""
 
 
 class Draw(NamedTuple):
-    """One choice of the seed: crop ``number`` of photo ``photo``, or composition ``number`` where ``photo`` is -1."""
+    """One choice of the seed: crop ``number`` of photo ``photo``, or composition ``number`` when ``photo`` is -1."""
 
     prior: bool
     photo: int
@@ -30,7 +30,7 @@ class Draw(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What one draw shows: an image ``[h, w, 3]``, its mask ``[h, w]``, its caption and its six time ids."""
+    """What a draw shows: an image ``[h, w, 3]``, its mask ``[h, w]``, its caption and its six time ids."""
 
     image: Tensor
     mask: Tensor
@@ -39,7 +39,7 @@ class Sample(NamedTuple):
 
 
 def all_photos(subjects: SubjectSet) -> list[tuple[Subject, Photo, Tensor]]:
-    """Each photo of a set with its subject and its mask: the order that `Draw.photo` counts in."""
+    """Return each photo of a set with its subject and its mask, in the order that `Draw.photo` counts."""
     return [
         (subject, photo, mask)
         for subject in subjects.subjects
@@ -48,15 +48,15 @@ def all_photos(subjects: SubjectSet) -> list[tuple[Subject, Photo, Tensor]]:
 
 
 def crop_counts(subjects: SubjectSet, settings: Samples) -> list[int]:
-    """How many different crops each photo of a set has."""
+    """Return how many different crops each photo of a set has."""
     return [len(crops(photo.size, settings, random.Random(0))) for _, photo, _ in all_photos(subjects)]
 
 
 def training_size(photo: tuple[int, int], settings: Samples) -> tuple[int, int]:
-    """Width and height at which a photo of this width and height is trained, all in pixels.
+    """Return the width and height at which a photo of this width and height is trained, all in pixels.
 
-    With buckets: as many pixels as ``settings.size`` or a little fewer, the photo's own aspect within 1:2 and 2:1, and
-    sides that are multiples of 64 (16 below 512 px), so that there are only some twenty different ones.
+    With buckets: at most as many pixels as ``settings.size``, the photo's own aspect between 1:2 and 2:1, and sides
+    that are multiples of 64 (16 below 512 px), so that there are only about twenty different sizes.
     """
     if not settings.buckets:
         return settings.size
@@ -69,7 +69,7 @@ def training_size(photo: tuple[int, int], settings: Samples) -> tuple[int, int]:
 def sizes(
     draws: Sequence[Draw], subjects: SubjectSet, priors: SubjectSet | None, settings: Samples
 ) -> list[tuple[int, int]]:
-    """Width and height of what each draw shows, in pixels; compositions have ``settings.size``."""
+    """Return the width and height in pixels of what each draw shows; compositions have ``settings.size``."""
     photos = {False: all_photos(subjects), True: [] if priors is None else all_photos(priors)}
     return [
         settings.size if draw.photo < 0 else training_size(photos[draw.prior][draw.photo][1].size, settings)
@@ -78,7 +78,7 @@ def sizes(
 
 
 def label(draw: Draw, subjects: SubjectSet, priors: SubjectSet | None) -> str:
-    """What a draw is called in a message."""
+    """Return the name of a draw for messages."""
     whose = "prior " if draw.prior else ""
     if draw.photo < 0:
         return f"{whose}{COMPOSITION}{draw.number}"
@@ -87,10 +87,10 @@ def label(draw: Draw, subjects: SubjectSet, priors: SubjectSet | None) -> str:
 
 
 def draw_steps(settings: Samples, pools: Sequence[int], can_mix: bool, *, prior: bool = False) -> list[list[Draw]]:
-    """Which photo's crop, or which composition, each sample of each step is. ``pools``: how many crops a photo has.
+    """Draw which crop of a photo, or which composition, each sample of each step is.
 
-    Every photo comes once before any comes twice. Own and prior samples share the coins, so a prior composition stands
-    beside an own one (paper, appendix B).
+    ``pools``: how many crops each photo has. Every photo comes once before any comes twice. Own and prior samples share
+    the coins, so a prior composition stands beside an own one (paper, appendix B).
     """
     who = "prior" if prior else "own"
     order, coins = random.Random(f"{settings.seed}/{who}/order"), random.Random(f"{settings.seed}/coins")
@@ -117,7 +117,7 @@ def draw_steps(settings: Samples, pools: Sequence[int], can_mix: bool, *, prior:
 def render(
     draws: Sequence[Draw], subjects: SubjectSet, priors: SubjectSet | None, settings: Samples
 ) -> Iterator[Sample]:
-    """The samples of sorted ``draws``, one at a time: compositions first, then photo by photo, each resized once."""
+    """Yield the samples of sorted ``draws``, one at a time: first compositions, then the photos, each resized once."""
     mix = cutmix if settings.method == "cutmix" else segmix
     for prior, own in ((False, subjects), (True, priors)):
         chosen = [draw for draw in draws if draw.prior == prior]
@@ -145,13 +145,13 @@ def render(
 
 
 def cover_size(photo: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """The smallest width and height that have a photo's aspect and cover ``size``; all width, height in pixels."""
+    """Return the smallest width and height with the aspect of a photo that cover ``size``; all in pixels."""
     scale = max(size[0] / photo[0], size[1] / photo[1])
     return max(size[0], round(photo[0] * scale)), max(size[1], round(photo[1] * scale))
 
 
 def cover(image: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Image ``[h,w,3]`` and mask ``[h,w]`` resized to their `cover_size`."""
+    """Resize image ``[h, w, 3]`` and mask ``[h, w]`` to their `cover_size`."""
     height, width = mask.shape
     width_to, height_to = cover_size((width, height), size)
     stacked = torch.cat([image.float(), mask[..., None].float()], dim=2).movedim(2, 0)[None]
@@ -162,7 +162,7 @@ def cover(image: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, T
 
 
 def crops(photo: tuple[int, int], settings: Samples, rng: random.Random) -> list[tuple[int, int]]:
-    """Top and left of the crops of a photo of this width and height: all different, ``crops_per_photo`` at most."""
+    """Draw top and left of the crops of a photo of this width and height: all different, up to ``crops_per_photo``."""
     size = training_size(photo, settings)
     width, height = cover_size(photo, size)
     columns, rows = width - size[0] + 1, height - size[1] + 1
@@ -171,7 +171,7 @@ def crops(photo: tuple[int, int], settings: Samples, rng: random.Random) -> list
 
 
 def _composite(mix: Mix, priors: SubjectSet | None) -> Sample:
-    """A composition as a sample; one of priors is called by its class nouns, since its tokens mean nothing."""
+    """Return a composition as a sample; priors are named by class nouns, since their tokens mean nothing."""
     caption = mix.caption
     for subject in priors.subjects if priors is not None else ():
         caption = caption.replace(subject.name, subject.class_noun)
@@ -180,7 +180,7 @@ def _composite(mix: Mix, priors: SubjectSet | None) -> Sample:
 
 
 def _layout(settings: Samples, own: SubjectSet, prior: bool) -> LayoutConfig:
-    """The configured layout; both priors of a composition stand at one height, as in the official code."""
+    """Return the layout settings; both priors of a composition stand at the same height, as in the official code."""
     if not prior:
         return settings.layout
     known = {token: part for token, part in (settings.layout.relative_scale or {}).items() if token in own.tokens}

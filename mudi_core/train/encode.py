@@ -1,4 +1,4 @@
-"""Images and captions through a VAE and text encoders: in batches, each once, and kept on disk by content."""
+"""Images and captions through a VAE and text encoders: in batches, each once, and cached on disk by content."""
 
 from __future__ import annotations
 
@@ -20,40 +20,41 @@ _CAPTIONS_AT_ONCE = 16
 
 
 class BadEncoding(MudiError):
-    """A VAE or text encoder whose answer cannot be trained on."""
+    """A VAE or text encoder whose output cannot be used for training."""
 
 
 class Encoder:
-    """Both encoders of a checkpoint, with what they said before.
+    """The VAE and the text encoders of a checkpoint, with a cache of their outputs.
 
-    A cached answer's key is the content and the encoder's answer to a fixed probe, so another VAE or another text
-    encoder never finds the first one's files.
+    The key of a cached output is the content and the encoder's output for a fixed probe, so another VAE or text encoder
+    never finds these files.
     """
 
     def __init__(self, encode_image: EncodeImage, encode_text: EncodeText, cache: Cache) -> None:
         self._encode_image, self._encode_text, self._cache = encode_image, encode_text, cache
         self._image_probe = self._text_probe = ""
         self._names: set[str] = set()
-        """Of what the text encoders say of a caption."""
+        """The names of the tensors that the text encoders return for a caption."""
         if cache.folder is not None:
             self._image_probe = content_key(*self._latents([torch.linspace(0, 1, 64 * 64 * 3).reshape(64, 64, 3)]))
-            said = self._conditions(["a photo"])[0]
-            self._names = set(said)
-            self._text_probe = content_key(*(part for one in said.items() for part in one))
+            conditions = self._conditions(["a photo"])[0]
+            self._names = set(conditions)
+            self._text_probe = content_key(*(part for one in conditions.items() for part in one))
 
     @property
     def identity(self) -> str:
-        """Tells these encoders from others, where there is a cache."""
+        """Return a text that differs for other encoders, or "" without a cache."""
         return self._image_probe + self._text_probe
 
     def images(
         self, images: Iterable[Tensor], sizes: Sequence[tuple[int, int]], on_step: OnEncoded | None
     ) -> tuple[Tensor, ...]:
-        """Latents ``[c, ..., h/f, w/f]``, float32 on the CPU, of images ``[h,w,3]`` drawn one by one.
+        """Encode images ``[h, w, 3]`` one by one: return latents ``[c, ..., h/f, w/f]``, float32 on the CPU.
 
-        ``sizes``: width and height of each image, in pixels; ``f`` is what the VAE shrinks them by.
+        ``sizes``: width and height of each image, in pixels; ``f`` is the factor by which the VAE shrinks them. Raise
+        `BadEncoding`.
         """
-        # One block for all: many small ones between large pictures would leave the memory full of holes.
+        # One block for all: many small ones between large pictures would fragment the memory.
         latents, done = [torch.empty(0)] * len(sizes), 0
         waiting: list[tuple[int, Tensor, str]] = []
 
@@ -77,8 +78,8 @@ class Encoder:
             if waiting and sizes[waiting[0][0]] != sizes[i]:
                 flush()
             key = content_key(self._image_probe, image) if self._cache.folder is not None else ""
-            if kept := self._kept(key, {"latent"}):
-                keep(i, kept["latent"])
+            if cached := self._cached(key, {"latent"}):
+                keep(i, cached["latent"])
             else:
                 waiting.append((i, image, key))
             at_once = max(1, min(32, _PIXELS_AT_ONCE // (sizes[i][0] * sizes[i][1])))
@@ -89,9 +90,11 @@ class Encoder:
         return tuple(latents)
 
     def texts(self, captions: Sequence[str], on_step: OnEncoded | None) -> tuple[Conditions, ...]:
-        """The conditions of different captions, float32 on the CPU."""
+        """Return the conditions of different captions, float32 on the CPU. Raise `BadEncoding`."""
         keys = [content_key(self._text_probe, caption) for caption in captions]
-        done: dict[int, Conditions] = {i: kept for i, key in enumerate(keys) if (kept := self._kept(key, self._names))}
+        done: dict[int, Conditions] = {
+            i: cached for i, key in enumerate(keys) if (cached := self._cached(key, self._names))
+        }
         todo = [i for i in range(len(captions)) if i not in done]
         for first in range(0, len(todo), _CAPTIONS_AT_ONCE):
             batch = todo[first : first + _CAPTIONS_AT_ONCE]
@@ -107,7 +110,7 @@ class Encoder:
             latents = self._encode_image(torch.stack(images).float()).detach().to("cpu", torch.float32)
         if not latents.isfinite().all():
             raise BadEncoding(
-                "The VAE answered a training image with NaN. SDXL's VAE overflows in float16: load it in float32 or "
+                "The VAE returned NaN for a training image. SDXL's VAE overflows in float16: load it in float32 or "
                 "bfloat16."
             )
         return latents
@@ -117,16 +120,16 @@ class Encoder:
             answers = self._encode_text(captions)
         found = [{n: value.detach().to("cpu", torch.float32).clone() for n, value in one.items()} for one in answers]
         if not all(value.isfinite().all() for one in found for value in one.values()):
-            raise BadEncoding("The text encoders answered with NaN. Load them in float32 or bfloat16.")
+            raise BadEncoding("The text encoders returned NaN. Load them in float32 or bfloat16.")
         return list(found)
 
-    def _kept(self, key: str, names: set[str]) -> dict[str, Tensor] | None:
+    def _cached(self, key: str, names: set[str]) -> dict[str, Tensor] | None:
         found = self._cache.read(key) if key else None
         return found[0] if found is not None and found[0].keys() == names else None
 
 
 def _room(latent: Tensor, size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Parts of one block, without values, for the latents of images of all ``sizes``; ``latent`` is of one ``size``."""
+    """Return parts of one block, without values, for the latents of all ``sizes``; ``latent`` is of one ``size``."""
     *inner, height, width = latent.shape
     shrinks = size[0] // width
     if (width * shrinks, height * shrinks) != size:

@@ -35,25 +35,25 @@ class TrainResult:
     """A trained LoRA."""
 
     losses: tuple[float, ...]
-    """One per step. A step's loss says little alone, since its timesteps are random: look at means of many."""
+    """One per step. A single loss says little because its timesteps are random: look at means of many."""
     state: LoraState
     """Float32, on the CPU, by kohya name: ready for `lora.file.save_lora` and `lora.adapter.apply_lora`."""
     vectors: dict[str, Tensor]
-    """Of the tokens, if they were learned: `tokens.TokenVectors.state`."""
+    """The vectors of the tokens, if they were learned: `tokens.TokenVectors.state`."""
     remark: str = ""
     """What `step.layers_left_out` says of the first step."""
 
 
 @dataclass(frozen=True, eq=False)
 class Beginning:
-    """What a run begins with, beside the seed."""
+    """How a run begins, beside the seed."""
 
     lora: Mapping[str, Tensor] | None = None
-    """A LoRA's state, in place of one that does nothing."""
+    """The state of a LoRA to start from; None: a LoRA without effect."""
     vectors: TokenVectors | None = None
-    """Those of the subjects' tokens, where the settings say ``learn_tokens``."""
+    """The vectors of the subjects' tokens, when the settings say ``learn_tokens``."""
     stopped: Path | None = None
-    """The checkpoint of a stopped run, to go on from."""
+    """The checkpoint of a stopped run, to resume."""
 
 
 def train(
@@ -66,23 +66,23 @@ def train(
     checkpoint: Path | None = None,
     team: Team | None = None,
 ) -> TrainResult:
-    """Train a LoRA for a network, on the device where the network computes.
+    """Train a LoRA for a network, on the device on which the network computes.
 
-    The network is as before when this returns or raises: weights, modes and gradients. Noise and its levels hang on
-    the seed and the step alone, so a run that was stopped and resumed ends with the same bits.
+    The network is as before when this returns or raises: weights, modes and gradients. Noise and its levels depend only
+    on the seed and the step, so a run that was stopped and resumed ends with the same bits.
 
-    ``checkpoint``: where to leave a file to go on from when the run ends early, every `KEPT_EVERY` seconds, and every
+    ``checkpoint``: where to save a file to resume from when the run ends early, every `KEPT_EVERY` seconds, and every
     ``fit.save_every`` steps. ``team``: the processes that share the batches of a step; each calls this with the same
-    arguments, all get the same result, and the first alone writes.
+    arguments, all get the same result, and only the first writes.
 
-    Raise `Interrupted` at Ctrl-C (within one step, at once in a preview), `NonFiniteLoss`, `OutOfMemory`, `BadRun`,
-    `step.NoGradient`, `resume.BadCheckpoint`, `optimizer.MissingOptimizer`, `team.BrokenTeam`, and what the denoiser's
-    ``ready`` raises.
+    Raise `Interrupted` after Ctrl-C (after the step, or at once in a preview), `NonFiniteLoss`, `OutOfMemory`,
+    `BadRun`, `step.NoGradient`, `resume.BadCheckpoint`, `optimizer.MissingOptimizer`, `team.BrokenTeam`, and the errors
+    of the denoiser's ``ready``.
     """
     team = team or Team()
     _check_run(denoiser, plan, config, team)
     if config.learning.learn_tokens != (begin.vectors is not None):
-        raise BadRun("Token vectors are given to a run exactly when its settings say learn_tokens.")
+        raise BadRun("A run needs token vectors exactly when its settings say learn_tokens.")
     origin = origin_of(plan, denoiser, begin.lora, config)
     team.agree(json.dumps(origin) + config.to_json(), "photos, settings or base models")
     with torch.inference_mode(False), torch.enable_grad(), ctrl_c_waits() as asked_to_stop:
@@ -99,7 +99,7 @@ def train(
         try:
             run.to_the_end()
         except BaseException as error:
-            # Also a host's own cancel exception and a full memory leave a file to go on from.
+            # A host's own cancel exception and a full memory also leave a file to resume from.
             run.failed(error)
             raise
         learned = begin.vectors.state() if begin.vectors is not None else {}
@@ -120,6 +120,6 @@ def _check_run(denoiser: Denoiser, plan: Plan, config: TrainConfig, team: Team) 
         )
     if denoiser.stored_as != config.learning.base_weights:
         raise BadRun(
-            f"The model's weights are kept as '{denoiser.stored_as}', the settings say "
+            f"The model's weights are stored as '{denoiser.stored_as}', but the settings say "
             f"'{config.learning.base_weights}'. Give the model to quantize() first."
         )

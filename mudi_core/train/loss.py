@@ -7,15 +7,18 @@ from torch.nn.functional import logsigmoid
 
 
 def mask_weight(mask: Tensor, background_weight: float) -> Tensor:
-    """1 inside the subjects, ``background_weight`` outside, in between where the mask is: in the mask's shape."""
+    """Return weights in the shape of the mask: 1 inside the subjects, ``background_weight`` outside.
+
+    Where the mask is between 0 and 1, so is the weight between the two.
+    """
     return background_weight + (1 - background_weight) * mask
 
 
 def squared_errors(prediction: Tensor, wanted: Tensor, weight: Tensor | float = 1.0) -> Tensor:
-    """Of each sample the mean of ``weight * (prediction - wanted)^2``: ``[b]``, float32.
+    """Return the mean of ``weight * (prediction - wanted)^2`` for each sample: ``[b]``, float32.
 
-    ``prediction``, ``wanted``: ``[b, c, ..., h, w]``; ``weight`` broadcasts to them. A weight of 0 adds nothing to
-    the mean and still counts in it, so a photo with a small subject does not shout.
+    ``prediction``, ``wanted``: ``[b, c, ..., h, w]``; ``weight`` broadcasts to them. Pixels of weight 0 add nothing but
+    still count in the mean, so a photo with a small subject does not weigh more.
     """
     return (weight * (prediction.float() - wanted.float()).square()).flatten(1).mean(dim=1)
 
@@ -33,7 +36,7 @@ def training_loss(
     """Return the loss of a batch, one number, from the `squared_errors` ``[b]`` of its samples.
 
     ``L = L_own + prior_weight * L_prior``, each a mean; the last ``priors`` samples are the prior images (DreamBooth,
-    equation 2; the paper's own loss, appendix B). Two regularizers look at what the same U-Net predicts for the same
+    equation 2; the paper's own loss, appendix B). Two regularizers use what the same network predicts for the same
     samples and noise with the LoRA off:
 
     - Direct Consistency Optimization (Lee et al. 2024; the official code's loss), with its errors as ``reference``

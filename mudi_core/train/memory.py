@@ -1,7 +1,7 @@
-"""What a step needs of a graphics card: presets by its size, an estimate before the first step, what to do if too much.
+"""The memory of a graphics card that a step needs: presets by card size, an estimate before the first step, advice.
 
-The presets are reckoned for SDXL at 1024 px, operator by operator (`benchmarks/train_memory.py`), and not yet measured
-on a card.
+The presets are calculated for SDXL at 1024 px, operator by operator (`benchmarks/train_memory.py`), and not yet
+measured on a card.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ MEMORY: dict[int, dict[str, Any]] = {
     8: {**_SMALL, "base_weights": "int8"},
     6: {**_SMALL, "base_weights": "nf4", "optimizer": "adamw8bit"},
 }
-"""Settings by gigabytes of a card. Each takes the samples of a step two by two at most, as the paper does."""
+"""Settings by gigabytes of a card. Each has at most two samples per batch, as in the paper."""
 
 MARGIN = 0.15
-"""How far the estimate may be from the truth, as a share of it."""
+"""Largest expected error of the estimate, as a share of it."""
 _PROBES = (1 / 2, 3 / 4)
-"""Sides of the small steps from which the size of the real one is inferred, as shares of its side. In much smaller ones
-other moments of a step take the most."""
+"""Sides of the small steps from which the memory of the real one is calculated, as shares of its side. In much smaller
+steps the peak is at another moment."""
 
 
 class OutOfMemory(MudiError):
@@ -48,17 +48,17 @@ class OutOfMemory(MudiError):
 
 
 class UnknownMemory(MudiError):
-    """A card's size that there is no preset for."""
+    """A card size without a preset."""
 
 
 class Meter(Protocol):
-    """Measures a card's memory, in bytes."""
+    """Measures the memory of a card, in bytes."""
 
     def peak_of(self, work: Callable[[], None]) -> int:
-        """The most that was in use at once while ``work`` ran."""
+        """Run ``work`` and return the most bytes in use at once meanwhile."""
 
     def room(self) -> int:
-        """All that this process can have, what it already holds included."""
+        """Return all bytes that this process can have, including those it already has."""
 
 
 class CudaMeter:
@@ -68,12 +68,14 @@ class CudaMeter:
         self.device = device
 
     def peak_of(self, work: Callable[[], None]) -> int:
+        """Run ``work`` and return the most bytes in use at once meanwhile."""
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
         work()
         return torch.cuda.max_memory_allocated(self.device)
 
     def room(self) -> int:
+        """Return all bytes that this process can have, including those it already has."""
         free, _ = torch.cuda.mem_get_info(self.device)
         return free + torch.cuda.memory_reserved(self.device)
 
@@ -83,13 +85,13 @@ def check_card(gigabytes: object) -> None:
     if type(gigabytes) is not int or gigabytes not in MEMORY:
         sizes = ", ".join(str(size) for size in sorted(MEMORY))
         raise UnknownMemory(
-            f"There is no memory preset for a card of {gigabytes!r} GB; there are: {sizes}. Take the largest that your "
-            "card has room for."
+            f"There is no memory preset for a card of {gigabytes!r} GB; there are: {sizes}. Use the largest that fits "
+            "your card."
         )
 
 
 def memory_settings(gigabytes: int) -> dict[str, Any]:
-    """The settings of a `MEMORY` preset, with the plain optimizer where that in 8 bits is not installed.
+    """Return the settings of a `MEMORY` preset, with the plain optimizer when the 8-bit one is not installed.
 
     Raise `UnknownMemory`.
     """
@@ -97,14 +99,14 @@ def memory_settings(gigabytes: int) -> dict[str, Any]:
     settings = dict(MEMORY[gigabytes])
     if settings.get("optimizer") == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         log.warning(
-            "The package bitsandbytes is not installed, so the optimizer's state is kept in 32 bits: some 0.3 GB more."
+            "The package bitsandbytes is not installed, so the optimizer's state stays in 32 bits: about 0.3 GB more."
         )
         del settings["optimizer"]
     return settings
 
 
 def advice(config: TrainConfig) -> str:
-    """The largest memory preset that needs less than these settings, in a sentence."""
+    """Return a sentence with the largest memory preset that needs less than these settings."""
     have = _sizes(config)
     for gigabytes, settings in MEMORY.items():
         wants = _sizes(config.but(**settings))
@@ -114,7 +116,7 @@ def advice(config: TrainConfig) -> str:
 
 
 def _sizes(config: TrainConfig) -> list[int]:
-    """Of each setting that a preset changes how much memory it wants, in the order of its choices."""
+    """Return how much memory each setting needs that a preset changes, as its place among its choices."""
     from_largest = [
         (("fp32", "bf16"), config.learning.precision),
         (BASE_WEIGHTS, config.learning.base_weights),
@@ -125,10 +127,10 @@ def _sizes(config: TrainConfig) -> list[int]:
 
 
 def preflight(trainee: Trainee, meter: Meter | None = None) -> TrainConfig:
-    """The settings with which the largest step of a run fits into the card's memory.
+    """Return the settings with which the largest step of a run fits into the memory of the card.
 
-    Where they leave gradient checkpointing to this, it is the quickest way that fits. Raise `OutOfMemory` when the
-    `estimate` is more than there is by over `MARGIN`, and warns when it is close. A CPU is not measured.
+    When gradient checkpointing is "auto", choose the fastest kind that fits. Raise `OutOfMemory` when the `estimate` is
+    over the available memory by more than `MARGIN`, and warn when it is close. A CPU is not measured.
     """
     config, device = trainee.config, trainee.denoiser.device
     ways: tuple[GradientCheckpointing, ...] = (config.fit.gradient_checkpointing,)
@@ -149,7 +151,7 @@ def preflight(trainee: Trainee, meter: Meter | None = None) -> TrainConfig:
             return config
     if needed is None:
         raise OutOfMemory(f"Not even a small step fits into this card's memory. {advice(config)}")
-    words = f"A step will need about {needed / 2**30:.1f} GB of the card's memory; {room / 2**30:.1f} GB can be had."
+    words = f"A step will need about {needed / 2**30:.1f} GB of the card's memory; {room / 2**30:.1f} GB are available."
     if needed > room * (1 + MARGIN):
         raise OutOfMemory(f"{words} {advice(config)}")
     log.warning("%s If it does not fit: %s", words, advice(config))
@@ -157,10 +159,10 @@ def preflight(trainee: Trainee, meter: Meter | None = None) -> TrainConfig:
 
 
 def estimate(trainee: Trainee, meter: Meter) -> int | None:
-    """The bytes that the largest step of a run will need at its peak; None where not even a smaller one fits.
+    """Return the bytes that the largest step of a run needs at its peak; None when not even a smaller step fits.
 
-    What a step keeps grows with its pixels and stands on what is always there (weights, LoRA, gradients): that is
-    inferred from two smaller ones. The optimizer's state is added.
+    The memory of a step grows with its pixels, on top of what is always there (weights, LoRA, gradients): two smaller
+    steps are measured to calculate it. The state of the optimizer is added.
     """
     adapter = trainee.adapter
     largest = max(math.prod(latent.shape[-2:]) for latent in trainee.plan.latents)
@@ -180,7 +182,7 @@ def estimate(trainee: Trainee, meter: Meter) -> int | None:
 
 
 def _try(trainee: Trainee, side: int) -> None:
-    """The forward and backward pass of the first batch, in ``side`` x ``side`` latents."""
+    """Run the forward and backward pass of the first batch, with ``side`` x ``side`` latents."""
     plan = trainee.plan
     inner, count = plan.latents[0].shape[:-2], len(plan.latents)
     small = replace(
@@ -188,7 +190,7 @@ def _try(trainee: Trainee, side: int) -> None:
         latents=(torch.zeros(*inner, side, side),) * count,
         masks=(torch.ones(1, side, side),) * count,
     )
-    for parameter in trainee.adapter.parameters():  # maybe there are those of the batch before
+    for parameter in trainee.adapter.parameters():  # gradients of an earlier batch may be there
         parameter.grad = torch.zeros_like(parameter) if trainee.config.accumulation > 1 else None
     loss, _ = batch_loss(replace(trainee, plan=small), 0)
     loss.backward()  # type: ignore[no-untyped-call]

@@ -18,13 +18,13 @@ _PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 
 
 class MissingOptimizer(MudiError):
-    """An optimizer whose package is not installed or does not run here."""
+    """An optimizer whose package is not installed or does not work here."""
 
 
 def make_optimizer(
     learning: Learning, parameters: Sequence[nn.Parameter], vectors: Sequence[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """The optimizer that the settings name; ``vectors``: those of tokens. Raise `MissingOptimizer`."""
+    """Return the optimizer of the settings; ``vectors``: those of tokens. Raise `MissingOptimizer`."""
     common: dict[str, Any] = {
         "lr": learning.learning_rate,
         "betas": learning.betas,
@@ -53,15 +53,16 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning: Learning, step: int, steps: int) -> None:
-    """For a step of so many, counted from 0: token vectors go at their own pace."""
+    """Set the learning rate for step ``step`` of ``steps``, counted from 0; token vectors have their own rate."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(learning, step, steps) * group["pace"]
 
 
 def learning_rate(learning: Learning, step: int, steps: int) -> float:
-    """Of a step of so many, counted from 0: it rises over ``lr_warmup`` steps, then follows ``lr_schedule``.
+    """Return the learning rate of step ``step`` of ``steps``, counted from 0.
 
-    The last step is never one without effect: "linear" and "cosine" reach 0 where the step after it would be.
+    It rises over ``lr_warmup`` steps, then follows ``lr_schedule``. The last step always has an effect: "linear" and
+    "cosine" reach 0 where the next step would be.
     """
     if step < learning.lr_warmup:
         return learning.learning_rate * ((step + 1) / learning.lr_warmup)
@@ -73,7 +74,7 @@ def learning_rate(learning: Learning, step: int, steps: int) -> float:
 
 
 def pack_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
-    """All that an optimizer remembers: tensors by name, on the CPU, and its plain numbers as JSON."""
+    """Return the state of an optimizer: tensors by name, on the CPU, and its plain numbers as JSON."""
     state = optimizer.state_dict()
     remembered = {
         **{f"state.{i}": values for i, values in state["state"].items()},
@@ -89,7 +90,7 @@ def pack_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str
 
 
 def unpack_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: str) -> None:
-    """Brings an optimizer of the same kind and parameters to where `pack_state` saw it."""
+    """Restore a state from `pack_state` in an optimizer of the same kind and parameters."""
     new = optimizer.state_dict()
     groups = dict(_numbered(new))
     state: dict[int, dict[str, Any]] = {i: {} for group in groups.values() for i in group["params"]}
@@ -98,7 +99,7 @@ def unpack_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
         place = state[int(index)] if kind == "state" else groups[int(index)]
         for step in path:
             place = place.setdefault(step, {})
-        place[name] = tuple(value) if isinstance(place.get(name), tuple) else value  # JSON knows lists alone
+        place[name] = tuple(value) if isinstance(place.get(name), tuple) else value  # JSON has only lists
     optimizer.load_state_dict({"state": state, "param_groups": list(groups.values())})
 
 
@@ -107,7 +108,7 @@ def _numbered(state: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _leaves(place: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """All values by their path; 8-bit optimizers nest theirs."""
+    """Yield all values with their paths; 8-bit optimizers nest theirs."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _leaves(f"{place}{name}.", value)

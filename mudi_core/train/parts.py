@@ -1,6 +1,6 @@
-"""The three parts of a training's settings: which samples it sees, what it learns from them, how a step fits.
+"""The three parts of the settings of a training: which samples it sees, what it learns from them, how a step fits.
 
-What a part decides is what its fields decide, and no list of names says it again: a plan hangs on `Samples` alone, the
+The fields of a part are what the part decides, and no list of names repeats it: a plan depends only on `Samples`, the
 weights of a LoRA on `Samples` and `Learning`, and neither on `Fit`.
 """
 
@@ -20,12 +20,12 @@ LrSchedule = Literal["constant", "linear", "cosine"]
 GradientCheckpointing = Literal["auto", "off", "selective", "full"]
 
 COMPOSED_PIXELS = 8192 * 1024 * 1024
-"""Of all different compositions of a run, and of its priors as many again: 8192 of 1024 px, whose latents and masks
-take 2.5 GB. A fixed number and not the memory of the machine, so that a run is the same everywhere."""
+"""Most pixels of all different compositions of a run, and as many again for its priors: 8192 of 1024 px, whose latents
+and masks take 2.5 GB. It does not depend on the memory of the machine, so that a run is the same everywhere."""
 
 
 class BadTrainConfig(MudiError):
-    """A training setting out of its range."""
+    """A training setting that is out of range."""
 
 
 def _check(part: Any, name: str, ok: bool, wanted: str) -> None:
@@ -40,34 +40,34 @@ def _check_choices(part: Any, **choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Samples:
-    """Which samples a run draws and encodes: what a plan hangs on. Raises `BadTrainConfig`."""
+    """Which samples a run draws and encodes: a plan depends only on these. Raises `BadTrainConfig`."""
 
     method: Method = "segmix"
     """"segmix": photos and Seg-Mix compositions (paper 4.1); "cutmix": hard halves; "dreambooth": photos only."""
     steps: int = 1200
     """Optimizer steps. 1000 to 1200 for plain subjects, 1400 to 1600 for detailed ones."""
     samples_per_step: int = 2
-    """Own samples of a step; with priors as many of these again."""
+    """Own samples of a step; with priors, as many prior samples again."""
     seed: int = 0
-    """Every random choice hangs on it: crops, compositions, their order, noise, timesteps, the LoRA's start."""
+    """Every random choice depends on it: crops, compositions, their order, noise, timesteps, the LoRA's start."""
     resolution: int | tuple[int, int] = 1024
-    """Pixels, width and height; one number means a square. Multiples of 8."""
+    """Width and height in pixels; one number means a square. Multiples of 8."""
     buckets: bool = False
-    """Train each photo near its own aspect, up to 1:2 and 2:1, at as many pixels; else all are cropped to
-    ``resolution``, as compositions always are."""
+    """Train each photo near its own aspect, up to 1:2 and 2:1, with as many pixels; otherwise crop all photos to
+    ``resolution``. Compositions always have ``resolution``."""
     segmix_prob: float = 0.3
-    """0..1: how many of the samples are compositions. More than three subjects want more."""
+    """Share of the samples that are compositions, 0..1. More than three subjects need more."""
     segmix_start_step: int = 0
     """The first step that may use a composition."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
-    """How large the subjects of a composition are and where they stand."""
+    """How large the subjects in a composition are and where they stand."""
     crops_per_photo: int = 16
-    """The most different random crops of a photo that are drawn (and encoded); steps then use them in turn."""
+    """Most different random crops of a photo (each is encoded once); steps use them in turn."""
     max_composites: int | None = None
-    """The most different compositions that are drawn (and encoded); steps then use them in turn. None: every one is
-    new, as in the official code, up to `COMPOSED_PIXELS` in all."""
+    """Most different compositions (each is encoded once); steps use them in turn. None: every one is new, as in the
+    official code, up to `COMPOSED_PIXELS` in all."""
     prior_loss_weight: float = 1.0
-    """Weight of the prior images' loss, if prior images are given, with DCO and without; 0 leaves them out."""
+    """Weight of the loss on prior images, if there are any, with and without DCO; 0 leaves them out."""
 
     def __post_init__(self) -> None:
         _check_choices(self, method=get_args(Method))
@@ -91,27 +91,27 @@ class Samples:
 
     @property
     def composites(self) -> int:
-        """How many different compositions a run draws at most."""
+        """The most different compositions that a run draws."""
         return self.max_composites or max(1, COMPOSED_PIXELS // (self.size[0] * self.size[1]))
 
 
 @dataclass(frozen=True)
 class Learning:
-    """What a run learns from its samples: what its weights hang on beside them. Raises `BadTrainConfig`."""
+    """What a run learns from its samples: its weights depend on these and the samples. Raises `BadTrainConfig`."""
 
     optimizer: OptimizerName = "adamw"
     """"adamw8bit" keeps AdamW's state in 8 bits (package bitsandbytes); "prodigy" finds its own step size (package
     prodigyopt)."""
     learning_rate: float = 1e-4
-    """How far a step goes: about 1e-4 for AdamW; for Prodigy a factor of the size that it finds, usually 1."""
+    """Size of a step: about 1e-4 for AdamW; for Prodigy a factor of the size that it finds, usually 1."""
     betas: tuple[float, float] = (0.9, 0.999)
     """The optimizer's decay of the mean and of the square of the gradient, each 0..1."""
     weight_decay: float = 1e-4
-    """Share of a weight that is taken off in a step, times the learning rate."""
+    """Share of a weight that a step removes, times the learning rate."""
     max_grad_norm: float = 1.0
-    """Gradients longer than this are shortened to it; 0 leaves them."""
+    """Longer gradients are shortened to this length; 0: never."""
     lr_schedule: LrSchedule = "constant"
-    """How the learning rate goes on after the warm-up: as it is, or down to 0 by the last step."""
+    """The learning rate after the warm-up: constant, or down to 0 by the last step."""
     lr_warmup: int = 0
     """Steps over which the learning rate rises linearly."""
 
@@ -119,31 +119,31 @@ class Learning:
     alpha: float | None = None
     """The LoRA is scaled by alpha / rank; None means alpha = rank."""
     target_modules: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
-    """Ends of the names of the network's linear layers that get a LoRA; none is for Textual Inversion."""
+    """Endings of the names of the linear layers that get a LoRA; none for Textual Inversion."""
     learn_tokens: bool = False
-    """Learn the vectors of the subjects' tokens too, through the frozen text encoders (Textual Inversion)."""
+    """Also learn the vectors of the subjects' tokens, through the frozen text encoders (Textual Inversion)."""
     token_learning_rate: float = 5e-3
     """The learning rate of these vectors, under the same schedule."""
 
     background_weight: float = 1.0
-    """Loss weight outside the subjects, in photos and compositions: 0 ignores the background, 1 is no mask."""
+    """Weight of the loss outside the subjects, in photos and compositions: 0 ignores the background, 1 is no mask."""
     dco_beta: float = 1000.0
-    """Strength of Direct Consistency Optimization: the official code has 1000; 0 is the mean squared error, the paper's
-    own loss, which it uses with prior images."""
+    """Strength of Direct Consistency Optimization: 1000 in the official code; 0 is the paper's own loss, the mean
+    squared error, which the paper uses with prior images."""
     kl_weight: float = 0.0
-    """Weight of the squared distance between what the model predicts with and without the LoRA (KL regularization): 0
-    is none; the paper has 1 where it trains on a model that already knows the subjects (sections 5.4 and 5.5). The
+    """Weight of the squared distance between what the model predicts with and without the LoRA (KL regularization); 0:
+    none. The paper uses 1 when it trains on a model that already knows the subjects (sections 5.4 and 5.5). The
     official code has no such loss."""
     min_snr_gamma: float | None = None
-    """Caps the signal-to-noise weight of a timestep (5 is common); None weighs all timesteps the same."""
+    """Cap of the signal-to-noise weight of a timestep (5 is common); None: all timesteps have the same weight."""
     noise_offset: float = 0.0
-    """Standard deviation of a constant that is added to each channel's noise; 0.05 is common, 0 is none."""
+    """Standard deviation of a random constant added to the noise of each channel; 0.05 is common, 0: none."""
 
     precision: Precision = "fp32"
     """"bf16" computes in bfloat16 (the LoRA itself stays in float32)."""
     base_weights: BaseWeights = "full"
-    """How the frozen network is kept: "full", or its transformers in 8 ("int8", or "fp8" which is exact for a model
-    that comes in it) or 4 ("nf4") bits. `quantize` does it."""
+    """Format of the frozen network: "full", or its transformers in 8 bits ("int8", or "fp8", which is exact for an fp8
+    model) or 4 bits ("nf4"). `quantize` converts it."""
 
     def __post_init__(self) -> None:
         _check_choices(
@@ -171,26 +171,26 @@ class Learning:
 
     @property
     def lora_alpha(self) -> float:
-        """What the LoRA is scaled by, times its rank."""
+        """The alpha of the LoRA: it is scaled by this divided by its rank."""
         return float(self.rank if self.alpha is None else self.alpha)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a step fits into memory, and how often somebody looks: a stopped run may go on with others of these.
+    """How a step fits into memory, and how often to save and preview: a resumed run may change these.
 
     Raises `BadTrainConfig`.
     """
 
     batch_size: int = 2
-    """Samples that the network sees at once (as many priors again, if there are any)."""
+    """Samples that the network sees at once (and as many priors, if there are any)."""
     gradient_checkpointing: GradientCheckpointing = "auto"
-    """Compute activations twice to keep fewer of them: those that are cheap to compute, hardly slower ("selective"), or
-    all of them with the least memory ("full"). The result is the same. "auto" is as little of it as the card allows."""
+    """Compute activations twice to keep fewer in memory: the cheap ones, hardly slower ("selective"), or all, with the
+    least memory ("full"). The result is the same. "auto" does as little of it as the card allows."""
     save_every: int = 0
-    """Steps between two savings of the LoRA so far, and of what a later run goes on from; 0 saves at the end alone."""
+    """Steps between two saves of the LoRA so far and of a file to resume from; 0: save only at the end."""
     preview_every: int = 0
-    """Steps between two looks at pictures of the LoRA so far, of which the best is kept; 0 looks at none."""
+    """Steps between two previews of the LoRA so far; the best LoRA is saved; 0: no previews."""
 
     def __post_init__(self) -> None:
         _check_choices(self, gradient_checkpointing=get_args(GradientCheckpointing))

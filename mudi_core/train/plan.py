@@ -1,8 +1,8 @@
 """Every sample of a run, drawn from the seed and encoded before the first step.
 
-The steps then need neither VAE nor text encoders. A run of any length stays small, because photos have at most
-``crops_per_photo`` crops, which the steps use in turn; compositions are all new, up to `config.COMPOSED_PIXELS`. A
-sample of 1024 px takes 320 KB here: 10 photos with 16 crops and the 720 compositions of 1200 steps of two make 282 MB.
+The steps then need neither VAE nor text encoders. Runs of any length stay small, because photos have at most
+``crops_per_photo`` crops, which the steps use in turn; compositions are all new, up to `parts.COMPOSED_PIXELS`. A
+sample of 1024 px takes 320 KB here: 10 photos with 16 crops and the 720 compositions of 1200 steps of two take 282 MB.
 """
 
 from __future__ import annotations
@@ -35,44 +35,42 @@ _FORMAT = "mudi plan 2"
 
 
 class OneSubject(MudiError):
-    """A single subject, where compositions of two were asked for."""
+    """A single subject where compositions of two are needed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The samples of a run and which of them each step takes. All tensors are on the CPU."""
+    """The samples of a run, and which of them each step uses. All tensors are on the CPU."""
 
     latents: tuple[Tensor, ...]
-    """Of each of the ``n`` samples float ``[c, ..., h/f, w/f]``: the VAE's own, not yet as the network sees them."""
+    """Float ``[c, ..., h/f, w/f]`` for each of the ``n`` samples: from the VAE, not yet as the network sees them."""
     masks: tuple[Tensor, ...]
     """Float ``[1, h/f, w/f]``, 0..1: where the subjects are."""
     names: tuple[str, ...]
-    """What each sample is called in a message: its photo, or the number of the composition."""
+    """The name of each sample in messages: its photo, or the number of the composition."""
     time_ids: Tensor
     """Float ``[n, 6]``: original height and width, crop top and left, target height and width, in pixels."""
     captions: tuple[str, ...]
     """The ``m`` different captions."""
     caption_of: tuple[int, ...]
-    """Of each of the ``n`` samples the index of its caption."""
+    """The index of the caption of each of the ``n`` samples."""
     conditions: tuple[Conditions, ...]
-    """Of each caption what the text encoders say: only the model knows what is in it."""
+    """The text encoders' output for each caption; only the model reads it."""
     steps: Tensor
     """Long ``[steps, samples_per_step]``: the samples of each step, batch after batch."""
     priors: Tensor
     """Of the same shape, or ``[steps, 0]`` without prior images: the prior samples of each step."""
     plan_hash: str
-    """Hexadecimal SHA-256 of everything drawn: images, masks, captions, time ids and their order."""
+    """Hexadecimal SHA-256 of all samples: images, masks, captions, time ids and their order."""
 
     @property
     def composed(self) -> str:
-        """What was composed, in words: "216 compositions, all different"; empty where nothing was."""
+        """Return what was composed, in words: "216 compositions, all different"; "" when nothing was."""
         which = {i for i, name in enumerate(self.names) if re.fullmatch(COMPOSITION + r"\d+", name)}
-        shown = sum(i in which for i in self.steps.flatten().tolist())
-        if not shown:
+        uses = sum(i in which for i in self.steps.flatten().tolist())
+        if not uses:
             return ""
-        return f"{shown} compositions, " + (
-            "all different" if shown == len(which) else f"{len(which)} of them different"
-        )
+        return f"{uses} compositions, " + ("all different" if uses == len(which) else f"{len(which)} of them different")
 
 
 def make_plan(
@@ -87,10 +85,10 @@ def make_plan(
 ) -> Plan:
     """Draw all samples of a run from ``settings.seed`` and encode each image and each caption once.
 
-    ``encode_image`` and ``encode_text`` are the base model's (`bases.promise`). ``priors``: pictures of other members
-    of each class, with masks (paper, appendix B). ``cache_dir`` keeps the plan and what was encoded, by content: a
-    second run that only learns differently reads the plan at once, any other encodes what is new. Raise `OneSubject`,
-    `encode.BadEncoding`, and what Seg-Mix raises when the subjects cannot be composed.
+    ``encode_image`` and ``encode_text`` are those of the base model (`bases.promise`). ``priors``: pictures of other
+    members of each class, with masks (paper, appendix B). ``cache_dir`` saves the plan and the encoded images and
+    captions by content: a second run with the same samples reads the plan at once, any other encodes only what is new.
+    Raise `OneSubject`, `encode.BadEncoding`, and the errors of Seg-Mix when the subjects cannot be composed.
     """
     if len(subjects) < 2 and settings.method != "dreambooth":
         raise OneSubject(
@@ -106,8 +104,8 @@ def make_plan(
     if cache_dir is not None:
         made_of = (plan_json(settings), *_contents(subjects), "priors", *_contents(priors))
         key = content_key(_FORMAT, encoder.identity, *made_of)
-        if kept := _read(cache, key):
-            return kept
+        if cached := _read(cache, key):
+            return cached
 
     plan = _drawn(subjects, settings, encoder, priors, on_step)
     log.info("%s", plan.composed or "no compositions")
@@ -138,7 +136,7 @@ def _drawn(
 
     def images() -> Iterator[Tensor]:
         for draw, size, sample in zip(draws, size_of, render(draws, subjects, priors, settings), strict=True):
-            # At the size of the latents a mask is small enough to keep; the picture is let go after encoding.
+            # At the size of the latents a mask is small enough to keep; the picture is freed after encoding.
             masks.append(interpolate(sample.mask[None, None].float(), (size[1] // 8, size[0] // 8), mode="area")[0])
             captions.append(sample.caption)
             time_ids.append(sample.time_ids)
@@ -171,7 +169,7 @@ def _drawn(
 
 
 def _warn(subjects: SubjectSet) -> None:
-    """Of masks and captions that teach something else than the subject."""
+    """Warn about masks and captions that teach something else than the subject."""
     for doubt in doubts(subjects):
         log.warning(doubt)
     for subject, photo, _ in all_photos(subjects):
@@ -185,7 +183,7 @@ def _warn(subjects: SubjectSet) -> None:
 
 
 def _contents(subjects: SubjectSet | None) -> Iterator[str | Tensor]:
-    """Everything of a set that can reach a plan."""
+    """Yield everything in a set that can affect a plan."""
     for subject, photo, mask in [] if subjects is None else all_photos(subjects):
         yield json.dumps([subject.token, subject.class_noun, photo.name, photo.caption])
         yield photo.image
@@ -193,11 +191,11 @@ def _contents(subjects: SubjectSet | None) -> Iterator[str | Tensor]:
 
 
 _WHOLE = ("time_ids", "steps", "priors")
-"""A plan's tensors that are kept as they are."""
+"""The tensors of a plan that are saved as they are."""
 
 
 def _write(cache: Cache, key: str, plan: Plan) -> None:
-    """Latents and masks lie in the file as one row each, beside the shapes to cut them into."""
+    """Save the plan; latents and masks become one row each, with the shapes to cut them apart."""
     tensors = {name: getattr(plan, name) for name in _WHOLE}
     tensors["latents"] = torch.cat([latent.reshape(-1) for latent in plan.latents])
     tensors["masks"] = torch.cat([mask.reshape(-1) for mask in plan.masks])
@@ -210,7 +208,7 @@ def _write(cache: Cache, key: str, plan: Plan) -> None:
 
 
 def _read(cache: Cache, key: str) -> Plan | None:
-    """Its tensors are parts of the file that the system maps: a process holds in memory only what it takes of them."""
+    """Read a plan whose tensors are mapped parts of the file: only what is used takes memory."""
     found = cache.read(key, mapped=True)
     if found is None:
         return None
@@ -236,12 +234,12 @@ def _read(cache: Cache, key: str) -> Plan | None:
             **{name: tensors[name] for name in _WHOLE},
         )
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
-        cache.is_damaged(f"The kept plan {key[:12]} is of another kind than it should be ({error}).")
+        cache.is_damaged(f"The saved plan {key[:12]} is not as it should be ({error}).")
         return None
 
 
 def _at_size_of(latent: Tensor, mask: Tensor) -> Tensor:
-    """A mask ``[1, h, w]`` as large as a latent, whose VAE may shrink more or less than 8 times."""
+    """Resize a mask ``[1, h, w]`` to a latent, whose VAE may shrink by another factor than 8."""
     return mask if mask.shape[-2:] == latent.shape[-2:] else interpolate(mask[None], latent.shape[-2:], mode="area")[0]
 
 

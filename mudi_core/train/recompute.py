@@ -1,8 +1,8 @@
 """Gradient checkpointing: what the forward pass does not keep, the backward pass computes again.
 
-"full" keeps of each block only what went in (Chen et al. 2016). "selective" also keeps, inside the blocks, what is dear
-to compute for its size, and computes again what is cheap (Korthikanti et al. 2022, section 5): in SDXL's step at 1024
-px that takes 3 % more multiplications than keeping all, where "full" takes 25 % more.
+"full" keeps only the input of each block (Chen et al. 2016). "selective" also keeps, inside the blocks, what is
+expensive to compute for its size, and computes again what is cheap (Korthikanti et al. 2022, section 5): in a step of
+SDXL at 1024 px it needs 3 % more multiplications than keeping everything, "full" 25 % more.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .parts import GradientCheckpointing
 log = logging.getLogger(__name__)
 
 DEAR = 1000
-"""Answers that took so many multiplications a number are kept. In SDXL at 1024 px these are all but pixel-wise work,
-cross attention, the LoRA, and the linear layers of 640 inputs, whose answers are the largest."""
+"""Outputs that need this many multiplications per number are kept. In SDXL at 1024 px these are all except pixel-wise
+work, cross attention, the LoRA, and the linear layers of 640 inputs, which have the largest outputs."""
 
 _aten = torch.ops.aten
 _INNER = {_aten.mm.default: 0, _aten.bmm.default: 0, _aten.addmm.default: 1, _aten.baddbmm.default: 1}
-"""Products of matrices: which argument is the left one."""
+"""Matrix products, and which argument is the left matrix."""
 _ATTENTION = tuple(
     getattr(_aten, f"_scaled_dot_product_{kind}").default
     for kind in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
@@ -38,10 +38,10 @@ _ATTENTION = tuple(
 
 @contextmanager
 def checkpointing(denoiser: Denoiser, how: GradientCheckpointing) -> Iterator[None]:
-    """Within the block a network's gradients are computed so; they are the same.
+    """Inside the block the gradients of a network are computed this way; their values are the same.
 
-    "off" keeps all, and so does "auto", which `memory.preflight` decides. "selective" wants torch 2.4: before, it is
-    "full", with a warning.
+    "off" keeps everything, and so does "auto", about which `memory.preflight` decides. "selective" needs torch 2.4;
+    with an older torch it is "full", with a warning.
     """
     if how in ("auto", "off"):
         yield
@@ -55,7 +55,7 @@ def checkpointing(denoiser: Denoiser, how: GradientCheckpointing) -> Iterator[No
 
 @contextmanager
 def _computed_twice(block: nn.Module, forward: Callable[..., Any], selective: bool) -> Iterator[None]:
-    """Within the block a module's forward pass keeps its input alone, or what is `DEAR` too."""
+    """Inside the block the forward pass of a module keeps only its input, or also what is `DEAR`."""
     from torch.utils.checkpoint import checkpoint, noop_context_fn
 
     before = block.__dict__.get("forward")
@@ -81,7 +81,7 @@ def _dear_is_kept() -> Callable[[], Any]:
 
 
 def multiplications(op: Any, args: tuple[Any, ...]) -> int:
-    """How many multiplications a call of an operator of torch takes for each number of its answer; 0: next to none."""
+    """Return how many multiplications an operator of torch needs per number of its output; 0: almost none."""
     if op in _INNER:
         return int(args[_INNER[op]].shape[-1])
     if op is _aten.convolution.default:
@@ -96,5 +96,7 @@ def _can_select() -> bool:
 
     can = hasattr(torch.utils.checkpoint, "create_selective_checkpoint_contexts")
     if not can:
-        log.warning("Selective gradient checkpointing needs torch 2.4 or newer; everything is computed again: slower.")
+        log.warning(
+            "Selective gradient checkpointing needs torch 2.4 or newer. Everything is computed again, which is slower."
+        )
     return can

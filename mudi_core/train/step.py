@@ -1,4 +1,4 @@
-"""One batch of a plan: noise on it, the network's prediction, its loss."""
+"""One batch of a plan: add noise, predict, compute the loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .loss import mask_weight, squared_errors, training_loss
 from .plan import Plan
 
 _NAMED = 3
-"""Layers without a gradient that are named, at most."""
+"""Most layers without a gradient to name."""
 
 
 class NoGradient(MudiError):
@@ -33,24 +33,24 @@ class NoGradient(MudiError):
 
 @dataclass(frozen=True, eq=False)
 class Trainee:
-    """What is trained, on which samples and how: all that a batch needs but its number."""
+    """What is trained, on which samples and how: everything that a batch needs except its number."""
 
     denoiser: Denoiser
     adapter: Adapter
-    """Of the denoiser's network."""
+    """The LoRA on the denoiser's network."""
     plan: Plan
     config: TrainConfig
 
 
 def batch_of(plan: Plan, config: TrainConfig, number: int) -> list[int]:
-    """The samples of batch ``number``, counted over the whole run: its own ones, then as many priors if there are."""
+    """Return the samples of batch ``number``, counted over the whole run: its own, then as many priors if any."""
     step, part = divmod(number, config.accumulation)
     own = slice(part * config.fit.batch_size, (part + 1) * config.fit.batch_size)
     return [*plan.steps[step, own].tolist(), *plan.priors[step, own].tolist()]
 
 
 def places_of(plan: Plan, config: TrainConfig, number: int) -> list[str]:
-    """What the noise of each of these samples hangs on: its place among the step's samples, whatever the batches."""
+    """Return what the noise of each of these samples depends on: its place in its step, whatever the batches."""
     step, part = divmod(number, config.accumulation)
     places = range(part * config.fit.batch_size, (part + 1) * config.fit.batch_size)
     kinds = ("own", "prior") if plan.priors.shape[1] else ("own",)
@@ -58,9 +58,9 @@ def places_of(plan: Plan, config: TrainConfig, number: int) -> list[str]:
 
 
 def batch_loss(trainee: Trainee, number: int) -> tuple[Tensor, Tensor]:
-    """The loss of batch ``number`` with its gradient, and the squared error ``[b]`` of each of its samples.
+    """Return the loss of batch ``number`` with its gradient, and the squared error ``[b]`` of each of its samples.
 
-    Raise `NoGradient` where the loss does not depend on the LoRA.
+    Raise `NoGradient` when the loss does not depend on the LoRA.
     """
     denoiser, plan, config = trainee.denoiser, trainee.plan, trainee.config
     samples = batch_of(plan, config, number)
@@ -92,9 +92,9 @@ def batch_loss(trainee: Trainee, number: int) -> tuple[Tensor, Tensor]:
 
 
 def layers_left_out(adapter: Adapter) -> str:
-    """Return a sentence on the layers that the first step gave no gradient, or nothing where it reached all.
+    """Return a sentence about the layers without a gradient in the first step; "" when all have one.
 
-    Raise `NoGradient` where it reached none.
+    Raise `NoGradient` when none has one.
     """
     left_out, all_layers = adapter.without_gradient(), adapter.matrices()[::2]
     if not left_out:
@@ -111,7 +111,7 @@ def layers_left_out(adapter: Adapter) -> str:
 def _of_group(
     trainee: Trainee, samples: Sequence[int], eps: Tensor, drawn: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Of samples of one size: squared errors ``[b]``, those without the LoRA, and how far both answers are apart."""
+    """Return squared errors ``[b]`` of samples of one size, those without the LoRA, and the distance of both."""
     denoiser, adapter, plan, learning = trainee.denoiser, trainee.adapter, trainee.plan, trainee.config.learning
     device = denoiser.device
     z0 = denoiser.latents(torch.stack([plan.latents[i] for i in samples]).to(device))
@@ -139,9 +139,9 @@ def _of_group(
 def draw_noise(
     config: TrainConfig, denoiser: Denoiser, shapes: Sequence[torch.Size], places: Sequence[str]
 ) -> tuple[list[Tensor], Tensor]:
-    """Return noise of each sample's shape ``[c, ...]`` and noise levels ``[b]``, from the seed and the places alone.
+    """Draw noise in each sample's shape ``[c, ...]`` and noise levels ``[b]``, only from the seed and the places.
 
-    ``places``: of `places_of`. A step of two batches of one then sees what a step of one batch of two sees.
+    ``places``: from `places_of`. So a step of two batches of one sees the same as a step of one batch of two.
     """
     noise, levels = [], []
     for shape, place in zip(shapes, places, strict=True):
@@ -157,7 +157,7 @@ def draw_noise(
 
 
 def _of_one_size(latents: Sequence[Tensor]) -> list[list[int]]:
-    """The places of a batch, in groups that the network can see at once."""
+    """Return the places of a batch, in groups that the network can see at once."""
     groups: dict[torch.Size, list[int]] = {}
     for place, latent in enumerate(latents):
         groups.setdefault(latent.shape, []).append(place)
@@ -165,7 +165,7 @@ def _of_one_size(latents: Sequence[Tensor]) -> list[list[int]]:
 
 
 def _understood_now(plan: Plan, texts: Sequence[int], vectors: TokenVectors) -> list[Conditions]:
-    """The conditions of captions as the tokens' vectors of now make them, with their gradients."""
+    """Return the conditions of captions with the current vectors of the tokens, with gradients."""
     different = list(dict.fromkeys(texts))
     answers = vectors.encode([plan.captions[i] for i in different])
     return [{name: value.float() for name, value in answers[different.index(i)].items()} for i in texts]

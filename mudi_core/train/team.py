@@ -1,4 +1,4 @@
-"""Several processes that train one LoRA together, each with a share of every step's batches."""
+"""Several processes that train one LoRA together, each with a share of the batches of every step."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ class BrokenTeam(MudiError):
 
 @dataclass(frozen=True)
 class Team:
-    """Who a process is among those that train together. The one of a single process does everything itself."""
+    """The place of a process among those that train together. A single process does everything itself."""
 
     rank: int = 0
-    """0 is the leader: it alone writes and talks."""
+    """0 is the leader: only it writes files and messages."""
     size: int = 1
 
     @property
     def leads(self) -> bool:
+        """Whether this process is the leader."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """Which of ``count`` batches of a step are this process's own."""
+        """Return which of the ``count`` batches of a step belong to this process."""
         return range(self.rank, count, self.size)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor, float32 or float64, by its sum over all processes; all get the same bits."""
+        """Replace each tensor, float32 or float64, by its sum over all processes; all get the same bits."""
         if self.size == 1:
             return
         on_card = distributed.get_backend() == "nccl"
@@ -48,34 +49,34 @@ class Team:
                 tensor.copy_(total.reshape(tensor.shape))
 
     def agree(self, words: str, what: str) -> None:
-        """Raise `BrokenTeam` in every process unless all of them say the same words."""
+        """Raise `BrokenTeam` in every process unless all of them pass the same words. ``what``: a name for them."""
         digest = hashlib.sha256(words.encode()).digest()
         ours = torch.tensor([[byte, byte**2] for byte in digest], dtype=torch.float64)
         total = ours.clone()
         self.add_up([total])
-        # Sums may agree by chance; those of the squares too only where all are equal.
+        # Sums may be equal by chance; the sums of the squares are equal too only when all values are.
         if not torch.equal(total, self.size * ours):
             raise BrokenTeam(f"The processes have different {what}. Give all of them the same files and settings.")
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.size > 1:
             distributed.barrier()
 
 
 def team_size() -> int:
-    """How many processes a launcher (accelerate, torchrun) has started."""
+    """Return how many processes a launcher (accelerate, torchrun) has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """This process's number on its machine: the card that it should use."""
+    """Return the number of this process on its machine: the number of the card to use."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Team]:
-    """The team that the launcher's environment names, for as long as the block lasts. Raise `BrokenTeam`."""
+    """Yield the team in the launcher's environment, as long as the block lasts. Raise `BrokenTeam`."""
     if team_size() == 1:
         yield Team()
         return
@@ -83,7 +84,7 @@ def joined(device: torch.device) -> Iterator[Team]:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError, KeyError) as error:
         raise BrokenTeam(
-            f"The processes do not find each other ({str(error).splitlines()[0]}). Start them with accelerate launch."
+            f"The processes cannot find each other ({str(error).splitlines()[0]}). Start them with accelerate launch."
         ) from error
     try:
         yield Team(distributed.get_rank(), distributed.get_world_size())
