@@ -223,6 +223,74 @@ def test_no_module_is_a_drawer_for_everything() -> None:
     assert not names & {"utils", "util", "helpers", "common", "misc", "base"}
 
 
+WITHOUT_WORDS = {"add", "run"}
+"""Of a command: its options and what it does, which its help tells."""
+NO_VERBS = {
+    "A",
+    "All",
+    "An",
+    "By",
+    "Each",
+    "Every",
+    "Float",
+    "How",
+    "Of",
+    "The",
+    "What",
+    "Where",
+    "Whether",
+    "Which",
+    "Who",
+}
+"""Words that a docstring of a function does not begin with."""
+PROMISES = {"UNetDenoiser": "Denoiser", "Checkpoint": "Base"}
+"""A class that keeps a promise -> the promise, whose docstrings hold for it too."""
+
+
+def public(body: list[ast.stmt], prefix: str = "") -> dict[str, ast.FunctionDef | ast.ClassDef]:
+    """Public functions, classes and methods by their names, such as "Plan.composed"."""
+    found: dict[str, ast.FunctionDef | ast.ClassDef] = {}
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            found[prefix + node.name] = node
+            if isinstance(node, ast.ClassDef):
+                found |= public(node.body, f"{prefix}{node.name}.")
+    return found
+
+
+def promised(module: dict[str, ast.FunctionDef | ast.ClassDef], name: str) -> bool:
+    """Whether a method says what the promise or the parent of its class, documented itself, says for it."""
+    owner, _, method = name.rpartition(".")
+    promises = public(ast.parse((CORE / "bases" / "promise.py").read_text(encoding="utf-8")).body)
+    parents = [base.id for base in getattr(module.get(owner), "bases", ()) if isinstance(base, ast.Name)]
+    spoken = [module.get(f"{parent}.{method}") for parent in parents]
+    spoken.append(promises.get(f"{PROMISES.get(owner)}.{method}"))
+    return any(node is not None and ast.get_docstring(node) for node in spoken)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(CORE)))
+def test_everything_public_says_what_it_does(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    module = public(tree.body)
+    silent = [name for name, node in module.items() if not ast.get_docstring(node) and not promised(module, name)]
+    if room(path) == "cli":
+        silent = [name for name in silent if name not in WITHOUT_WORDS]
+    silent = [name for name in silent if not name.endswith(".forward")]  # torch's own promise
+    assert ast.get_docstring(tree) or path.name == "__main__.py"
+    assert not silent, f"{path.relative_to(ROOT)}: {', '.join(silent)} without a docstring"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(CORE)))
+def test_functions_say_what_to_expect_in_the_imperative(path: Path) -> None:
+    """ "Return the area", not "The area"; properties and classes are things and have names of things."""
+    for name, node in public(ast.parse(path.read_text(encoding="utf-8")).body).items():
+        words = (ast.get_docstring(node) or "Return").split()
+        is_property = any("property" in ast.unparse(one) for one in node.decorator_list)
+        if isinstance(node, ast.FunctionDef) and not is_property:
+            assert words[0] not in NO_VERBS, f"{path.relative_to(ROOT)}: {name} begins with {words[0]!r}"
+            assert not re.search(r"[.)`] Raises `", " ".join(words)), f"{path.relative_to(ROOT)}: {name}: Raise"
+
+
 def test_one_version() -> None:
     declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
     assert declared and declared[1] == mudi_core.__version__

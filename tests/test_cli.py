@@ -601,4 +601,4 @@ def test_no_command_ends_because_a_terminal_lacks_a_letter(
 def test_half_a_letter_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prompt", "a \ud800", "--dataset", str(tmp_path)]) == 1
     assert prepare(tmp_path, tmp_path / "out", token="ol\udcffis") == 1
-    assert capsys.readouterr().err.count("holds half of a letter") == 2
+    assert capsys.readouterr().err.count("has a broken letter") == 2

@@ -145,7 +145,7 @@ def test_only_the_method_without_descriptive_class_calls_subjects_otherwise(draw
         assert (
             spec.generate_config(cell, drawn_subjects).prompt == f"a photo of olis {noun} and hta {noun} in the meadow"
         )
-        assert {subject.class_noun for subject in spec.told(cell, drawn_subjects)} == {noun}
+        assert {subject.class_noun for subject in spec.as_named(cell, drawn_subjects)} == {noun}
 
 
 def test_a_cell_is_read_as_it_was_written(spec_file: Path, tmp_path: Path) -> None:

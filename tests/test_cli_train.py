@@ -105,7 +105,7 @@ def test_a_lora_that_is_there_is_kept_unless_it_would_be_the_same(
     ):
         assert main(arguments) == 1
         said = capsys.readouterr().err
-        assert f"is there already, made from {origin}" in said and "--overwrite" in said
+        assert f"already exists, made from {origin}" in said and "--overwrite" in said
         assert out.read_bytes() == first
     assert main(command(drawn_dataset, out, "--seed", "9", "--overwrite")) == 0
     assert out.read_bytes() != first
@@ -224,7 +224,7 @@ def test_a_second_training_of_one_file_is_told(drawn_dataset: Path, tmp_path: Pa
     out = tmp_path / "cats.safetensors"
     with claimed(tmp_path / ".cats.safetensors.lock"):
         assert main(command(drawn_dataset, out)) == 1
-    assert "Another training writes" in capsys.readouterr().err and not list(tmp_path.glob("*.safetensors"))
+    assert "Another training is writing" in capsys.readouterr().err and not list(tmp_path.glob("*.safetensors"))
     (tmp_path / ".dogs.safetensors.lock").touch()  # of a training that was killed
     assert main(command(drawn_dataset, out)) == 0
     assert not list(tmp_path.glob(".*"))

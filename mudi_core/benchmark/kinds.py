@@ -1,4 +1,4 @@
-"""Whether the values of a TOML file are of the kinds that a dataclass's fields want, told in words."""
+"""Check that the values of a TOML file have the types of a dataclass's fields, with errors in words."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, Literal, Union, get_args, get_origin
 from ..types import MudiError
 
 LARGEST = 10**6
-"""Of whole numbers other than seeds: none makes sense beyond, and most would fill the memory."""
+"""Largest whole number except seeds: larger ones make no sense, and most would fill the memory."""
 LONGEST = 1000
-"""Letters of a text."""
+"""Most letters of a text."""
 _SEED = 2**63
 
 
 class BadKind(MudiError):
-    """A value of another kind than its key wants."""
+    """A value of another type than its key needs."""
 
 
 def of_their_kinds(given: object, wanted: Mapping[str, Any], where: str, fixed: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A table's values as ``wanted`` says for each key: lists as tuples. ``fixed``: keys that it may not name.
+    """Return the values of a table as ``wanted`` says for each key, lists as tuples. ``fixed``: forbidden keys.
 
     Raise `BadKind` with ``where`` and the key.
     """
@@ -35,7 +35,7 @@ def of_their_kinds(given: object, wanted: Mapping[str, Any], where: str, fixed: 
 
 
 def of_kind(value: object, kind: Any, where: str) -> Any:
-    """The value itself; of a list a tuple. Raise `BadKind`."""
+    """Return the value, of a list a tuple. Raise `BadKind` when it has another type."""
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
@@ -71,7 +71,7 @@ def _is_plain(value: object, kind: Any, where: str) -> bool:
 
 
 def _wanted(kind: Any) -> str:
-    """A kind in words."""
+    """Return a type in words."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join(_wanted(part) for part in parts if part is not type(None))

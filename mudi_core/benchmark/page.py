@@ -17,11 +17,11 @@ from .spec import METHODS, Cell, Spec
 from .table import Summary, paired, summaries
 
 PICTURE_SIDE = 256
-"""Pixels: larger pictures are shown smaller, so that the page stays a file that can be sent."""
+"""Pixels: larger pictures are made smaller, so that the page is small enough to send."""
 
 
 def page(results: Results, done: Sequence[Result]) -> str:
-    """The whole page of what is done, at least one cell."""
+    """Return the whole page for the finished cells, at least one."""
     spec = results.spec
     by_method = summaries(spec.methods, done)
     body = [
@@ -124,7 +124,7 @@ def _picture(results: Results, one: Result) -> str:
 
 
 def _matrices(spec: Spec, done: Sequence[Result]) -> str:
-    """The references' similarities, and the mean ones of each method's pictures with a right count."""
+    """Return the similarities of the references, and the means of each method over pictures with a right count."""
     first = done[0].comparison
     shown = _matrix("the photos themselves", first.tokens, first.s_gt)
     for method in spec.methods:

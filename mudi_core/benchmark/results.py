@@ -1,4 +1,4 @@
-"""A benchmark's folder: each cell's picture and comparison are written once, whole, by whichever process has it."""
+"""The folder of a benchmark: the picture and comparison of each cell, written once and completely by one process."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ SPEC = "spec.json"
 
 
 class OtherSpec(MudiError):
-    """A folder that holds the results of another benchmark."""
+    """A folder with the results of another benchmark."""
 
 
 class NoResults(MudiError):
-    """A folder without a single result."""
+    """A folder without results."""
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What became of a cell."""
+    """The result of a cell."""
 
     cell: Cell
     comparison: Comparison
@@ -40,12 +40,12 @@ class Result:
 
     @property
     def success(self) -> bool:
-        """Every subject is there once, as itself, and nobody else."""
+        """Whether every subject is there once, as itself, and nobody else."""
         return self.comparison.count_is_right and all(v.status == "found" for v in self.comparison.verdicts)
 
 
 class Results:
-    """The folder. Raises `OtherSpec` when it holds results of a spec that differs in anything."""
+    """The folder. Raises `OtherSpec` when it has results of a spec that differs in anything."""
 
     def __init__(self, folder: Path, spec: Spec) -> None:
         self.folder, self.spec = folder, spec
@@ -56,16 +56,17 @@ class Results:
             differing = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
             if differing:
                 raise OtherSpec(
-                    f"{folder} holds results of another spec: {', '.join(differing)} differ(s). Choose another --out."
+                    f"{folder} has results of another spec: {', '.join(differing)} differ(s). Choose another --out."
                 )
         else:
             write_whole(folder / SPEC, json.dumps(ours, indent=1) + "\n")
 
     def is_done(self, cell: Cell) -> bool:
+        """Return whether a cell has its result."""
         return self._path(cell, ".json").is_file()
 
     def add(self, result: Result, image: Tensor) -> None:
-        """Keep a cell: first its picture, float ``[h, w, 3]``, then what makes it count."""
+        """Save a cell: first its picture, float ``[h, w, 3]``, then its result, which makes it done."""
         path = self._path(result.cell, ".png")
         with whole(path) as part:
             Image.fromarray((image * 255).round().to(torch.uint8).numpy()).save(part, "PNG")
@@ -73,24 +74,25 @@ class Results:
         write_whole(self._path(result.cell, ".json"), json.dumps(about) + "\n")
 
     def read(self, cell: Cell) -> Result:
+        """Return the result of a cell that is done."""
         about = json.loads(self._path(cell, ".json").read_text(encoding="utf-8"))
         return Result(cell, _comparison(about["comparison"]), about["text_fidelity"])
 
     def image(self, cell: Cell) -> Tensor:
-        """Float ``[h, w, 3]``, 0..1."""
+        """Return the picture of a cell, float ``[h, w, 3]``, 0..1."""
         return read_photo(self._path(cell, ".png")).image
 
     @contextmanager
     def claimed(self, name: str, wait: bool = False) -> Iterator[bool]:
-        """Whether this process has the part of this name to itself, for as long as the block lasts.
+        """Claim the part of this name for this process as long as the block lasts; yield whether that worked.
 
-        The claim ends with its process, however that dies. ``wait``: until whoever has it lets go.
+        The claim ends with its process, however the process ends. ``wait``: wait until the other process lets go.
         """
         with claimed(self.folder / f".{name.replace('/', '.')}.lock", wait) as ours:
             yield ours
 
     def sweep(self) -> None:
-        """Remove the claims of processes that died."""
+        """Remove the claims of dead processes."""
         sweep(self.folder.glob(".*.lock"))
 
     def _path(self, cell: Cell, suffix: str) -> Path:
@@ -98,7 +100,7 @@ class Results:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A file appears under its name only when all of it is there."""
+    """Write a text file that gets its name only when it is complete."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 

@@ -1,4 +1,4 @@
-"""The benchmark's work: whatever is missing of the photos, LoRAs, pictures and scores, by any number of processes."""
+"""The work of a benchmark: make missing photos, LoRAs, pictures and scores, with any number of processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .spec import METHODS, BadSpec, Cell
 
 
 class Worker:
-    """One process of a benchmark. Any number may have one folder: none does what another has done or is doing."""
+    """One process of a benchmark. Several can share a folder: none repeats what another does or has done."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Worker:
                 raise BadSpec(f"Combo '{name}': there is no pair {where}; there are 0 to {len(PAIRS) - 1}.")
 
     def run(self) -> None:
-        """Returns when every cell is there, whoever made it."""
+        """Work until every cell is done, by this process or another."""
         self.results.sweep()
         while parts := self._open_parts():
             idle = True
@@ -64,7 +64,7 @@ class Worker:
                     pass
 
     def _open_parts(self) -> dict[str, list[Cell]]:
-        """By LoRA, as "combo/training", the cells that it is still wanted for."""
+        """Return the cells without result by LoRA, as "combo/training"."""
         parts: dict[str, list[Cell]] = {}
         for cell in self.spec.cells():
             if not self.results.is_done(cell):
@@ -95,7 +95,7 @@ class Worker:
 
     @contextmanager
     def _trained(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[None]:
-        """Within the block the base model wears what a cell's method trains; it is trained if nobody has yet."""
+        """Inside the block the base model has the LoRA of the cell's method; train it first if nobody has."""
         base, lora = self._checkpoint, self.results.folder / f"{name}.safetensors"
         config = self.spec.train_config(cell.method, base.side)
         if self.dtype == torch.bfloat16:
@@ -103,15 +103,15 @@ class Worker:
         embeddings = [
             lora.with_suffix(f".{token}.safetensors") for token in subjects.tokens if config.learning.learn_tokens
         ]
-        with ExitStack() as worn:
-            vectors = worn.enter_context(base.token_vectors(subjects.tokens)) if config.learning.learn_tokens else None
+        with ExitStack() as stack:
+            vectors = stack.enter_context(base.token_vectors(subjects.tokens)) if config.learning.learn_tokens else None
             if not all(path.is_file() for path in [*embeddings, *([lora] if config.learning.target_modules else [])]):
-                self._train(name, config, self.spec.told(cell, subjects), vectors, lora, embeddings)
+                self._train(name, config, self.spec.as_named(cell, subjects), vectors, lora, embeddings)
             if vectors is not None:
                 loaded = [load_token(path) for path in embeddings]
                 vectors.load({encoder: torch.cat([one[encoder] for one in loaded]) for encoder in loaded[0]})
             if config.learning.target_modules:
-                worn.enter_context(apply_lora(base.unet, lora))
+                stack.enter_context(apply_lora(base.unet, lora))
             yield
 
     def _train(
@@ -134,7 +134,7 @@ class Worker:
         train_lora(training, training.plan(progress), files, progress, goes_on=stopped.is_file())
 
     def _subjects(self, combo: str) -> SubjectSet:
-        """The combo's dataset; of a drawn pair, the photos are drawn and prepared by whoever needs them first."""
+        """Return the dataset of the combo; for a drawn pair, draw and prepare the photos when first needed."""
         where = self.spec.combos[combo]
         if isinstance(where, str):
             return storage.read_subjects(Path(where))

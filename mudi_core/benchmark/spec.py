@@ -1,4 +1,4 @@
-"""What a benchmark runs: combos of subjects, methods, prompts and seeds, read from a TOML file."""
+"""What a benchmark runs: combos of subjects, methods, prompts and seeds, from a TOML file."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Rival:
 
     title: str
     lora: str
-    """Names the training: rivals of the same name share it."""
+    """The name of the training: rivals with the same name share it."""
     train: Mapping[str, Any]
-    """Settings of `TrainConfig` that make it what it is."""
+    """The settings of `TrainConfig` that define it."""
     with_start: bool = False
-    """From the subjects' cut-outs (paper section 4.2), not from plain noise."""
+    """Start from the subjects' cut-outs (paper section 4.2), not from plain noise."""
     general: bool = False
-    """Subjects are called by the combo's general noun, not by their own class nouns (paper section 5)."""
+    """Name the subjects by the combo's general noun, not by their own class nouns (paper section 5)."""
 
 
 METHODS: dict[str, Rival] = {
@@ -60,7 +60,7 @@ METHODS: dict[str, Rival] = {
     ),
     "mudi": Rival("MuDI", "segmix", {"method": "segmix"}, with_start=True),
 }
-"""The rivals by the names that a spec calls them by. They share photos, steps, seeds and noise."""
+"""The rivals by their names in a spec. They share photos, steps, seeds and noise."""
 
 
 MOST_PICTURES = 1_000_000
@@ -71,7 +71,7 @@ _NOT_GENERATE = ("prompt", "count", "seed", "batch_size", "layout", "places", "a
 
 
 class BadSpec(MudiError):
-    """A spec that cannot be read, or that asks for what there is not."""
+    """A spec that cannot be read, or that names something unknown."""
 
 
 class Cell(NamedTuple):
@@ -86,7 +86,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Judges:
-    """Who scores the pictures: names of `backends`, and how they look."""
+    """Which models score the pictures (names in the table of eyes), and how."""
 
     detector: str = "owlv2"
     embedder: str = "dinov2"
@@ -116,17 +116,17 @@ class Spec:
     base: str
     """ "mini", or an SDXL file or folder."""
     combos: Mapping[str, str | int]
-    """By name a dataset folder, or the number of one of the toy world's pairs."""
+    """A dataset folder by name, or the number of a pair of the toy world."""
     methods: tuple[str, ...]
-    """Of `METHODS`; the report sets the last one against each of the others."""
+    """Names in `METHODS`; the report compares the last one with each of the others."""
     prompts: tuple[str, ...]
-    """Each with {subjects} where they are named."""
+    """Each with {subjects} in place of the names."""
     seeds: int
     """Pictures of each combo, method and prompt."""
     seed: int = 0
-    """Of photos and training."""
+    """The seed of photos and training."""
     general_nouns: Mapping[str, str] = field(default_factory=dict)
-    """By combo what all its subjects are ("animal"), for the method "general"."""
+    """A noun for all subjects of a combo ("animal"), by combo, for the method "general"."""
     train: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `TrainConfig` that differ from the base model's usual ones."""
     generate: Mapping[str, Any] = field(default_factory=dict)
@@ -144,7 +144,7 @@ class Spec:
                 raise BadSpec(f"{self.name}: the prompt '{prompt}' has no {SUBJECTS} where the subjects are named.")
         for name in self.combos:
             if not name or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
-                raise BadSpec(f"{self.name}: '{name}' cannot be the name of a combo, since a folder is called so.")
+                raise BadSpec(f"{self.name}: '{name}' cannot be the name of a combo, because a folder gets this name.")
         for combo, noun in self.general_nouns.items():
             if combo not in self.combos or not noun.strip():
                 raise BadSpec(
@@ -159,7 +159,7 @@ class Spec:
             raise BadSpec(f"{self.name} asks for {pictures} pictures; up to {MOST_PICTURES} can be made. Take fewer.")
 
     def cells(self) -> list[Cell]:
-        """Every picture, in the order of the spec."""
+        """Return every picture, in the order of the spec."""
         return [
             Cell(combo, method, prompt, seed)
             for combo in self.combos
@@ -169,33 +169,33 @@ class Spec:
         ]
 
     def train_config(self, method: str, side: int) -> TrainConfig:
-        """How a method is trained; ``side``: of the base model's pictures, in pixels."""
+        """Return how a method is trained; ``side``: of the base model's pictures, in pixels."""
         start = TrainConfig.usual(usual(self.base), seed=self.seed, resolution=side)
         return start.but(**{**self.train, **METHODS[method].train})
 
     def generate_config(self, cell: Cell, subjects: SubjectSet) -> GenerateConfig:
-        """How a cell's one picture is made. Cells of one seed and combo start from the same noise and places."""
-        names = [subject.name for subject in self.told(cell, subjects)]
+        """Return how the picture of a cell is made. Cells with the same seed and combo share noise and places."""
+        names = [subject.name for subject in self.as_named(cell, subjects)]
         prompt = write_prompt(names, self.prompts[cell.prompt])
         start = GenerateConfig.usual(usual(self.base), prompt, len(subjects))
         config = replace(start, count=1, seed=cell.seed, **self.generate)
         return config if METHODS[cell.method].with_start else replace(config, gamma=0.0)
 
-    def told(self, cell: Cell, subjects: SubjectSet) -> SubjectSet:
-        """The subjects as the cell's method calls them."""
+    def as_named(self, cell: Cell, subjects: SubjectSet) -> SubjectSet:
+        """Return the subjects with the class nouns that the cell's method uses."""
         if not METHODS[cell.method].general:
             return subjects
         noun = self.general_nouns[cell.combo]
         return SubjectSet(tuple(replace(subject, class_noun=noun) for subject in subjects))
 
     def as_json(self) -> dict[str, Any]:
-        """What a cell's result hangs on, and so not how many there are: methods and seeds may become more."""
+        """Return what the result of a cell depends on; without methods and seeds, which may become more."""
         others = ("name", "methods", "seeds", "judges")
         return {**{k: v for k, v in vars(self).items() if k not in others}, "judges": vars(self.judges)}
 
 
 def read_spec(path: Path) -> Spec:
-    """Read a TOML file; folders are beside it unless their path is absolute. Raise `BadSpec`."""
+    """Read a spec from a TOML file; relative folders are relative to the file. Raise `BadSpec`."""
     toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         given = toml.loads(read_text(path))

@@ -1,4 +1,4 @@
-"""A benchmark's numbers: a row for each picture, and what they say of each method."""
+"""The numbers of a benchmark: a row for each picture, and a summary of each method."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """What the pictures of one method say. Intervals are bootstraps of 95 %."""
+    """The summary of the pictures of one method. Intervals are bootstraps of 95 %."""
 
     count: int
     mean: float
-    """Of the Detect-and-Compare score."""
+    """Mean Detect-and-Compare score."""
     low: float
     high: float
-    """The mean's interval over pictures: how sure it is for these subjects and LoRAs."""
+    """Interval of the mean over pictures: how certain it is for these subjects and LoRAs."""
     combos_interval: tuple[float, float] | None
-    """The same over whole combos: how sure it is for other subjects; of few combos it is wide, of one there is none."""
+    """The same over combos: how certain the mean is for other subjects; wide for few combos, None for one."""
     spectral: float
     success: float
-    """Share of the pictures in which everybody is there once, as themselves."""
+    """Share of the pictures in which every subject is there once, as itself."""
     success_low: float
     success_high: float
     right_count: float
@@ -43,7 +43,7 @@ class Summary:
 
 
 def table(results: Sequence[Result]) -> str:
-    """CSV with `COLUMNS`, a row for each result."""
+    """Return CSV with `COLUMNS`, a row for each result."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -66,7 +66,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def summary(results: Sequence[Result]) -> Summary:
-    """Of the results of one method. At least one is there."""
+    """Return the summary of the results of one method, at least one."""
     scores = [result.comparison.score for result in results]
     successes = [float(result.success) for result in results]
     low, high = interval(scores)
@@ -91,7 +91,7 @@ def summary(results: Sequence[Result]) -> Summary:
 
 
 def summaries(methods: Sequence[str], results: Sequence[Result]) -> dict[str, Summary]:
-    """By method, of those that have results."""
+    """Return the summaries of the methods that have results."""
     of = {method: [one for one in results if one.cell.method == method] for method in methods}
     return {method: summary(own) for method, own in of.items() if own}
 
@@ -99,7 +99,7 @@ def summaries(methods: Sequence[str], results: Sequence[Result]) -> dict[str, Su
 def clustered_interval(
     results: Sequence[Result], value: Callable[[Result], float], draws: int = 10_000
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, drawing whole combos: their pictures share subjects and LoRAs."""
+    """Return the 95 % bootstrap interval of the mean over whole combos, whose pictures share subjects and LoRAs."""
     by_combo: dict[str, list[float]] = {}
     for result in results:
         by_combo.setdefault(result.cell.combo, []).append(value(result))
@@ -114,7 +114,7 @@ def clustered_interval(
 
 
 def paired(results: Sequence[Result], method: str, rival: str) -> list[float]:
-    """How much higher the method scores than the rival from the same noise, picture by picture."""
+    """Return how much higher the method scores than the rival from the same noise, picture by picture."""
     scores = {result.cell: result.comparison.score for result in results}
     return [
         score - scores[cell._replace(method=rival)]

@@ -1,7 +1,7 @@
-"""The command line: photos to a dataset, a LoRA, pictures, scores; or all of it at once as a demo.
+"""The command line: photos become a dataset, a LoRA, pictures and scores; or all of it at once as a demo.
 
-Results go to standard output (with ``--json`` nothing but one JSON value), everything else to standard error. Exit
-codes: 0 done, 1 a mistake that a sentence explains, 2 a wrong command, 3 done but for files that could not be read, 130
+Results go to standard output (with ``--json`` exactly one JSON value), everything else to standard error. Exit codes: 0
+done, 1 an error that a sentence explains, 2 a wrong command, 3 done except for files that could not be read, 130
 Ctrl-C.
 """
 
@@ -31,15 +31,15 @@ Every command explains itself: python -m mudi_core train --help
 
 
 _PATHS = ("base", "layout")
-"""Texts that may be paths, whose bytes need be no letters."""
+"""Texts that may be paths, which may have bytes that are no letters."""
 
 
 class HalfLetter(MudiError):
-    """A text that cannot be stored, sent or printed."""
+    """A text that cannot be saved, sent or printed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the answer is the exit code."""
+    """Run one command and return its exit code."""
     speak_anywhere()
     args = parser().parse_args(argv)
     _be_quiet()
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse_half_letters(args)
         answer: Answer | None = args.run(args, talk)
     except KeyboardInterrupt:
-        print(f"Stopped. {talk.kept}", file=sys.stderr)
+        print(f"Stopped. {talk.on_disk}", file=sys.stderr)
         return 130
     except MudiError as error:
         if isinstance(error.__cause__, KeyboardInterrupt):
@@ -58,19 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"Error: {error.strerror or error}{where}. {talk.kept}", file=sys.stderr)
+        print(f"Error: {error.strerror or error}{where}. {talk.on_disk}", file=sys.stderr)
         return 1
-    if answer is None:  # one of several processes, of which another answers
+    if answer is None:  # one of several processes; another one answers
         return 0
     try:
         print(json.dumps(answer.data) if args.json else answer.text, flush=True)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, stopped reading
         sys.stdout = open(os.devnull, "w")
     return answer.code
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole grammar; building it imports no model library."""
+    """Return the parser of all commands; building it imports no model library."""
     top = argparse.ArgumentParser(
         prog="python -m mudi_core",
         description="Several similar subjects in one picture, each as itself (MuDI).",
@@ -84,15 +84,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _refuse_half_letters(args: argparse.Namespace) -> None:
-    """Names and prompts are letters; only the names of files may be any bytes. Raise `HalfLetter`."""
+    """Raise `HalfLetter` for names and prompts with broken letters; only file names may have any bytes."""
     for option, value in vars(args).items():
         for text in value if isinstance(value, list) else [value]:
             if option not in _PATHS and isinstance(text, str) and text != readable(text):
-                raise HalfLetter(f"'{text}' ({option}) holds half of a letter or odd bytes. Type it again, as UTF-8.")
+                raise HalfLetter(f"'{text}' ({option}) has a broken letter or odd bytes. Type it again, as UTF-8.")
 
 
 def _be_quiet() -> None:
-    """Our own words on standard error, of the libraries only errors; and no library may go online."""
+    """Show our own messages on standard error, from libraries only errors; keep libraries off the network."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -33,9 +33,9 @@ def add(commands: Any) -> None:
         run,
         summary="compare training methods on the same subjects, prompts and noise",
         description="Trains what is missing, makes and scores every picture that a spec names, and writes results.csv "
-        "and report.html. Stopped or killed, the same command goes on; nothing is done twice, also when the spec has "
-        "got more methods or seeds. Several processes may work on one folder: start the command several times, or once "
-        "with accelerate launch --multi_gpu -m mudi_core benchmark ...",
+        "and report.html. After a stop, the same command continues; nothing is done twice, even when the spec has more "
+        "methods or seeds now. Several processes can work on one folder: start the command several times, or once with "
+        "accelerate launch --multi_gpu -m mudi_core benchmark ...",
         example="python -m mudi_core benchmark benchmarks/embedded.toml --out benchmark-out",
     )
     parser.add_argument(
@@ -45,7 +45,9 @@ def add(commands: Any) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="folder of LoRAs, pictures, scores, table and report"
     )
     parser.add_argument(
-        "--so-far", action="store_true", help="make nothing: only write the table and the report of what is there"
+        "--so-far",
+        action="store_true",
+        help="make no pictures: only write the table and the report of the results so far",
     )
     add_weights(parser)
     add_precision(parser)
@@ -88,7 +90,7 @@ def _worker(args: argparse.Namespace, talk: Talk, results: Results) -> Worker:
     judges = results.spec.judges
     args.base = results.spec.base
     args.detector, args.embedder, args.text_scorer = judges.detector, judges.embedder, judges.text_scorer
-    talk.kept = f"What is done stays in {args.out}; the same command goes on from there."
+    talk.on_disk = f"The results so far are in {args.out}; the same command continues from there."
     on = device(args)
     if on.type == "cuda" and team_size() > 1:
         on = torch.device("cuda", local_rank())

@@ -32,16 +32,16 @@ def add(commands: Any) -> None:
         commands,
         "compare",
         run,
-        summary="score pictures: is everybody there, as themselves?",
+        summary="score pictures: is every subject there, as itself?",
         description="Detect-and-Compare: finds the figures in each picture and compares each with the photos of every "
         "subject. 1 is a perfect score; a wrong number of figures scores 0. For every subject it says found, mixed, "
         "missing or duplicated, and how much of the likeness is its own. Best pictures first. A picture that cannot be "
-        "read is skipped and named, and the exit code is 3 then.",
+        "read is skipped and named; the exit code is then 3.",
         example="python -m mudi_core compare pictures --dataset dogs --base mini --json",
     )
     parser.add_argument("images", type=Path, metavar="IMAGES_DIR", help="folder of pictures")
     parser.add_argument("--dataset", type=Path, required=True, metavar="DATASET", help="the subjects' photos and masks")
-    add_base(parser, "mini, or your SDXL model: chooses the detector and embedder that go with it")
+    add_base(parser, "mini, or your SDXL model: decides which detector and embedder are used")
     parser.add_argument(
         "--query",
         action="append",
@@ -49,13 +49,13 @@ def add(commands: Any) -> None:
         help="what the detector looks for; may be given several times (default: the class nouns)",
     )
     parser.add_argument(
-        "--cut-out", action="store_true", help="compare with the cut-out subjects instead of the whole photos"
+        "--cut-out", action="store_true", help="compare with the cut-out subjects instead of whole photos"
     )
     parser.add_argument(
         "--whole-pictures",
         action="store_true",
-        help="also how like the subjects each whole picture is: their mean (DINO with dinov2, CLIP-I with clip) and "
-        "their product (M-DINO)",
+        help="also how similar each whole picture is to the subjects: mean (DINO with dinov2, CLIP-I with clip) and "
+        "product (M-DINO)",
     )
     parser.add_argument(
         "--text",
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..subjects import storage
     from ..subjects.photos import BadPhoto, passed_over, photo_paths
 
-    talk.kept = "Comparing writes no files."
+    talk.on_disk = "Comparing writes no files."
     subjects = storage.read_subjects(args.dataset)
     paths = photo_paths(args.images)
     if left_out := passed_over(args.images):
@@ -110,9 +110,9 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     mean = sum(result.score for result in results) / len(results)
     lines = [*(f"Warning: {remark}" for remark in references.remarks), f"{'score':>6}  picture, best first"]
     for name, result, more in ranked:
-        lines.append(f"{result.score:6.3f}  {name}: {', '.join([result.figures, *_said(more)])}")
+        lines.append(f"{result.score:6.3f}  {name}: {', '.join([result.figures, *_in_words(more)])}")
         lines += [f"{'':8}{words}" for words in (result.reason, *(v.text for v in result.verdicts)) if words]
-    lines.append(f"{mean:6.3f}  {', '.join([f'mean of {len(results)}', *_said(means)])}")
+    lines.append(f"{mean:6.3f}  {', '.join([f'mean of {len(results)}', *_in_words(means)])}")
     if skipped:
         lines += [f"{len(skipped)} of {len(paths)} were skipped:", *(f"{'':8}{words}" for words in skipped.values())]
     return Answer(
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
 def _measures(
     args: argparse.Namespace, on: torch.device, talk: Talk, subjects: SubjectSet, embedder: Embedder
 ) -> Callable[[Tensor], dict[str, float]]:
-    """What else is asked of each picture, by its name in the answer."""
+    """Return a function that measures a picture further, by the names in the answer."""
     from ..score import fidelity
     from ..score.compare import References
 
@@ -155,12 +155,12 @@ def _measures(
     return measure
 
 
-def _said(measured: dict[str, float]) -> list[str]:
+def _in_words(measured: dict[str, float]) -> list[str]:
     return [f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured.items()]
 
 
 def plain(result: Comparison) -> dict[str, Any]:
-    """One picture's comparison as JSON values."""
+    """Return the comparison of one picture as JSON values."""
     return {
         "score": result.score,
         "score_spectral": result.score_spectral,

@@ -23,13 +23,15 @@ def add(commands: Any) -> None:
         "generate",
         run,
         summary="pictures of all subjects",
-        description="Makes pictures that start from noise shifted towards the subjects' cut-outs at random (or given) "
-        "places, so that each keeps its own looks. The same seed starts from the same noise and places with any LoRA.",
+        description="Makes pictures that start from noise shifted towards the subjects' cut-outs, at random or given "
+        "places, so that each keeps its own looks. The same seed gives the same noise and places with any LoRA.",
         example="python -m mudi_core generate --base mini --lora dogs.safetensors --dataset dogs --out pictures "
         '--prompt "a photo of olis dog and hta dog, in the meadow"',
     )
     add_base(parser, "the model that the LoRA was trained on: mini, an SDXL .safetensors file, or a diffusers folder")
-    parser.add_argument("--lora", type=Path, metavar="FILE", help="made by train (default: none, the base model alone)")
+    parser.add_argument(
+        "--lora", type=Path, metavar="FILE", help="a file from train (default: none, only the base model)"
+    )
     parser.add_argument("--lora-scale", type=float, default=1.0, metavar="X", help="its strength (default: 1)")
     parser.add_argument(
         "--dataset", type=Path, required=True, metavar="DATASET", help="the subjects and their cut-outs"
@@ -45,7 +47,7 @@ def add(commands: Any) -> None:
         "--gamma",
         type=float,
         metavar="G",
-        help="strength of the start: 0 is plain noise, 2 suits two or three subjects, 3 more (default: by number)",
+        help="strength of the start: 0 is plain noise, 2 is for two or three subjects, 3 for more (default: by number)",
     )
     parser.add_argument(
         "--layout",
@@ -58,18 +60,22 @@ def add(commands: Any) -> None:
         "--relative-scale",
         type=relative_scale,
         metavar="A:B=1:2",
-        help="heights by token or class noun, where no boxes are given",
+        help="heights by token or class noun, when no boxes are given",
     )
     parser.add_argument(
         "--photos",
         default="random",
         metavar="CHOICE",
         help="which photo of each subject stands there: random (default), best (whole and largest), or "
-        "olis:hta=#1:#3, counted from 1 (a number without # counts from 0, as before)",
+        "olis:hta=#1:#3, counted from 1 (a number without # counts from 0, as in older versions)",
     )
-    parser.add_argument("--mirror", action="store_true", help="mirror each cut-out or not, by the seed")
+    parser.add_argument("--mirror", action="store_true", help="mirror cut-outs at random, by the seed")
     parser.add_argument(
-        "--rotation", type=float, default=0.0, metavar="DEG", help="turn each cut-out up to so far (default: 0)"
+        "--rotation",
+        type=float,
+        default=0.0,
+        metavar="DEG",
+        help="rotate each cut-out by up to this many degrees (default: 0)",
     )
     _add_llm(parser)
     _add_sampling(parser)
@@ -79,7 +85,7 @@ def add(commands: Any) -> None:
 
 
 def _add_llm(parser: argparse.ArgumentParser) -> None:
-    """Who is asked for a layout."""
+    """Add the options of the language model that is asked for a layout."""
     parser.add_argument(
         "--llm",
         default="",
@@ -87,11 +93,13 @@ def _add_llm(parser: argparse.ArgumentParser) -> None:
         help="OpenAI-compatible endpoint for --layout ask (default: $MUDI_LLM_URL, or Ollama's on this machine; a key "
         "is read from $MUDI_LLM_KEY)",
     )
-    parser.add_argument("--llm-model", default="", metavar="NAME", help="its model (default: the first it lists)")
+    parser.add_argument(
+        "--llm-model", default="", metavar="NAME", help="model of the endpoint (default: the first that it lists)"
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    """How many pictures, how large, by how many steps, and where they go."""
+    """Add the options for number, size, steps and folder of the pictures."""
     parser.add_argument("--count", type=int, default=4, metavar="N", help="how many pictures (default: 4)")
     parser.add_argument("--batch", type=int, metavar="N", help="how many at once (default: 1; mini: 8)")
     parser.add_argument("--steps", type=int, metavar="N", help="sampler steps (default: 50; mini: 20)")
@@ -101,7 +109,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def size(text: str) -> tuple[int, int]:
-    """ "1024x768" as (1024, 768)."""
+    """Read "1024x768" as (1024, 768)."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} should look like 1024x768, in pixels")
@@ -109,7 +117,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoint) -> GenerateConfig:
-    """What is usual for the base model, and what the user said otherwise."""
+    """Return the usual settings for the base model with the user's settings in their place."""
     from ..jobs.generate import GenerateConfig, default_prompt
     from ..stage.cutouts import Poses, parse_photos
     from ..subjects.prompt import SUBJECTS, write_prompt
@@ -118,7 +126,7 @@ def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoin
     if SUBJECTS in prompt:
         prompt = write_prompt([subject.name for subject in subjects], prompt)
     start = GenerateConfig.usual(checkpoint.usual, prompt, len(subjects))
-    said = {
+    chosen = {
         "gamma": args.gamma,
         "batch_size": args.batch,
         "steps": args.steps,
@@ -133,7 +141,7 @@ def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoin
         layout=replace(start.layout, relative_scale=args.relative_scale),
         arrangement=args.layout if args.layout in ("row", "grid") else "random",
         poses=Poses(parse_photos(args.photos), args.mirror, args.rotation),
-        **{name: value for name, value in said.items() if value is not None},
+        **{name: value for name, value in chosen.items() if value is not None},
     )
     if config.negative_prompt is None:
         config = replace(config, negative_prompt=checkpoint.negative_prompt)
@@ -144,7 +152,7 @@ def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoin
 def places(
     args: argparse.Namespace, subjects: SubjectSet, prompt: str, size: tuple[int, int]
 ) -> dict[str, Place] | None:
-    """The places that were written, or that a language model finds for the prompt; None where none are given."""
+    """Return the places that the user wrote, or those from a language model; None when there are none."""
     from ..files import read_text
     from ..stage.ask import ask_layout
     from ..stage.endpoint import Endpoint
@@ -175,7 +183,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     settings = config(args, subjects, checkpoint)
     for subject in subjects:
         if subject.token not in settings.prompt:
-            talk.say(f"Warning: the prompt does not name '{subject.name}', so it may not appear.")
+            talk.say(f"Warning: the prompt does not name '{subject.name}', so this subject may not appear.")
     if args.lora is not None:
         state, _ = load_lora(args.lora)
         try:
@@ -197,7 +205,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     with talk.progress("sampling") as progress:
         for picture in generate(checkpoint, cutouts, settings, progress):
             folder.add(picture)
-            talk.kept = f"{len(folder.written)} of {settings.count} pictures are in {args.out}."
+            talk.on_disk = f"{len(folder.written)} of {settings.count} pictures are in {args.out}."
     return Answer(
         f"{args.out}: {settings.count} pictures, '{settings.prompt}', gamma {settings.gamma:g}, seed {settings.seed}.",
         {**folder.settings, "out": str(args.out), "pictures": folder.written},

@@ -1,4 +1,4 @@
-"""What `train` tells of its steps beside the bar: lines for a log, and the files that TensorBoard shows."""
+"""What `train` reports about its steps beside the progress bar: lines for a log, and files for TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class MissingTensorBoard(MudiError):
-    """TensorBoard's package is not installed."""
+    """The package tensorboard is not installed."""
 
 
 class Journal:
-    """Hears of each step and each preview."""
+    """Reports each step and each preview."""
 
     def __init__(self, talk: Talk, every: int, tensorboard: Path | None) -> None:
-        """``every``: steps between two lines, 0 for none. Raise `MissingTensorBoard`."""
+        """Start a journal. ``every``: steps between two lines, 0 for none. Raise `MissingTensorBoard`."""
         self.talk, self.every = talk, every
         self._writer: Any = None
         self._pace = Pace()
@@ -33,7 +33,7 @@ class Journal:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise MissingTensorBoard(
-                    f"--tensorboard needs the package tensorboard, which is not there ({error}). Install it (pip "
+                    f"--tensorboard needs the package tensorboard, which is not installed ({error}). Install it (pip "
                     "install tensorboard), or leave the option out."
                 ) from error
             self._writer = SummaryWriter(str(tensorboard))  # type: ignore[no-untyped-call]
@@ -46,7 +46,7 @@ class Journal:
             self._writer.close()
 
     def watch(self, previews: Previews | None, folder: Path) -> Watch:
-        """Return what tells this journal of each step and preview, and writes the pictures to ``folder``."""
+        """Return a `Watch` that reports to this journal and writes the pictures of previews to ``folder``."""
         from ..jobs.train import Watch
 
         def on_preview(step: int, preview: Preview, is_best: bool) -> None:
@@ -56,6 +56,7 @@ class Journal:
         return Watch(self.step, None if previews is None else previews.draw, on_preview)
 
     def step(self, done: int, total: int, loss: float) -> None:
+        """Report a step: the steps done and in all, and its loss."""
         words = self._pace.words(done, total, loss)
         if self._writer is not None:
             self._writer.add_scalar("loss", loss, done)
@@ -63,6 +64,7 @@ class Journal:
             self.talk.say(f"step {done} of {total}: {words}")
 
     def preview(self, step: int, preview: Preview, is_best: bool) -> None:
+        """Report the scores and pictures of a preview."""
         self.talk.say(f"step {step}: Detect-and-Compare {preview.words}{', the best so far' if is_best else ''}")
         if self._writer is None:
             return
@@ -74,7 +76,7 @@ class Journal:
 
 
 def write_preview(folder: Path, step: int, preview: Preview) -> None:
-    """Each picture by its step, its start and its number, such as 000200-mudi-1.png."""
+    """Write each picture of a preview, named by step, start and number, such as 000200-mudi-1.png."""
     import torch
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what becomes of them."""
+"""Options that several commands share, and the values that they become."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BadDevice(MudiError):
 def add_command(
     commands: Any, name: str, run: Any, *, summary: str, example: str, description: str
 ) -> argparse.ArgumentParser:
-    """A command with what all have in common."""
+    """Add a command with the options that all commands have, and return its parser."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
@@ -39,29 +39,36 @@ def add_command(
 
 
 def add_base(parser: argparse.ArgumentParser, use: str) -> None:
+    """Add --base; ``use``: what the base model is for, in the help."""
     parser.add_argument("--base", required=True, metavar="mini|FILE", help=use)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
     parser.add_argument(
         "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1, mps"
     )
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add --precision."""
     parser.add_argument(
         "--precision",
         choices=("fp32", "bf16"),
-        help="of the base model's weights and of computing; default: bf16 on a GPU, else fp32",
+        help="number format for weights and computing; default: bf16 on a GPU, else fp32",
     )
 
 
 def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --seed; ``what``: what depends on it, in the help."""
     parser.add_argument("--seed", type=int, default=0, help=f"{what} (default: 0); the same seed gives the same result")
 
 
 def add_models(parser: argparse.ArgumentParser, *kinds: Role, threshold: str = "") -> None:
-    """``kinds`` of "detector", "segmenter", "embedder"; ``threshold``: a default of the command, in words."""
+    """Add the options that choose models. ``kinds``: roles such as "detector", "segmenter", "embedder".
+
+    ``threshold``: the default of the command, in words.
+    """
     from ..eyes import eyes
 
     for kind in kinds:
@@ -76,20 +83,23 @@ def add_models(parser: argparse.ArgumentParser, *kinds: Role, threshold: str = "
         "--threshold",
         type=float,
         default=None if threshold else 0.25,
-        help=f"least confidence of the detector, 0..1 (default: {threshold or 0.25}): lower finds more, higher finds "
-        "surer",
+        help=f"least confidence of the detector, 0..1 (default: {threshold or 0.25}): a lower value "
+        "finds more, a higher value only what is more certain",
     )
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add --models and --download."""
     parser.add_argument(
-        "--models", type=Path, metavar="DIR", help="where their weights lie (default: $MUDI_MODELS, or ~/.cache/mudi)"
+        "--models", type=Path, metavar="DIR", help="folder of their weights (default: $MUDI_MODELS, or ~/.cache/mudi)"
     )
-    parser.add_argument("--download", action="store_true", help="fetch weights that are missing; without it nothing is")
+    parser.add_argument(
+        "--download", action="store_true", help="download missing weights; without this nothing is downloaded"
+    )
 
 
 def relative_scale(text: str) -> dict[str, float]:
-    """ "olis:hta=1:2" as {"olis": 1, "hta": 2}."""
+    """Read "olis:hta=1:2" as {"olis": 1, "hta": 2}."""
     from ..stage.layout_config import BadRelativeScale, parse_relative_scale
 
     try:
@@ -99,7 +109,7 @@ def relative_scale(text: str) -> dict[str, float]:
 
 
 def device(args: argparse.Namespace) -> torch.device:
-    """The device asked for. Raise `BadDevice` when it is not there."""
+    """Return the device asked for. Raise `BadDevice` when it does not exist."""
     import torch
 
     wanted = args.device
@@ -114,12 +124,15 @@ def device(args: argparse.Namespace) -> torch.device:
 
 
 def precision(args: argparse.Namespace, on: torch.device) -> str:
-    """ "fp32" or "bf16"."""
+    """Return "fp32" or "bf16": what was asked for, or the usual one of the device."""
     return str(args.precision or ("bf16" if on.type == "cuda" and usual(args.base).bf16 else "fp32"))
 
 
 def open_base(args: argparse.Namespace, on: torch.device, unet_on: torch.device | None = None) -> Checkpoint:
-    """The base model asked for, in the precision asked for; its U-Net elsewhere if ``unet_on`` says so."""
+    """Open the base model in the precision asked for. ``unet_on``: another device for its U-Net.
+
+    Raise `MissingCheckpoint` or `sdxl.BadCheckpointFile`.
+    """
     import torch
 
     from ..bases.checkpoint import open_checkpoint
@@ -129,31 +142,35 @@ def open_base(args: argparse.Namespace, on: torch.device, unet_on: torch.device 
 
 
 def load_detector(args: argparse.Namespace, on: torch.device, talk: Talk) -> Detector:
+    """Load the detector asked for, or the usual one. Raise `MissingWeights`, `BadWeights` or `DownloadFailed`."""
     from .. import eyes
 
     return eyes.load_detector(*_chosen(args, "detector", talk), on)
 
 
 def load_segmenter(args: argparse.Namespace, on: torch.device, talk: Talk) -> Segmenter:
+    """Load the segmenter asked for, or the usual one. Raise as `load_detector` does."""
     from .. import eyes
 
     return eyes.load_segmenter(*_chosen(args, "segmenter", talk), on)
 
 
 def load_embedder(args: argparse.Namespace, on: torch.device, talk: Talk) -> Embedder:
+    """Load the embedder asked for, or the usual one. Raise as `load_detector` does."""
     from .. import eyes
 
     return eyes.load_embedder(*_chosen(args, "embedder", talk), on)
 
 
 def load_text_scorer(args: argparse.Namespace, on: torch.device, talk: Talk) -> TextScorer:
+    """Load the text scorer asked for, or the usual one. Raise as `load_detector` does."""
     from .. import eyes
 
     return eyes.load_text_scorer(*_chosen(args, "text scorer", talk), on)
 
 
 def _chosen(args: argparse.Namespace, role: Role, talk: Talk) -> tuple[str, Path | None]:
-    """The name that was asked for, or the usual one of the base model, and where its weights lie."""
+    """Return the name asked for, or the usual one of the base model, and the path of its weights."""
     from ..eyes import eyes
 
     known, name = eyes(role), getattr(args, role.replace(" ", "_")) or usual_eye(args, role)
@@ -161,14 +178,14 @@ def _chosen(args: argparse.Namespace, role: Role, talk: Talk) -> tuple[str, Path
 
 
 def usual_eye(args: argparse.Namespace, role: Role) -> str:
-    """What looks at this base model's pictures: the embedded model's own at its own, else the first of the table."""
+    """Return the usual model of a role: the embedded one for the embedded base model, else the first in the table."""
     from ..eyes import eyes
 
     return usual(args.base).eye or next(iter(eyes(role)))
 
 
 def _no_foreign_bars() -> None:
-    """The libraries' own progress bars would stand between ours."""
+    """Turn off the progress bars of libraries, which would stand between ours."""
     import diffusers
     import transformers
 

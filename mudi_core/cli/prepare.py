@@ -17,22 +17,25 @@ def add(commands: Any) -> None:
         run,
         summary="photos of one subject into a dataset",
         description="Finds a subject in each of its photos, cuts it out, and adds it to a dataset folder. Run it once "
-        "for each subject, with the same --out. Each photo shows the subject once; 3 to 5 in varied surroundings do.",
+        "for each subject, with the same --out. Each photo must show the subject once; 3 to 5 photos in different "
+        "surroundings are enough.",
         example="python -m mudi_core prepare photos/rex --token olis --class-noun dog --base mini --out dogs",
     )
     parser.add_argument(
         "photos", type=Path, metavar="PHOTOS", help="folder of JPEG, PNG, WebP, AVIF, BMP or TIFF files of one subject"
     )
     parser.add_argument(
-        "--token", required=True, metavar="WORD", help="rare word that will name it: olis, hta, ult, lun"
+        "--token", required=True, metavar="WORD", help="rare word that will name the subject: olis, hta, ult, lun"
     )
-    parser.add_argument("--class-noun", required=True, metavar="NOUN", help="what it is, as exact as you like: corgi")
     parser.add_argument(
-        "--query", metavar="TEXT", help="what the detector looks for, rather general: dog (default: the class noun)"
+        "--class-noun", required=True, metavar="NOUN", help="what the subject is, as exact as you like: corgi"
     )
-    add_base(parser, "mini, or your SDXL model: chooses the detector and segmenter that go with it")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DATASET", help="dataset folder, new or to be added to"
+        "--query", metavar="TEXT", help="what the detector looks for, a general word: dog (default: the class noun)"
+    )
+    add_base(parser, "mini, or your SDXL model: decides which detector and segmenter are used")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DATASET", help="dataset folder, new or with other subjects"
     )
     parser.add_argument(
         "--masks",
@@ -44,9 +47,9 @@ def add(commands: Any) -> None:
         "--which",
         choices=("exactly-one", "best"),
         default="exactly-one",
-        help="exactly-one (default): a photo where the subject is found twice is an error; best: take the surest box",
+        help="exactly-one (default): finding the subject twice is an error; best: take the most confident box",
     )
-    parser.add_argument("--replace", action="store_true", help="replace the subject with this token if there is one")
+    parser.add_argument("--replace", action="store_true", help="replace the subject that has this token, if any")
     add_models(parser, "detector", "segmenter")
     add_device(parser)
 
@@ -57,7 +60,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
 
     photos = storage.read_photos(args.photos)
     if (args.out / storage.METADATA).exists():
-        talk.kept = f"{args.out} is as it was."
+        talk.on_disk = f"{args.out} is as it was."
     which: find.Which = "best" if args.which == "best" else "exactly one"
     if args.masks is not None:
         masks = storage.read_masks(args.masks, photos)

@@ -1,4 +1,4 @@
-"""What `train` looks at on its way: pictures of the LoRA so far, scored."""
+"""What `train` shows during a run: pictures of the LoRA so far, with scores."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 STEPS = 25
-"""Of the sampler, at most: a preview is a look."""
+"""Most sampler steps of a preview."""
 
 
 def add_previews(parser: argparse.ArgumentParser) -> None:
-    """What a preview shows, and where the training's progress is told."""
+    """Add the options for previews and for reports about the training."""
     parser.add_argument(
         "--preview-count", type=int, default=2, metavar="N", help="pictures of a preview from each start (default: 2)"
     )
@@ -39,7 +39,7 @@ def add_previews(parser: argparse.ArgumentParser) -> None:
 def open_previews(
     args: argparse.Namespace, talk: Talk, checkpoint: Checkpoint, settings: TrainConfig, subjects: SubjectSet
 ) -> Previews | None:
-    """What looks at the LoRA on its way, if asked to. The judges stay on the CPU, out of the training's way."""
+    """Return the previews, if asked for. Detector and embedder stay on the CPU, away from the training."""
     import torch
 
     from ..jobs.generate import GenerateConfig, default_prompt

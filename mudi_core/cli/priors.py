@@ -32,15 +32,15 @@ def add(commands: Any) -> None:
         run,
         summary="pictures of each class, for train --priors",
         description="Makes pictures of other members of each subject's class with the base model, for prior "
-        "preservation: they keep the model from making every corgi yours. A picture is kept only when exactly one is "
-        "detected and segmented in it.",
+        "preservation: with them the model does not turn every corgi into yours. A picture is kept only when exactly "
+        "one is detected and segmented in it.",
         example="python -m mudi_core priors dogs --base sdxl.safetensors --out dog-priors",
     )
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="the subjects, whose class nouns are used")
     add_base(parser, "the model that will be trained: mini, an SDXL .safetensors file, or a diffusers folder")
     parser.add_argument("--out", type=Path, required=True, metavar="DATASET", help="folder of the pictures and masks")
     parser.add_argument("--count", type=int, default=50, metavar="N", help="pictures of each class (default: 50)")
-    parser.add_argument("--prompt", metavar="TEXT", help="has {} where the class noun belongs (default: the paper's)")
+    parser.add_argument("--prompt", metavar="TEXT", help="prompt with {} for the class noun (default: the paper's)")
     parser.add_argument("--steps", type=int, metavar="N", help="sampler steps (default: 50; mini: 20)")
     add_models(parser, "detector", "segmenter", threshold="0.4; mini: 0.03")
     add_seed(parser, "of the pictures")

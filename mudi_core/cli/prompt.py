@@ -28,13 +28,13 @@ def add(commands: Any) -> None:
         help='what they do, or a whole text with {subjects} in it (default: "a photo of {subjects}")',
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--lora", type=Path, metavar="FILE", help="made by train; it knows its subjects")
+    source.add_argument("--lora", type=Path, metavar="FILE", help="a file from train, which names its subjects")
     source.add_argument("--dataset", type=Path, metavar="DATASET", help="the subjects")
     parser.add_argument(
         "--kind", default="", metavar="NOUN", help='what they are together: "dogs" begins with "2 dogs:"'
     )
     parser.add_argument(
-        "--every-order", action="store_true", help="a prompt for every order of the subjects, a line each"
+        "--every-order", action="store_true", help="a prompt for every order of the subjects, one per line"
     )
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..subjects import storage
     from ..subjects.prompt import NEGATIVE, write_prompts
 
-    talk.kept = "Prompts are not written to files."
+    talk.on_disk = "Prompts are not written to files."
     known = None if args.lora is None else read_lora_subjects(args.lora)
     names = [subject.name for subject in storage.read_subjects(args.dataset)] if known is None else known.names
     prompts = write_prompts(names, args.text, args.kind, args.every_order)

@@ -1,4 +1,4 @@
-"""What `train` can be told about learning: its options, and the settings that they and the presets make."""
+"""The settings of learning in `train`: its options, and the settings that options and presets make."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 SETTINGS: dict[str, tuple[str, type, str, str]] = {
     "--steps": ("steps", int, "N", "optimizer steps (default: 1200; 1400-1600 for fine detail)"),
     "--batch": ("batch_size", int, "N", "samples that the U-Net sees at once (default: 2)"),
-    "--accumulation": ("accumulation", int, "N", "batches of a step, for each process (default: 1)"),
+    "--accumulation": ("accumulation", int, "N", "batches per step, for each process (default: 1)"),
     "--learning-rate": ("learning_rate", float, "X", "default: 1e-4; with --optimizer prodigy 1"),
     "--lr-warmup": ("lr_warmup", int, "N", "steps in which the learning rate rises (default: 0)"),
     "--weight-decay": ("weight_decay", float, "X", "share of a weight lost in a step (default: 1e-4)"),
     "--max-grad-norm": ("max_grad_norm", float, "X", "longer gradients are shortened to it (default: 1; 0: never)"),
-    "--save-every": ("save_every", int, "N", "steps between two savings of the LoRA so far (default: 0, never)"),
-    "--preview-every": ("preview_every", int, "N", "steps between two looks at scored pictures (default: 0, none)"),
+    "--save-every": ("save_every", int, "N", "steps between two saves of the LoRA so far (default: 0, never)"),
+    "--preview-every": ("preview_every", int, "N", "steps between two previews with scores (default: 0, none)"),
     "--rank": ("rank", int, "N", "size of the LoRA (default: 32)"),
     "--alpha": ("alpha", float, "X", "the LoRA is scaled by alpha / rank (default: the rank)"),
     "--resolution": ("resolution", int, "PX", "side of the training images (default: the model's)"),
@@ -34,24 +34,29 @@ SETTINGS: dict[str, tuple[str, type, str, str]] = {
         "X",
         "strength of DCO, the default loss (default: 1000; 0: the paper's)",
     ),
-    "--kl-weight": ("kl_weight", float, "X", "hold on to the base model's predictions (default: 0, off)"),
+    "--kl-weight": ("kl_weight", float, "X", "stay close to the base model's predictions (default: 0, off)"),
     "--prior-loss-weight": ("prior_loss_weight", float, "X", "weight of the --priors (default: 1)"),
-    "--min-snr-gamma": ("min_snr_gamma", float, "X", "caps the weight of little noise; 5 is common (default: off)"),
+    "--min-snr-gamma": (
+        "min_snr_gamma",
+        float,
+        "X",
+        "caps the weight of steps with little noise; 5 is common (default: off)",
+    ),
     "--noise-offset": ("noise_offset", float, "X", "shifts whole channels; 0.05 is common (default: 0, off)"),
 }
-"""Options by setting: its name, type, unit and what it does."""
+"""Options: the setting of each, its type, its unit and its help."""
 CHOICES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "--optimizer": (
         "optimizer",
         ("adamw", "adamw8bit", "prodigy"),
-        "default: adamw; the others are packages of their own",
+        "default: adamw; the others need their own packages",
     ),
     "--lr-schedule": ("lr_schedule", ("constant", "linear", "cosine"), "of the learning rate (default: constant)"),
-    "--base-weights": ("base_weights", ("full", "fp8", "int8", "nf4"), "bits of the frozen U-Net (default: full)"),
+    "--base-weights": ("base_weights", ("full", "fp8", "int8", "nf4"), "format of the frozen U-Net (default: full)"),
     "--gradient-checkpointing": (
         "gradient_checkpointing",
         ("auto", "off", "selective", "full"),
-        "compute what is cheap, or all, twice to keep less in memory (default: auto, as the card needs it)",
+        "compute cheap values, or all, twice to use less memory (default: auto, as much as the card needs)",
     ),
 }
 SWITCHES: dict[str, tuple[str, str]] = {
@@ -60,24 +65,24 @@ SWITCHES: dict[str, tuple[str, str]] = {
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Every setting of a training as an option, and the presets."""
+    """Add every setting of a training as an option, and the presets."""
     parser.add_argument(
         "--preset",
         choices=("quick look", "standard", "paper", "official code"),
-        help="settings to learn with: few steps; a falling learning rate; the paper's loss, which wants --priors; the "
+        help="settings for learning: few steps; a falling learning rate; the paper's loss, which needs --priors; the "
         "official code's, DCO (default)",
     )
     parser.add_argument(
         "--memory",
         type=_gigabytes,
         metavar="GB",
-        help="settings for a card of 6, 8, 12, 16 or 24 GB (reckoned for SDXL at 1024 px); default: none",
+        help="settings for a card of 6, 8, 12, 16 or 24 GB (calculated for SDXL at 1024 px); default: none",
     )
     parser.add_argument(
         "--method",
         choices=("segmix", "dreambooth", "cutmix"),
         default="segmix",
-        help="segmix (default); dreambooth: photos alone; cutmix: hard halves instead of cut-outs",
+        help="segmix (default); dreambooth: only photos; cutmix: hard halves instead of cut-outs",
     )
     parser.add_argument(
         "--relative-scale",
@@ -97,7 +102,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _gigabytes(text: str) -> int:
-    """ "12", "12GB" or "12 GB" as 12, where there is a preset for so many."""
+    """Read "12", "12GB" or "12 GB" as 12, when there is a preset for it."""
     from ..train.memory import UnknownMemory, check_card
 
     number = re.fullmatch(r"\s*([0-9]{1,6})\s*(?:GB)?\s*", text, re.IGNORECASE | re.ASCII)
@@ -110,7 +115,7 @@ def _gigabytes(text: str) -> int:
 
 
 def train_config(args: argparse.Namespace, side: int, compute: str) -> TrainConfig:
-    """What is usual for the base model; presets; and what the user said otherwise."""
+    """Return the usual settings for the base model, then presets, then the user's own settings."""
     from ..bases.families import usual
     from ..train.config import PRESETS, TrainConfig
     from ..train.memory import memory_settings
@@ -118,14 +123,14 @@ def train_config(args: argparse.Namespace, side: int, compute: str) -> TrainConf
     start = TrainConfig.usual(usual(args.base), resolution=side)
     preset = (PRESETS[args.preset] if args.preset else {}) | (memory_settings(args.memory) if args.memory else {})
     names = [row[0] for table in (SETTINGS, CHOICES, SWITCHES) for row in table.values()]
-    said: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if said.get("optimizer") == "prodigy":
-        said.setdefault("learning_rate", 1.0)
+    chosen: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if chosen.get("optimizer") == "prodigy":
+        chosen.setdefault("learning_rate", 1.0)
     if args.target_modules:
-        said["target_modules"] = tuple(args.target_modules)
+        chosen["target_modules"] = tuple(args.target_modules)
     return start.but(
         method=args.method,
         seed=args.seed,
         layout=replace(start.samples.layout, relative_scale=args.relative_scale),
-        **(preset | {"precision": compute} | said),
+        **(preset | {"precision": compute} | chosen),
     )

@@ -1,4 +1,4 @@
-"""What a command says: progress while it runs, what it keeps when it is stopped, and its answer at the end."""
+"""What a command prints: progress while it runs, what is on disk when it is stopped, and its answer at the end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 from ..progress import Update
 
 SKIPPED = 3
-"""The exit code of a command that is done but for files that it could not read, which it names."""
+"""The exit code of a command that is done except for files that it could not read, which it names."""
 
 
 def speak_anywhere() -> None:
-    """Write letters that the terminal's encoding lacks as ``\\u30aa``: a name must not end a training of hours."""
+    """Write letters that the terminal cannot show as ``\\u30aa``: a name must not end a training of hours."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -25,7 +25,7 @@ def speak_anywhere() -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """A command's result: words for a person, and the same for a machine."""
+    """The result of a command: words for a person, and a value for a machine."""
 
     text: str
     data: dict[str, Any]
@@ -34,17 +34,17 @@ class Answer:
 
 
 class Talk:
-    """A command's voice on standard error."""
+    """Prints the messages of a command to standard error."""
 
     def __init__(self, silent: bool = False) -> None:
-        """``silent``: of several processes one speaks for all."""
+        """Make one. ``silent``: print nothing, since of several processes one prints for all."""
         self.silent = silent
-        self.kept = "Nothing was written."
-        """What is left on disk if the command is stopped now: a sentence."""
+        self.on_disk = "Nothing was written."
+        """A sentence: what is on disk if the command is stopped now."""
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Update]:
-        """A bar on a terminal; in a log, one line when it is done."""
+        """Show a bar on a terminal; in a log, write one line at the end."""
         from tqdm import tqdm
 
         begun = time.monotonic()
@@ -62,5 +62,6 @@ class Talk:
             self.say(f"{what}: {time.monotonic() - begun:.1f} s")
 
     def say(self, words: str) -> None:
+        """Print a line, unless silent."""
         if not self.silent:
             print(words, file=sys.stderr, flush=True)

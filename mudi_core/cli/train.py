@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 _LOCK = re.compile(r"\..+\.safetensors\.lock", re.DOTALL)
-"""Claimed beside a LoRA while it is trained."""
+"""The lock file beside a LoRA during its training."""
 
 
 class OutputExists(MudiError):
-    """A LoRA would replace a file that something else made."""
+    """A LoRA that would replace a file that another run made."""
 
 
 class OutputBusy(MudiError):
@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
         run,
         summary="a dataset into a LoRA",
         description="Trains one LoRA for all subjects of a dataset, on their photos and on Seg-Mix compositions of "
-        "them. The file loads in ComfyUI and diffusers. Ctrl-C leaves a file beside it to go on from with --resume. "
+        "them. The file loads in ComfyUI and diffusers. After Ctrl-C, continue with --resume. "
         "Defaults are the paper's for SDXL; with --base mini they are the demo's. With several GPUs: accelerate launch "
         "--multi_gpu -m mudi_core train ...",
         example="python -m mudi_core train dogs --base mini --out dogs.safetensors",
@@ -58,16 +58,19 @@ def add(commands: Any) -> None:
     )
     add_base(parser, "mini, an SDXL, SD 1.5 or SD 2 .safetensors file, or a folder in diffusers' layout")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the LoRA, ending in .safetensors")
-    parser.add_argument("--overwrite", action="store_true", help="train even if the file is there, and replace it")
+    parser.add_argument("--overwrite", action="store_true", help="train even if the file exists, and replace it")
     add_settings(parser)
     parser.add_argument(
         "--priors", type=Path, metavar="DATASET", help="pictures of other members of each class, with masks"
     )
-    parser.add_argument("--start-from", type=Path, metavar="FILE", help="a LoRA to begin with, of this rank or less")
+    parser.add_argument("--start-from", type=Path, metavar="FILE", help="a LoRA to start from, of this rank or less")
     parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="keep what was encoded here for the next run (4 GB at most)"
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="save encoded images and captions here for the next run (4 GB at most)",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the run that Ctrl-C stopped")
+    parser.add_argument("--resume", action="store_true", help="continue the run that Ctrl-C stopped")
     add_previews(parser)
     add_seed(parser, "of every random choice")
     add_precision(parser)
@@ -91,7 +94,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer | None:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Nobody else trains into this file while the block lasts. Raise `OutputBusy`."""
+    """Inside the block no other process trains into this file. Raise `OutputBusy`."""
     from ..lock import beginning, claimed
 
     _check_writable(out)
@@ -100,7 +103,7 @@ def _alone(out: Path) -> Iterator[None]:
             ours = stack.enter_context(claimed(out.with_name(f".{out.name}.lock")))
         if not ours:
             raise OutputBusy(
-                f"Another training writes {out} just now. Wait until it is done, or choose another name with --out."
+                f"Another training is writing {out} now. Wait until it is done, or choose another name with --out."
             )
         yield
 
@@ -122,7 +125,7 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     priors = None if args.priors is None else storage.read_priors(args.priors, subjects)
     checkpoint = open_base(args, on, torch.device("cpu"))  # the U-Net waits until the encoders have left the card
     settings = train_config(args, checkpoint.side, precision(args, on))
-    # Written so that it says the same of a step whatever the number of processes.
+    # So the saved settings of a step do not depend on the number of processes.
     settings = settings.but(accumulation=settings.accumulation * team.size)
     training = Training(checkpoint, subjects, settings, priors, start)
     there = None if args.overwrite else _read_existing(args.out, training)
@@ -142,11 +145,11 @@ def _check_stopped(args: argparse.Namespace, files: LoraFiles) -> None:
     from ..tensor_file import BadTensorFile
 
     if args.resume and not (files.stopped is not None and files.stopped.is_file()):
-        raise BadTensorFile(f"There is no stopped run to go on with: {files.stopped} is missing. Leave out --resume.")
+        raise BadTensorFile(f"There is no stopped run to resume: {files.stopped} is missing. Leave out --resume.")
 
 
 def _make_room(checkpoint: Checkpoint, settings: TrainConfig, on: torch.device, keep_encoders: bool) -> None:
-    """Take the U-Net to its device, in as many bits as the settings say; VAE and text encoders leave it before."""
+    """Move the U-Net to its device, in the format of the settings; VAE and text encoders leave it before."""
     import torch
 
     from ..bases.quantize import quantize
@@ -166,7 +169,7 @@ def _answer(training: Training, plan: Plan, trained: TrainResult, out: Path, bes
     last = trained.losses[-max(1, len(trained.losses) // 10) :]
     words = (
         f"{out}: a LoRA for {_named(training.subjects)}, {samples.steps} steps of {samples.method}, "
-        f"{out.stat().st_size / 1e6:.1f} MB. Prompt it with those names."
+        f"{out.stat().st_size / 1e6:.1f} MB. Use those names in the prompt."
     )
     if best.step:
         words += f" The pictures were best after {best.step} steps, {best.score:.2f}: {best.path}."
@@ -189,17 +192,18 @@ def _answer(training: Training, plan: Plan, trained: TrainResult, out: Path, bes
 
 
 def _nothing_to_do(out: Path, there: str, plan_hash: str) -> Answer:
-    """The LoRA is there, from a plan ``there``. Raise `OutputExists` where the plan is another."""
+    """Return the answer for a LoRA that already exists. Raise `OutputExists` when its plan is another."""
     if there != plan_hash:
         raise _exists(out, "other photos")
-    text = f"{out} is there already, from the same photos and settings: nothing to do."
+    text = f"{out} already exists, from the same photos and settings: nothing to do."
     return Answer(text, {"lora": str(out), "plan_hash": there, "trained": False})
 
 
 def _read_existing(out: Path, training: Training) -> str | None:
-    """The plan hash of the LoRA that is there; None when there is none. Raise `OutputExists` if it is of another run.
+    """Return the plan hash of the LoRA that exists; None when there is none.
 
-    The file of a run tells its settings, its base model and its start: what is compared here.
+    The file has its settings, its base model and its start, which are compared here. Raise `OutputExists` if they
+    differ.
     """
     from ..lora.file import BadLora, load_lora
     from ..lora.metadata import plain_base
@@ -225,16 +229,16 @@ def _read_existing(out: Path, training: Training) -> str | None:
 
 def _exists(out: Path, origin: str) -> OutputExists:
     return OutputExists(
-        f"{out} is there already, made from {origin}. Choose another name with --out, or replace it with --overwrite."
+        f"{out} already exists, made from {origin}. Choose another name with --out, or replace it with --overwrite."
     )
 
 
 def _check_writable(out: Path) -> None:
-    """Find out before an hour of training, not after it."""
+    """Check this before hours of training, not after. Raise `BadTensorFile`."""
     from ..tensor_file import BadTensorFile
 
     if out.suffix != ".safetensors":
-        raise BadTensorFile(f"A LoRA is a .safetensors file; call it {out.with_suffix('.safetensors')}.")
+        raise BadTensorFile(f"A LoRA is a .safetensors file. Name it {out.with_suffix('.safetensors')}.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):

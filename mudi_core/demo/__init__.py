@@ -1,1 +1,1 @@
-"""The demo: two drawn characters go from photos to scored pictures, and the way there becomes one page."""
+"""The demo: two drawn characters, from photos to scored pictures, on one page."""

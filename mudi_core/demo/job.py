@@ -49,7 +49,7 @@ class BadDemo(MudiError):
 
 @dataclass
 class _Clock:
-    """Announces stages and notes how long each took."""
+    """Announces stages and measures how long each takes."""
 
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
@@ -62,12 +62,12 @@ class _Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + round(time.monotonic() - begun, 2)
 
     def under(self, name: str, more: str = "") -> Progress:
-        """Return a `Progress` whose stages all count under one name; ``more`` is said after their own words."""
+        """Return a `Progress` whose stages all count under one name; ``more`` follows their own words."""
         return lambda words: self.stage(name, f"{words} {more}".rstrip())
 
 
 def run_demo(out: Path, pair: int = 0, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
-    """The demo with one of the reported pairs; gives what it wrote to report.json. Raise `BadDemo`."""
+    """Run the demo with one of the reported pairs; return the content of report.json. Raise `BadDemo`."""
     if not 0 <= pair < len(PAIRS):
         raise BadDemo(f"There is no pair {pair}; there are 0 to {len(PAIRS) - 1}.")
     try:
@@ -85,7 +85,7 @@ def run_demo(out: Path, pair: int = 0, seed: int = 0, progress: Progress = silen
 def measure(
     out: Path, pair: Pair, seed: int = 0, settings: DemoSettings | None = None, progress: Progress = silent
 ) -> DemoResult:
-    """The job without the page: any pair, any settings. Photos, dataset, LoRAs and pictures are left in ``out``."""
+    """Run the job without the page, for any pair and settings. ``out`` gets photos, dataset, LoRAs and pictures."""
     settings = settings or DemoSettings()
     clock = _Clock(progress)
     with clock.stage("photos", "drawing photos"):
@@ -133,7 +133,7 @@ def measure(
 
 
 def draw_photos(folder: Path, spec: SubjectSpec, seed: int, settings: DemoSettings) -> Path:
-    """Photos of one character as JPEG files, as a user would have them."""
+    """Draw photos of one character as JPEG files, like those of a user; return their folder."""
     place = folder / spec.token
     place.mkdir(parents=True, exist_ok=True)
     for number in range(settings.photos):
@@ -144,7 +144,7 @@ def draw_photos(folder: Path, spec: SubjectSpec, seed: int, settings: DemoSettin
 
 
 def prepare_photos(folders: list[Path], pair: Pair, settings: DemoSettings, progress: Progress = silent) -> SubjectSet:
-    """The photos of `draw_photos`, found and cut out by the embedded models."""
+    """Find and cut out the photos of `draw_photos` with the embedded models."""
     cpu = torch.device("cpu")
     detector, segmenter = load_detector(EMBEDDED, None, cpu), load_segmenter(EMBEDDED, None, cpu)
     found = []
@@ -162,7 +162,7 @@ def _save_pictures(pictures: tuple[Picture, ...], folder: Path) -> None:
 
 
 def as_json(result: DemoResult, pair: int) -> dict[str, Any]:
-    """What report.json holds."""
+    """Return the content of report.json."""
     methods = {}
     for name, arm in ARMS.items():
         scores = result.scores(name)

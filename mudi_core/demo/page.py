@@ -34,7 +34,7 @@ python -m mudi_core compare pictures --dataset dogs --base FILE
 
 
 def page(result: DemoResult, report: dict[str, Any]) -> str:
-    """The whole page. ``report`` is what report.json holds."""
+    """Return the whole page. ``report``: the content of report.json."""
     sections = (_results, _subjects, _training, _rows, _reading, _time)
     noun = result.pair[0].class_noun
     return frame(

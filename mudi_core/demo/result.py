@@ -1,4 +1,4 @@
-"""What the demo found: all that its page shows."""
+"""The results of the demo: everything that its page shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Pair = tuple[SubjectSpec, SubjectSpec]
 
 @dataclass(frozen=True, eq=False)
 class DemoResult:
-    """Everything the page shows."""
+    """Everything that the page shows."""
 
     pair: Pair
     seed: int
@@ -32,8 +32,9 @@ class DemoResult:
     seconds: dict[str, float]
 
     def scores(self, method: str) -> list[float]:
+        """Return the score of each picture of a method."""
         return [comparison.score for comparison in self.comparisons[method]]
 
     def both_found(self, method: str) -> int:
-        """Pictures in which every subject is there once, as itself."""
+        """Return the number of pictures in which every subject is there once, as itself."""
         return sum(all(v.status == "found" for v in c.verdicts) and c.count_is_right for c in self.comparisons[method])

@@ -1,4 +1,4 @@
-"""What the embedded family is used with: chosen on `DEV_PAIRS` alone."""
+"""The settings of the demo for the embedded family, chosen only on `DEV_PAIRS`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..train.parts import Method
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to make the pictures: which LoRA, and with how strong a start."""
+    """One way to make the pictures: which LoRA, and with which start."""
 
     title: str
     training: Method
@@ -42,7 +42,7 @@ _TRAINING, _PICTURES = _USUAL.training, _USUAL.pictures
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes, strengths and counts of the demo: what is usual for the embedded family, as far as that says it."""
+    """Sizes, strengths and counts of the demo: the usual ones of the embedded family where it has them."""
 
     photos: int = 5
     """Photos of each character."""
@@ -78,6 +78,7 @@ class DemoSettings:
     """Compare with the subjects cut out, as the figures in the pictures are."""
 
     def train_config(self, method: Method, seed: int) -> TrainConfig:
+        """Return the settings of the training by a method."""
         return TrainConfig.of(
             method=method,
             steps=self.train_steps,
@@ -95,6 +96,7 @@ class DemoSettings:
         )
 
     def generate_config(self, prompt: str, with_start: bool, seed: int) -> GenerateConfig:
+        """Return the settings of the pictures, with MuDI's start or the plain one."""
         return GenerateConfig(
             prompt=prompt,
             size=(self.size, self.size),

@@ -151,7 +151,7 @@ def _doubts(mask: Tensor) -> Iterator[str]:
     edges |= {"top": (inside[0], across), "bottom": (inside[-1], across)}
     cut = [side for side, (edge, extent) in edges.items() if int(edge.sum()) > CUT_OFF * extent]
     if cut:
-        yield f"the subject is cut off at the {' and '.join(cut)}, which the LoRA learns too. Use a photo of the whole subject"
+        yield f"the subject is cut off at the {' and '.join(cut)}, which a LoRA learns too. Use another photo"
 
 
 def add_subject(subjects: SubjectSet | None, subject: Subject, replace: bool = False) -> SubjectSet:

@@ -12,7 +12,7 @@ _PAPERS = ((244, 214, 206), (206, 226, 244), (214, 236, 214), (246, 236, 200), (
 
 
 def paint_background(kind: str, seed: int, width: int, height: int) -> np.ndarray:
-    """uint8 [height, width, 3], RGB; the same seed gives the same picture at every size."""
+    """Return uint8 ``[height, width, 3]``, RGB; the same seed gives the same picture at every size."""
     rng = random.Random(f"{kind}-{seed}")
     return _PAINTERS[kind](rng, width, height)
 
@@ -42,7 +42,7 @@ def _below(canvas: np.ndarray, level: float, swing: float, phase: float, color: 
 
 
 def _disc(canvas: np.ndarray, x: float, y: float, rx: float, ry: float, color: RGB) -> None:
-    """An ellipse; x in widths, y and the radii in heights."""
+    """Draw an ellipse; x in widths, y and the radii in heights."""
     import cv2
 
     h, w = canvas.shape[:2]

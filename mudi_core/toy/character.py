@@ -1,4 +1,4 @@
-"""Who somebody of the drawn world is, how they stand, and where: the values that are drawn."""
+"""Who a character of the drawn world is, how it stands, and where: the values that are drawn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Combination = tuple[str, str, str, str, str]
 
 @dataclass(frozen=True)
 class Character:
-    """Who somebody is."""
+    """The identity of a character."""
 
     species: str
     color: str
@@ -45,11 +45,11 @@ class Character:
 
     @property
     def combination(self) -> Combination:
-        """What holding out goes by."""
+        """The looks that decide whether a character is held out."""
         return self.species, self.color, self.pattern, self.headwear, self.neckwear
 
     def describe(self, detail: float = 1.0, rng: random.Random | None = None) -> str:
-        """Words for the looks: all without rng, else each stays with probability detail, the colour more often."""
+        """Describe the looks: all of them without rng, else each with probability detail, the colour more often."""
 
         def keep() -> bool:
             return rng is None or rng.random() < detail
@@ -70,7 +70,7 @@ class Character:
 
 @dataclass(frozen=True)
 class Pose:
-    """How somebody stands; not identity."""
+    """How a character stands; not part of its identity."""
 
     mirror: bool = False
     tilt: float = 0.0  # degrees
@@ -95,7 +95,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and who stands before it, back to front."""
+    """A background and the characters in front of it, back to front."""
 
     background: str
     background_seed: int

@@ -1,6 +1,7 @@
-"""Draws the toy world at any size: a background, then every character back to front, with exact masks.
+"""Paint the toy world at any size: a background, then every character back to front, with exact masks.
 
-All is drawn two or three times as large without antialiasing and averaged down: a pixel belongs to whom it shows most.
+Everything is painted two or three times as large without antialiasing and averaged: a pixel belongs to whom it shows
+most.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SOFTNESS = 0.8 / 192
 
 @dataclass(frozen=True)
 class Rendered:
-    """A picture with what is true about it; masks and boxes hold the visible pixels only."""
+    """A picture with the truth about it; masks and boxes contain only visible pixels."""
 
     image: np.ndarray  # uint8 [h, w, 3], RGB
     masks: np.ndarray  # bool [n, h, w], disjoint
@@ -49,13 +50,13 @@ def _posed(character: Character, pose: Pose) -> tuple[np.ndarray, tuple[float, f
 
 
 def aspect(character: Character, pose: Pose) -> float:
-    """Width over height of the full extent."""
+    """Return width divided by height of the full extent."""
     x0, y0, x1, y1 = _posed(character, pose)[1]
     return (x1 - x0) / (y1 - y0)
 
 
 def render(scene: Scene, size: int | tuple[int, int]) -> Rendered:
-    """Draw a scene; size is the side of a square or (width, height) in pixels."""
+    """Paint a scene; size is the side of a square or (width, height), in pixels."""
     import cv2
 
     w, h = (size, size) if isinstance(size, int) else size

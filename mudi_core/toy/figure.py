@@ -24,7 +24,7 @@ NECK = -0.66
 
 @lru_cache(maxsize=256)
 def sketch(character: Character, arms: str, eyes: str) -> tuple[Shape, ...]:
-    """The shapes of a character, back to front."""
+    """Return the shapes of a character, back to front."""
     s = Sketch(BODY[character.color])
     _tail(s, character)
     _ears(s, character)

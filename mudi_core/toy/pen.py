@@ -48,25 +48,25 @@ class Shape:
 
 
 def oval(x: float, y: float, rx: float, ry: float, angle: float = 0) -> np.ndarray:
-    """An ellipse, turned by angle in degrees."""
+    """Return an ellipse, rotated by angle in degrees."""
     c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     points: np.ndarray = (_CIRCLE * (rx, ry)) @ np.array(((c, s), (-s, c))) + (x, y)
     return points
 
 
 def block(x: float, y: float, rx: float, ry: float, power: float = 4.0) -> np.ndarray:
-    """A superellipse: a rectangle with soft corners."""
+    """Return a superellipse: a rectangle with soft corners."""
     points: np.ndarray = np.sign(_CIRCLE) * np.abs(_CIRCLE) ** (2 / power) * (rx, ry) + (x, y)
     return points
 
 
 def flip(points: np.ndarray) -> np.ndarray:
-    """Left becomes right."""
+    """Swap left and right."""
     return points * (-1, 1)
 
 
 def soft(*corners: tuple[float, float]) -> np.ndarray:
-    """A closed curve through rounded corners (three rounds of corner cutting)."""
+    """Return a closed curve through rounded corners (three rounds of corner cutting)."""
     p = np.array(corners)
     for _ in range(3):
         q = np.roll(p, -1, 0)
@@ -75,7 +75,7 @@ def soft(*corners: tuple[float, float]) -> np.ndarray:
 
 
 def curve(*p: tuple[float, float]) -> np.ndarray:
-    """A quadratic or cubic Bezier curve."""
+    """Return a quadratic or cubic Bezier curve."""
     t = np.linspace(0, 1, 12)[:, None]
     degree = len(p) - 1
     weights = [math.comb(degree, i) * t**i * (1 - t) ** (degree - i) for i in range(degree + 1)]
@@ -96,16 +96,16 @@ class Sketch:
         self.body, self.shade, self.edge, self.pattern, self.belly = palette
 
     def fill(self, points: np.ndarray, color: RGB, *, convex: bool = True, inner: bool = True, clip: int = -1) -> int:
-        """A filled polygon; returns its index."""
+        """Add a filled polygon; return its index."""
         self.shapes.append(Shape(points, color, convex=convex, inner=inner, clip=clip))
         return len(self.shapes) - 1
 
     def line(self, points: np.ndarray, color: RGB, width: float, *, inner: bool = False, clip: int = -1) -> None:
-        """A stroke with round ends."""
+        """Add a stroke with round ends."""
         self.shapes.append(Shape(points, color, width, inner=inner, clip=clip))
 
     def plush(self, points: np.ndarray, color: RGB | None = None, *, convex: bool = True) -> int:
-        """A volume: soft edge, shaded side, lit front. Returns its index, to clip patterns with."""
+        """Add a volume with a soft edge, a shaded side and a lit front; return its index, to clip patterns with."""
         shade, edge = self.shade, self.edge
         if color is not None:
             shade, edge = _darker(color, 0.9), _darker(color, 0.78)
@@ -118,6 +118,6 @@ class Sketch:
         return whole
 
     def limb(self, points: np.ndarray, width: float, color: RGB | None = None) -> None:
-        """A stroke with a soft edge."""
+        """Add a stroke with a soft edge."""
         self.line(points, self.edge, width + 0.06)
         self.line(points, color or self.body, width, inner=True)

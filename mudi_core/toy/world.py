@@ -65,7 +65,7 @@ RARE_TOKENS = tuple(
 
 @dataclass(frozen=True)
 class SubjectSpec:
-    """A held-out character as a user would introduce it: token, class noun, looks."""
+    """A held-out character as a user would name it: token, class noun, looks."""
 
     token: str
     class_noun: str
@@ -75,9 +75,9 @@ class SubjectSpec:
 def _spec(token: str, looks: str) -> SubjectSpec:
     """From "cat red striped hat:blue scarf:green glasses"."""
     species, color, pattern, *extras = looks.split()
-    worn = dict(e.split(":") for e in extras if ":" in e)
-    head, neck = (next((k for k in worn if k in kinds), "none") for kinds in (HEADWEAR, NECKWEAR))
-    colors = worn | {"none": "none"}
+    clothes = dict(e.split(":") for e in extras if ":" in e)
+    head, neck = (next((k for k in clothes if k in kinds), "none") for kinds in (HEADWEAR, NECKWEAR))
+    colors = clothes | {"none": "none"}
     worn_by = (head, colors[head], neck, colors[neck], "glasses" in extras)
     return SubjectSpec(token, species, Character(species, color, pattern, *worn_by))
 
@@ -142,20 +142,20 @@ NAMED: dict[str, Character] = dict(zip(RARE_TOKENS, _distinct(7, len(RARE_TOKENS
 
 
 def random_character(rng: random.Random) -> Character:
-    """Anybody who is not held out."""
+    """Draw a character that is not held out."""
     while (character := _any_character(rng)).combination in HELD_OUT:
         pass
     return character
 
 
 def random_pose(rng: random.Random) -> Pose:
-    """A pose without meaning for identity."""
+    """Draw a pose, which is not part of an identity."""
     eyes = "happy" if rng.random() < 0.2 else "open"
     return Pose(rng.random() < 0.5, rng.uniform(-8, 8), rng.choice(ARMS), eyes, rng.uniform(0.95, 1.05))
 
 
 def random_background(rng: random.Random) -> tuple[str, int]:
-    """A background (plain in one of four) and its seed."""
+    """Draw a background (plain in one of four) and its seed."""
     plain = rng.random() < 0.25
     return rng.choice(BACKGROUNDS[6:] if plain else BACKGROUNDS[:6]), rng.randrange(2**31)
 
@@ -163,7 +163,7 @@ def random_background(rng: random.Random) -> tuple[str, int]:
 def random_scene(
     rng: random.Random, *, count: int | None = None, shares: Sequence[float] = USUAL, named_prob: float = 0.0
 ) -> Scene:
-    """Somebody, as many as count or shares say, anywhere; each is named with probability named_prob."""
+    """Draw a scene with count characters, or as shares say; each is named with probability named_prob."""
     count = count or rng.choices(range(1, len(shares) + 1), shares)[0]
     named = list(NAMED.values())
     cast: list[Character] = []
@@ -225,7 +225,7 @@ def _shared(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 def photo(character: Character, rng: random.Random, size: int | tuple[int, int] = 256) -> Rendered:
-    """One user photo: the character alone and large, somewhere, somehow."""
+    """Draw one photo of a user: the character alone and large, in any place and pose."""
     w, h = (size, size) if isinstance(size, int) else size
     pose = random_pose(rng)
     ratio = aspect(character, pose) * h / w
@@ -237,7 +237,7 @@ def photo(character: Character, rng: random.Random, size: int | tuple[int, int] 
 
 
 def caption(scene: Scene, rng: random.Random, names: Mapping[Character, str] | None = None) -> str:
-    """A true sentence about a scene, short enough for CLIP; names wins over looks."""
+    """Write a true sentence about a scene, short enough for CLIP; names replace looks."""
     return told(scene, rng, names)[0]
 
 
@@ -248,7 +248,7 @@ _DETAIL = {1: (1.0, 0.6, 0.0, 0.0), 2: (1.0, 0.6, 0.0, 0.0), 3: (0.6, 0.0), 4: (
 def told(
     scene: Scene, rng: random.Random, names: Mapping[Character, str] | None = None
 ) -> tuple[str, tuple[Actor, ...]]:
-    """A caption, and the actors in the order in which it tells of them."""
+    """Return a caption, and the actors in the order in which it names them."""
     detail = rng.choice(_DETAIL[len(scene.actors)])
     order = tuple(rng.sample(scene.actors, len(scene.actors)))
     who = []
