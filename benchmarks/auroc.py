@@ -1,12 +1,12 @@
-"""Whether the Detect-and-Compare score tells good pictures from bad ones, where the truth about them is known.
+"""Does the Detect-and-Compare score tell good pictures from bad ones, when the truth about them is known?
 
     python benchmarks/auroc.py
 
-Each of the held-out pairs is drawn as it should be, and badly in five ways: each wears what is the other's, one stands
-there twice, one is missing, somebody else is there too, two strangers of the same species. AUROC is the probability
-that a good picture scores higher than a bad one, ties counting half; the 95 % interval is a bootstrap over the pairs of
-characters, since pictures of one pair are alike. Beside the score stand the plain similarities that it is to improve
-upon.
+Each held-out pair is painted correctly, and wrongly in five ways: each has the other's clothes, one is there twice, one
+is missing, somebody else is there too, or two strangers of the same species are there. AUROC is the probability that a
+good picture scores higher than a bad one; ties count half. The 95 % interval is a bootstrap over the pairs of
+characters, since pictures of one pair are similar. The table also has the plain similarities that the score should
+improve on.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Judged:
 
 
 def cast(pair: Pair, kind: str, rng: random.Random) -> list[Character]:
-    """Who stands in a picture of this kind."""
+    """Return who stands in a picture of this kind."""
     a, b = (spec.character for spec in pair)
     if kind == "mixed":
         worn = ("headwear", "headwear_color", "neckwear", "neckwear_color", "glasses")
@@ -76,7 +76,7 @@ def cast(pair: Pair, kind: str, rng: random.Random) -> list[Character]:
 
 
 def draw(characters: Sequence[Character], rng: random.Random) -> Rendered:
-    """The characters side by side in random poses, sizes, places and order."""
+    """Paint the characters side by side in random poses, sizes, places and order."""
     actors = []
     for i, character in enumerate(rng.sample(characters, len(characters))):
         pose, slot = world.random_pose(rng), 0.96 / len(characters)
@@ -88,7 +88,7 @@ def draw(characters: Sequence[Character], rng: random.Random) -> Rendered:
 
 
 def subjects_of(pair: Pair) -> SubjectSet:
-    """Photos of both with their true masks."""
+    """Return photos of both with their true masks."""
     subjects = []
     for spec in pair:
         shots = [world.photo(spec.character, random.Random(f"{spec.character} {i}"), 320) for i in range(PHOTOS)]
@@ -126,7 +126,7 @@ def judged(pairs: Sequence[Pair], each: int, threshold: float, cut_out: bool) ->
 
 
 def aurocs(results: Sequence[Judged], name: str) -> dict[str, float]:
-    """Good pictures against those of each bad kind, and against ``all`` of them."""
+    """Compare good pictures with those of each bad kind, and with ``all`` of them."""
     by_kind = {kind: [one.scores[name] for one in results if one.kind == kind] for kind in KINDS}
     good, *bad = by_kind.values()
     return {
@@ -136,7 +136,7 @@ def aurocs(results: Sequence[Judged], name: str) -> dict[str, float]:
 
 
 def interval(results: Sequence[Judged], name: str, draws: int = 1000) -> tuple[float, float]:
-    """95 % bootstrap interval of the AUROC against all, over pairs of characters."""
+    """Return the 95 % bootstrap interval of the AUROC against all, over pairs of characters."""
     pairs = sorted({one.pair for one in results})
     of_pair = {pair: [one for one in results if one.pair == pair] for pair in pairs}
     rng, values = random.Random(0), []

@@ -41,7 +41,7 @@ Scores = list[float]
 
 
 def drawn_subjects(photos: int, side: int) -> SubjectSet:
-    """Two drawn characters with so many photos each."""
+    """Return two drawn characters with this many photos each."""
     subjects = []
     for spec in PAIRS[0]:
         shots = [photo(spec.character, random.Random(f"{spec.token} {i}"), side) for i in range(photos)]
@@ -73,7 +73,7 @@ def one_by_one(pictures: Sequence[Tensor], subjects: SubjectSet, eyes: Eyes) -> 
 
 
 def measure(pictures: Sequence[Tensor], subjects: SubjectSet, eyes: Eyes, rounds: int) -> dict[str, float]:
-    """Pictures a second of CPU time by both ways (medians over rounds), their ratio, and how far scores differ."""
+    """Return pictures per CPU second of both ways (medians over rounds), their ratio, and the difference of scores."""
     ways: dict[str, Callable[..., Scores]] = {"ours": ours, "one by one": one_by_one}
     scores = {name: way(pictures[:2], subjects, eyes) for name, way in ways.items()}  # the first call pays for loading
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -88,7 +88,7 @@ def measure(pictures: Sequence[Tensor], subjects: SubjectSet, eyes: Eyes, rounds
 
 
 def memory(subjects: SubjectSet, eyes: Eyes, counts: Sequence[int], side: int) -> dict[str, float]:
-    """Peak memory of the process in MB after each of these numbers of pictures, of a side in pixels."""
+    """Return the peak memory of the process in MB after each of these numbers of pictures, of a side in pixels."""
     references, peaks = References(subjects, eyes[1]), {}
     for count in counts:
         for _ in compare_all(islice(drawn_pictures(side), count), references, *eyes):
@@ -98,7 +98,7 @@ def memory(subjects: SubjectSet, eyes: Eyes, counts: Sequence[int], side: int) -
 
 
 def full_size() -> Eyes:
-    """OWLv2-base and DINOv2-base with random weights: as slow as the real ones."""
+    """Return OWLv2-base and DINOv2-base with random weights: as slow as the real ones."""
     from transformers import Dinov2Config, Dinov2Model, Owlv2Config, Owlv2ForObjectDetection
 
     from mudi_core.eyes.dinov2 import Dinov2Embedder

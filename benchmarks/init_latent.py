@@ -31,7 +31,7 @@ TARGET = 1.05
 
 
 def pack(comfyui: Path, base: Path, cpu: bool) -> Any:
-    """The pack's nodes, loaded into a ComfyUI without a server: a module by name."""
+    """Load the nodes of the pack into a ComfyUI without a server; return a function from name to module."""
     sys.path.insert(0, str(comfyui))
     arguments = importlib.import_module("comfy.cli_args").args
     arguments.cpu, arguments.base_directory = cpu, str(base)
@@ -44,7 +44,7 @@ def pack(comfyui: Path, base: Path, cpu: bool) -> Any:
 
 
 def subjects(load: Callable[[str], Any], side: int) -> Any:
-    """The first of the reported pairs, five photos each with their true masks."""
+    """Return the first of the reported pairs, five photos each with their true masks."""
     import torch
 
     world, types = load("mudi_core.toy.world"), load("mudi_core.types")
@@ -60,7 +60,7 @@ def subjects(load: Callable[[str], Any], side: int) -> Any:
 
 
 def measured(options: argparse.Namespace, base: Path) -> dict[str, float]:
-    """Median seconds of each node."""
+    """Return the median seconds of each node."""
     load = pack(options.comfyui, base, options.cpu)
     import torch
 

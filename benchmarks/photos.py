@@ -23,7 +23,7 @@ from mudi_core.toy.world import PAIRS, photo  # noqa: E402
 
 
 def prepared(folder: Path, token: str) -> float:
-    """The highest MB so far of any `prepare` that ran."""
+    """Return the highest MB so far of any `prepare` that ran."""
     command = [sys.executable, "-m", "mudi_core", "prepare", str(folder / token), "--token", token]
     command += ["--class-noun", "cat", "--base", "mini", "--threshold", "0", "--which", "best"]
     subprocess.run([*command, "--out", str(folder / "set")], check=True, capture_output=True)

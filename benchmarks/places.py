@@ -68,7 +68,7 @@ class Judge:
 
 
 def on_its_side(comparison: Comparison, token: str, left: bool, width: int) -> bool:
-    """Whether a figure that is most like this subject has its middle in the left, or right, half."""
+    """Return whether a figure most similar to this subject has its middle in the left, or right, half."""
     k = comparison.tokens.index(token)
     middles = comparison.detections.xyxy[:, [0, 2]].mean(1)
     owners = comparison.s_dc.argmax(1) if len(comparison.s_dc) else torch.zeros(0)
@@ -155,7 +155,7 @@ def numbers(folder: Path, seeds: int) -> dict[str, Any]:
 
 
 def plot(results: Sequence[Mapping[str, Any]]) -> str:
-    """What `sides` and `numbers` gave, next to each other, as SVG."""
+    """Return the results of `sides` and `numbers`, next to each other, as SVG."""
     height, top, bottom, margin, panel = 300, 48, 48, 56, 360
     ink, grid, blue, orange = "#333", "#ddd", "#0072b2", "#d55e00"
     parts: list[str] = []

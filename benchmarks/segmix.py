@@ -42,7 +42,7 @@ Sample = Callable[[], object]
 
 
 def draw_photos(folder: Path, size: tuple[int, int], photos: int) -> None:
-    """A dataset folder of two drawn characters."""
+    """Write a dataset folder of two drawn characters."""
     lines: list[dict[str, Any]] = [
         {"id": {i: f"{s.token} {s.class_noun}" for i, s in zip("ab", PAIRS[0], strict=True)}}
     ]
@@ -63,7 +63,7 @@ def ours(folder: Path) -> Sample:
 
 
 def naive(folder: Path) -> Sample:
-    """What one would write first: read two photos and masks, crop, resize and paste, for every composite anew."""
+    """Compose the obvious way: read two photos and masks, crop, resize and paste, anew for every composition."""
     first, *records = [json.loads(line) for line in (folder / "metadata.jsonl").read_text("utf-8").splitlines()]
     by_id = {letter: [record for record in records if record["id"] == letter] for letter in first["id"]}
     rng = random.Random(0)
@@ -93,7 +93,7 @@ def naive(folder: Path) -> Sample:
 
 
 def official(checkout: Path, folder: Path) -> Sample:
-    """The dataset class of the official training script, run out of its file with the names it expects around it."""
+    """Return the dataset class of the official training script, run from its file with the names it expects."""
     from torchvision import transforms
 
     script = checkout / "train_segmix_lora_sdxl.py"

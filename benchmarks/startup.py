@@ -48,7 +48,7 @@ print(json.dumps({"times": times, "heavy": found, "modules": len(new), "nodes": 
 
 
 def start(checkout: Path, folder: Path) -> dict[str, Any]:
-    """One start: seconds by the clock and of CPU of each pack, heavy modules that came, modules, nodes."""
+    """Start once; return seconds by the clock and of CPU of each pack, heavy modules, modules and nodes."""
     packs = folder / "custom_nodes"
     for name in ("empty", "empty_again"):
         (packs / name).mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def start(checkout: Path, folder: Path) -> dict[str, Any]:
 
 
 def measure(checkout: Path, repeats: int) -> dict[str, Any]:
-    """The least of several starts: what the pack adds, in seconds by the clock and of CPU."""
+    """Return the least of several starts: what the pack adds, in seconds by the clock and of CPU."""
     with tempfile.TemporaryDirectory() as folder:
         starts = [start(checkout, Path(folder)) for _ in range(repeats)]
     added = {}

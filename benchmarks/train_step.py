@@ -66,7 +66,7 @@ open(out, "w").write(json.dumps({"ends": ends, "peak": peak}))
 
 
 class DoesNotRun(Exception):
-    """The official script does not run here: the reason."""
+    """The official script does not run here, with the reason."""
 
 
 class Bench:
@@ -212,7 +212,7 @@ class Bench:
 
 
 def drawn(spec: Any, side: int) -> Subject:
-    """A character of the toy world on two square photos."""
+    """Return a character of the toy world on two square photos."""
     photos, masks = [], []
     for number in range(2):
         one = photo(spec.character, random.Random(f"{spec.token}/{number}"), side)
@@ -267,7 +267,7 @@ def measure(bench: Bench, rounds: int, steps: int, official: Path | None) -> dic
 
 
 def filled(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """A model without numbers gets random ones."""
+    """Give a model without values random ones."""
     model = torch.nn.Module.to(model, dtype).to_empty(device=device)  # diffusers' own warns of nothing
     for name, parameter in model.named_parameters():
         with torch.no_grad():

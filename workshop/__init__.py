@@ -1,1 +1,1 @@
-"""How the embedded weights are made and judged. Not part of the published pack."""
+"""How the embedded weights were made and judged. Not part of the published pack."""

@@ -1,4 +1,4 @@
-"""How good the embedded family is, measured on scenes and characters that none of its models was trained on."""
+"""The quality of the embedded family, measured on scenes and characters that none of its models was trained on."""
 
 from __future__ import annotations
 
@@ -75,23 +75,23 @@ def embedder() -> Dinov2Embedder:
 
 @cache
 def held_out(count: int) -> tuple[Rendered, ...]:
-    """Rendered scenes that no training saw."""
+    """Return rendered scenes that no training saw."""
     return tuple(render(scene(HELD_OUT + i), family.SIZE) for i in range(count))
 
 
 def pixels(rendered: Rendered) -> Tensor:
-    """A rendered picture as the library's float image ``[h, w, 3]``, 0..1."""
+    """Return a rendered picture as a float image of the library, ``[h, w, 3]``, 0..1."""
     return torch.from_numpy(np.ascontiguousarray(rendered.image)).float() / 255
 
 
 def reconstructed(images: Tensor) -> Tensor:
-    """Pictures ``[b, h, w, 3]`` through the VAE and back."""
+    """Encode pictures ``[b, h, w, 3]`` with the VAE and decode them."""
     base = checkpoint()
     return base.decode(base.encode_image(images) * base.latent_scale)
 
 
 def vae_psnr(count: int = 200) -> Figure:
-    """Mean over pictures of 10 log10(1 / mean squared error)."""
+    """Return the mean over pictures of 10 log10(1 / mean squared error)."""
     images = torch.stack([pixels(r) for r in held_out(count)])
     wrong = (reconstructed(images) - images).square().mean((1, 2, 3))
     return Figure("VAE PSNR", float((10 * (1 / wrong).log10()).mean()), 27, unit="dB", samples=count)
@@ -99,7 +99,7 @@ def vae_psnr(count: int = 200) -> Figure:
 
 @cache
 def portraits(seed: int) -> tuple[Rendered, ...]:
-    """A photo of every held-out identity; other seeds are other poses and places."""
+    """Return a photo of every held-out identity; other seeds give other poses and places."""
     return tuple(
         world.photo(character, random.Random(f"{seed}/{i}"), family.SIZE)
         for i, character in enumerate(world.HELD_OUT_IDENTITIES)
@@ -107,26 +107,26 @@ def portraits(seed: int) -> tuple[Rendered, ...]:
 
 
 def crop(image: Tensor, box: Tensor) -> Tensor:
-    """What stands in a box; the embedder puts it on a white square."""
+    """Return the part of a picture in a box; the embedder puts it on a white square."""
     x0, y0, x1, y1 = box.round().int().tolist()
     return image[max(y0, 0) : max(y1, y0 + 1), max(x0, 0) : max(x1, x0 + 1)]
 
 
 def top_1(queries: Tensor, gallery: Tensor) -> float:
-    """Share of the queries ``[k * n, d]``, in rounds of the gallery ``[n, d]``, nearest to their own."""
+    """Return the share of queries ``[k * n, d]``, in rounds of the gallery ``[n, d]``, nearest to their own."""
     own = torch.arange(len(gallery)).repeat(len(queries) // len(gallery))
     return int(((queries @ gallery.T).argmax(1) == own).sum()) / len(queries)
 
 
 @cache
 def others() -> tuple[Rendered, ...]:
-    """Three more photos of every held-out identity."""
+    """Return three more photos of every held-out identity."""
     return tuple(r for seed in (1, 2, 3) for r in portraits(seed))
 
 
 @cache
 def cut_outs() -> Tensor:
-    """One photo of every held-out identity, cut out on white, as vectors: what Detect-and-Compare compares with."""
+    """Return the vectors of one photo of every held-out identity, cut out on white, as Detect-and-Compare does."""
     first = portraits(0)
     masks = [torch.from_numpy(r.masks[0])[..., None] for r in first]
     white = [torch.where(mask, pixels(r), 1.0) for r, mask in zip(first, masks, strict=True)]
@@ -134,7 +134,7 @@ def cut_outs() -> Tensor:
 
 
 def crops_of_others(images: Sequence[Tensor]) -> Tensor:
-    """Vectors of what stands in the true boxes of the other photos, taken from `images`."""
+    """Return the vectors of the true boxes of the other photos, cut from `images`."""
     return embedder()([crop(image, Tensor(r.boxes[0])) for image, r in zip(images, others(), strict=True)])
 
 
@@ -149,13 +149,13 @@ def identity_top_1() -> Figure:
 
 
 def auroc(good: Sequence[float], bad: Sequence[float]) -> float:
-    """Probability that one of the good is above one of the bad, ties counting half."""
+    """Return the probability that a good value is above a bad one; ties count half."""
     above = np.subtract.outer(np.asarray(good), np.asarray(bad))
     return float((above > 0).mean() + 0.5 * (above == 0).mean())
 
 
 def twin(character: Character, look: str, rng: random.Random) -> Character:
-    """Somebody who differs in one look; what is put on gets a colour, what is taken off loses it."""
+    """Return a character that differs in one look; what is added gets a colour, what is removed loses it."""
     now = getattr(character, look)
     value = rng.choice([other for other in VALUES[look] if other not in ("none", now)])
     if look.endswith("wear") and now != "none" and rng.random() < 0.25:
@@ -186,7 +186,7 @@ def told_apart(rounds: int = 3) -> list[Figure]:
 
 
 def identity_lost_by_vae() -> Figure:
-    """Points of top-1 identity that it costs when the other photos went through the VAE."""
+    """Return how many points of top-1 identity are lost when the other photos go through the VAE."""
     images = torch.stack([pixels(r) for r in others()])
     before = 100 * top_1(crops_of_others(list(images)), cut_outs())
     after = 100 * top_1(crops_of_others(list(reconstructed(images))), cut_outs())
@@ -195,7 +195,7 @@ def identity_lost_by_vae() -> Figure:
 
 
 def matched(found: Tensor, true: Tensor) -> bool:
-    """Whether as many boxes were found as there are, each with an IoU over 0.5 with one of its own."""
+    """Return whether as many boxes were found as there are, each with an IoU over 0.5 with its own true box."""
     if len(found) != len(true):
         return False
     over = boxes.iou(found, true) > 0.5
@@ -214,7 +214,7 @@ def detection(count: int = 300) -> Figure:
 
 
 def company(count: int, number: int) -> Rendered:
-    """A scene of so many that no training saw."""
+    """Return a scene of this many characters that no training saw."""
     return render(world.random_scene(random.Random(HELD_OUT + number), count=count), family.SIZE)
 
 
@@ -230,7 +230,7 @@ def everybody_found(samples: int = 100) -> list[Figure]:
 
 
 def mask_iou(found: Tensor, true: Tensor) -> Tensor:
-    """IoU ``[n]`` of masks ``[n, h, w]``."""
+    """Return the IoU ``[n]`` of masks ``[n, h, w]``."""
     return (found * true).sum((1, 2)) / torch.maximum(found, true).sum((1, 2))
 
 

@@ -1,6 +1,6 @@
 """The judge of the embedded SDXL's pictures: a small network that names the species and the body colour in a crop.
 
-It stands apart from everything that it judges: neither Detect-and-Compare nor any training of the U-Net uses it.
+It is independent of what it judges: neither Detect-and-Compare nor any training of the U-Net uses it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def load() -> Judge:
-    """The trained judge."""
+    """Return the trained judge."""
     judge: Judge = family.load(Judge(), "judge", WEIGHTS)
     return judge
 
@@ -65,7 +65,7 @@ def framed(image: Tensor, box: Tensor) -> Tensor:
 
 @torch.no_grad()
 def named(judge: Judge, crops: list[Tensor]) -> list[tuple[str, str]]:
-    """Species and colour of every crop of `framed`."""
+    """Return species and colour of every crop from `framed`."""
     if not crops:
         return []
     species, colors = judge(torch.stack(crops))

@@ -48,7 +48,7 @@ def judge_right(count: int = 300) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Captioned:
-    """A sampled picture, what was asked for, and what was seen in it."""
+    """A sampled picture, its caption, and what was found in it."""
 
     image: Tensor
     caption: str
@@ -62,7 +62,7 @@ class Captioned:
 
 
 def two_character_caption(number: int) -> tuple[str, list[tuple[str, str]]]:
-    """A caption of two characters of other colours, and their species and colours."""
+    """Return a caption of two characters with different colours, and their species and colours."""
     rng = random.Random(f"caption {number}")
     colors = rng.sample(world.COLORS, 2)
     who = [(rng.choice(world.SPECIES), color) for color in colors]
@@ -72,7 +72,7 @@ def two_character_caption(number: int) -> tuple[str, list[tuple[str, str]]]:
 
 
 def figures_in(image: Tensor) -> Tensor:
-    """Boxes xyxy ``[n, 4]`` of the figures in a picture ``[h, w, 3]``, each once."""
+    """Return boxes xyxy ``[n, 4]`` of the figures in a picture ``[h, w, 3]``, each once."""
     kept: list[boxes.Box] = []
     for box in detector()(image, ["character"], FOUND).xyxy.tolist():
         if all(boxes.overlap(box, other) <= INSIDE for other in kept):
@@ -82,7 +82,7 @@ def figures_in(image: Tensor) -> Tensor:
 
 @cache
 def captioned(count: int = 200) -> tuple[Captioned, ...]:
-    """Pictures of two-character captions by the plain pipeline, looked at by the detector and the judge."""
+    """Paint pictures of two-character captions with the plain pipeline; let detector and judge look at them."""
     pipeline = checkpoint().pipeline()
     pipeline.set_progress_bar_config(disable=True)
     results = []
@@ -114,7 +114,7 @@ def captions_followed(count: int = 200) -> Figure:
 
 
 def seconds_of_picture() -> Figure:
-    """The second of two pictures: the first one pays for loading."""
+    """Return the seconds of the second of two pictures: the first one includes loading."""
     pipeline = checkpoint().pipeline()
     pipeline.set_progress_bar_config(disable=True)
     took = 0.0
@@ -132,7 +132,7 @@ def seconds_of_picture() -> Figure:
 
 
 def seconds_of_lora(steps: int = 25) -> Figure:
-    """A LoRA of the demo's settings, from the photos' latents to the file's tensors, reckoned from some steps."""
+    """Return the seconds of a LoRA with the demo's settings, from latents to file, calculated from some steps."""
     from mudi_core.train.loop import train
     from mudi_core.train.plan import make_plan
     from mudi_core.train.run import Events

@@ -1,6 +1,6 @@
-"""`python -m workshop.report [--json] [--out DIR]`: how good the embedded family is, on what it never saw.
+"""`python -m workshop.report [--json] [--out DIR]`: the quality of the embedded family on what it never saw.
 
-Prints a table, draws what was measured, and exits with 1 when a figure is missed.
+Prints a table, paints what was measured, and exits with 1 when a figure misses its goal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GAP = 4
 
 
 def measure() -> list[Figure]:
-    """Every figure, in the order of the table."""
+    """Return every figure, in the order of the table."""
     return [
         figures.vae_psnr(),
         figures.identity_lost_by_vae(),
@@ -46,7 +46,7 @@ def measure() -> list[Figure]:
 
 
 def table(measured: Sequence[Figure]) -> str:
-    """The figures in Markdown."""
+    """Return the figures in Markdown."""
     lines = ["| figure | measured | wanted | | |", "|---|---|---|---|---|"]
     for f in measured:
         sign = "at least" if f.at_least else "at most"
@@ -62,13 +62,13 @@ def as_json(measured: Sequence[Figure]) -> str:
 
 
 def levels(image: Tensor) -> Pixels:
-    """A float picture as uint8, in memory of its own."""
+    """Return a float picture as uint8, in new memory."""
     drawn: Pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).numpy().copy()
     return drawn
 
 
 def boxed(image: Tensor, xyxy: Tensor) -> Pixels:
-    """A picture at twice its size with boxes on it."""
+    """Return a picture at twice its size with boxes on it."""
     drawn = cv2.resize(levels(image), None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
     for x0, y0, x1, y1 in (xyxy * 2).round().int().tolist():
         cv2.rectangle(drawn, (x0, y0), (x1 - 1, y1 - 1), BOX, 2)
@@ -76,7 +76,7 @@ def boxed(image: Tensor, xyxy: Tensor) -> Pixels:
 
 
 def sheet(tiles: Sequence[Pixels], columns: int) -> Pixels:
-    """Pictures of one size side by side, row by row."""
+    """Put pictures of one size side by side, row by row."""
     h, w = tiles[0].shape[:2]
     rows = -(-len(tiles) // columns)
     page: Pixels = np.full((rows * (h + GAP) - GAP, columns * (w + GAP) - GAP, 3), 255, np.uint8)

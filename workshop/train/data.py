@@ -33,17 +33,17 @@ VALUES: dict[str, tuple[str | bool, ...]] = {
 
 
 def looks(character: Character) -> list[int]:
-    """The index in `VALUES` of everything that a character looks like."""
+    """Return the index in `VALUES` of each look of a character."""
     return [values.index(getattr(character, name)) for name, values in VALUES.items()]
 
 
 def scene(number: int) -> Scene:
-    """The scene of this number; every fourth or so shows named characters."""
+    """Return the scene of this number; about every fourth shows named characters."""
     return random_scene(random.Random(number), named_prob=0.25)
 
 
 def crowded(number: int) -> Scene:
-    """The scene of this number, where up to `world.MOST` may stand."""
+    """Return the scene of this number, with up to `world.MOST` characters."""
     return random_scene(random.Random(number), shares=world.CROWDED, named_prob=0.25)
 
 
@@ -52,12 +52,12 @@ Source = Callable[[int], Scene]
 
 
 def picture(number: int, source: Source, size: int) -> np.ndarray:
-    """The scene's picture, uint8 ``[size, size, 3]``."""
+    """Return the picture of the scene, uint8 ``[size, size, 3]``."""
     return render(source(number), size).image
 
 
 def pool(work: Path, count: int, size: int, source: Source = scene) -> np.ndarray:
-    """Pictures of scenes 0..count-1, uint8 ``[count, size, size, 3]``, rendered once and kept in a file."""
+    """Return the pictures of scenes 0..count-1, uint8 ``[count, size, size, 3]``, rendered once and saved in a file."""
     path = work / f"{source.__name__}-{count}-{size}.npy"
     if not path.is_file():
         part = path.with_suffix(".part")
@@ -75,5 +75,5 @@ def pool(work: Path, count: int, size: int, source: Source = scene) -> np.ndarra
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
-    """uint8 ``[b, h, w, 3]`` to float ``[b, 3, h, w]``, -1..1, in plain memory order (channels-last is slower)."""
+    """Turn uint8 ``[b, h, w, 3]`` into float ``[b, 3, h, w]``, -1..1, contiguous (channels-last is slower)."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1

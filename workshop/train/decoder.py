@@ -1,4 +1,4 @@
-"""Train the mini VAE's decoder further, from latents that stay as they are: a U-Net trained on them stays valid."""
+"""Train the mini VAE's decoder further while its latents stay the same: a U-Net trained on them stays valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train the mini DINOv2: vectors that are close for the same character in another pose and place, and else far."""
+"""Train the mini DINOv2: similar vectors for a character in any pose and place, different ones for others."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Album:
 
 
 def members() -> list[Character]:
-    """All characters of the training."""
+    """Return all characters of the training."""
     rng = random.Random(11)
     return [random_character(rng) for _ in range(CHARACTERS)]
 
 
 def beside(character: Character, rng: random.Random) -> Scene:
-    """The character and a stranger, as pictures of two show them."""
+    """Return the character and a stranger, as pictures of two show them."""
     stranger = random_character(rng)
     actors = []
     for who, left in zip((character, stranger), rng.sample((0.0, 0.5), 2), strict=True):
@@ -87,7 +87,7 @@ def _shots(number: int, character: Character) -> tuple[Pixels, Pixels]:
 
 
 def album(work: Path) -> Album:
-    """The pictures of all characters, rendered once on all cores and kept in a file."""
+    """Return the pictures of all characters, rendered once on all cores and saved in a file."""
     everyone = members()
     path = work / f"album-{len(everyone)}-{SIDE}.npz"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Train the judge of the embedded SDXL's pictures on drawn characters and on painted ones, whose looks are known."""
+"""Train the judge of the embedded SDXL's pictures on rendered characters and on painted ones with known looks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The optimizer loop that every part of the family is trained by: resumable, averaged, on CPU or CUDA."""
+"""The optimizer loop that trains every part of the family: resumable, averaged, on CPU or CUDA."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a part's training needs to be repeated."""
+    """What is needed to repeat the training of a part."""
 
     steps: int
     learning_rate: float
@@ -38,14 +38,14 @@ class Recipe:
 
 
 def pace(recipe: Recipe, step: int) -> float:
-    """The share of the learning rate at a step: warm-up, constant, cosine to zero."""
+    """Return the share of the learning rate at a step: warm-up, constant, cosine to zero."""
     start = recipe.steps * (1 - recipe.cooldown)
     fall = 1.0 if step < start else 0.5 + 0.5 * math.cos(math.pi * (step - start) / (recipe.steps - start))
     return min(1.0, (step + 1) / recipe.warmup) * fall
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest matrix whose singular values are all equal to 1: five Newton-Schulz steps."""
+    """Return about the nearest matrix whose singular values are all 1: five Newton-Schulz steps."""
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrix.shape[0] <= matrix.shape[1]
     x: Tensor = (matrix if wide else matrix.T) / (matrix.norm() + 1e-7)
@@ -76,7 +76,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimizers_of(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon for the matrices of the hidden layers where the recipe asks for it."""
+    """Return AdamW, and Muon for the matrices of the hidden layers when the recipe asks for it."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     hidden = [p for name, p in trained.items() if recipe.matrix_rate and p.ndim == 2 and ".layer." in name]
     others = [p for p in trained.values() if not any(p is one for one in hidden)]
@@ -87,7 +87,7 @@ def optimizers_of(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimiz
 
 
 def half_is_fast(device: torch.device) -> bool:
-    """Whether bfloat16 pays: a processor without instructions for it takes many times as long as for float32."""
+    """Return whether bfloat16 is worth it: a processor without instructions for it is many times slower."""
     return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -100,8 +100,8 @@ def fit(
 ) -> nn.Module:
     """Train `module` on `loss` and return its averaged copy.
 
-    `loss` gets a generator seeded by the step, so that a stopped run goes on with the same batches; its state lies in
-    the file `state`, which is read when it is there.
+    `loss` gets a generator seeded by the step, so that a stopped run continues with the same batches; its state is in
+    the file `state`, which is read when it exists.
     """
     device = next(module.parameters()).device
     trained = [p for p in module.parameters() if p.requires_grad]

@@ -1,8 +1,9 @@
-"""Train the mini text encoders to understand captions, before the U-Net learns to draw from them.
+"""Train the mini text encoders to understand captions, before the U-Net learns to paint from them.
 
-Wherever a caption has just said something of a character, the encoders' vectors there must tell everything said of it
-so far (a name says all), so that a cross-attention that finds the right word finds the right looks. Names without a
-meaning must stay told apart: their vectors keep a code of the word, which is what a LoRA later gives a meaning to.
+Wherever a caption has just said something about a character, the encoders' vectors there must contain everything said
+about it so far (a name says all), so that a cross-attention that finds the right word finds the right looks. Names
+without a meaning must stay distinguishable: their vectors keep a code of the word, to which a LoRA later gives a
+meaning.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Train the mini U-Net on latents of the toy world, with captions that the trained text encoders read."""
+"""Train the mini U-Net on latents of the toy world, with captions read by the trained text encoders."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LENGTH = 77
 
 
 def encoded(work: Path, device: torch.device) -> Tensor:
-    """The latents of every scene of the pool, fp16 ``[n, 4, SIZE / 8, SIZE / 8]``, encoded once and kept in a file."""
+    """Return the latents of the scenes of the pool, fp16 ``[n, 4, SIZE / 8, SIZE / 8]``, encoded once and saved."""
     path = work / f"latents-{crowded.__name__}-{SCENES}-{family.SIZE}.npy"
     if not path.is_file():
         pictures = pool(work, SCENES, family.SIZE, crowded)

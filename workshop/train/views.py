@@ -1,4 +1,4 @@
-"""Scenes with their masks, and how a picture may be spoiled: what the detector, segmenter and embedder learn from."""
+"""Scenes with their masks, and changes that make pictures worse: data for detector, segmenter and embedder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Pool:
 
 
 def owner_map(masks: Pixels) -> Pixels:
-    """Disjoint masks ``[n, h, w]`` as one picture of numbers, 0 for background."""
+    """Turn disjoint masks ``[n, h, w]`` into one picture of numbers, 0 for background."""
     numbers = np.arange(1, len(masks) + 1, dtype=np.uint8)[:, None, None]
     owners: Pixels = (masks.astype(np.uint8) * numbers).max(0)
     return owners
@@ -49,7 +49,7 @@ def _rendered(number: int, source: Source = scene) -> tuple[Pixels, Pixels, Pixe
 
 
 def pool(work: Path, count: int, source: Source = scene) -> Pool:
-    """Scenes 0..count-1, rendered once on all cores and kept in a file."""
+    """Return scenes 0..count-1, rendered once on all cores and saved in a file."""
     path = work / f"truth-{source.__name__}-{count}-{SIDE}.npz"
     if not path.is_file():
         with ProcessPoolExecutor() as workers:
@@ -92,7 +92,7 @@ def _cropped(picture: Pixels, owners: Pixels, rng: np.random.Generator) -> tuple
 
 
 def spoiled(picture: Pixels, rng: np.random.Generator) -> Pixels:
-    """A uint8 picture as float 0..1, often softer, noisier or mottled, like what a small VAE and U-Net make."""
+    """Turn a uint8 picture into float 0..1, often softer or noisier, like the output of a small VAE and U-Net."""
     x: Pixels = np.ascontiguousarray(picture).astype(np.float32) / 255
     h, w = x.shape[:2]
     soft = rng.random()
