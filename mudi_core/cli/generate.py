@@ -29,9 +29,7 @@ def add(commands: Any) -> None:
         '--prompt "a photo of olis dog and hta dog, in the meadow"',
     )
     add_base(parser, "the model that the LoRA was trained on: mini, an SDXL .safetensors file, or a diffusers folder")
-    parser.add_argument(
-        "--lora", type=Path, metavar="FILE", help="a file from train (default: none, only the base model)"
-    )
+    parser.add_argument("--lora", type=Path, metavar="FILE", help="from train (default: none, only the base model)")
     parser.add_argument("--lora-scale", type=float, default=1.0, metavar="X", help="its strength (default: 1)")
     parser.add_argument(
         "--dataset", type=Path, required=True, metavar="DATASET", help="the subjects and their cut-outs"
@@ -71,11 +69,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--mirror", action="store_true", help="mirror cut-outs at random, by the seed")
     parser.add_argument(
-        "--rotation",
-        type=float,
-        default=0.0,
-        metavar="DEG",
-        help="rotate each cut-out by up to this many degrees (default: 0)",
+        "--rotation", type=float, default=0.0, metavar="DEG", help="rotate each cut-out by up to this (default: 0)"
     )
     _add_llm(parser)
     _add_sampling(parser)

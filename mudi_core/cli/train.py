@@ -65,10 +65,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--start-from", type=Path, metavar="FILE", help="a LoRA to start from, of this rank or less")
     parser.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="save encoded images and captions here for the next run (4 GB at most)",
+        "--cache", type=Path, metavar="DIR", help="save what is encoded for the next run (4 GB at most)"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run that Ctrl-C stopped")
     add_previews(parser)
@@ -202,8 +199,7 @@ def _nothing_to_do(out: Path, there: str, plan_hash: str) -> Answer:
 def _read_existing(out: Path, training: Training) -> str | None:
     """Return the plan hash of the LoRA that exists; None when there is none.
 
-    The file has its settings, its base model and its start, which are compared here. Raise `OutputExists` if they
-    differ.
+    Compare the settings, base model and start in the file. Raise `OutputExists` when they differ.
     """
     from ..lora.file import BadLora, load_lora
     from ..lora.metadata import plain_base

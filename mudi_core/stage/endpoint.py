@@ -88,7 +88,7 @@ class Endpoint:
 
     @property
     def key(self) -> str:
-        """MUDI_LLM_KEY for the first endpoint in MUDI_LLM_URL, "" for any other. Raises `BadKey`."""
+        """MUDI_LLM_KEY for the first endpoint in MUDI_LLM_URL, "" for any other. Raise `BadKey`."""
         key = os.environ.get(KEY_VARIABLE, "").strip() if self.address in _named()[:1] else ""
         if key and not _KEY.fullmatch(key):
             raise BadKey(

@@ -42,7 +42,7 @@ class Mark:
 
 
 def holds_mark(image: Tensor) -> bool:
-    """Whether a picture ``[h, w, 3]`` has enough frequencies for a mark to be found again."""
+    """Return whether a picture ``[h, w, 3]`` has enough frequencies for a mark to be found again."""
     height, width = image.shape[:2]
     return int((_signs(KEY)[:height, :width] != 0).sum()) >= FEWEST
 

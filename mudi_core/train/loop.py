@@ -1,4 +1,4 @@
-"""The training itself: steps of a network over a plan, and nothing else."""
+"""The training of a LoRA: a network takes the steps of a plan."""
 
 from __future__ import annotations
 

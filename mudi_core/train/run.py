@@ -1,4 +1,4 @@
-"""A training under way: its steps, what is due after each, and what is left when it ends early."""
+"""A training in progress: its steps, what is due after each, and what is saved when it ends early."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 KEPT_EVERY = 300.0
-"""Seconds of work that a power cut may cost."""
+"""Seconds between two saves, so at most this much work is lost in a power cut."""
 
 
 OnStep = Callable[[int, int, float], None]
@@ -37,7 +37,7 @@ OnSave = Callable[[int, LoraState], None]
 
 
 OnPreview = Callable[[int, LoraState], None]
-"""The same; the network is as it was before the training, without the LoRA, and there are no gradients."""
+"""The same; meanwhile the network is as before the training, without the LoRA and without gradients."""
 
 
 class NonFiniteLoss(MudiError):
@@ -45,7 +45,7 @@ class NonFiniteLoss(MudiError):
 
 
 class Interrupted(MudiError):
-    """Ctrl-C. ``checkpoint`` is the file to resume from, or None when none was asked for or no step was done."""
+    """Ctrl-C. ``checkpoint`` is the file to resume from; None without one or when no step was done."""
 
     def __init__(self, message: str, checkpoint: Path | None) -> None:
         super().__init__(message)
@@ -54,22 +54,22 @@ class Interrupted(MudiError):
 
 @dataclass(frozen=True)
 class Events:
-    """Who is called on the way."""
+    """The functions to call during a run."""
 
     on_step: OnStep | None = None
     on_save: OnSave | None = None
-    """Every ``fit.save_every`` steps."""
+    """Called every ``fit.save_every`` steps."""
     on_preview: OnPreview | None = None
-    """Every ``fit.preview_every`` steps and after the last."""
+    """Called every ``fit.preview_every`` steps and after the last step."""
 
 
 NOBODY = Events()
-"""No one listens."""
+"""Events to which nobody listens."""
 
 
 @contextmanager
 def in_training(trainee: Trainee) -> Iterator[None]:
-    """Within the block the network wears the LoRA, and its answers have gradients."""
+    """Inside the block the network has the LoRA, and its predictions have gradients."""
     config = trainee.config
     with (
         trainee.denoiser.ready(config.learning.precision == "bf16"),
@@ -81,14 +81,14 @@ def in_training(trainee: Trainee) -> Iterator[None]:
 
 @dataclass(eq=False)
 class Run:
-    """A training under way."""
+    """A training in progress."""
 
     trainee: Trainee
     optimizer: torch.optim.Optimizer
     losses: list[float]
     """One per step done."""
     shown: int
-    """The step up to which every LoRA and preview of the way was given out."""
+    """The step up to which every LoRA and preview during the run was handed out."""
     origin: Mapping[str, str]
     checkpoint: Path | None
     events: Events
@@ -96,13 +96,13 @@ class Run:
     asked_to_stop: Callable[[], bool]
     doing: str = ""
     remark: str | None = None
-    """What `layers_left_out` says, once a step was done here."""
+    """The result of `layers_left_out`, after the first step here."""
     kept_at: float = field(default_factory=time.monotonic)
 
     def to_the_end(self) -> None:
         """Take all steps that are left, from one preview to the next."""
         steps = self.trainee.config.samples.steps
-        if self.shown < len(self.losses):  # stopped between a step and what was due after it
+        if self.shown < len(self.losses):  # it was stopped between a step and what was due after it
             self._give()
             self._look()
         while len(self.losses) < steps:
@@ -122,12 +122,12 @@ class Run:
         return bool(every) and done % every == 0 and done < self.trainee.config.samples.steps
 
     def _give(self) -> None:
-        """Give out the LoRA of the way that is due, if one is."""
+        """Hand out the LoRA so far when it is due."""
         if self._saves() and self.events.on_save is not None:
             self.events.on_save(len(self.losses), self.trainee.adapter.state())
 
     def _look(self) -> None:
-        """Show the preview that is due, if one is; nothing of this step is due after it."""
+        """Show the preview when it is due; nothing else of this step is due after it."""
         if self._previews() and self.events.on_preview is not None:
             self.doing = f"The preview after step {len(self.losses)}"
             with torch.no_grad(), ctrl_c_answers() if self.team.size == 1 else nullcontext():
@@ -135,7 +135,7 @@ class Run:
         self.shown = len(self.losses)
 
     def _step(self) -> None:
-        """One step, and what is due after it but the preview."""
+        """Take one step, and do what is due after it except the preview."""
         steps, done = self.trainee.config.samples.steps, len(self.losses) + 1
         self.doing = f"Step {done}"
         loss, stop = _step(self.trainee, self.optimizer, self.team, self.asked_to_stop, done - 1)
@@ -161,14 +161,14 @@ class Run:
             self._give()
             if not self._previews():
                 self.shown = done
-            self.save()  # last, or a kill in between goes on behind what was not written
+            self.save()  # last: after a kill in between, a resumed run would skip what was not written
             self.kept_at = time.monotonic()
 
     def _sound(self) -> bool:
         return all(bool(parameter.isfinite().all()) for parameter in self.trainee.adapter.parameters())
 
     def save(self) -> Path | None:
-        """Leave a file to go on from; gives its path, or None where there is nothing to go on from."""
+        """Save a file to resume from; return its path, or None when there is nothing to resume."""
         if self.checkpoint is None or not self.losses:
             return None
         if self.team.leads:
@@ -176,7 +176,7 @@ class Run:
         return self.checkpoint
 
     def failed(self, error: BaseException) -> None:
-        """Save what there is, and say so: raises the error that a caller should see where it is another one."""
+        """Save what there is, and raise the error for the caller when it differs from this one."""
         config = self.trainee.config
         saved = self.save() if self._sound() else None
         if isinstance(error, NonFiniteLoss):
@@ -204,7 +204,7 @@ def _step(
     asked_to_stop: Callable[[], bool],
     step: int,
 ) -> tuple[float, bool]:
-    """One optimizer step; gives its loss, and whether any process was asked to stop."""
+    """Take one optimizer step; return its loss, and whether any process was asked to stop."""
     plan, config = trainee.plan, trainee.config
     set_learning_rate(optimizer, config.learning, step, config.samples.steps)
     optimizer.zero_grad(set_to_none=True)
@@ -217,7 +217,7 @@ def _step(
         if not losses[part].isfinite():
             samples = torch.tensor(batch_of(plan, config, number))
             strange[samples[~errors.isfinite().cpu()]] += 1
-            break  # its gradient would be none either
+            break  # its gradient would not be finite either
         (loss / config.accumulation).backward()  # type: ignore[no-untyped-call]
     stop = torch.tensor([float(asked_to_stop())], dtype=torch.float64)
     team.add_up([losses, strange, stop])
@@ -227,7 +227,7 @@ def _step(
             f"The loss became {losses.sum().item()} at step {step + 1}"
             + (f", with {', '.join(names)}" if names else "")
             + f". Lower the learning rate (it is {config.learning.learning_rate:g}), or check that the base model "
-            "makes sound pictures in this precision."
+            "makes good pictures in this precision."
         )
     parameters = trainee.adapter.parameters()
     team.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
@@ -238,5 +238,5 @@ def _step(
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # On the CPU it is a plain RuntimeError that only its text gives away.
+    # On the CPU it is a plain RuntimeError: only its text tells.
     return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)

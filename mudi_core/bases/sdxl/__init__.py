@@ -134,7 +134,7 @@ def _check_file(path: Path, shapes: Mapping[str, list[int]]) -> None:
     if "conv_in.weight" in shapes and any(key.startswith("down_blocks.") for key in shapes):
         raise BadCheckpointFile(
             f"{path} is a part of a model, as the folders of a diffusers model hold it. Name the folder that holds "
-            f"model_index.json, or use a whole checkpoint, e.g. from {LINK}."
+            f"model_index.json, or use a complete checkpoint, e.g. from {LINK}."
         )
     if shapes and all(_LORA.search(key) for key in shapes):
         raise BadCheckpointFile(f"{path} is a LoRA, not a base model. Name the model that it was trained on.")
