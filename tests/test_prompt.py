@@ -138,7 +138,7 @@ def test_what_a_foreign_lora_says_reaches_no_prompt_unchecked(tmp_path: Path, ab
 def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "torn.safetensors").write_bytes(b"\x09")
     for name in ("torn", "gone"):
-        with pytest.raises(UnknownLora, match=f"{name}.safetensors is not a safetensors file"):
+        with pytest.raises(UnknownLora, match=f"{name}.safetensors cannot be read as a safetensors file"):
             read_lora_subjects(tmp_path / f"{name}.safetensors")
 
 

@@ -232,7 +232,7 @@ def metadata(tmp_path, *lines: str | bytes) -> Path:
         ([LINE_1, '{"id": "a", "file_name": "b.png"}'], 2, "mask_path"),
         ([LINE_1, PHOTO.replace('"t"', "7")], 2, "text"),
         ([LINE_1, PHOTO.replace("mask_b.png", "gone.png")], 2, "gone.png"),
-        ([LINE_1, PHOTO, PHOTO], 3, "before"),
+        ([LINE_1, PHOTO, PHOTO], 3, "twice"),
     ],
 )
 def test_a_broken_line_is_named_by_its_number(tmp_path, lines, number, word):
@@ -247,7 +247,7 @@ def test_a_broken_line_is_named_by_its_number(tmp_path, lines, number, word):
 def test_no_file_name_leaves_the_folder_on_reading(tmp_path, key, name):
     Image.new("RGB", (50, 40)).save(tmp_path / "secret.png")
     line = PHOTO.replace(f'"{key}"', f'"{name}"' if isinstance(name, str) else str(name))
-    with pytest.raises(BadDataset, match="line 2.*leaves"):
+    with pytest.raises(BadDataset, match="line 2.*leads out of"):
         read_subjects(metadata(tmp_path, LINE_1, line))
 
 
@@ -382,7 +382,7 @@ def test_what_is_not_as_it_was_saved_is_named_and_read(tmp_path, caplog, what):
         return
     assert read_subjects(folder).tokens == TWO.tokens
     name = {"photo": "b.png", "mask": "mask_b.png", "checksum": "mask_b.png"}.get(what, "metadata.jsonl, line 2")
-    assert "Not as it was saved in set: " in caplog.text and name in caplog.text
+    assert "Changed since it was saved in set: " in caplog.text and name in caplog.text
     told = storage.changes(folder)
     storage.add_subject(folder, subject("lun", "e.png"))
     if what in ("photo", "mask"):
