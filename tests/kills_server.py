@@ -89,6 +89,12 @@ def files(base: Path, name: str) -> dict[str, bytes]:
     return found
 
 
+def is_done(base: Path, name: str) -> bool:
+    """Whether the LoRA is written and nothing waits to go on: the same graph would train a second one."""
+    is_written = (base / "models" / "loras" / f"{name}_00001.safetensors").is_file()
+    return is_written and not list((base / "output" / "mudi" / name).glob("stopped_*"))
+
+
 def killed(base: Path, name: str, seconds: float) -> bool:
     """Queue the training and kill the server so many seconds after the node began; whether that was in time."""
     with started(base) as server:
@@ -124,10 +130,11 @@ def run(kills: int, seed: int, base: Path) -> Report:
         report.runs += 1
         while True:
             report.kills += killed(base, name, rng.uniform(0, lasts))
-            if rng.random() > AGAIN:
+            if rng.random() > AGAIN or is_done(base, name):
                 break
-        with started(base) as server:
-            server.run(graph(name))
+        if not is_done(base, name):
+            with started(base) as server:
+                server.run(graph(name))
         found = files(base, name)
         report.lost += sum(found.get(path) != content for path, content in wanted.items())
         report.left += len(found.keys() - wanted.keys())
