@@ -73,7 +73,7 @@ def train(folder: Path, unet: Any, on_step: Callable[[int, int, float], None] | 
         on_save=gives("lora"),
         on_preview=gives("preview"),
     )
-    save_lora(folder / LORA, result.state, {"step": str(SETTINGS.steps)})
+    save_lora(folder / LORA, result.state, {"step": str(SETTINGS.samples.steps)})
     stopped.unlink(missing_ok=True)
 
 
@@ -151,7 +151,7 @@ def killed(folder: Path, unet: Any, kind: str, rng: random.Random, seconds: floa
 
     ``seconds``: that the whole training computes.
     """
-    number, byte, first = rng.randint(1, 40), rng.randint(0, 120_000), rng.randint(1, SETTINGS.steps)
+    number, byte, first = rng.randint(1, 40), rng.randint(0, 120_000), rng.randint(1, SETTINGS.samples.steps)
     moment = rng.random() * seconds
 
     def work() -> None:

@@ -467,16 +467,22 @@ def test_a_long_run_keeps_its_steps_without_being_asked(tmp_path: Path, monkeypa
     assert seen == [0, 1, 2, 3, 4]
 
 
-def test_a_run_is_kept_after_its_lora_is_written(tmp_path: Path) -> None:
-    """Else a run that is killed in between goes on behind a LoRA that nobody wrote."""
+def test_a_run_is_kept_before_its_lora_is_written_and_makes_up_for_it(tmp_path: Path) -> None:
+    """A kill in between neither loses the LoRA nor leaves one whose run nobody can go on with."""
     stopped, kept = tmp_path / "stopped.safetensors", []
-    config = replace(CONFIG, steps=5, save_every=2)
+    config = CONFIG.but(steps=5, save_every=2)
 
     def save(step: int, state: Any) -> None:
         kept.append((step, len(losses_so_far(stopped)) if stopped.is_file() else 0))
+        if len(kept) == 2:
+            shutil.copy(stopped, tmp_path / "killed.safetensors")  # as it lies there at this moment
 
     tiny_sdxl.train(tiny_unet(), plan_for(config), config, on_save=save, checkpoint=stopped)
-    assert kept == [(2, 0), (4, 2)]
+    assert kept == [(2, 2), (4, 4)]
+    killed = tmp_path / "killed.safetensors"
+    again = {"checkpoint": killed, "resume": killed}
+    tiny_sdxl.train(tiny_unet(), plan_for(config), config, on_save=save, **again)
+    assert kept[2:] == [(4, 4)]
 
 
 @posix

@@ -158,11 +158,11 @@ class Run:
                     f"The LoRA became NaN or infinite at step {done}. Lower the learning rate (it is "
                     f"{self.trainee.config.learning.learning_rate:g})."
                 )
+            self.save()  # first: after a kill in between, the resumed run gives out what was not written
+            self.kept_at = time.monotonic()
             self._give()
             if not self._previews():
                 self.shown = done
-            self.save()  # last: after a kill in between, a resumed run would skip what was not written
-            self.kept_at = time.monotonic()
 
     def _sound(self) -> bool:
         return all(bool(parameter.isfinite().all()) for parameter in self.trainee.adapter.parameters())
