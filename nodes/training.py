@@ -69,10 +69,13 @@ class Run:
         own = [path for path, match in left.items() if match["key"] == self.key]
         self.goes_on, self.others = bool(own), [path for path in left if path not in own]
         kept = [int(match["number"]) for match in left.values() if match["number"]]
+        about = training.about(plan)
         self.path = host.numbered(loras, name, ".safetensors", kept)
-        """Of the LoRA. A run that goes on keeps the number of its files, unless somebody has taken it."""
-        if own and (number := left[own[0]]["number"]) and not (was := loras / f"{name}_{number}.safetensors").exists():
-            self.path = was
+        """Of the LoRA. A run that goes on keeps the number of its files, unless another training has taken it."""
+        if own and (number := left[own[0]]["number"]):
+            was = loras / f"{name}_{number}.safetensors"
+            if not was.exists() or _says(was, about):  # killed between its last file and the end of the stopped run
+                self.path = was
         self.stopped = (
             own[0] if own else self.folder / f"stopped_{self.path.stem.rpartition('_')[2]}_{self.key}.safetensors"
         )
@@ -81,7 +84,7 @@ class Run:
         self.begins = self._begins()
         self.sheets: list[Tensor] = []
         """The previews so far."""
-        self.best = BestLora(loras / f"{name}-best-{self.key}.safetensors", training.about(plan), self.goes_on)
+        self.best = BestLora(loras / f"{name}-best-{self.key}.safetensors", about, self.goes_on)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -155,6 +158,16 @@ class Run:
         self.sheets.append(drawing.preview_sheet(preview, f"step {step}"))
         with whole(self.folder / f"preview_{self.key}_{step:06d}.png") as temporary:
             drawing.pil(self.sheets[-1]).save(temporary, "PNG")
+
+
+def _says(path: Path, about: Mapping[str, str]) -> bool:
+    """Whether a LoRA file says all this of itself, and so is the one that the same training wrote."""
+    from ..mudi_core.lora.file import load_lora
+
+    try:
+        return about.items() <= load_lora(path)[1].items()
+    except MudiError:
+        return False
 
 
 def with_lora(model: Any, state: Mapping[str, Tensor], name: str) -> Any:

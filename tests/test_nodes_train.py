@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui import Comfy
-from models import FLUX, other_model, taught, weights
+from models import FLUX, other_model, random_lora, taught, weights
 from sd_file import tiny_sd
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -399,6 +399,25 @@ def test_what_an_earlier_version_stopped_goes_on(comfy: Comfy, mini: tuple[Any, 
     kept.rename(kept.with_name(kept.name.replace("_00001_", "_")))
     assert "It went on from step" in train(comfy, mini, dataset, "older", steps=3).ui["text"][0]
     assert not (comfy.base / "output" / "mudi" / "older").exists()
+
+
+def test_a_finished_lora_whose_stopped_run_still_lies_there_is_not_made_twice(
+    comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any
+) -> None:
+    """As after a kill between the two; the LoRA of another training keeps its name."""
+    cancelled(comfy, mini, dataset, "finished", 1, steps=3)
+    (kept,) = (comfy.base / "output" / "mudi" / "finished").iterdir()
+    stopped = kept.read_bytes()
+    train(comfy, mini, dataset, "finished", steps=3)
+    (lora,) = loras(comfy, "finished")
+    whole = lora.read_bytes()
+    for taken, wanted in ((whole, 1), (random_lora(lora).read_bytes(), 2)):
+        lora.write_bytes(taken)
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(stopped)
+        train(comfy, mini, dataset, "finished", steps=3)
+        assert len(loras(comfy, "finished")) == wanted and not kept.exists()
+        assert loras(comfy, "finished")[-1].read_bytes() == whole and lora.read_bytes() == taken
 
 
 def test_priors_are_learnt_beside_the_subjects(comfy: Comfy, mini: tuple[Any, Any, Any], dataset: Any) -> None:
