@@ -69,7 +69,7 @@ class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
     @classmethod
     def validate_inputs(cls, query: list[str | None]) -> bool | str:
         if query[0] is not None and not query[0].strip():
-            return "There is no text to look for. Write one, such as 'dog'."
+            return "The text to look for is empty. Write one, such as 'dog'."
         return True
 
     @classmethod

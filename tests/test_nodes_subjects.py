@@ -225,7 +225,7 @@ def test_captions_are_one_for_each_photo_or_none(eyes: Comfy) -> None:
 @pytest.mark.parametrize(
     ("node", "inputs", "words"),
     [
-        ("MudiDetectSubjects", {"query": [" "]}, "text to look for is empty"),
+        ("MudiDetectSubjects", {"query": [" "]}, "(?i)text to look for is empty"),
         ("MudiSubject", {"token": ["my dog"], "class_noun": ["dog"]}, "token of one word"),
         ("MudiSubject", {"token": [""], "class_noun": ["dog"]}, "token of one word"),
         ("MudiSubject", {"token": ["olis"], "class_noun": [""]}, "class noun"),

@@ -215,7 +215,7 @@ BLACK = {"class_type": "SolidMask", "value": 0.0, "width": 192, "height": 192}
 OTHER = {"class_type": "SolidMask", "value": 1.0, "width": 64, "height": 64}
 
 REFUSED = {
-    "a query without words": ({"find": {"query": " "}}, "text to look for is empty"),
+    "a query without words": ({"find": {"query": " "}}, "ext to look for is empty"),
     "a name with a path": ({"keep": {"name": "../outside"}}, "without a path"),
     "a threshold above 1": ({"find": {"threshold": 2.0}}, "bigger than max"),
     "a token of two words": ({"subject": {"token": "my dog", "class_noun": "dog"}}, "token of one word"),
