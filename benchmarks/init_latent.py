@@ -64,7 +64,7 @@ def measured(options: argparse.Namespace, base: Path) -> dict[str, float]:
     load = pack(options.comfyui, base, options.cpu)
     import torch
 
-    generate = load("nodes.generate")
+    generate, start = load("nodes.generate"), load("nodes.init_latent")
     stock = importlib.import_module("nodes").NODE_CLASS_MAPPINGS
     if options.checkpoint:
         model, clip, vae = importlib.import_module("comfy.sd").load_checkpoint_guess_config(str(options.checkpoint))[:3]
@@ -93,7 +93,7 @@ def measured(options: argparse.Namespace, base: Path) -> dict[str, float]:
         )
         latent = timed(
             "Init Latent",
-            lambda seed=seed, placed=placed: generate.InitLatent.execute(placed.result[0], vae, -1.0, 1, seed),
+            lambda seed=seed, placed=placed: start.InitLatent.execute(placed.result[0], vae, -1.0, 1, seed),
         )
         timed(
             "KSampler",

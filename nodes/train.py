@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from comfy_api.latest import io
 
-from ..mudi_core.jobs.train import Training
-from ..mudi_core.lora.file import load_lora
 from ..mudi_core.names import plain_name
 from ..mudi_core.train.parts import Method
 from ..mudi_core.types import MudiError
@@ -160,6 +158,9 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         preview: TrainPreview | None = None,
         loss: str = LOSSES[0],
     ) -> io.NodeOutput:
+        from ..mudi_core.jobs.train import Training
+        from ..mudi_core.lora.file import load_lora
+
         values = (name, method, preset, steps, rank, learning_rate, batch_size, seed, loss)
         chosen = dict(zip(_WIDGETS, values, strict=True))
         _check(chosen)

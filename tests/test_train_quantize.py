@@ -125,5 +125,5 @@ def test_a_lora_is_trained_on_it_with_checkpointing_in_bf16(base_weights: BaseWe
 
 def test_weights_that_are_not_as_the_settings_say_are_refused() -> None:
     config = CONFIG.but(base_weights="nf4")
-    with pytest.raises(BadRun, match="kept as 'full', the settings say 'nf4'"):
+    with pytest.raises(BadRun, match="stored as 'full', but the settings say 'nf4'"):
         train(tiny_unet(), plan_for(config), config)
