@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..mudi_core.train.config import PRESETS, TrainConfig
 from ..mudi_core.train.memory import MEMORY
-from ..mudi_core.train.parts import LrSchedule, OptimizerName
+from ..mudi_core.train.parts import PRODIGY_RATE, LrSchedule, OptimizerName
 from . import host
 from .host import written
 from .sockets import Settings, TrainSettings
@@ -201,5 +201,5 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
             usual = TrainConfig().flat()
             values |= {name: usual[name] for name in _DECIDED} | PRESETS[learning]
             if optimizer == "prodigy":  # the presets' rates are AdamW's
-                values["learning_rate"] = 1.0
+                values["learning_rate"] = PRODIGY_RATE
         return io.NodeOutput(TrainSettings(values, MEMORIES[memory], host.lora(start_from), dco_beta))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..mudi_core.train.config import TrainConfig
 from ..mudi_core.train.memory import memory_settings
+from ..mudi_core.train.parts import PRODIGY_RATE
 from .base import computes_in_bf16
 from .sockets import TrainingSet, TrainSettings
 
@@ -23,10 +24,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "SD 1.5 and 2, 512 px": {"resolution": 512},
     "SD 2, 768 px": {"resolution": 768},
 }
-
-
+"""The choices of ``preset`` and their settings; "auto" has none of its own and takes what is usual for the model."""
 LOSSES = ("as the preset", "paper", "DCO")
-
 
 _USUAL_AT_0 = ("steps", "rank", "learning_rate", "batch_size")
 """Widgets whose 0 leaves the setting to what is usual for the kind of model."""
@@ -42,6 +41,9 @@ def config_of(
     """
     usual, preset = TrainConfig.usual(family), PRESETS[chosen["preset"]]
     start = TrainConfig() if preset else usual
+    at_0 = {name: usual.flat()[name] for name in _USUAL_AT_0}
+    if settings.values.get("optimizer") == "prodigy":
+        at_0["learning_rate"] = PRODIGY_RATE
     values = {
         "method": chosen["method"],
         "seed": chosen["seed"],
@@ -50,7 +52,7 @@ def config_of(
         "background_weight": dataset.background_weight,
         "precision": "bf16" if computes_in_bf16(family) else "fp32",
         "preview_every": preview_every,
-        **{name: chosen[name] or usual.flat()[name] for name in _USUAL_AT_0},
+        **{name: chosen[name] or value for name, value in at_0.items()},
         **preset,
         **settings.values,
     }

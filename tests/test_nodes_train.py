@@ -492,6 +492,15 @@ def test_auto_is_what_is_usual_for_each_kind_of_model(comfy: Comfy, name: str, k
     assert said == wanted.but(steps=7, rank=3, learning_rate=2e-4, batch_size=5, dco_beta=1000.0)
 
 
+@pytest.mark.parametrize("learning", ["as in Train LoRA", "standard"])
+def test_a_rate_of_0_is_prodigys_own_with_prodigy(comfy: Comfy, learning: str) -> None:
+    settings = train_settings(comfy, optimizer="prodigy", learning=learning)
+    for family in (usual("mini"), usual("", "sdxl_base_v1-0")):
+        assert chosen(comfy, family, settings).learning.learning_rate == 1.0
+    said = chosen(comfy, usual("mini"), train_settings(comfy, optimizer="prodigy"), learning_rate=0.5)
+    assert said.learning.learning_rate == 0.5
+
+
 def test_the_embedded_model_is_known_by_its_model(comfy: Comfy, mini: tuple[Any, Any, Any]) -> None:
     base = comfy.module("base")
     assert base.usual_of(mini[0]) == usual("mini") and base.usual_of(mini[0].clone()) == usual("mini")

@@ -119,13 +119,14 @@ def train_config(args: argparse.Namespace, side: int, compute: str) -> TrainConf
     from ..bases.families import usual
     from ..train.config import PRESETS, TrainConfig
     from ..train.memory import memory_settings
+    from ..train.parts import PRODIGY_RATE
 
     start = TrainConfig.usual(usual(args.base), resolution=side)
     preset = (PRESETS[args.preset] if args.preset else {}) | (memory_settings(args.memory) if args.memory else {})
     names = [row[0] for table in (SETTINGS, CHOICES, SWITCHES) for row in table.values()]
     chosen: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if chosen.get("optimizer") == "prodigy":
-        chosen.setdefault("learning_rate", 1.0)
+        chosen.setdefault("learning_rate", PRODIGY_RATE)
     if args.target_modules:
         chosen["target_modules"] = tuple(args.target_modules)
     return start.but(

@@ -19,6 +19,8 @@ OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
 LrSchedule = Literal["constant", "linear", "cosine"]
 GradientCheckpointing = Literal["auto", "off", "selective", "full"]
 
+PRODIGY_RATE = 1.0
+"""The usual learning rate of Prodigy, which finds the size of a step itself; the other defaults are AdamW's."""
 COMPOSED_PIXELS = 8192 * 1024 * 1024
 """Most pixels of all different compositions of a run, and as many again for its priors: 8192 of 1024 px, whose latents
 and masks take 2.5 GB. It does not depend on the memory of the machine, so that a run is the same everywhere."""
