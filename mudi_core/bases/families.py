@@ -38,6 +38,8 @@ class Family:
     """The prompt for pictures of other members of a class, such as "a photo of {}"; None: the official code's."""
     bf16: bool = True
     """Whether it computes in bfloat16 on cards that can."""
+    captions: str = "sentence"
+    """How its texts are usually written: a style of Seg-Mix's captions."""
 
 
 FAMILIES: dict[str, Family] = {
