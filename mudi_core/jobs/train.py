@@ -77,7 +77,14 @@ class Training:
     def about(self, plan: Plan) -> dict[str, str]:
         """Return the metadata of the LoRA file."""
         settings, base = self.config.described(), self.base
-        about = lora_metadata(settings, self.subjects, base=base.name, plan_hash=plan.plan_hash, family=base.family)
+        about = lora_metadata(
+            settings,
+            self.subjects,
+            base=base.name,
+            plan_hash=plan.plan_hash,
+            family=base.family,
+            captions=self.config.samples.captions,
+        )
         return {**about, "mudi_start": lora_fingerprint(self.start)}
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
+from ..stage.captions import SENTENCE, STYLES
 from ..tensor_file import BadWeights, check_header
 from ..types import LONGEST_NOUN, LONGEST_TOKEN, MAX_SUBJECTS, MudiError, SubjectSet, listed, misread_in_prompts
 
+_CAPTIONS = "mudi_captions"
 _ODD = re.compile(r"[\x00-\x1f\x7f-\x9f<>]")
 _LONGEST_BASE = 255
 """Most letters of the name of a file or folder."""
@@ -28,13 +30,21 @@ class UnknownLora(MudiError):
 
 
 def lora_metadata(
-    settings: Mapping[str, str], subjects: SubjectSet, *, base: str, plan_hash: str, family: str = "sdxl_base_v1-0"
+    settings: Mapping[str, str],
+    subjects: SubjectSet,
+    *,
+    base: str,
+    plan_hash: str,
+    family: str = "sdxl_base_v1-0",
+    captions: str = SENTENCE,
 ) -> dict[str, str]:
     """Return the metadata of a LoRA file: kohya's ``ss_*`` keys, which other programs show, and our ``mudi_*`` keys.
 
     ``settings``: the training's, from `train.config.TrainConfig.described`; ``base``: the name of the base model;
-    ``plan_hash``: the plan's; ``family``: kohya's name of the architecture of the base model.
+    ``plan_hash``: the plan's; ``family``: kohya's name of the architecture of the base model; ``captions``: the style
+    of the captions, which a file without a word of it has as sentences: the files of before say nothing.
     """
+    style = {} if captions == SENTENCE else {_CAPTIONS: captions}
     return {
         **settings,
         "ss_network_module": "networks.lora",
@@ -45,6 +55,7 @@ def lora_metadata(
         "mudi_base": plain_base(base),
         "mudi_plan_hash": plan_hash,
         "mudi_version": __version__,
+        **style,
     }
 
 
@@ -63,6 +74,8 @@ class LoraSubjects:
     """The base model's name."""
     size: tuple[int, int]
     """Width and height of its training images in pixels: the best size for its pictures."""
+    captions: str = SENTENCE
+    """The style of its captions, one of `stage.captions.STYLES`: that of its prompts, too."""
 
     @property
     def names(self) -> list[str]:
@@ -110,7 +123,14 @@ def read_lora_subjects(path: Path) -> LoraSubjects:
             raise ValueError
         if any(len(token.split()) != 1 for token in tokens) or not (0 < width <= _LARGEST and 0 < height <= _LARGEST):
             raise ValueError
-        return LoraSubjects(tuple(tokens), tuple(noun.strip() for noun in nouns), base, (int(width), int(height)))
+        style = about.get(_CAPTIONS, SENTENCE)
+        return LoraSubjects(
+            tuple(tokens),
+            tuple(noun.strip() for noun in nouns),
+            base,
+            (int(width), int(height)),
+            style if style in STYLES else SENTENCE,  # a later version's own
+        )
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UnknownLora(
             f"{path.name} does not name its subjects: it was not trained here, or its names are not plain words. "

@@ -16,14 +16,13 @@ import torch
 from ..boxes import to_pixels
 from ..levels import to_bytes
 from ..masks import mask_box
-from ..types import Layout, Mix, MudiError, Placement, Subject, SubjectSet, listed
+from ..types import Layout, Mix, MudiError, Placement, Subject, SubjectSet
+from .captions import SENTENCE, STYLES, BadTemplate, check_fields, composition
 from .cutouts import SOFT, CutOut, CutOuts, EmptyMask, Pixels, cut_outs, drawn, turned_aspect
 from .layout import Figure, pair_layout
 from .layout_config import LayoutConfig
 
 __all__ = ["CutOut", "CutOuts", "EmptyMask", "SegMixConfig", "compose", "cut_outs", "cutmix", "segmix"]
-
-CUTMIX_CAPTION = "a photo of {subjects}."
 
 
 class TooFewSubjects(MudiError):
@@ -43,8 +42,12 @@ class SegMixConfig:
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Colour of the canvas, RGB, 0..1."""
-    caption: str = "a photo of {subjects}, simple background."
-    """``{subjects}`` becomes "a olis corgi and a hta cat", ``{classes}`` the same without tokens (for prior images)."""
+    captions: str = SENTENCE
+    """How captions are written: one of `captions.STYLES`."""
+    caption: str = ""
+    """The user's own template, with `captions.FIELDS` in braces; empty: that of the style."""
+    priors: bool = False
+    """The subjects are prior images, whose captions say class nouns alone: the tokens mean nothing."""
     mirror_prob: float = 0.0
     """Probability that a figure is mirrored. Text and one-sided marks then look wrong."""
 
@@ -55,12 +58,12 @@ class SegMixConfig:
             raise BadSegMixConfig(f"The background must be a colour (r, g, b) in 0..1, got {self.background}.")
         if not 0 <= self.mirror_prob <= 1:
             raise BadSegMixConfig(f"mirror_prob must lie in 0..1, got {self.mirror_prob}.")
+        if self.captions not in STYLES:
+            raise BadSegMixConfig(f"There is no style of captions {self.captions!r}; there are: {', '.join(STYLES)}.")
         try:
-            self.caption.format(subjects="", classes="")
-        except (KeyError, IndexError, ValueError, AttributeError):
-            raise BadSegMixConfig(
-                f"The caption {self.caption!r} cannot be used: in braces it may only have {{subjects}} and {{classes}}."
-            ) from None
+            check_fields(self.caption)
+        except BadTemplate as error:
+            raise BadSegMixConfig(str(error)) from None
 
 
 def segmix(
@@ -79,7 +82,7 @@ def segmix(
         for token, photo in _draw_pair(cutouts.subjects, rng, first)
     ]
     layout = pair_layout(pair[0], pair[1], rng, config.size, config.layout)
-    return compose(layout, cutouts, config.background, _caption(cutouts.subjects, pair, config.caption))
+    return compose(layout, cutouts, config.background, _caption(cutouts.subjects, pair, config))
 
 
 def cutmix(
@@ -88,8 +91,8 @@ def cutmix(
     """Compose the Cut-Mix baseline: photos of two subjects, one in each half, with their surroundings and a hard seam.
 
     From each photo comes the largest window with the shape of a half, with the subject as near to its middle as
-    possible. The masks are the halves. Only size and mirror_prob of the config matter; captions follow
-    `CUTMIX_CAPTION`. Raise `TooFewSubjects` for a set of one.
+    possible. The masks are the halves. Only size, mirror_prob and the captions of the config matter. Raise
+    `TooFewSubjects` for a set of one.
     """
     config = config or SegMixConfig()
     width, height = config.size
@@ -104,7 +107,7 @@ def cutmix(
         masks[i, :, x0:x1] = 1
         placements.append(Placement(token, (x0 / width, 0.0, x1 / width, 1.0), photo, mirror))
     figures = [Figure(token, 1.0, photo) for token, photo in pair]
-    caption = _caption(cutouts.subjects, figures, CUTMIX_CAPTION)
+    caption = _caption(cutouts.subjects, figures, config, halves=True)
     return Mix(_floats(canvas), masks, Layout(config.size, tuple(placements)), caption)
 
 
@@ -147,7 +150,7 @@ def compose(
         masks[i, rows, columns] = _floats(visible)
     if caption is None:
         figures = [Figure(placement.token, 1.0) for placement in layout.placements]
-        caption = _caption(cutouts.subjects, figures, SegMixConfig.caption)
+        caption = _caption(cutouts.subjects, figures, SegMixConfig(background=background))
     return Mix(_floats(canvas), masks, layout, caption)
 
 
@@ -165,11 +168,9 @@ def _draw_pair(
     return first, (token, rng.randrange(len(subjects[token].photos)))
 
 
-def _caption(subjects: SubjectSet, figures: Sequence[Figure], template: str) -> str:
-    chosen = [subjects[figure.token] for figure in figures]
-    return template.format(
-        subjects=listed([f"a {s.name}" for s in chosen]), classes=listed([f"a {s.class_noun}" for s in chosen])
-    )
+def _caption(subjects: SubjectSet, figures: Sequence[Figure], config: SegMixConfig, halves: bool = False) -> str:
+    names = [(subjects[figure.token].token, subjects[figure.token].class_noun) for figure in figures]
+    return composition(config.captions, names, config.background, config.caption, prior=config.priors, halves=halves)
 
 
 def _window(subject: Subject, index: int, size: tuple[int, int], mirror: bool) -> Pixels:

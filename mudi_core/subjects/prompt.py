@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 
+from ..stage.captions import SENTENCE, TAGS, tag_of
+from ..stage.counting import count_tags
 from ..types import MudiError, listed
 
 SUBJECTS = "{subjects}"
 """The place of the names in a text."""
 TEXT = f"a photo of {SUBJECTS}"
 NEGATIVE = "sticker, collage"
+_COUNTED = re.compile(r"(?<!\w)(\d\+?(girl|boy|other)s?|multiple (girls|boys|others)|no humans)(?!\w)")
 MOST_ORDERS = 120
 """The orders of five subjects."""
 
@@ -24,20 +28,36 @@ class TooManyOrders(MudiError):
     """More orders of the subjects than anybody would make pictures of."""
 
 
-def write_prompt(names: Sequence[str], text: str = TEXT, kind: str = "") -> str:
+def write_prompt(names: Sequence[str], text: str = TEXT, kind: str = "", style: str = SENTENCE) -> str:
     """Write a prompt: "2 dogs: a photo of olis corgi and hta chow chow playing in the snow" (paper, appendix B).
 
     ``names``: token and class noun of each subject. ``text`` has ``{subjects}`` where the names go, or is only what
-    they do ("playing in the snow"). ``kind``: a word for all of them ("dogs"), or "" for no such start.
+    they do ("playing in the snow"). ``kind``: a word for all of them ("dogs"), or "" for no such start. ``style``: of
+    the captions that the LoRA was trained with; tags are counted ("2girls, olis, hta, playing in the snow") unless the
+    text does that itself.
     """
     text = text.strip()
+    if style == TAGS:
+        return _tags(names, text, kind.strip())
     if SUBJECTS not in text:
         text = f"{TEXT} {text}".strip()
     counted = f"{len(names)} {kind.strip()}: " if kind.strip() else ""
     return counted + text.replace(SUBJECTS, listed(names))
 
 
-def write_prompts(names: Sequence[str], text: str = TEXT, kind: str = "", every_order: bool = False) -> list[str]:
+def _tags(names: Sequence[str], text: str, kind: str) -> str:
+    if text.startswith(TEXT) or SUBJECTS not in text:
+        text = ", ".join(filter(None, [SUBJECTS, text.removeprefix(TEXT).strip(" ,")]))
+    parted = [(token, noun) for token, _, noun in (name.partition(" ") for name in names)]
+    counted = [f"{len(names)}{kind}"] if kind else count_tags([noun for _, noun in parted])
+    if not kind and _COUNTED.search(text):
+        counted = []
+    return text.replace(SUBJECTS, ", ".join([*counted, *map(tag_of, parted)]))
+
+
+def write_prompts(
+    names: Sequence[str], text: str = TEXT, kind: str = "", every_order: bool = False, style: str = SENTENCE
+) -> list[str]:
     """Return one prompt, or with ``every_order`` one for each order of the subjects, as the paper averages its scores.
 
     Raise `TooManyOrders` for more than five subjects.
@@ -45,4 +65,5 @@ def write_prompts(names: Sequence[str], text: str = TEXT, kind: str = "", every_
     orders = math.factorial(len(names)) if every_order else 1
     if orders > MOST_ORDERS:
         raise TooManyOrders(f"{len(names)} subjects have {orders} orders. Up to five subjects can have every order.")
-    return [write_prompt(order, text, kind) for order in itertools.islice(itertools.permutations(names), orders)]
+    every = itertools.islice(itertools.permutations(names), orders)
+    return [write_prompt(order, text, kind, style) for order in every]

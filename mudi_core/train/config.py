@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from ..bases.families import Family
 from ..stage.layout_config import LayoutConfig
-from .parts import BadTrainConfig, Fit, Learning, Samples
+from .parts import CAME_LATER, BadTrainConfig, Fit, Learning, Samples
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick look": {"steps": 300, "rank": 8, "learning_rate": 3e-4, "lr_schedule": "cosine", "lr_warmup": 20},
@@ -51,7 +51,7 @@ class TrainConfig:
     def usual(cls, family: Family, **settings: Any) -> TrainConfig:
         """Return the usual settings of a kind of base model, with ``settings`` in their place."""
         layout = LayoutConfig() if family.max_overlap is None else LayoutConfig(max_overlap=family.max_overlap)
-        return cls.of(**{**family.training, "layout": layout, **settings})
+        return cls.of(**{**family.training, "layout": layout, "captions": family.captions, **settings})
 
     def but(self, **settings: Any) -> TrainConfig:
         """Return these settings with other ``settings``, names from `SETTINGS`, in their place.
@@ -103,7 +103,10 @@ class TrainConfig:
         return {name: every[name] for name in SETTINGS}
 
     def to_json(self) -> str:
-        """Return all of `SETTINGS`, sorted by name: for metadata, and to tell two configurations apart."""
+        """Return all of `SETTINGS`, sorted by name: for metadata, and to tell two configurations apart.
+
+        Those in `parts.CAME_LATER` are there only when they are other than before.
+        """
         return _json(self.flat())
 
     def run_json(self) -> str:
@@ -140,4 +143,5 @@ def _json(values: Mapping[str, Any]) -> str:
             return dict(value)
         raise TypeError(f"{type(value).__name__} has no JSON form")
 
-    return json.dumps(values, default=plain, sort_keys=True)
+    told = {name: value for name, value in values.items() if name not in CAME_LATER or value != CAME_LATER[name]}
+    return json.dumps(told, default=plain, sort_keys=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..stage.captions import of_photo
 from ..stage.layout_config import LayoutConfig
 from ..stage.segmix import SegMixConfig, cut_outs, cutmix, segmix
 from ..types import Mix, Photo, Subject, SubjectSet
@@ -125,13 +126,13 @@ def render(
             continue
         who = "prior" if prior else "own"
         photos = all_photos(own)
-        mix_config = SegMixConfig(size=settings.size, layout=_layout(settings, own, prior))
+        mix_config = _mix_config(settings, own, prior)
         cuts = cut_outs(own, max_side=max(settings.size)) if chosen[0].photo < 0 else None
         at, image, mask, corners = -1, torch.empty(0), torch.empty(0), [(0, 0)]
         for draw in chosen:
             if cuts is not None and draw.photo < 0:
                 rng = random.Random(f"{settings.seed}/{who}/composite/{draw.number}")
-                yield _composite(mix(cuts, rng, mix_config), own if prior else None)
+                yield _composite(mix(cuts, rng, mix_config))
                 continue
             subject, photo, photo_mask = photos[draw.photo]
             width, height = training_size(photo.size, settings)
@@ -141,7 +142,7 @@ def render(
             top, left = corners[draw.number]
             crop = slice(top, top + height), slice(left, left + width)
             time_ids = (photo.size[1], photo.size[0], top, left, height, width)
-            yield Sample(image[crop], mask[crop], photo.caption or _caption(subject, prior), time_ids)
+            yield Sample(image[crop], mask[crop], photo.caption or _caption(subject, settings, prior), time_ids)
 
 
 def cover_size(photo: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
@@ -170,13 +171,19 @@ def crops(photo: tuple[int, int], settings: Samples, rng: random.Random) -> list
     return [divmod(corner, columns) for corner in chosen]
 
 
-def _composite(mix: Mix, priors: SubjectSet | None) -> Sample:
-    """Return a composition as a sample; priors are named by class nouns, since their tokens mean nothing."""
-    caption = mix.caption
-    for subject in priors.subjects if priors is not None else ():
-        caption = caption.replace(subject.name, subject.class_noun)
+def _mix_config(settings: Samples, own: SubjectSet, prior: bool) -> SegMixConfig:
+    return SegMixConfig(
+        size=settings.size,
+        layout=_layout(settings, own, prior),
+        captions=settings.captions,
+        caption=settings.caption_template,
+        priors=prior,
+    )
+
+
+def _composite(mix: Mix) -> Sample:
     width, height = mix.layout.size
-    return Sample(mix.image, mix.mask, caption, (height, width, 0, 0, height, width))
+    return Sample(mix.image, mix.mask, mix.caption, (height, width, 0, 0, height, width))
 
 
 def _layout(settings: Samples, own: SubjectSet, prior: bool) -> LayoutConfig:
@@ -187,7 +194,5 @@ def _layout(settings: Samples, own: SubjectSet, prior: bool) -> LayoutConfig:
     return replace(settings.layout, shared_y=True, relative_scale=known or None)
 
 
-def _caption(subject: Subject, prior: bool) -> str:
-    if prior:
-        return f"A photo of {subject.class_noun}, simple background, full body shot."
-    return f"a photo of {subject.name}"
+def _caption(subject: Subject, settings: Samples, prior: bool) -> str:
+    return of_photo(settings.captions, (subject.token, subject.class_noun), prior=prior)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from ..bases.quantize import BASE_WEIGHTS, BaseWeights
+from ..stage.captions import SENTENCE, STYLES, BadTemplate, check_template
 from ..stage.layout_config import LayoutConfig
 from ..types import MudiError
 
@@ -24,6 +25,11 @@ PRODIGY_RATE = 1.0
 COMPOSED_PIXELS = 8192 * 1024 * 1024
 """Most pixels of all different compositions of a run, and as many again for its priors: 8192 of 1024 px, whose latents
 and masks take 2.5 GB. It does not depend on the memory of the machine, so that a run is the same everywhere."""
+
+
+CAME_LATER = {"captions": SENTENCE, "caption_template": ""}
+"""Settings that earlier versions did not have, and what these did. A run with these values is the same as theirs, so
+nothing is said of them where runs, plans and LoRAs are told apart: stopped runs and caches of before go on."""
 
 
 class BadTrainConfig(MudiError):
@@ -70,6 +76,10 @@ class Samples:
     official code, up to `COMPOSED_PIXELS` in all."""
     prior_loss_weight: float = 1.0
     """Weight of the loss on prior images, if there are any, with and without DCO; 0 leaves them out."""
+    captions: str = SENTENCE
+    """How compositions, and photos without a caption, are told: one of `stage.captions.STYLES`."""
+    caption_template: str = ""
+    """The user's own caption of compositions, with {subjects} for the names; empty: that of the style."""
 
     def __post_init__(self) -> None:
         _check_choices(self, method=get_args(Method))
@@ -85,6 +95,11 @@ class Samples:
         )
         _check(self, "segmix_prob", 0 <= self.segmix_prob <= 1, "0..1")
         _check(self, "prior_loss_weight", self.prior_loss_weight >= 0, "0 or more")
+        _check_choices(self, captions=tuple(STYLES))
+        try:
+            check_template(self.caption_template or "{subjects}")
+        except BadTemplate as error:
+            raise BadTrainConfig(str(error)) from None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..bases.promise import Conditions, EncodeImage, EncodeText
+from ..stage.captions import says
 from ..subjects.find import doubts
 from ..types import MudiError, SubjectSet
 from .cache import Cache, content_key
@@ -173,7 +174,7 @@ def _warn(subjects: SubjectSet) -> None:
     for doubt in doubts(subjects):
         log.warning(doubt)
     for subject, photo, _ in all_photos(subjects):
-        if photo.caption and subject.token not in photo.caption:
+        if photo.caption and not says(photo.caption, subject.token):
             log.warning(
                 "%s: its caption '%s' does not say '%s', so the photo will not teach that name. Add it.",
                 photo.name,

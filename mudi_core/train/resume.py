@@ -19,6 +19,7 @@ from ..tensor_file import BadTensorFile, read_tensors, write_tensors
 from ..types import MudiError
 from .config import TrainConfig
 from .optimizer import pack_state, unpack_state
+from .parts import CAME_LATER
 from .plan import Plan
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ _SETTINGS = {
     "samples_per_step": "the number of images of a step (batch size x accumulation)",
     "segmix_prob": "the share of compositions",
     "layout": "the sizes and overlap in compositions",
+    "captions": "the style of the captions",
+    "caption_template": "the template of the captions",
     "lr_schedule": "schedule",
     "lr_warmup": "warm-up",
 }
@@ -157,9 +160,9 @@ def differences(path: Path, origin: Mapping[str, str]) -> list[str]:
 
 
 def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    settings = json.loads(now["config"])
+    settings = {**CAME_LATER, **json.loads(now["config"])}
     try:
-        before = dict(json.loads(then["config"]))
+        before = {**CAME_LATER, **json.loads(then["config"])}
     except (ValueError, TypeError, RecursionError):
         before = {}
     changed = [name for name in settings if before.get(name) != settings[name]]
