@@ -25,12 +25,15 @@ _FAR = 2**30
 def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
     """Claim the file ``path`` for this process; yield whether that worked; remove the file when the block ends.
 
-    The file is made for this. Whoever wants to use another file claims the lock file named after it. ``wait``: wait
+    The file is made for this. Whoever wants to use another file claims the lock file named after it. A link of its name
+    is removed, not followed: it could lead anywhere. ``wait``: wait
     until the other process lets go. On a file system without locks every claim works. Raise `OSError` when the file
     cannot be made.
     """
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if path.is_symlink():
+            path.unlink(missing_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             ours = _lock(file)
             # The earlier owner may have removed the file in between: then this lock protects nothing.

@@ -102,7 +102,7 @@ class SaveSubjectSet(io.ComfyNode):  # type: ignore[misc]
         from ..mudi_core.subjects.storage import read_subjects, write_subjects
 
         with host.progress()("writing") as update:
-            folder = write_subjects(subjects, host.input_folder(name, DATASET), update)
+            folder = write_subjects(subjects, host.input_folder(name, DATASET), update, host.input_root())
         with host.progress()("reading back") as update:
             saved = read_subjects(folder, update, subjects)
         written.remember("MudiSaveSubjectSet", {"name": name}, folder / METADATA)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 
 from mudi_core.benchmark.spec import Spec
 from mudi_core.names import BadName, plain_name, taken_everywhere
+from mudi_core.subjects.saving import take_up_all
 from mudi_core.subjects.storage import BadDataset, read_subjects, write_subjects
 from mudi_core.types import MudiError, Photo, Subject, SubjectSet
 
@@ -254,6 +256,99 @@ def test_a_link_that_is_put_there_after_the_look_is_not_followed(tmp_path: Path,
     (root / file).write_bytes((outside / file).read_bytes())
     (folder / file).symlink_to(root / file)
     assert read_subjects(folder, within=root).tokens == ("red",)
+
+
+def crafted_set(kind: str, folder: Path, outside: Path) -> None:
+    """A set from elsewhere with names that only this pack gives while it saves, and links behind them."""
+    earlier = folder.with_name(f".{folder.name}.999999999.old")
+    if kind == "a link for a new set":
+        (folder / ".mudi-complete").symlink_to(outside)
+    elif kind == "a link to the input folder for a new set":
+        (folder / ".mudi-complete").symlink_to(folder.parent)
+    elif kind in ("a new file", "a new file of the same name"):
+        (folder / ".mudi-complete" / "sub").mkdir(parents=True)
+        (folder / ".mudi-complete" / "sub" / ("new.txt" if kind == "a new file" else "kept.txt")).write_text("evil")
+        (folder / "sub").symlink_to(outside)
+    elif kind == "a link for a lock":
+        (folder / ".mudi-lock").symlink_to(outside / "new.txt")
+        (folder / ".mudi-stage-0").mkdir()
+    elif kind == "a link for a stage":
+        (folder / ".mudi-stage-0").symlink_to(outside)
+    elif kind == "a file of an earlier version":
+        (earlier / "sub").mkdir(parents=True)
+        (earlier / "sub" / "new.txt").write_text("evil")
+        (folder / "sub").symlink_to(outside)
+    elif kind == "a name that leads above":
+        (folder.parent / "....999999999.old").mkdir()
+        (folder.parent / "....999999999.old" / "new.txt").write_text("evil")
+        (folder.parent.parent / "metadata.jsonl").write_text("")
+    else:
+        (outside / ".mudi-stage-0").mkdir()
+        (folder.parent / "other").symlink_to(outside)
+
+
+CRAFTED_SETS = (
+    *("a link for a new set", "a link to the input folder for a new set", "a new file", "a new file of the same name"),
+    *("a link for a lock", "a link for a stage", "a file of an earlier version", "a name that leads above"),
+    "a link for a set",
+)
+
+
+@pytest.mark.parametrize("kind", CRAFTED_SETS)
+def test_what_a_killed_writer_seems_to_have_left_moves_no_file_through_a_link(tmp_path: Path, kind: str) -> None:
+    root, outside = tmp_path / "input", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept.txt").write_text("kept")
+    good, folder = write_subjects(coloured("blue"), root / "good"), write_subjects(coloured("red"), root / "set")
+    crafted_set(kind, folder, outside)
+
+    def state() -> object:
+        return [(path, path.is_file() and path.read_bytes()) for path in (*contents(outside), *contents(good))]
+
+    before, above = state(), sorted(path.name for path in tmp_path.iterdir())
+    take_up_all(root)  # as each listing of the sets does
+    for act in (
+        lambda: read_subjects(folder, within=root),
+        lambda: write_subjects(coloured("black"), folder, within=root),
+    ):
+        with suppress(MudiError):
+            act()
+    assert state() == before and sorted(path.name for path in tmp_path.iterdir()) == above
+    assert read_subjects(good).tokens == ("blue",)
+
+
+@pytest.mark.parametrize("target", ["outside", "input"])
+def test_a_folder_that_becomes_a_link_after_the_look_is_not_written(tmp_path: Path, target: str) -> None:
+    root = tmp_path / "input"
+    root.mkdir()
+    (tmp_path / "outside").mkdir()
+    (root / "set").symlink_to(tmp_path / target)
+    with pytest.raises(MudiError, match="is a link that leads out of"):
+        write_subjects(coloured("red"), root / "set", within=root)
+    assert contents(tmp_path) == sorted([root, tmp_path / "outside", root / "set"])
+
+
+def test_a_photo_whose_file_becomes_a_link_after_the_look_is_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text("secret")
+    subjects = read_subjects(write_subjects(coloured("red", photos=1), tmp_path / "set"))
+    (file,) = [photo.source for subject in subjects for photo in subject.photos]
+    copy, good = shutil.copyfile, file.read_bytes()
+
+    def swapped(source: Path, place: Path) -> None:
+        if source == file:
+            file.unlink()
+            file.symlink_to(tmp_path / "secret")
+        copy(source, place)
+
+    monkeypatch.setattr(shutil, "copyfile", swapped)
+    again = write_subjects(subjects, tmp_path / "again")
+    assert not any(path.read_bytes() == b"secret" for path in again.iterdir())
+    monkeypatch.undo()
+    file.unlink()
+    file.write_bytes(good)
+    assert read_subjects(again).tokens == ("red",)
 
 
 def test_every_letter_that_nobody_sees_is_refused() -> None:

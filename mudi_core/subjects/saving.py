@@ -4,10 +4,14 @@ New files are made in a hidden folder inside, the stage. When all of them are th
 then on the new set is saved, and its files move to their places; if that is interrupted, the next process that opens
 the folder finishes it. Other files in the folder are never touched. While the folder is new, a file beside it, the
 mark, says so.
+
+A folder from elsewhere may hold names like these on purpose, with links behind them: no file moves through a link that
+leads out of the folder, into it or out of it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -90,16 +94,22 @@ def take_up(folder: Path) -> None:
 
 
 def take_up_all(root: Path) -> None:
-    """Run `take_up` on every folder in ``root`` without a writer; errors show when the folder is read."""
+    """Run `take_up` on every folder in ``root`` without a writer; errors show when the folder is read.
+
+    Links are left alone: what they lead to lies in ``root`` itself, or is none of its folders.
+    """
     try:
         names = os.listdir(root)
     except OSError:
         return
-    for name in {match["name"] for name in names if (match := _MARK.fullmatch(name) or _EARLIER.fullmatch(name))}:
-        _bring_back(root / name)
+    marked = {match["name"] for name in names if (match := _MARK.fullmatch(name) or _EARLIER.fullmatch(name))}
+    for name in marked - {os.curdir, os.pardir}:
+        if not _is_link(root / name):
+            _bring_back(root / name)
     for name in names:
         with suppress(MudiError, OSError):
-            _finish(root / name, wait=False)
+            if not _is_link(root / name):
+                _finish(root / name, wait=False)
 
 
 def _finish(folder: Path, wait: bool) -> None:
@@ -176,6 +186,8 @@ def _take_in(left: Path, folder: Path) -> None:
 def _add_missing(source: Path, folder: Path) -> None:
     for path in sorted(source.rglob("*")):
         target = folder / path.relative_to(source)
+        if not _is_inside(target.parent, folder):
+            raise OSError(errno.EXDEV, "a link that leads out of its folder", str(target.parent))
         if path.is_dir() and not path.is_symlink():
             target.mkdir(parents=True, exist_ok=True)
         elif not target.exists():
@@ -231,6 +243,8 @@ def _state(folder: Path) -> object:
 
 
 def _settle(folder: Path) -> None:
+    for link in [path for path in folder.iterdir() if is_ours(path) and path.is_symlink()]:
+        link.unlink(missing_ok=True)  # nobody who saves a set makes one
     _move_in(folder)
     for left in folder.glob(f"{_STAGE}*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -242,12 +256,26 @@ def _files(place: Path) -> list[Path]:
     return sorted(files, key=lambda name: (name == Path(METADATA), name))
 
 
+def _is_link(path: Path) -> bool:
+    """Return whether a path leads elsewhere, also as a junction of Windows."""
+    return os.path.realpath(path) != os.path.join(os.path.realpath(path.parent), path.name)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def _check_links(place: Path, folder: Path) -> None:
+    """Raise `CannotWrite` when a file of a stage would move through a link to a place outside of the folder."""
+    for above in {place, *((folder / name).parent for name in _files(place))}:
+        if not _is_inside(above, folder):
+            raise CannotWrite(f"{above} is a link that leads out of {folder}. Remove it, or choose another folder.")
+
+
 def _check_places(place: Path, folder: Path) -> None:
-    root = Path(os.path.realpath(folder))
+    _check_links(place, folder)
     for name in _files(place):
         above = (folder / name).parent
-        if not Path(os.path.realpath(above)).is_relative_to(root):
-            raise CannotWrite(f"{above} is a link that leads out of {folder}. Remove it, or choose another folder.")
         if (folder / name).is_dir() or (above.exists() and not above.is_dir()):
             raise CannotWrite(f"{folder / name} has the name of a photo or mask but is something else. Rename it.")
 
@@ -256,6 +284,7 @@ def _move_in(folder: Path) -> None:
     complete = folder / _COMPLETE
     if not complete.is_dir():
         return
+    _check_links(complete, folder)
     try:
         for name in _files(complete):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from ..names import taken_everywhere
 from ..types import MudiError, Photo, Subject, SubjectSet, check_tokens
 from .metadata import IDS, BadDataset, Record, changed, checksum, inside, read_metadata, with_checksums
 from .photos import MASK_PREFIX, SUFFIXES, check_sum, read_mask, read_masks, read_photo, read_photos
-from .saving import METADATA, CannotWrite, held, is_ours, stage, unchanged
+from .saving import METADATA, OURS, CannotWrite, held, is_ours, stage, unchanged
 
 __all__ = [
     "METADATA",
@@ -143,14 +143,17 @@ def default_caption(name: str) -> str:
     return f"a photo of {name}"
 
 
-def write_subjects(subjects: SubjectSet, folder: Path, on_step: OnPhoto | None = None) -> Path:
+def write_subjects(
+    subjects: SubjectSet, folder: Path, on_step: OnPhoto | None = None, within: Path | None = None
+) -> Path:
     """Write the set to `folder`, which is new, empty, or a dataset to be replaced; return its full path.
 
     A photo whose file still has the same pixels is copied byte for byte, any other becomes an 8-bit PNG; masks become
     8-bit PNGs. When two photos share a name, it gets the subject's letter in front. The new set is made beside the old
-    one and then replaces it; other files there stay. Other writers wait. Raise `CannotWrite`.
+    one and then replaces it; other files there stay. Other writers wait. ``within``: the folder that no link may lead
+    out of. Raise `CannotWrite`.
     """
-    with _writable(folder) as folder:
+    with _writable(folder, within) as folder:
         _write(subjects, folder, on_step)
     return folder
 
@@ -196,9 +199,11 @@ def _on_disk(folder: Path) -> list[_OnDisk]:
 
 
 @contextmanager
-def _writable(folder: Path) -> Iterator[Path]:
+def _writable(named: Path, within: Path | None = None) -> Iterator[Path]:
     """Yield the full path of the folder, for one writer at a time. Raise `CannotWrite`."""
-    folder = Path(os.path.realpath(folder))
+    folder = Path(os.path.realpath(named))
+    if within is not None and Path(os.path.realpath(within)) not in folder.parents:
+        raise CannotWrite(f"{named} is a link that leads out of {within}. Remove it, or choose another name.")
     try:
         if folder.exists() and not folder.is_dir():
             raise _no_dataset(folder)
@@ -240,30 +245,33 @@ class _Entry:
     """The earlier checksums of copied files, so that damage since then is still noticed."""
 
 
-def _entries(subject: Subject | _OnDisk) -> Iterator[_Entry]:
+def _entries(subject: Subject | _OnDisk, copy: Path) -> Iterator[_Entry]:
+    """Yield the photos of a subject; ``copy`` is a free name for a copy, which is taken over before the next one."""
     if isinstance(subject, _OnDisk):
         for one in subject.photos:
             photo, mask = subject.folder / one.photo, subject.folder / one.mask
             yield _Entry(_file_name(one.photo, True), photo, mask, one.text, one.checksums)
         return
     for given, pixels in zip(subject.photos, subject.masks, strict=True):
-        unchanged = _is_unchanged(given)
+        unchanged = _copied_unchanged(given, copy)
         text = given.caption or default_caption(subject.name)
-        source = given.source if unchanged and given.source is not None else given.image
-        yield _Entry(_file_name(given.name, unchanged), source, pixels, text)
+        yield _Entry(_file_name(given.name, unchanged), copy if unchanged else given.image, pixels, text)
 
 
 def _write_files(subjects: Sequence[Subject | _OnDisk], folder: Path, one_more: Callable[[], None]) -> None:
     lines = [with_checksums({"id": {id: subject.name for id, subject in zip(IDS, subjects, strict=False)}})]
-    taken = {METADATA}
+    taken, copy = {METADATA}, folder / f"{OURS}copy"
     for id, subject in zip(IDS, subjects, strict=False):
-        for entry in _entries(subject):
+        for entry in _entries(subject, copy):
             name = _free_name(entry.name, f"{id}_", taken)
             path = PurePosixPath(name)
             suffix = entry.mask.suffix if isinstance(entry.mask, Path) else ".png"
             mask_name = _free_name(str(path.with_name(f"{MASK_PREFIX}{path.stem}{suffix}")), f"{id}_", taken)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            _put(entry.photo, folder / name)
+            if entry.photo == copy:
+                copy.rename(folder / name)
+            else:
+                _put(entry.photo, folder / name)
             _put(entry.mask, folder / mask_name)
             line = {"id": id, "file_name": name, "mask_path": mask_name, "text": entry.text}
             sums = entry.checksums or (checksum(folder / name), checksum(folder / mask_name))
@@ -280,13 +288,21 @@ def _put(content: Tensor | Path, path: Path) -> None:
         _write_png(content, path)
 
 
-def _is_unchanged(photo: Photo) -> bool:
-    if photo.source is None:
+def _copied_unchanged(photo: Photo, copy: Path) -> bool:
+    """Copy the file of a photo; return whether the copy has the same pixels, and keep it only then.
+
+    The copy is looked at, not the file: that may be replaced between the look and the copying, also by a link.
+    """
+    if photo.source is None or not photo.source.is_file():
         return False
     try:
-        return torch.equal(read_photo(photo.source).image, photo.image)
-    except MudiError:
-        return False  # the file is missing or was replaced: the user means the pixels in memory
+        shutil.copyfile(photo.source, copy)
+        if torch.equal(read_photo(copy).image, photo.image):
+            return True
+    except (MudiError, FileNotFoundError):
+        pass  # the file is missing or was replaced: the user means the pixels in memory
+    copy.unlink(missing_ok=True)
+    return False
 
 
 def _file_name(of_photo: str, unchanged: bool) -> str:
