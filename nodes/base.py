@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 import torch
 
-from ..mudi_core.bases.families import usual
 from . import convert, host
-from .denoiser import ComfyDenoiser, foreign_patches, kohya_family
+from .denoiser import ComfyDenoiser, foreign_patches, kohya_family, usual_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,11 +16,6 @@ if TYPE_CHECKING:
     from ..mudi_core.bases.families import Family
     from ..mudi_core.bases.promise import Conditions
     from ..mudi_core.bases.quantize import BaseWeights
-
-
-def usual_of(model: Any) -> Family:
-    """Return what is usual for a MODEL's kind. Raise `BadModel` for a kind that cannot be trained yet."""
-    return usual(getattr(model.model.model_config, "mudi_base", ""), kohya_family(model))
 
 
 def computes_in_bf16(family: Family) -> bool:

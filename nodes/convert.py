@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+_WHOLE = " (whole)"
+"""Ends the names of values that ComfyUI keeps without a batch dimension, such as the ids of tokens."""
+
+
 class BadModel(MudiError):
     """A MODEL, CLIP or VAE that this pack cannot use. The message says which it can."""
 
@@ -181,8 +185,9 @@ def decoded(vae: Any, samples: Tensor) -> list[Tensor]:
 def encode_text(clip: Any) -> EncodeText:
     """Return a CLIP as an `EncodeText`, which turns captions into what a CONDITIONING would hold of each.
 
-    That is ``cross_attn [n, d]``, ``pooled_output [p]`` where the model reads one, and other tensors by their names
-    there. Brackets in a caption do not weigh its words. Raise `BadModel` for a CLIP that reads no text.
+    That is ``cross_attn [n, d]``, ``pooled_output [p]`` where the model reads one, and other tensors and numbers by
+    their names there; `conditioning` is the way back. Brackets in a caption do not weigh its words. Raise `BadModel`
+    for a CLIP that reads no text.
     """
     from comfy.sd1_clip import SD1ClipModel
 
@@ -208,6 +213,28 @@ def encode_text(clip: Any) -> EncodeText:
     def encode(captions: list[str]) -> list[Conditions]:
         each = [read(caption) for caption in captions]
         with torch.inference_mode(False):
-            return [{n: value[0].clone() for n, value in one.items() if isinstance(value, Tensor)} for one in each]
+            return [dict(_kept(*part) for part in one.items() if _is_values(part[1])) for one in each]
 
     return encode
+
+
+def conditioning(conditions: Conditions) -> dict[str, Any]:
+    """Return what the models' ``extra_conds`` read of a caption, from what `encode_text` made of it."""
+    found: dict[str, Any] = {"pooled_output": None}  # ComfyUI's nodes always name it
+    for name, value in conditions.items():
+        if not name.endswith(_WHOLE):
+            found[name] = value[None]
+        else:
+            found[name.removesuffix(_WHOLE)] = value if value.ndim else value.item()
+    return found
+
+
+def _is_values(value: object) -> bool:
+    return isinstance(value, Tensor | int | float) and not isinstance(value, bool)
+
+
+def _kept(name: str, value: Any) -> tuple[str, Tensor]:
+    """Return a value of a CONDITIONING as a tensor, without its batch dimension where it has one."""
+    if isinstance(value, Tensor) and value.ndim > 1:
+        return name, value[0].clone()
+    return name + _WHOLE, torch.as_tensor(value).clone()

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
-from . import convert, drawing, host, samplers
+from . import drawing, host, samplers
 from .generate import CATEGORY, drawn_layout
 from .host import widgets
 from .sockets import LayoutSocket, PlacedSubjects
+from .start import sees_latents, start, with_start
+
+_NO_MODEL = "Init Latent gives a model only where it gets one: connect the model that samples to its model input."
 
 
 class InitLatent(io.ComfyNode):  # type: ignore[misc]
@@ -57,8 +61,8 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The model that samples, if you like: the node then says when that model will not see the "
-                    "start, as zero-terminal-SNR and flow models do not. Nothing else depends on it.",
+                    tooltip="The model that samples. FLUX, Qwen-Image and other flow models, and anime models with "
+                    "v-prediction, need it: sample with the model that comes out. SDXL and SD do not.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
@@ -67,7 +71,13 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                     "latent",
                     display_name="latent",
                     tooltip="For KSampler at denoise 1.0. Nothing is masked; any sampler works.",
-                )
+                ),
+                io.Model.Output(
+                    "start_model",
+                    display_name="model",
+                    tooltip="The model that came in, which sees the start in the latent whatever its noise. For the "
+                    "sampler that gets the latent.",
+                ),
             ],
         )
 
@@ -86,9 +96,8 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
         import torch
 
         from ..mudi_core.stage.segmix import compose
-        from ..mudi_core.start.init_latent import default_gamma, init_latent
+        from ..mudi_core.start.init_latent import default_gamma
 
-        encode = convert.encode_image(vae)
         if gamma < 0:
             gamma = default_gamma(len(layout.cutouts.subjects))
         grounds = [None] * batch_size if below is None else list(below["samples"].split(1))
@@ -100,20 +109,21 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                 else:
                     drawn = drawn_layout(layout, seed if number else layout.config.seed, number)
                 canvas = compose(drawn, layout.cutouts)
-                starts.append(init_latent(canvas, encode, gamma, ground))
+                starts.append(start(canvas, vae, gamma, model, ground))
                 previews.append(drawing.small(canvas.image))
                 update(number + 1, len(grounds))
-        remarks = cls._remarks(gamma, below)
+        remarks = cls._remarks(gamma, below, model)
         for remark in remarks:
             host.log.warning(remark)
-        if model is not None:
-            remarks += filter(None, [samplers.weak_start(model, gamma)])
+        samples = torch.cat(starts)
         return io.NodeOutput(
-            {"samples": torch.cat(starts)}, ui=host.preview(previews, cls, "\n".join([f"gamma {gamma:g}", *remarks]))
+            {"samples": samples},
+            ExecutionBlocker(_NO_MODEL) if model is None else with_start(model, samples),
+            ui=host.preview(previews, cls, "\n".join([f"gamma {gamma:g}", *remarks])),
         )
 
     @classmethod
-    def _remarks(cls, gamma: float, below: dict[str, Any] | None) -> list[str]:
+    def _remarks(cls, gamma: float, below: dict[str, Any] | None, model: Any) -> list[str]:
         """Return a sentence for each setting that will spoil the pictures."""
         found = []
         if gamma > 4:
@@ -121,5 +131,6 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
         if below is not None and "noise_mask" in below:
             found.append("The noise mask of the latent below was dropped: it would pin everything outside of it.")
         if cls.hidden is not None and cls.hidden.prompt:
-            found += samplers.remarks(cls.hidden.prompt, cls.hidden.unique_id)
+            in_the_noise = gamma > 0 and model is not None and not sees_latents(model)
+            found += samplers.remarks(cls.hidden.prompt, cls.hidden.unique_id, in_the_noise)
         return found

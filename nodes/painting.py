@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import convert
 from .generate import drawn_layout
 from .host import Sampler
 from .sockets import PlacedSubjects
+from .start import start, with_start
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +35,11 @@ class Painter:
         ``seed``: of the noise; ``places``: of the places where the subjects stand, the same if it is not given.
         """
         from ..mudi_core.stage.segmix import compose
-        from ..mudi_core.start.init_latent import init_latent
 
         canvas = compose(drawn_layout(self.layout, seed if places is None else places, 0), self.layout.cutouts)
-        start = init_latent(canvas, convert.encode_image(self.vae), gamma)
-        latent = self.sampler.sample(start, seed, self._stepped)
+        model = self.sampler.model
+        begin = start(canvas, self.vae, gamma, model)
+        latent = replace(self.sampler, model=with_start(model, begin)).sample(begin, seed, self._stepped)
         self.done += 1
         (picture,) = convert.decoded(self.vae, latent)
         return latent, picture

@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
-import comfy.samplers
 from comfy_api.latest import io
 
 from . import host
 from .compare import compared
 from .host import widgets
 from .painting import Painter
-from .samplers import weak_start
 from .sockets import LayoutSocket, PlacedSubjects, PreviewSocket, TrainPreview
 
 if TYPE_CHECKING:
@@ -90,15 +88,6 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
                 threshold, cut_out,
             )
         )  # fmt: skip
-
-
-def weak_preview(wanted: TrainPreview, model: Any) -> str:
-    """Return and log a sentence for a MODEL that will not see MuDI's start in these pictures; nothing for others."""
-    from ..mudi_core.start.init_latent import default_gamma
-
-    schedule = model.get_model_object("model_sampling")
-    first = comfy.samplers.calculate_sigmas(schedule, wanted.scheduler, wanted.steps)[0]
-    return weak_start(model, default_gamma(len(wanted.layout.cutouts.subjects)), float(first))
 
 
 def sampled(wanted: TrainPreview, model: Any, vae: Any) -> Preview:

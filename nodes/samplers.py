@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SCHEDULERS_WITH_DENOISE = ("BasicScheduler", "SDTurboScheduler")
 
 FLOW_SCHEDULES = ("ModelSamplingFlux", "ModelSamplingSD3", "ModelSamplingAuraFlow")
-"""Stock nodes after which sampling begins in noise that leaves nothing of a start."""
+"""Stock nodes after which sampling begins in noise that leaves nothing of a latent."""
 
 
 class StartNoise(io.ComfyNode):  # type: ignore[misc]
@@ -41,9 +41,7 @@ class StartNoise(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, model: Any, sigmas: Tensor, seed: int) -> io.NodeOutput:
-        remark = weak_start(model, 1.0, float(sigmas[0]) if len(sigmas) else None)
-        noise = _Noise(seed, _missing_scale(model, sigmas))
-        return io.NodeOutput(noise, ui=host.preview([], cls, remark)) if remark else io.NodeOutput(noise)
+        return io.NodeOutput(_Noise(seed, _missing_scale(model, sigmas)))
 
 
 class _Noise:
@@ -64,26 +62,6 @@ class _Noise:
         return (noise * self.scale).to(samples.dtype)
 
 
-def weak_start(model: Any, gamma: float, first: float | None = None) -> str:
-    """Return and log a sentence for a MODEL that hardly sees a start of strength ``gamma``; nothing for others.
-
-    ``first``: the sigma that sampling begins at, the MODEL's last one if it is not given.
-    """
-    from comfy.model_sampling import CONST
-
-    from ..mudi_core.start import init_latent
-
-    sampling = model.get_model_object("model_sampling")
-    last = float(sampling.sigma_max)
-    sigma = last if first is None else min(first, last)
-    if isinstance(sampling, CONST):  # flow: noise and picture are weighed by sigma and 1 - sigma
-        sigma = sigma / (1 - sigma) if sigma < 1 else math.inf
-    remark = init_latent.weak_start(sigma, gamma)
-    if remark:
-        host.log.warning(remark)
-    return remark
-
-
 def _missing_scale(model: Any, sigmas: Tensor) -> float:
     """Return the factor that the noise needs where sampling begins below the model's last sigma.
 
@@ -95,10 +73,11 @@ def _missing_scale(model: Any, sigmas: Tensor) -> float:
     return 1.0 if as_the_last or first == 0 else math.sqrt(1 + first**2) / first
 
 
-def remarks(prompt: dict[str, Any], node_id: str) -> list[str]:
+def remarks(prompt: dict[str, Any], node_id: str, in_the_noise: bool = False) -> list[str]:
     """Return a sentence for each setting by which a sampler would spoil the LATENT of node ``node_id``.
 
     ``prompt``: the graph in ComfyUI's API format. Only the widgets of stock samplers are read, no linked values.
+    ``in_the_noise``: whether the node's MODEL begins in noise alone, so that the sampler needs the node's MODEL.
     """
     found = []
     for name, node in prompt.items():
@@ -119,27 +98,31 @@ def remarks(prompt: dict[str, Any], node_id: str) -> list[str]:
             found.append(
                 f"{sampler} adds no noise, and this latent has none, so there will be no picture. Let it add noise."
             )
-        changed = _schedule_of_another_kind(prompt, inputs)
-        if changed:
+        models = _models(prompt, inputs)
+        changed = next((name for name in models if _begins_in_noise(prompt[name])), "")
+        if node_id not in models and (in_the_noise or changed):
+            why = f"was changed by {prompt[changed]['class_type']} (node {changed})" if changed else "is not from here"
             found.append(
-                f"{sampler} has a model that was changed by {changed}: it begins with so much noise that the start is "
-                "lost in it. Remove that node, unless the model was trained this way."
+                f"{sampler} begins in noise alone, where the latent counts nothing, and its model {why}, so the start "
+                "is lost. Connect its model to this node's model, and this node's model to the sampler."
             )
     return found
 
 
-def _schedule_of_another_kind(prompt: dict[str, Any], inputs: dict[str, Any]) -> str:
-    """Return the name of the node above a sampler that makes its model begin with noise alone; "" for none."""
-    seen: set[str] = set()
+def _models(prompt: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
+    """Return the nodes that the MODEL of a sampler comes through, from the sampler up."""
+    found: list[str] = []
     link = inputs.get("model") or _origin(prompt, inputs.get("guider")).get("inputs", {}).get("model")
-    while isinstance(link, list) and link[0] in prompt and link[0] not in seen:
-        seen.add(link[0])
-        node = prompt[link[0]]
-        zero = node["class_type"] == "ModelSamplingDiscrete" and node["inputs"].get("zsnr") is True
-        if zero or node["class_type"] in FLOW_SCHEDULES:
-            return f"{node['class_type']} (node {link[0]})"
-        link = node["inputs"].get("model")
-    return ""
+    while isinstance(link, list) and link[0] in prompt and link[0] not in found:
+        found.append(link[0])
+        link = prompt[link[0]]["inputs"].get("model")
+    return found
+
+
+def _begins_in_noise(node: dict[str, Any]) -> bool:
+    """Whether a node lets a MODEL begin with noise that leaves nothing of a latent."""
+    zero = node["class_type"] == "ModelSamplingDiscrete" and node["inputs"].get("zsnr") is True
+    return zero or node["class_type"] in FLOW_SCHEDULES
 
 
 def _origin(prompt: dict[str, Any], link: Any) -> dict[str, Any]:

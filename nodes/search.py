@@ -11,7 +11,6 @@ from . import convert, drawing, host
 from .compare import compared, ranking
 from .host import widgets
 from .painting import Painter
-from .samplers import weak_start
 from .sockets import LayoutSocket, PlacedSubjects
 
 if TYPE_CHECKING:
@@ -118,7 +117,6 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
         host.detector(detector, download)
         host.embedder(embedder, download)
         strength = default_gamma(len(subjects)) if gamma < 0 else gamma
-        remark = weak_start(model, strength)
         latents: list[Tensor] = []
         latest: list[Tensor] = [torch.ones(8, 8, 3)]
 
@@ -146,5 +144,5 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
             [one.seed for one in best],
             [result.score for result in results[:keep]],
             {"samples": torch.cat([latents[one.number] for one in best])},
-            ui=host.preview(cards[:keep], cls, f"{remark}\n{verdicts}" if remark else verdicts),
+            ui=host.preview(cards[:keep], cls, verdicts),
         )

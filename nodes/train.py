@@ -10,9 +10,9 @@ from ..mudi_core.names import plain_name
 from ..mudi_core.train.parts import Method
 from ..mudi_core.types import MudiError
 from . import drawing, host
-from .base import ComfyBase, make_room, usual_of
+from .base import ComfyBase, make_room
+from .denoiser import usual_of
 from .host import widgets, written
-from .preview import weak_preview
 from .sockets import Dataset, PreviewSocket, Settings, TrainingSet, TrainPreview, TrainSettings
 from .train_config import LOSSES, PRESETS, config_of
 from .training import Run, read_lora, with_lora
@@ -40,8 +40,9 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="An SDXL, SD 1.5 or SD 2 model, or the mini model. LoRAs on it stay on it while it is "
-                    "trained; one in bypass mode is refused, since training would not see it.",
+                    tooltip="Any model that draws pictures from text: SDXL, SD, FLUX, Qwen-Image, Z-Image and others, "
+                    "or the mini model. LoRAs on it stay on it while it is trained; one in bypass mode is refused, "
+                    "since training would not see it.",
                 ),
                 io.Clip.Input("clip", tooltip="Reads the captions; it is not trained."),
                 io.Vae.Input("vae", tooltip="Encodes the training images; it is not trained."),
@@ -168,7 +169,6 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         every = 0 if preview is None else preview.every
         config = config_of(usual, chosen, dataset, settings, every)
         base = ComfyBase(model, clip, vae, config.learning.base_weights)
-        remark = "" if preview is None else weak_preview(preview, model)
         base.check(config.learning.precision == "bf16")
         start = None if settings.start is None else load_lora(settings.start)[0]
         training = Training(base, dataset.subjects, config, dataset.priors, start)
@@ -179,8 +179,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             result = run.train()
         written.remember("MudiTrainLora", chosen, run.path)
         drawn = drawing.loss_curve(result.losses, config.samples.steps)
-        about_previews = remark and f"Of the previews: {remark}"
-        text = " ".join(filter(None, [_summary(run, usual), about_previews, result.remark]))
+        text = " ".join(filter(None, [_summary(run, usual), usual.remark, result.remark]))
         wearing = with_lora(model, read_lora(run.path), run.path.name)
         return io.NodeOutput(wearing, run.path.name, drawn[None], ui=host.preview([drawn, *run.sheets], cls, text))
 

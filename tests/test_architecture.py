@@ -45,7 +45,7 @@ NODES = (
     ("host", "sockets", "drawing"),
     ("convert", "editor", "ranges"),
     ("denoiser",),
-    ("base", "samplers", "compare", "generate"),
+    ("base", "samplers", "compare", "generate", "start"),
     ("painting", "train_config"),
     ("preview",),
     ("training",),
@@ -65,7 +65,8 @@ HOST = (
 DENOISER = (
     ("guards", "linear", "patches"),
     ("asking", "copies", "noise"),
-    ("check", "names"),
+    ("names",),
+    ("check",),
     ("model",),
 )
 """The floors inside a MODEL's denoiser: layers and patches, noise and questions, names, the denoiser itself."""

@@ -117,7 +117,7 @@ def test_a_preview_is_what_stock_nodes_make_of_the_lora(
 ) -> None:
     looks = preview(comfy, parts[1], drawn_subjects, every=100)
     wearing = train(comfy, parts, drawn_subjects, "last", preview=looks).result[0]
-    (latent,) = comfy.run("MudiInitLatent", layout=looks.layout, vae=parts[2], gamma=-1.0, batch_size=1, seed=0).result
+    latent, _ = comfy.run("MudiInitLatent", layout=looks.layout, vae=parts[2], gamma=-1.0, batch_size=1, seed=0).result
     (empty,) = comfy.run_stock("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)
     for start, shown in zip((empty, latent), judge.seen[0], strict=True):
         (samples,) = comfy.run_stock(
@@ -126,25 +126,6 @@ def test_a_preview_is_what_stock_nodes_make_of_the_lora(
         )  # fmt: skip
         (picture,) = comfy.run_stock("VAEDecode", samples=samples, vae=parts[2])
         assert (picture[0] - shown).abs().mean() < 0.005  # the file has half precision
-
-
-def test_a_model_that_will_not_see_the_start_is_told(
-    comfy: Comfy,
-    parts: tuple[Any, Any, Any],
-    drawn_subjects: SubjectSet,
-    judge: Judge,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    looks = preview(comfy, parts[1], drawn_subjects, every=100, scheduler="normal")
-    weak = comfy.module("preview").weak_preview
-    assert weak(looks, parts[0]) == ""
-    advanced = comfy.core("comfy_extras.nodes_model_advanced").ModelSamplingDiscrete
-    with comfy.core("torch").inference_mode():
-        model = advanced().patch(parts[0], "v_prediction", True)[0]
-    assert "the start is lost in it" in weak(looks, model)
-    assert "the start is lost in it" in caplog.text
-    output = train(comfy, (model, *parts[1:]), drawn_subjects, "unseen", preview=looks, steps=1)
-    assert "Of the previews: This model begins in noise so strong" in output.ui["text"][0]
 
 
 def test_cancel_in_a_preview_goes_on_to_the_same_file_and_remembers_the_best(

@@ -14,6 +14,8 @@ EMBEDDED = "mini"
 """The name that a user types for the base model that comes with the package."""
 BUILT_IN = (EMBEDDED,)
 """The names of all base models in the package; every other base model is a file or a folder."""
+OTHER = "other"
+"""The entry of kinds that no entry is known for."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,15 @@ class Family:
     """Settings of a training that differ from the defaults of `TrainConfig`."""
     pictures: Mapping[str, Any] = field(default_factory=lambda: {"batch_size": 1})
     """Settings of pictures that differ from the defaults of `GenerateConfig`."""
-    max_overlap: float | None = None
-    """Largest overlap of figures in compositions and starts; None: the default of `LayoutConfig`."""
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of compositions and starts that differ from the defaults of `LayoutConfig`."""
+    shift: float | None = None
+    """How far the noise levels of a flow's training are moved towards noise (SD 3, equation 23); None: as the model's
+    own sampling does. A level is ``sigmoid(N(0, 1))`` before."""
+    guidance: float | None = None
+    """The distilled guidance that the network reads in training; None: what it reads when nobody sets it."""
+    remark: str = ""
+    """A sentence to tell whoever trains this kind."""
     eye: str | None = None
     """The detector, segmenter and embedder for its pictures; None: the first of each role in the table of eyes."""
     threshold: float = 0.25
@@ -42,11 +51,68 @@ class Family:
     """How its texts are usually written: a style of Seg-Mix's captions."""
 
 
+def _flow(*modules: str, **settings: Any) -> dict[str, Any]:
+    """Settings of a flow transformer's training: without DCO (the official FLUX code), 512 px, which fit on a card.
+
+    ``modules``: attention and MLP of its picture's stream; not modulation, embedders or the text's own parts.
+    """
+    return {
+        "resolution": 512, "steps": 2000, "dco_beta": 0.0, "batch_size": 1, "accumulation": 4,
+        "target_modules": modules, **settings,
+    }  # fmt: skip
+
+
+_FLUX = ("img_attn.qkv", "img_attn.proj", "img_mlp.0", "img_mlp.2", "linear1", "linear2")
+_LUMINA = tuple(f"layers.*.{part}" for part in ("attention.qkv", "attention.out", "feed_forward.w[123]"))
+_COSMOS = (
+    "!llm_adapter.*",
+    *(f"{part}.{end}_proj" for part in ("self_attn", "cross_attn") for end in ("q", "k", "v", "output")),
+    "mlp.layer[12]",
+)
+_DISTILLED = (
+    "{} is distilled to few steps, which training undoes: train on {} where you can, and use the LoRA on either."
+)
+
 FAMILIES: dict[str, Family] = {
     "sdxl_base_v1-0": Family({"resolution": 1024}),
     "sd_v1": Family({"resolution": 512}),
     "sd_v2": Family({"resolution": 512}),
     "sd_v2_v": Family({"resolution": 768}),
+    # NoobAI and the like. DCO's beta is made for noise; velocities are weighed so that they count as their noise.
+    "sdxl_base_v1-0_v": Family({"resolution": 1024}, captions="tags"),
+    # The official MuDI code for FLUX: 3e-4, rank 32, 2010 steps of 1 x 4 at 512 px, guidance 1, no DCO, figures of 0.9
+    # to 1 at least 64 of 1024 px from the border. Shift: sd-scripts' documentation.
+    "flux1": Family(
+        _flow(*_FLUX, learning_rate=3e-4), layout={"scale": (0.9, 1.0), "margin": (64 / 1024, 256 / 1024)},
+        shift=3.1582, guidance=1.0,
+    ),
+    "flux1-schnell": Family(
+        _flow(*_FLUX, learning_rate=3e-4), layout={"scale": (0.9, 1.0), "margin": (64 / 1024, 256 / 1024)},
+        shift=3.1582, remark=_DISTILLED.format("FLUX.1 schnell", "FLUX.1 dev"),
+    ),
+    "chroma": Family(_flow(*_FLUX), shift=1.0, guidance=0.0),  # musubi: sigmoid, guidance 0
+    "flux2": Family(_flow(*_FLUX), guidance=1.0),
+    "z_image": Family(  # musubi: shift 2, 1e-4, rank 32
+        _flow(*_LUMINA), shift=2.0, remark=_DISTILLED.format("Z-Image Turbo", "Z-Image itself"),
+    ),
+    "lumina2": Family(_flow(*_LUMINA)),
+    "qwen_image": Family(  # musubi: shift 2.2, 5e-5
+        _flow("to_q", "to_k", "to_v", "to_out.0", "img_mlp.net.0.proj", "img_mlp.net.2", learning_rate=5e-5), shift=2.2,
+    ),
+    "krea2": Family(  # shift 2.5, 1e-4 to 3e-4, rank 32, 1000 to 3000 steps at 512 px
+        _flow("!txtfusion.*", "attn.w[qkvo]", "mlp.gate", "mlp.up", "mlp.down"), shift=2.5,
+        remark=_DISTILLED.format("Krea 2 Turbo", "Krea 2 Raw"),
+    ),
+    "anima": Family(_flow(*_COSMOS, learning_rate=3e-5), shift=1.0, captions="tags"),  # sigmoid
+    "cosmos_predict2": Family(_flow(*_COSMOS)),
+    "sd3": Family(_flow("x_block.attn*.qkv", "x_block.attn*.proj", "x_block.mlp.fc[12]")),
+    "aura_flow": Family(_flow("attn.w2[qkvo]", "mlpX.c_*", "single_layers.*.attn.w1[qkvo]", "single_layers.*.mlp.c_*")),
+    OTHER: Family(
+        _flow(
+            "*_blocks.*", "*blocks.*", "*layers.*", "!*mod*", "!*adaLN*", "!*embed*", "!*adapter*", "!*refiner*",
+            "!*guidance*", "!*txt*", "!*text*", "!*context*", "!*experts.*",
+        )
+    ),
     EMBEDDED: Family(
         training={
             "resolution": 192,
@@ -58,7 +124,7 @@ FAMILIES: dict[str, Family] = {
             "dco_beta": 0.0,  # a model this small needs no regularization
         },
         pictures={"steps": 20, "guidance": 5.0, "gamma": 2.0, "batch_size": 8},
-        max_overlap=0.2,
+        layout={"max_overlap": 0.2},
         eye=EMBEDDED,
         threshold=0.05,  # low, because the detector is unsure about the pictures of a small model
         photo_threshold=0.03,
@@ -66,15 +132,16 @@ FAMILIES: dict[str, Family] = {
         prior_prompt="a photo of {}",
         bf16=False,
     ),
-}
+}  # fmt: skip
 """Families by kohya's name of the architecture, or by the name of a base model in the package. The settings of the
-embedded model were chosen only on development pairs (`toy.world.DEV_PAIRS`)."""
+embedded model were chosen only on development pairs (`toy.world.DEV_PAIRS`); those of flow models are what the official
+code and the programs that train each use, and were not tried here."""
 
 
 def usual(base: str | Path, kohya: str = "sdxl_base_v1-0") -> Family:
     """Return the usual settings for a base model.
 
     A base model with an entry of its own has that entry, any other the entry of its architecture, by kohya's name. SD
-    1.x that predicts v has the settings of SD 1.x; kinds without an entry have those of SDXL.
+    1.x that predicts v has the settings of SD 1.x; kinds without an entry have those of `OTHER`.
     """
-    return FAMILIES.get(str(base)) or FAMILIES.get(kohya) or FAMILIES.get(kohya.removesuffix("_v"), Family())
+    return FAMILIES.get(str(base)) or FAMILIES.get(kohya) or FAMILIES.get(kohya.removesuffix("_v"), FAMILIES[OTHER])

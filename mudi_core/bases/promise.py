@@ -20,7 +20,7 @@ from .quantize import BaseWeights
 EncodeImage = Callable[[Tensor], Tensor]
 """Float ``[b, h, w, 3]``, 0..1 -> the VAE's mode ``[b, c, ..., h/f, w/f]``, unscaled; ``f`` is 8 for SD and SDXL."""
 Conditions = Mapping[str, Tensor]
-"""The text encoders' output for one caption: float tensors without a batch dimension; only the model reads them."""
+"""The text encoders' output for one caption: tensors without a batch dimension; only the model reads them."""
 EncodeText = Callable[[list[str]], list[Conditions]]
 """``n`` captions -> the conditions of each, all with the same names."""
 
@@ -60,6 +60,14 @@ class NoiseLevel:
         snr = (self.signal.square() / self.noise.square().clamp(min=1e-8)).clamp(min=1e-8)
         return snr.clamp(max=gamma) * self.moves.square()
 
+    def as_noise(self) -> Tensor:
+        """Return how much a squared error of the prediction counts as a squared error of the noise, ``[b]``.
+
+        It is 1 where the network predicts noise, ``signal^2`` for velocities, ``(1 - sigma)^2`` for flows.
+        """
+        share = (self.signal * self.moves / self.noise.clamp(min=1e-8)).square()
+        return torch.where((share - 1).abs() < 1e-3, 1.0, share)
+
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:
     """Reshape values ``[b]`` to ``[b, 1, ...]``, so that they can be multiplied with ``like``."""
@@ -80,6 +88,10 @@ class Denoiser(Protocol):
     @property
     def stored_as(self) -> BaseWeights:
         """The format of its frozen weights."""
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether it was taught a flow (Lipman et al. 2023), whose noise levels have no timesteps of a schedule."""
 
     def ready(self, bf16: bool) -> AbstractContextManager[None]:
         """Inside the block the network is on its device and `predict` has a gradient; afterwards it is as before.

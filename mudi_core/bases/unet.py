@@ -80,6 +80,10 @@ class UNetDenoiser:
                 "it in float32, or in bfloat16 with precision 'bf16'."
             )
 
+    @property
+    def is_flow(self) -> bool:
+        return False
+
     def draw_level(self, generator: torch.Generator) -> Tensor:
         """Draw one timestep of the schedule, long ``[1]``."""
         return torch.randint(0, len(self._abar), (1,), generator=generator)

@@ -162,14 +162,13 @@ def places(
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
-    from ..jobs.generate import draw_layout, first_sigma, generate
+    from ..jobs.generate import draw_layout, generate
     from ..jobs.picture_folder import PictureFolder
     from ..lora.adapter import apply_lora
     from ..lora.file import load_lora
     from ..lora.metadata import UnknownLora, read_lora_subjects
     from ..stage.cutouts import cut_outs, old_numbers
     from ..stage.layout import remarks
-    from ..start.init_latent import weak_start
     from ..subjects import storage
 
     subjects = storage.read_subjects(args.dataset)
@@ -193,8 +192,6 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
         talk.say(f"Note: {old}")
     for remark in remarks(draw_layout(cutouts, settings, 0, size), subjects.tokens):
         talk.say(f"Warning: {remark}")
-    if weak := weak_start(first_sigma(checkpoint.scheduler, settings.steps), settings.gamma):
-        talk.say(f"Warning: {weak}")
     folder = PictureFolder(args.out, settings, {"base": checkpoint.name, "lora": str(args.lora or "")})
     with talk.progress("sampling") as progress:
         for picture in generate(checkpoint, cutouts, settings, progress):

@@ -72,7 +72,7 @@ class GenerateConfig:
     @classmethod
     def usual(cls, family: Family, prompt: str, subjects: int, **settings: Any) -> GenerateConfig:
         """Return the usual settings for a kind of base model and number of subjects, with ``settings`` instead."""
-        layout = LayoutConfig() if family.max_overlap is None else LayoutConfig(max_overlap=family.max_overlap)
+        layout = LayoutConfig(**family.layout)
         values = {"gamma": default_gamma(subjects), **family.pictures, "layout": layout, **settings}
         return cls(prompt=prompt, **values)
 

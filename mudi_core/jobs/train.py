@@ -19,6 +19,7 @@ from ..train.best import BestLora
 from ..train.config import TrainConfig
 from ..train.loop import Beginning, TrainResult, train
 from ..train.pace import Pace
+from ..train.parts import BadTrainConfig
 from ..train.plan import Plan, make_plan
 from ..train.resume import lora_fingerprint
 from ..train.run import Events
@@ -40,6 +41,13 @@ class Training:
     """A LoRA to start from, of the same rank or less."""
     vectors: TokenVectors | None = None
     """The vectors of the subjects' tokens, when the settings say ``learn_tokens``."""
+
+    def __post_init__(self) -> None:
+        if self.config.learning.min_snr_gamma is not None and self.base.denoiser().is_flow:
+            raise BadTrainConfig(
+                "min_snr_gamma weighs the timesteps of a noise schedule, and this model was taught a flow, which has "
+                "none. Leave it off."
+            )
 
     def plan(self, progress: Progress = silent, cache_dir: Path | None = None) -> Plan:
         """Draw and encode every sample of the run. Raise as `train.plan.make_plan` does."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,10 @@ class Adapter:
     ) -> Adapter:
         """Return a LoRA without effect for every linear layer whose name ends in one of ``modules``.
 
+        They may have wildcards (``attn.w[qkv]``, ``mlp.*``); one after ``!`` leaves layers out.
         Without modules only the ``vectors`` of tokens are trained. Raise `BadLora` when no layer has such a name.
         """
-        layers = {name: layer for name, layer in denoiser.layers().items() if _ends(name, modules)}
+        layers = {name: layer for name, layer in denoiser.layers().items() if _is_chosen(name, modules)}
         if not layers and (modules or vectors is None):
             raise BadLora(f"The model has no layer named {', '.join(modules)}. Check target_modules.")
         return cls([_fresh(layers[n], denoiser.file_name(n), rank, alpha, denoiser.device) for n in layers], vectors)
@@ -224,5 +226,12 @@ def _fresh(layer: Any, name: str, rank: int, alpha: float, device: torch.device 
         return _Part(layer, name, nn.Parameter(down), nn.Parameter(up), alpha)
 
 
-def _ends(name: str, modules: Sequence[str]) -> bool:
-    return any(name == module or name.endswith("." + module) for module in modules)
+def _is_chosen(name: str, modules: Sequence[str]) -> bool:
+    """Whether a layer's name ends in one of the patterns and is none of those after a ``!``."""
+    left_out = [module[1:] for module in modules if module.startswith("!")]
+    chosen = [module for module in modules if not module.startswith("!")]
+    return _ends_in(name, chosen) and not _ends_in(name, left_out)
+
+
+def _ends_in(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") for pattern in patterns)

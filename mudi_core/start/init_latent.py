@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from ..types import Mix
 
 MULTIPLE = 8
-"""Pixels of the canvas per cell of the latent, along a side."""
+"""Pixels of the canvas per cell of SDXL's latent, along a side."""
+SHARE = 1 / math.sqrt(1 + 14.6146**2)
+"""How much the canvas counts beside the noise where SDXL begins, before gamma: 0.068. Models that begin in more noise,
+such as flows, see the same if it is added to their noise."""
 
 
 class BadCanvas(MudiError):
@@ -30,10 +33,6 @@ class BadCanvas(MudiError):
 
 class BadGamma(MudiError):
     """A strength of the start that is out of range."""
-
-
-WEAK = 1 / 40
-"""A canvas that counts less than this beside the noise has almost no effect (SDXL: 1 / 15, times gamma)."""
 
 
 class BadLatent(MudiError):
@@ -55,13 +54,13 @@ def init_latent(canvas: Mix, encode: Callable[[Tensor], Tensor], gamma: float, b
     """
     height, width = canvas.image.shape[:2]
     if width % MULTIPLE or height % MULTIPLE:
-        nearest = "x".join(str(max(round(side / MULTIPLE), 1) * MULTIPLE) for side in (width, height))
-        raise BadCanvas(
-            f"The canvas is {width}x{height} px; both sides must be a multiple of {MULTIPLE}, for example {nearest}."
-        )
+        raise _bad_canvas((width, height), MULTIPLE)
     if not 0 <= gamma < float("inf"):
         raise BadGamma(f"gamma must be 0 (plain noise) or more, got {gamma}. Good values are 1 to 4.")
     z0 = encode(canvas.image[None])
+    shrinks = 2 ** round(math.log2(width / z0.shape[-1]))
+    if (z0.shape[-1] * shrinks, z0.shape[-2] * shrinks) != (width, height):
+        raise _bad_canvas((width, height), shrinks)
     m = resize(canvas.mask, (z0.shape[-1], z0.shape[-2])).to(z0)
     start = gamma * z0 * m
     if below is None:
@@ -82,20 +81,14 @@ def canvas_share(sigma: float) -> float:
     return 1 / math.sqrt(1 + sigma**2)
 
 
-def weak_start(sigma: float, gamma: float) -> str:
-    """Return a sentence when a model that begins at noise level ``sigma`` hardly sees the start; "" otherwise."""
-    share = canvas_share(sigma)
-    if gamma == 0 or share >= WEAK:
-        return ""
-    words = (
-        "nothing"
-        if share * gamma < 1e-6
-        else f"{share * gamma:.4f} of the noise, SDXL {canvas_share(14.6) * gamma:.3f}"
-    )
-    return (
-        f"This model begins in noise so strong that the start is lost in it (it sees {words}): the pictures will look "
-        "as if there were no start. Zero-terminal-SNR and flow models do this; use a usual SDXL checkpoint."
-    )
+def missing_share(share: float) -> float:
+    """Return what is to be added to noise where the canvas counts only ``share`` beside it, before gamma.
+
+    With it the canvas counts as for SDXL: all of these models follow one equation in ``z / signal`` and ``noise /
+    signal``, and sampling that begins above SDXL's first noise level is to pass through the same values there.
+    """
+    missing = SHARE - share
+    return missing if missing > 1e-4 else 0.0
 
 
 def shifted_noise(latent: Tensor, eps: Tensor, sigma: float, latent_scale: float) -> Tensor:
@@ -105,7 +98,15 @@ def shifted_noise(latent: Tensor, eps: Tensor, sigma: float, latent_scale: float
     first step (``scheduler.sigmas[0]``; the pipeline itself multiplies by ``scheduler.init_noise_sigma``);
     ``latent_scale``: the VAE's scaling factor (0.13025 for SDXL). The variance is 1 where the canvas is empty.
     """
-    return canvas_share(sigma) * latent_scale * latent.to(eps) + eps
+    share = canvas_share(sigma)
+    return (share + missing_share(share)) * latent_scale * latent.to(eps) + eps
+
+
+def _bad_canvas(size: tuple[int, int], multiple: int) -> BadCanvas:
+    nearest = "x".join(str(max(round(side / multiple), 1) * multiple) for side in size)
+    return BadCanvas(
+        f"The canvas is {size[0]}x{size[1]} px; both sides must be a multiple of {multiple}, for example {nearest}."
+    )
 
 
 def _shape(latent: Tensor) -> str:

@@ -50,7 +50,7 @@ class TrainConfig:
     @classmethod
     def usual(cls, family: Family, **settings: Any) -> TrainConfig:
         """Return the usual settings of a kind of base model, with ``settings`` in their place."""
-        layout = LayoutConfig() if family.max_overlap is None else LayoutConfig(max_overlap=family.max_overlap)
+        layout = LayoutConfig(**family.layout)
         return cls.of(**{**family.training, "layout": layout, "captions": family.captions, **settings})
 
     def but(self, **settings: Any) -> TrainConfig:

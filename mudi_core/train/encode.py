@@ -90,7 +90,7 @@ class Encoder:
         return tuple(latents)
 
     def texts(self, captions: Sequence[str], on_step: OnEncoded | None) -> tuple[Conditions, ...]:
-        """Return the conditions of different captions, float32 on the CPU. Raise `BadEncoding`."""
+        """Return the conditions of captions on the CPU, in float32 but for whole numbers. Raise `BadEncoding`."""
         keys = [content_key(self._text_probe, caption) for caption in captions]
         done: dict[int, Conditions] = {
             i: cached for i, key in enumerate(keys) if (cached := self._cached(key, self._names))
@@ -118,7 +118,7 @@ class Encoder:
     def _conditions(self, captions: list[str]) -> list[Conditions]:
         with torch.no_grad():
             answers = self._encode_text(captions)
-        found = [{n: value.detach().to("cpu", torch.float32).clone() for n, value in one.items()} for one in answers]
+        found = [{name: _kept(value) for name, value in one.items()} for one in answers]
         if not all(value.isfinite().all() for one in found for value in one.values()):
             raise BadEncoding("The text encoders returned NaN. Load them in float32 or bfloat16.")
         return list(found)
@@ -126,6 +126,11 @@ class Encoder:
     def _cached(self, key: str, names: set[str]) -> dict[str, Tensor] | None:
         found = self._cache.read(key) if key else None
         return found[0] if found is not None and found[0].keys() == names else None
+
+
+def _kept(value: Tensor) -> Tensor:
+    """Return a copy on the CPU, in float32 unless it holds whole numbers, such as token ids."""
+    return value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).clone()
 
 
 def _room(latent: Tensor, size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:

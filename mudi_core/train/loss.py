@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -29,7 +30,7 @@ def training_loss(
     priors: int = 0,
     prior_weight: float = 1.0,
     reference: Tensor | None = None,
-    dco_beta: float = 0.0,
+    dco_beta: float | Tensor = 0.0,
     drift: Tensor | None = None,
     kl_weight: float = 0.0,
 ) -> Tensor:
@@ -44,12 +45,13 @@ def training_loss(
       has a gate of its own, so two samples in one batch teach what they teach in two batches. Prior images are not
       gated: how much worse they became, ``beta / 2 * (L_prior - R_prior)``, is added. ``beta / 2`` is what the gate
       multiplies an own sample's gradient by where the LoRA does nothing yet, so a prior weight means the same with DCO
-      and without.
+      and without. ``dco_beta`` may be ``[b]``, by how much the errors of each sample count as errors of its noise
+      (`NoiseLevel.as_noise`), for which the official beta was chosen.
     - KL regularization, with the squared distance of both predictions as ``drift`` ``[b]``: ``kl_weight * L(drift)`` is
       added. The KL divergence of two denoising steps of one variance is that distance, times a factor of the timestep
       (DDPM, equation 8) which is left out here as it is in the training loss.
     """
-    own = len(errors) - priors
+    own, beta = len(errors) - priors, torch.as_tensor(dco_beta, device=errors.device).expand(len(errors))
 
     def mean(each: Tensor) -> Tensor:
         return each[:own].mean() + (prior_weight * each[own:].mean() if priors else 0.0)
@@ -57,7 +59,7 @@ def training_loss(
     if reference is None:
         loss = mean(errors)
     else:
-        loss = -logsigmoid(-dco_beta * (errors[:own] - reference[:own])).mean()
+        loss = -logsigmoid(-beta[:own] * (errors[:own] - reference[:own])).mean()
         if priors:
-            loss = loss + dco_beta / 2 * prior_weight * (errors[own:] - reference[own:]).mean()
+            loss = loss + prior_weight * (beta[own:] / 2 * (errors[own:] - reference[own:])).mean()
     return loss if drift is None else loss + kl_weight * mean(drift)

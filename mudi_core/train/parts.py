@@ -136,7 +136,8 @@ class Learning:
     alpha: float | None = None
     """The LoRA is scaled by alpha / rank; None means alpha = rank."""
     target_modules: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
-    """Endings of the names of the linear layers that get a LoRA; none for Textual Inversion."""
+    """Endings of the names of the linear layers that get a LoRA, with wildcards if wanted (``attn.w[qkv]``); one after
+    ``!`` leaves layers out. None for Textual Inversion."""
     learn_tokens: bool = False
     """Also learn the vectors of the subjects' tokens, through the frozen text encoders (Textual Inversion)."""
     token_learning_rate: float = 5e-3

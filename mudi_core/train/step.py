@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..bases.promise import Conditions, Denoiser
+from ..bases.promise import Conditions, Denoiser, NoiseLevel
 from ..bases.tokens import TokenVectors
 from ..lora.adapter import Adapter
 from ..types import MudiError
@@ -67,11 +67,13 @@ def batch_loss(trainee: Trainee, number: int) -> tuple[Tensor, Tensor]:
     noise, drawn = draw_noise(
         config, denoiser, [plan.latents[i].shape for i in samples], places_of(plan, config, number)
     )
-    errors, references, drifts = (torch.empty(len(samples), device=denoiser.device) for _ in range(3))
+    errors, references, drifts, as_noise = (torch.empty(len(samples), device=denoiser.device) for _ in range(4))
     for places in _of_one_size([plan.latents[i] for i in samples]):
         chosen = [samples[place] for place in places]
         eps = torch.stack([noise[place] for place in places])
-        errors[places], reference, drift = _of_group(trainee, chosen, eps, drawn[places])
+        level = denoiser.level(drawn[places])
+        errors[places], reference, drift = _of_group(trainee, chosen, eps, level)
+        as_noise[places] = level.as_noise()
         if reference is not None:
             references[places] = reference
         if drift is not None:
@@ -82,7 +84,7 @@ def batch_loss(trainee: Trainee, number: int) -> tuple[Tensor, Tensor]:
         priors=len(samples) - config.fit.batch_size,
         prior_weight=config.samples.prior_loss_weight,
         reference=references if learning.dco_beta > 0 else None,
-        dco_beta=learning.dco_beta,
+        dco_beta=learning.dco_beta * as_noise,
         drift=drifts if learning.kl_weight > 0 else None,
         kl_weight=learning.kl_weight,
     )
@@ -109,13 +111,13 @@ def layers_left_out(adapter: Adapter) -> str:
 
 
 def _of_group(
-    trainee: Trainee, samples: Sequence[int], eps: Tensor, drawn: Tensor
+    trainee: Trainee, samples: Sequence[int], eps: Tensor, level: NoiseLevel
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return squared errors ``[b]`` of samples of one size, those without the LoRA, and the distance of both."""
     denoiser, adapter, plan, learning = trainee.denoiser, trainee.adapter, trainee.plan, trainee.config.learning
     device = denoiser.device
     z0 = denoiser.latents(torch.stack([plan.latents[i] for i in samples]).to(device))
-    eps, level = eps.to(device), denoiser.level(drawn)
+    eps = eps.to(device)
     x, wanted = level.noisy(z0, eps), level.wanted(z0, eps)
     mask = torch.stack([plan.masks[i] for i in samples]).to(device)
     weight = mask_weight(mask.reshape(len(mask), *[1] * (z0.ndim - 3), *mask.shape[-2:]), learning.background_weight)

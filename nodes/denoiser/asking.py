@@ -10,21 +10,28 @@ import torch
 from torch import Tensor
 
 from ...mudi_core.bases.promise import Conditions
+from ..convert import conditioning
 from .guards import NormsKeepCopies
 
 
 def inputs_of(
-    network: Any, conditions: Conditions, size: Sequence[float], like: Tensor, device: torch.device
+    network: Any,
+    conditions: Conditions,
+    size: Sequence[float],
+    like: Tensor,
+    device: torch.device,
+    guidance: float | None = None,
 ) -> dict[str, Any]:
     """Return what the network reads beside the noise for one sample, as the model's own ``extra_conds`` makes it.
 
     ``network``: ComfyUI's BaseModel; ``size``: six numbers as in `promise.Denoiser.predict`; ``like``: a latent
-    ``[1, c, ...]`` of the sample's shape.
+    ``[1, c, ...]`` of the sample's shape; ``guidance``: as in `Family.guidance`.
     """
+    given = conditioning(conditions) | ({} if guidance is None else {"guidance": guidance})
     height, width, top, left, target_height, target_width = (int(number) for number in size)
     with torch.no_grad():
         found = network.extra_conds(
-            **{name: value[None] for name, value in conditions.items()},
+            **given,
             noise=like,
             latent_image=torch.zeros_like(like),
             device=device,

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..convert import BadModel
 from .asking import answer, inputs_of
 from .linear import check_layers
+from .names import usual_of
 from .noise import parts_of_clean, training_sampling
 from .patches import name_of
 
@@ -71,7 +72,9 @@ def _both_answers(
         x = level.noisy(z0, torch.ones_like(z0))
         height, width = (8 * side for side in z0.shape[-2:])
         sizes = torch.tensor([[height, width, 0, 0, height, width]])
-        inputs = inputs_of(patcher.model, conditions, sizes[0].tolist(), x, denoiser.device)
+        inputs = inputs_of(
+            patcher.model, conditions, sizes[0].tolist(), x, denoiser.device, usual_of(patcher).guidance
+        )
         clean = answer(patcher.model, x, level.at, [inputs], denoiser.device)
         check_layers(denoiser.layers(), _computes_in(patcher.model), denoiser.device)
         if denoiser.stored_as != "full":

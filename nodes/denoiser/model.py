@@ -20,8 +20,8 @@ from .asking import answer, fit_together, inputs_of
 from .check import check_answer
 from .copies import Copies, copies_in, in_place_of
 from .linear import cast_to, is_linear, weights_asked_again
-from .names import diffusers_names, place_in_order, repeated_parts
-from .noise import answering, draw_sigma, level_of, training_sampling
+from .names import diffusers_names, place_in_order, repeated_parts, usual_of
+from .noise import answering, draw_sigma, is_flow, level_of, training_sampling
 from .patches import check_bare, fingerprint
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ComfyDenoiser:
         self.patcher, self.stored_as = model, base_weights
         self._model = model.model
         self._sampling = training_sampling(model)
-        self._names = diffusers_names(model)
+        self._names, self._usual = diffusers_names(model), usual_of(model)
         self._copies: Copies | None = None
 
     @property
@@ -48,6 +48,10 @@ class ComfyDenoiser:
     @property
     def device(self) -> torch.device:
         return torch.device(self.patcher.load_device)
+
+    @property
+    def is_flow(self) -> bool:
+        return is_flow(self._sampling)
 
     @contextmanager
     def ready(self, bf16: bool) -> Iterator[None]:
@@ -85,7 +89,7 @@ class ComfyDenoiser:
 
     def draw_level(self, generator: torch.Generator) -> Tensor:
         """Return one of the model's sigmas, float ``[1]``."""
-        return draw_sigma(self._sampling, generator)
+        return draw_sigma(self._sampling, generator, self._usual.shift)
 
     def level(self, drawn: Tensor) -> NoiseLevel:
         """``drawn``: sigmas ``[b]``. What the network sees and should answer follows from its ``model_sampling``."""
@@ -99,7 +103,7 @@ class ComfyDenoiser:
     def predict(self, x: Tensor, level: NoiseLevel, conditions: Sequence[Conditions], sizes: Tensor) -> Tensor:
         """``conditions``: of `convert.encode_text`. Samples with conditions of other shapes go one by one."""
         inputs = [
-            inputs_of(self._model, one, size, x[:1], self.device)
+            inputs_of(self._model, one, size, x[:1], self.device, self._usual.guidance)
             for one, size in zip(conditions, sizes.tolist(), strict=True)
         ]
         if fit_together(inputs):

@@ -8,6 +8,7 @@ import comfy.supported_models
 import comfy.utils
 from torch import nn
 
+from ...mudi_core.bases.families import OTHER, Family, usual
 from ..convert import BadModel
 from .noise import predicts_v
 from .patches import name_of
@@ -19,12 +20,31 @@ _ORDER = (
 """Parts of diffusers' names of a U-Net's layers in the order of its modules: a LoRA's start is drawn in it."""
 
 
+_BY_CLASS = {
+    "Flux": "flux1",
+    "FluxSchnell": "flux1-schnell",
+    "Flux2": "flux2",
+    "Chroma": "chroma",
+    "ZImage": "z_image",
+    "Lumina2": "lumina2",
+    "QwenImage": "qwen_image",
+    "Krea2": "krea2",
+    "Anima": "anima",
+    "CosmosT2IPredict2": "cosmos_predict2",
+    "SD3": "sd3",
+    "AuraFlow": "aura_flow",
+}
+"""Families by ComfyUI's class of the model. All others without a U-Net are trained with the settings of `OTHER`."""
+
+
 def kohya_family(model: Any) -> str:
     """Return kohya's name for a MODEL's kind, as LoRA files have it: "sdxl_base_v1-0".
 
-    Raise `BadModel` for a kind that cannot be trained yet.
+    Raise `BadModel` for U-Nets that read more than a noisy picture and a caption.
     """
     kind, unet = model.model.model_config, model.model.model_config.unet_config
+    if "model_channels" not in unet or "image_model" in unet:
+        return _BY_CLASS.get(name_of(model), OTHER)
     reads_pictures = getattr(kind, "noise_aug_config", None) or unet.get("in_channels", 4) != 4  # unCLIP, inpainting
     if not reads_pictures and "transformer_depth" in unet:
         if isinstance(kind, comfy.supported_models.SDXL) and model.model.adm_channels:
@@ -34,9 +54,17 @@ def kohya_family(model: Any) -> str:
         if isinstance(kind, comfy.supported_models.SD15):
             return "sd_v1" + ("_v" if predicts_v(model) else "")
     raise BadModel(
-        f"This MODEL ({name_of(model)}) is not of the architecture of SD 1.5, SD 2 or SDXL, and only such can be "
-        "trained here: these themselves, their finetunes (Pony, Illustrious, ...), and the embedded mini model."
+        f"This MODEL ({name_of(model)}) reads more than a noisy picture and a caption, or is a refiner, so it cannot "
+        "be trained here. Train on the plain model that it was made from, and use the LoRA on either."
     )
+
+
+def usual_of(model: Any) -> Family:
+    """Return what is usual for a MODEL's kind. Raise `BadModel` as `kohya_family` does."""
+    family = kohya_family(model)
+    if family == "sdxl_base_v1-0" and predicts_v(model):
+        family += "_v"
+    return usual(getattr(type(model.model.model_config), "mudi_base", ""), family)
 
 
 def diffusers_names(model: Any) -> dict[str, str]:

@@ -22,7 +22,7 @@ def training_sampling(model: Any) -> Any:
     sampling, own = model.get_model_object("model_sampling"), _own_sampling(model)
     if _is_table(sampling) and not _is_whole(sampling):
         sampling = own if _picks_from(sampling, own) else None
-    if not _is_known(sampling) or (_is_flow(sampling) and not _is_flow(own)) or not _is_affine(sampling):
+    if not _is_known(sampling) or (is_flow(sampling) and not is_flow(own)) or not _is_affine(sampling):
         raise BadModel(
             f"This MODEL ({name_of(model)}) was not taught noise in a way that is known here (epsilon or v-prediction "
             "in discrete timesteps, or a flow), or a node before says so (such as ModelSamplingDiscrete), and cannot "
@@ -36,12 +36,19 @@ def predicts_v(model: Any) -> bool:
     return isinstance(training_sampling(model), comfy.model_sampling.V_PREDICTION)
 
 
-def draw_sigma(sampling: Any, generator: torch.Generator) -> Tensor:
-    """Return a random sigma, float ``[1]``: any of a table, or of a flow by a logistic normal (SD 3, equation 19)."""
+def draw_sigma(sampling: Any, generator: torch.Generator, shift: float | None = None) -> Tensor:
+    """Return a random sigma, float ``[1]``: any of a table, or of a flow by a logistic normal (SD 3, equation 19).
+
+    ``shift`` moves those of a flow towards noise (SD 3, equation 23); None: as its own sampling does.
+    """
     if _is_table(sampling):
         sigmas = sampling.sigmas
         return _floats(sigmas)[torch.randint(0, len(sigmas), (1,), generator=generator)]
     share = torch.sigmoid(torch.randn(1, generator=generator)).item()
+    if isinstance(sampling, comfy.model_sampling.COSMOS_RFLOW):  # its sigma is noise / signal
+        return torch.tensor([(shift or 1.0) * share / (1 - share)])
+    if shift is not None:
+        return torch.tensor([shift * share / (1 + (shift - 1) * share)])
     return torch.tensor([float(sampling.percent_to_sigma(1 - share))])
 
 
@@ -112,15 +119,16 @@ def _is_table(sampling: Any) -> bool:
     return isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete)
 
 
-def _is_flow(sampling: Any) -> bool:
-    return isinstance(sampling, comfy.model_sampling.CONST)
+def is_flow(sampling: Any) -> bool:
+    """Return whether a model_sampling is of a flow."""
+    return isinstance(sampling, comfy.model_sampling.CONST | comfy.model_sampling.COSMOS_RFLOW)
 
 
 def _is_known(sampling: Any) -> bool:
     law = comfy.model_sampling
     if isinstance(sampling, law.X0 | law.EDM):
         return False
-    return _is_flow(sampling) or (_is_table(sampling) and isinstance(sampling, law.EPS | law.V_PREDICTION))
+    return is_flow(sampling) or (_is_table(sampling) and isinstance(sampling, law.EPS | law.V_PREDICTION))
 
 
 def _timesteps(sampling: Any) -> Tensor:

@@ -72,5 +72,7 @@ class Sampler:
         """Return an empty latent ``[1, c, ...]`` for a picture of this size in pixels."""
         import torch
 
-        empty: Tensor = comfy.sample.fix_empty_latent_channels(self.model, torch.zeros(1, 4, height // 8, width // 8))
+        shrinks = getattr(self.model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
+        zeros = torch.zeros(1, 4, height // shrinks, width // shrinks)
+        empty: Tensor = comfy.sample.fix_empty_latent_channels(self.model, zeros)
         return empty
