@@ -113,13 +113,11 @@ def noise_alone(checkpoint: Checkpoint, kind: str) -> Checkpoint:
     return checkpoint
 
 
-def test_a_model_that_begins_in_noise_alone_samples_as_if_there_were_no_start(
-    checkpoint: Checkpoint, cutouts: CutOuts
-) -> None:
+def test_a_model_that_begins_in_noise_alone_sees_the_start(checkpoint: Checkpoint, cutouts: CutOuts) -> None:
     zero = noise_alone(checkpoint, "v_prediction")
     with_start = images(zero, cutouts, replace(CONFIG, gamma=2.0))
     assert with_start.isfinite().all()
-    assert torch.equal(with_start, images(zero, cutouts, replace(CONFIG, gamma=0.0)))
+    assert not torch.equal(with_start, images(zero, cutouts, replace(CONFIG, gamma=0.0)))
 
 
 def test_a_first_step_that_divides_by_zero_is_refused(checkpoint: Checkpoint, cutouts: CutOuts) -> None:

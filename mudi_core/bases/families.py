@@ -84,11 +84,11 @@ FAMILIES: dict[str, Family] = {
     # to 1 at least 64 of 1024 px from the border. Shift: sd-scripts' documentation.
     "flux1": Family(
         _flow(*_FLUX, learning_rate=3e-4), layout={"scale": (0.9, 1.0), "margin": (64 / 1024, 256 / 1024)},
-        shift=3.1582, guidance=1.0,
+        shift=3.1582, guidance=1.0, captions="FLUX (official)",
     ),
     "flux1-schnell": Family(
         _flow(*_FLUX, learning_rate=3e-4), layout={"scale": (0.9, 1.0), "margin": (64 / 1024, 256 / 1024)},
-        shift=3.1582, remark=_DISTILLED.format("FLUX.1 schnell", "FLUX.1 dev"),
+        shift=3.1582, captions="FLUX (official)", remark=_DISTILLED.format("FLUX.1 schnell", "FLUX.1 dev"),
     ),
     "chroma": Family(_flow(*_FLUX), shift=1.0, guidance=0.0),  # musubi: sigmoid, guidance 0
     "flux2": Family(_flow(*_FLUX), guidance=1.0),

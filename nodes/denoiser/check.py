@@ -72,9 +72,7 @@ def _both_answers(
         x = level.noisy(z0, torch.ones_like(z0))
         height, width = (8 * side for side in z0.shape[-2:])
         sizes = torch.tensor([[height, width, 0, 0, height, width]])
-        inputs = inputs_of(
-            patcher.model, conditions, sizes[0].tolist(), x, denoiser.device, usual_of(patcher).guidance
-        )
+        inputs = inputs_of(patcher.model, conditions, sizes[0].tolist(), x, denoiser.device, usual_of(patcher).guidance)
         clean = answer(patcher.model, x, level.at, [inputs], denoiser.device)
         check_layers(denoiser.layers(), _computes_in(patcher.model), denoiser.device)
         if denoiser.stored_as != "full":
