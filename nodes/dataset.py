@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
+from ..mudi_core.stage.captions import SENTENCE, STYLES, check_template, composition
 from ..mudi_core.stage.layout import random_layout
 from ..mudi_core.stage.layout_config import LayoutConfig, parse_relative_scale
 from ..mudi_core.stage.segmix import SegMixConfig, compose, cut_outs, segmix
@@ -17,6 +18,7 @@ from .sockets import Dataset, Subjects, TrainingSet
 if TYPE_CHECKING:
     from torch import Tensor
 
+CAPTIONS = ("auto", *STYLES)
 EXAMPLES, COLUMNS, EXAMPLE_SIDE = 12, 4, 256
 """Compositions in the preview, in a row of it, and pixels of each side."""
 
@@ -76,6 +78,24 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
                     tooltip="Pictures of other members of each class (other corgis, say), with masks. With them, "
                     "training does not turn every corgi into yours. The loss DCO does not need them.",
                 ),
+                io.Combo.Input(
+                    "captions",
+                    options=list(CAPTIONS),
+                    default=CAPTIONS[0],
+                    optional=True,
+                    tooltip="How compositions, and photos without a caption of their own, are told. sentence: as in "
+                    "the paper. tags: '2girls, olis, hta', for anime models. FLUX (official): as the official code "
+                    "does for FLUX. auto: what is usual for the model of Train LoRA.",
+                ),
+                io.String.Input(
+                    "template",
+                    default="",
+                    optional=True,
+                    placeholder="{count}, {subjects}, {background} background",
+                    tooltip="Your own caption of compositions, in the place of the style's. {subjects} are the names "
+                    "and must be there; {classes} are the class nouns, {count} says how many, {background} the colour "
+                    "behind them.",
+                ),
             ],
             outputs=[
                 Dataset.Output(display_name="dataset", tooltip="For Train LoRA."),
@@ -84,9 +104,10 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
         )
 
     @classmethod
-    def validate_inputs(cls, relative_sizes: str | None = None) -> bool | str:
+    def validate_inputs(cls, relative_sizes: str | None = None, template: str | None = None) -> bool | str:
         try:
             _relative_scale(relative_sizes or "")
+            _check(template or "")
         except MudiError as error:
             return str(error)
         return True
@@ -100,12 +121,33 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
         overlap: float,
         background_weight: float,
         priors: SubjectSet | None = None,
+        captions: str = CAPTIONS[0],
+        template: str = "",
     ) -> io.NodeOutput:
+        host.check_choice("style of captions", captions, CAPTIONS)
+        template = template.strip()
+        _check(template)
         layout = LayoutConfig(relative_scale=_relative_scale(relative_sizes), max_overlap=overlap)
-        dataset = TrainingSet(subjects, priors, probability, layout, background_weight)
+        dataset = TrainingSet(subjects, priors, probability, layout, background_weight, captions, template)
         sheet = drawing.grid(_examples(subjects, layout), COLUMNS)
-        words = f"{EXAMPLES} examples of what training will see"
+        words = f"{EXAMPLES} examples of what training will see{_told(subjects, captions, template)}"
         return io.NodeOutput(dataset, sheet[None], ui=host.preview([sheet], cls, words))
+
+
+def _check(template: str) -> None:
+    """Raise `BadTemplate` for a template that cannot be a caption; none at all is right."""
+    if template.strip():
+        check_template(template)
+
+
+def _told(subjects: SubjectSet, captions: str, template: str) -> str:
+    """Return the caption of a composition, in words for the node; nothing where no composition has one."""
+    if len(subjects) < 2 or (captions == "auto" and not template):
+        return ""
+    style = SENTENCE if captions == "auto" else captions
+    names = [(subject.token, subject.class_noun) for subject in subjects.subjects[:2]]
+    usual = ", if its style is usual for the model" if captions == "auto" else ""
+    return f", such as '{composition(style, names, SegMixConfig().background, template)}'{usual}"
 
 
 def _relative_scale(text: str) -> dict[str, float] | None:

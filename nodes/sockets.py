@@ -43,6 +43,9 @@ class TrainingSet:
     segmix_prob: float = 0.3
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     background_weight: float = 1.0
+    captions: str = "auto"
+    """A style of `stage.captions.STYLES`, or "auto": what is usual for the kind of model."""
+    caption_template: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from comfy_api.latest import io
 
 from ..mudi_core.names import plain_name
+from ..mudi_core.stage.captions import TAGS
+from ..mudi_core.subjects.prompt import write_prompt
 from ..mudi_core.train.parts import Method
 from ..mudi_core.types import MudiError
 from . import drawing, host
@@ -196,7 +198,10 @@ def _check(chosen: dict[str, Any]) -> None:
 def _summary(run: Run, usual: Family) -> str:
     """Return what a training did, in sentences."""
     samples, learning = run.training.config.samples, run.training.config.learning
-    named = " and ".join(f"'{subject.name}'" for subject in run.training.subjects)
+    subjects = run.training.subjects
+    named = " and ".join(f"'{subject.name}'" for subject in subjects)
+    if samples.captions == TAGS:
+        named = f"'{write_prompt([subject.name for subject in subjects], style=TAGS)}'"
     megabytes = run.path.stat().st_size / 1e6
     words = [f"{run.path.name}: {samples.steps} steps of {samples.method}, {megabytes:.1f} MB. Prompt it with {named}."]
     if run.plan.composed:

@@ -50,6 +50,8 @@ def config_of(
         "segmix_prob": dataset.segmix_prob,
         "layout": dataset.layout,
         "background_weight": dataset.background_weight,
+        "captions": family.captions if dataset.captions == "auto" else dataset.captions,
+        "caption_template": dataset.caption_template,
         "precision": "bf16" if computes_in_bf16(family) else "fp32",
         "preview_every": preview_every,
         **{name: chosen[name] or value for name, value in at_0.items()},

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..mudi_core.stage.captions import SENTENCE, STYLES, TAGS
 from ..mudi_core.subjects.prompt import NEGATIVE
 from ..mudi_core.types import MudiError
 from . import host
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..mudi_core.types import SubjectSet
 
 CATEGORY = "MuDI/3 generate"
+CAPTIONS = ("auto", *STYLES)
 
 
 class NobodyToName(MudiError):
@@ -72,6 +74,14 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
                     optional=True,
                     tooltip="Whom to name, and in which order. Not connected: everybody whom the LoRA knows.",
                 ),
+                io.Combo.Input(
+                    "captions",
+                    options=list(CAPTIONS),
+                    default=CAPTIONS[0],
+                    optional=True,
+                    tooltip="How the subjects are named. auto: as the LoRA was taught, which its file says. tags: "
+                    "'2girls, olis, hta'. sentence and FLUX (official): 'a photo of olis corgi and hta chow chow'.",
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -103,19 +113,25 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
         every_order: bool,
         negative: str,
         subjects: SubjectSet | None = None,
+        captions: str = CAPTIONS[0],
     ) -> io.NodeOutput:
         from ..mudi_core.subjects.find import name_doubts
         from ..mudi_core.subjects.prompt import write_prompts
 
+        host.check_choice("style of captions", captions, CAPTIONS)
         known, remarks = _read(lora_name, subjects)
         whom = _whom(known, subjects)
         names = [f"{token} {noun}" for token, noun in whom]
-        prompts = write_prompts(names, text, kind, every_order)
+        usual = SENTENCE if known is None else known.captions
+        style = usual if captions == "auto" else captions
+        prompts = write_prompts(names, text, kind, every_order, style)
         lines, (width, height) = list(prompts), (1024, 1024)
         if known is not None:
             width, height = known.size
             lines.append(f"trained on {known.base} at {width}x{height} px")
             remarks += known.disagreements(names)
+            if (style == TAGS) != (usual == TAGS):
+                remarks.append(f"The LoRA was taught in the style '{usual}'; this prompt is in '{style}'.")
         remarks += name_doubts(whom)
         if newer := host.newer_lora(lora_name):
             remarks.append(f"{newer} is newer than {lora_name}: choose it here and in the LoRA loader to use it.")

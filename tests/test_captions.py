@@ -11,9 +11,12 @@ import pytest
 import torch
 from coloured import coloured
 from safetensors.torch import save_file
+from test_cli import FAST_PICTURES, FAST_TRAIN, answer
 from test_train_plan import plan_of, subject
 
 from mudi_core.bases.families import FAMILIES, Family
+from mudi_core.cli import main
+from mudi_core.lora.file import load_lora
 from mudi_core.lora.metadata import lora_metadata, read_lora_subjects
 from mudi_core.stage.captions import (
     STYLES,
@@ -315,3 +318,35 @@ def test_a_caption_of_a_photo_is_its_own_in_every_style() -> None:
     for style in STYLES:
         plan, _ = plan_of(subjects, TrainConfig.of(steps=8, resolution=64, captions=style))
         assert "olis, smile, beach" in plan.captions and of_photo(style, ("ht", "boy")) in plan.captions
+
+
+def test_the_embedded_model_trains_on_tags_and_is_prompted_with_them(
+    mini_weights: None, drawn_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A short run on the command line: its LoRA says "tags", and `prompt` and `generate` read that."""
+    lora, tags = tmp_path / "tags.safetensors", "no humans, olis cat, hta cat"
+    command = ["train", str(drawn_dataset), "--base", "mini", "--out", str(lora), *FAST_TRAIN, "--captions", "tags"]
+    assert main([*command, "--json"]) == 0
+    assert answer(capsys)["trained"] and read_lora_subjects(lora).captions == "tags"
+    assert main(command) == 0 and "nothing to do" in capsys.readouterr().out
+    assert main([part for part in command if part not in ("--captions", "tags")]) == 1
+    assert "made from other settings" in capsys.readouterr().err
+    assert main(["prompt", "at sea", "--lora", str(lora), "--json"]) == 0
+    words = answer(capsys)
+    assert words["prompts"] == [f"{tags}, at sea"] and words["captions"] == "tags"
+    assert main(["prompt", "--lora", str(lora), "--captions", "sentence"]) == 0
+    assert capsys.readouterr().out == "a photo of olis cat and hta cat\n"
+    pictures = ["generate", "--base", "mini", "--dataset", str(drawn_dataset), "--out", str(tmp_path / "out")]
+    assert main([*pictures, "--lora", str(lora), *FAST_PICTURES, "--json"]) == 0
+    assert answer(capsys)["prompt"] == tags
+
+
+def test_a_template_on_the_command_line_must_name_the_subjects(
+    random_mini: None, drawn_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = tmp_path / "own.safetensors"
+    command = ["train", str(drawn_dataset), "--base", "mini", "--out", str(lora), *FAST_TRAIN, "--caption-template"]
+    assert main([*command, "two cats"]) == 1
+    assert "names nobody" in capsys.readouterr().err and not lora.exists()
+    assert main([*command, "{count} cats: {subjects}, pasted"]) == 0
+    assert json.loads(load_lora(lora)[1]["mudi_config"])["caption_template"] == "{count} cats: {subjects}, pasted"

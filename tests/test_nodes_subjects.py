@@ -106,7 +106,7 @@ def snapshots(comfy: Comfy) -> Iterator[Path]:
 
 def test_a_folder_of_photos_is_loaded_upright_each_in_its_size(comfy: Comfy, snapshots: Path) -> None:
     output = comfy.run("MudiLoadPhotos", folder="snapshots")
-    (images,) = output.result
+    images = output.result[0]
     assert [tuple(image.shape) for image in images] == [(1, 90, 40, 3), (1, 64, 48, 3)]
     assert images[0][0, 0, 0].tolist() == [0, 0, 1] and images[1][0, 0, 0, 0] > 0.9
     assert output.ui["text"] == ("photo 1: 2.png\nphoto 2: 10.jpg",) and len(previews(comfy, output)) == 2

@@ -286,16 +286,16 @@ def test_pictures_of_other_kinds_are_read_beside_jpegs(tmp_path, suffix, kind):
 def test_what_is_not_used_of_a_folder_is_named(tmp_path, caplog):
     for name in ("1.jpg", "mask_1.png", "mask_7.jpg"):
         save(tmp_path / name)
-    for name in ("2.HEIC", "1.heic", "3.gif", "1.txt", "notes.md"):
+    for name in ("2.HEIC", "1.heic", "3.gif", "1.txt", "1.caption", "notes.md"):
         (tmp_path / name).touch()
     (tmp_path / "10_olis dog").mkdir()
     save(tmp_path / "10_olis dog" / "a.png")
     read_photos(tmp_path)
     said = passed_over(tmp_path)
     assert said in caplog.text
-    for name in ("2.HEIC", "3.gif", "mask_7.jpg", "1.txt", "10_olis dog"):
+    for name in ("2.HEIC", "3.gif", "mask_7.jpg", "1.caption", "10_olis dog"):
         assert name in said
-    for name in ("mask_1.png", "1.heic", "notes.md"):
+    for name in ("mask_1.png", "1.heic", "1.txt", "notes.md"):
         assert name not in said
 
 

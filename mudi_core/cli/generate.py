@@ -112,13 +112,13 @@ def size(text: str) -> tuple[int, int]:
 
 def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoint) -> GenerateConfig:
     """Return the usual settings for the base model with the user's settings in their place."""
-    from ..jobs.generate import GenerateConfig, default_prompt
+    from ..jobs.generate import GenerateConfig
     from ..stage.cutouts import Poses, parse_photos
-    from ..subjects.prompt import SUBJECTS, write_prompt
+    from ..subjects.prompt import SUBJECTS, TEXT, write_prompt
 
-    prompt = (args.prompt or "").strip() or default_prompt(subjects)
+    prompt = (args.prompt or "").strip() or TEXT
     if SUBJECTS in prompt:
-        prompt = write_prompt([subject.name for subject in subjects], prompt)
+        prompt = write_prompt([subject.name for subject in subjects], prompt, style=_style(args.lora))
     start = GenerateConfig.usual(checkpoint.usual, prompt, len(subjects))
     chosen = {
         "gamma": args.gamma,
@@ -141,6 +141,17 @@ def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoin
         config = replace(config, negative_prompt=checkpoint.negative_prompt)
     side = checkpoint.side
     return replace(config, places=places(args, subjects, config.prompt, config.size or (side, side)))
+
+
+def _style(lora: Path | None) -> str:
+    """Return the style of captions that a LoRA was taught; sentences without one, or when its file says nothing."""
+    from ..lora.metadata import UnknownLora, read_lora_subjects
+    from ..stage.captions import SENTENCE
+
+    try:
+        return SENTENCE if lora is None else read_lora_subjects(lora).captions
+    except UnknownLora:
+        return SENTENCE
 
 
 def places(

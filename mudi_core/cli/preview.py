@@ -42,15 +42,15 @@ def open_previews(
     """Return the previews, if asked for. Detector and embedder stay on the CPU, away from the training."""
     import torch
 
-    from ..jobs.generate import GenerateConfig, default_prompt
+    from ..jobs.generate import GenerateConfig
     from ..jobs.previews import Previews, scorer
-    from ..subjects.prompt import SUBJECTS, write_prompt
+    from ..subjects.prompt import SUBJECTS, TEXT, write_prompt
 
     if not settings.fit.preview_every:
         return None
-    prompt = args.preview_prompt or default_prompt(subjects)
+    prompt = args.preview_prompt or TEXT
     if SUBJECTS in prompt:
-        prompt = write_prompt([subject.name for subject in subjects], prompt)
+        prompt = write_prompt([subject.name for subject in subjects], prompt, style=settings.samples.captions)
     family = checkpoint.usual
     config = GenerateConfig.usual(family, prompt, len(subjects), seed=args.seed)
     config = replace(config, steps=min(STEPS, config.steps))

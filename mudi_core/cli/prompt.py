@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..stage.captions import SENTENCE, STYLES
 from .options import add_command
 from .talk import Answer, Talk
 
@@ -34,6 +35,11 @@ def add(commands: Any) -> None:
         "--kind", default="", metavar="NOUN", help='what they are together: "dogs" begins with "2 dogs:"'
     )
     parser.add_argument(
+        "--captions",
+        choices=tuple(STYLES),
+        help="how the subjects are named (default: as the LoRA was taught; sentence for a dataset)",
+    )
+    parser.add_argument(
         "--every-order", action="store_true", help="a prompt for every order of the subjects, one per line"
     )
 
@@ -46,8 +52,9 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     talk.on_disk = "Prompts are not written to files."
     known = None if args.lora is None else read_lora_subjects(args.lora)
     names = [subject.name for subject in storage.read_subjects(args.dataset)] if known is None else known.names
-    prompts = write_prompts(names, args.text, args.kind, args.every_order)
-    data: dict[str, Any] = {"prompts": prompts, "negative_prompt": NEGATIVE, "subjects": names}
+    style = args.captions or (SENTENCE if known is None else known.captions)
+    prompts = write_prompts(names, args.text, args.kind, args.every_order, style)
+    data: dict[str, Any] = {"prompts": prompts, "negative_prompt": NEGATIVE, "subjects": names, "captions": style}
     if known is not None:
         talk.say(f"{args.lora}: {', '.join(names)}; trained on {known.base} at {known.size[0]}x{known.size[1]} px.")
         data |= {"base": known.base, "size": list(known.size)}

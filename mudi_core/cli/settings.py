@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..stage.captions import STYLES
 from .options import relative_scale
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ CHOICES: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("auto", "off", "selective", "full"),
         "compute cheap values, or all, twice to use less memory (default: auto, as much as the card needs)",
     ),
+    "--captions": (
+        "captions",
+        tuple(STYLES),
+        "how compositions, and photos without a caption, are told (default: what the model reads, sentence for SDXL)",
+    ),
 }
 SWITCHES: dict[str, tuple[str, str]] = {
     "--buckets": ("buckets", "train photos near their own aspect instead of square"),
@@ -89,6 +95,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         type=relative_scale,
         metavar="A:B=1:2",
         help='heights in compositions, e.g. "olis:hta=1:2" when hta is twice as tall (default: all about alike)',
+    )
+    parser.add_argument(
+        "--caption-template",
+        default="",
+        metavar="TEXT",
+        help='your own caption of compositions: "{count}, {subjects}, {background} background, pasted"; {subjects} are '
+        "the names, {classes} the class nouns (default: that of --captions)",
     )
     for option, (name, kind, metavar, words) in SETTINGS.items():
         parser.add_argument(option, dest=name, type=kind, metavar=metavar, help=words)
@@ -133,5 +146,6 @@ def train_config(args: argparse.Namespace, side: int, compute: str) -> TrainConf
         method=args.method,
         seed=args.seed,
         layout=replace(start.samples.layout, relative_scale=args.relative_scale),
+        caption_template=args.caption_template,
         **(preset | {"precision": compute} | chosen),
     )

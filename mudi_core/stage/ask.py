@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from ..types import MudiError
 from .endpoint import BadEndpoint, Endpoint, call
@@ -58,31 +60,39 @@ def ask_layout(
     the model works; an exception from it ends the request. Raise `NoPrompt`, `BadEndpoint` or `BadReply`.
     """
     endpoint = endpoint or Endpoint()
-    messages = [{"role": "user", "content": question(names, prompt, size)}]
-    model = endpoint.model.strip() or _first_model(endpoint, on_wait)
+    messages: list[dict[str, Any]] = [{"role": "user", "content": question(names, prompt, size)}]
+    endpoint = replace(endpoint, model=endpoint.model.strip() or _first_model(endpoint, on_wait))
     for is_last in (False, True):
-        body = {"model": model, "messages": messages, "seed": seed % 2**31, "stream": False}
-        answer = call(endpoint, "/chat/completions", body, on_wait)
-        try:
-            reply = str(answer["choices"][0]["message"]["content"] or "")
-        except (KeyError, IndexError, TypeError):
-            raise BadEndpoint(
-                f"{endpoint.address} answered, but not in OpenAI's chat format. Use another endpoint."
-            ) from None
+        reply = chat(endpoint, messages, seed, on_wait)
         try:
             return _all_of(parse_places(reply), [name.split()[0] for name in names])
         except BadPlaces as error:
             if is_last:
                 excerpt = " ".join(reply.split())[:200]
                 raise BadReply(
-                    f"{model} gave no layout, even when asked again: {error} It answered: {excerpt!r}"
+                    f"{endpoint.model} gave no layout, even when asked again: {error} It answered: {excerpt!r}"
                 ) from None
-            log.info("%s is asked again: %s", model, error)
+            log.info("%s is asked again: %s", endpoint.model, error)
             messages += [
                 {"role": "assistant", "content": reply},
                 {"role": "user", "content": f"{error} Answer with the JSON object alone."},
             ]
     raise AssertionError("unreachable")
+
+
+def chat(
+    endpoint: Endpoint, messages: list[dict[str, Any]], seed: int, on_wait: Callable[[], None] | None = None
+) -> str:
+    """Return the reply of a language model to these messages, in OpenAI's chat format. Raise `BadEndpoint`."""
+    model = endpoint.model.strip() or _first_model(endpoint, on_wait)
+    body = {"model": model, "messages": messages, "seed": seed % 2**31, "stream": False}
+    answer = call(endpoint, "/chat/completions", body, on_wait)
+    try:
+        return str(answer["choices"][0]["message"]["content"] or "")
+    except (KeyError, IndexError, TypeError):
+        raise BadEndpoint(
+            f"{endpoint.address} answered, but not in OpenAI's chat format. Use another endpoint."
+        ) from None
 
 
 def _all_of(places: dict[str, Place], tokens: Sequence[str]) -> dict[str, Place]:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -18,6 +19,8 @@ from torch import Tensor
 from ..levels import Levels
 from ..names import leads_out
 from ..types import MudiError, Photo, readable
+from .captions import SUFFIXES as CAPTIONS
+from .captions import caption_file, read_caption
 
 log = logging.getLogger(__name__)
 
@@ -118,10 +121,10 @@ def read_mask(path: Path, photo: Photo, within: Path | None = None) -> Tensor:
 def read_photos(
     folder: Path, on_step: Callable[[int, int], None] | None = None, within: Path | None = None
 ) -> tuple[Photo, ...]:
-    """Read all photos of a folder, in the order of `photo_paths`.
+    """Read all photos of a folder, in the order of `photo_paths`, each with the caption beside it, if there is one.
 
     `on_step` is called with photos done and photos in all. A warning names files that look like photos but are not
-    read. Raise `NoPhotos`, or `BadPhoto` with the name of the file.
+    read. Raise `NoPhotos`, or `BadPhoto` or `captions.BadCaption` with the name of the file.
     """
     paths = photo_paths(folder)
     left_out = passed_over(folder)
@@ -130,7 +133,8 @@ def read_photos(
     check_sum(paths)
     photos: list[Photo] = []
     for path in paths:
-        photos.append(read_photo(path, within))
+        caption = read_caption(path, within)  # first: it is read faster than the photo
+        photos.append(replace(read_photo(path, within), caption=caption))
         if on_step is not None:
             on_step(len(photos), len(paths))
     return tuple(photos)
@@ -178,12 +182,13 @@ def passed_over(folder: Path) -> str:
     pictures = [path.name for path in others if path.suffix.lower() in OTHER_PICTURES and path.stem not in stems]
     masks = [path.name for path in others if path.suffix.lower() in SUFFIXES and not path.is_dir()]
     masks = [name for name in masks if Path(name).stem.removeprefix(MASK_PREFIX) not in stems]
-    captions = [path.name for path in others if path.suffix.lower() in (".txt", ".caption") and path.stem in stems]
+    used = [caption_file(photo) for photo in photos]
+    captions = [path.name for path in others if path.suffix in CAPTIONS and path.stem in stems and path not in used]
     folders = [path.name for path in others if path.is_dir() and _holds_photos(path)]
     left_out = [
         (pictures, "of a kind that cannot be read: save them as JPEG or PNG"),
         (masks, "masks by their names, without a photo: rename them if they are photos"),
-        (captions, "captions, which are not read from text files: write them into the captions of the subject"),
+        (captions, "second captions of a photo: of .txt and .caption the first is read"),
         (folders, "folders with photos inside: name each of them instead"),
     ]
     said = [f"{_some(names)} ({why})" for names, why in left_out if names]
