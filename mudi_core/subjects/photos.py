@@ -93,25 +93,20 @@ def read_photo(path: Path, within: Path | None = None) -> Photo:
     name = readable(path.name)
     if picture.mode == "CMYK":
         log.warning("%s is CMYK, for print. It is read as RGB; its colours may change a little.", name)
-    if picture.mode.startswith("I"):
-        image: Tensor = _sixteen_bits(picture)[:, :, None].repeat(1, 1, 3)
-    else:
-        image = Levels(torch.from_numpy(_pixels(_on(picture, "white", "RGB"))))
-    return Photo(name, image, source=path)
+    pixels = _pixels(_on(picture, "white", "RGB"))
+    return Photo(name, Levels(torch.from_numpy(pixels)), source=path)
 
 
 def read_mask(path: Path, photo: Photo, within: Path | None = None) -> Tensor:
     """Read the mask of `photo`: float ``[h, w]``, 0..1, white where the subject is, upright like the photo.
 
-    A mask without EXIF data that has the size of the photo before rotation is rotated with the photo. The size is not
-    checked here: `Subject` does that. ``within``: the folder that no link may lead out of. Raise `BadPhoto`.
+    A mask without EXIF data that has the size of the photo before rotation is rotated with the photo. ``within``: the
+    folder that no link may lead out of. Raise `BadPhoto`, also for a mask of another size, before it is decoded.
     """
-    picture = _read_picture(path, within)
+    picture = _read_picture(path, within, photo)
     if picture.size != photo.size and picture.size == photo.size[::-1] and photo.source is not None:
         with Image.open(photo.source, formats=FORMATS) as taken:
             picture = _upright(picture, taken)
-    if picture.mode.startswith("I"):
-        return _sixteen_bits(picture)
     levels = _pixels(_on(picture, "black", "L"))
     if levels.max() == 1:  # an array of 0 and 1 saved unscaled: it looks black, but 1 is meant as white
         levels = levels * np.uint8(255)
@@ -220,7 +215,8 @@ def _sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
         ]
     except OSError as error:
         raise NoPhotos(f"{folder} cannot be read: {error.strerror or error}.") from error
-    return photos, [path for path in every if path not in photos]
+    used = set(photos)
+    return photos, [path for path in every if path not in used]
 
 
 def read_masks(folder: Path, photos: Sequence[Photo]) -> tuple[Tensor, ...]:
@@ -255,8 +251,11 @@ def _unread(path: Path) -> str:
     return "is HEIC or AVIF, which cannot be read, whatever its name says. Save it as JPEG."
 
 
-def _read_picture(path: Path, within: Path | None) -> Image.Image:
-    """Return the pixels of a picture, upright, in a mode that can become RGB or grey; refuse dangerous files."""
+def _read_picture(path: Path, within: Path | None, of: Photo | None = None) -> Image.Image:
+    """Return the pixels of a picture, upright, in a mode that can become RGB or grey; refuse dangerous files.
+
+    ``of``: the photo that the picture is a mask of.
+    """
     try:
         with path.open("rb") as file:
             if within is not None and leads_out(file, path, within):
@@ -265,6 +264,11 @@ def _read_picture(path: Path, within: Path | None) -> Image.Image:
             _check_scans(file, path)
             with Image.open(file, formats=FORMATS) as picture:
                 _check_picture(picture, path)
+                if of is not None and sorted(picture.size) != sorted(of.size):
+                    raise BadPhoto(
+                        f"{of.name}: the mask {path} is {picture.width}x{picture.height} px, the photo "
+                        f"{of.size[0]}x{of.size[1]} px. Draw the mask on the photo itself, at its own size."
+                    )
                 picture.load()
                 upright = _upright(picture, picture)
     except FileNotFoundError:
@@ -373,12 +377,20 @@ def _upright(picture: Image.Image, taken: Image.Image) -> Image.Image:
     return picture.transpose(turn) if turn is not None else picture
 
 
-def _sixteen_bits(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture, dtype=np.float32) / 65535)
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Return a grey picture of 16 bits in 8, rounded, strip by strip: Pillow would cut the values off at 255."""
+    width, height = picture.size
+    levels = np.empty((height, width), np.uint8)
+    for top in range(0, height, 256):
+        strip = np.asarray(picture.crop((0, top, width, min(top + 256, height)))).astype(np.uint32)
+        levels[top : top + 256] = (strip + 128) // 257
+    return Image.fromarray(levels)
 
 
 def _on(picture: Image.Image, colour: str, mode: str) -> Image.Image:
     """Put a picture with transparency on a colour, and convert it."""
+    if picture.mode.startswith("I"):
+        picture = _eight_bits(picture)
     if picture.has_transparency_data:
         layer = Image.new("RGBA", picture.size, colour)
         layer.alpha_composite(picture.convert("RGBA"))
