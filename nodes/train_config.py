@@ -55,6 +55,7 @@ def config_of(
         "precision": "bf16" if computes_in_bf16(family) else "fp32",
         "preview_every": preview_every,
         **{name: chosen[name] or value for name, value in at_0.items()},
+        "target_modules": usual.learning.target_modules,
         **preset,
         **settings.values,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,21 @@ import pytest
 import torch
 from comfyui import Comfy
 from models import weights
-from tiny_models import TINY, conditions, encoded, known, tiny
+from tiny_models import TINY, Vae, conditions, encoded, known, tiny
 
 from mudi_core.bases.families import FAMILIES, OTHER, usual
 from mudi_core.bases.promise import Denoiser
+from mudi_core.jobs.train import Training
 from mudi_core.lora.adapter import Adapter
 from mudi_core.lora.file import load_lora, save_lora
+from mudi_core.train.cache import Cache
 from mudi_core.train.config import TrainConfig
+from mudi_core.train.encode import Encoder
+from mudi_core.train.parts import BadTrainConfig
 from mudi_core.train.plan import Plan
 from mudi_core.train.recompute import checkpointing
 from mudi_core.train.step import Trainee, batch_loss
+from mudi_core.types import SubjectSet
 
 NOT_LEARNED = ("*mod*", "*adaLN*", "*embed*", "*llm_adapter*", "*refiner*", "*guidance*", "*txt*", "*context*")
 """Modulation, embedders and what reads the text."""
@@ -134,6 +140,92 @@ def sampled_in_training(denoiser: Any, comfy: Comfy, family: str) -> torch.Tenso
         a, b = noise.parts_of_clean(denoiser._sampling, sigma)
     assert sampling is denoiser.patcher.model.model_sampling
     return a * x + b * answer
+
+
+class Clip:
+    """Reads captions as the text encoders of a tiny model do, by their letters."""
+
+    def __init__(self, family: str) -> None:
+        self.family, self.cond_stage_model = family, torch.nn.Identity()
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens(self, tokens: str, return_dict: bool) -> dict[str, Any]:
+        read = conditions(self.family, seed=len(tokens))
+        return {"cond": read.pop("cross_attn")[None], "pooled_output": None} | {n: v[None] for n, v in read.items()}
+
+
+@pytest.mark.parametrize("family", ["flux1", "aura_flow", "qwen_image", "sd3"])
+def test_the_same_graph_trains_and_starts_every_family(
+    comfy: Comfy, drawn_subjects: SubjectSet, family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Seg-Mix Dataset, Train LoRA by itself, Layout, Init Latent with the model, the plain KSampler."""
+    model, shape = tiny(comfy, family), TINY[family].latent
+    vae, before = Vae(shape[0], 8, frames=len(shape) == 4), weights(model)
+    dataset, _ = comfy.run(
+        "MudiSegMixDataset", subjects=drawn_subjects, probability=0.5, relative_sizes="", overlap=0.2,
+        background_weight=1.0,
+    ).result  # fmt: skip
+    output = comfy.run(
+        "MudiTrainLora", model=model, clip=Clip(family), vae=vae, dataset=dataset, name=f"graph_{family}",
+        method="segmix", preset="auto", steps=2, rank=0, learning_rate=0.0, batch_size=0, seed=1,
+    )  # fmt: skip
+    wearing, name, _ = output.result
+    about = load_lora(comfy.base / "models" / "loras" / name)[1]
+    learned = json.loads(about["mudi_config"])
+    assert about["ss_base_model_version"] == family and learned["dco_beta"] == 0 and learned["resolution"] == 512
+    (placed,) = comfy.run(
+        "MudiLayout", subjects=drawn_subjects, mode="random", width=128, height=128, seed=3, text="", overlap=0.2,
+        relative_sizes="",
+    ).result[:1]  # fmt: skip
+    latent, sees = comfy.run(
+        "MudiInitLatent", layout=placed, vae=vae, gamma=2.0, batch_size=1, seed=3, model=wearing
+    ).result
+    words = [[conditions(family)["cross_attn"][None], {n: v[None] for n, v in TINY[family].more.items()}]]
+    pictures = []
+    for by in (sees, wearing):
+        (samples,) = comfy.run_stock(
+            "KSampler", model=by, seed=5, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple", positive=words,
+            negative=words, latent_image=latent, denoise=1.0,
+        )  # fmt: skip
+        pictures.append(samples["samples"])
+    assert all(one.isfinite().all() and one.shape == latent["samples"].shape for one in pictures)
+    assert not torch.allclose(*pictures, atol=1e-3)
+    comfy.core("comfy.model_management").unload_all_models()
+    assert all(map(torch.equal, weights(model), before))
+
+
+def test_min_snr_has_no_meaning_for_a_flow(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    base = comfy.module("base").ComfyBase(tiny(comfy, "flux1"), Clip("flux1"), Vae(16, 8))
+    config = TrainConfig.usual(base.usual, min_snr_gamma=5.0)
+    with pytest.raises(BadTrainConfig, match="taught a flow, which has none. Leave it off"):
+        Training(base, drawn_subjects, config)
+
+
+def test_what_a_caption_becomes_keeps_its_kinds(comfy: Comfy) -> None:
+    """Ids stay whole numbers, also through the trainer's encoder; what has no batch dimension gets none."""
+    convert = comfy.module("convert")
+
+    class Ids(Clip):
+        def encode_from_tokens(self, tokens: str, return_dict: bool) -> dict[str, Any]:
+            ids = {
+                "t5xxl_ids": torch.arange(5, dtype=torch.int),
+                "layers": 3,
+                "attention_mask": torch.ones(1, 4).long(),
+            }
+            return super().encode_from_tokens(tokens, return_dict) | ids
+
+    read = convert.encode_text(Ids("flux1"))
+    encoder = Encoder(lambda images: torch.zeros(len(images), 16, 8, 8), read, Cache(None))
+    (kept,) = encoder.texts(["a photo"], None)
+    given = convert.conditioning(kept)
+    assert given["layers"] == 3 and given["cross_attn"].shape == (1, 12, 24)
+    assert (
+        torch.equal(given["t5xxl_ids"], torch.arange(5, dtype=torch.int))
+        and not given["attention_mask"].is_floating_point()
+    )
+    assert given["attention_mask"].shape == (1, 4) and given["pooled_output"].shape == (1, 16)
 
 
 def test_a_family_is_recognized(comfy: Comfy, family: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfyui import Comfy
 from models import advanced, taught
-from tiny_models import TINY, conditions, encoded, known, tiny
+from tiny_models import TINY, Vae, conditions, encoded, known, tiny
 
 from mudi_core.start.init_latent import SHARE, BadCanvas, init_latent, missing_share
 from mudi_core.types import Layout, Mix
@@ -134,21 +134,6 @@ def test_a_second_start_replaces_the_first(comfy: Comfy) -> None:
     sigmas, eps = torch.tensor([1.0, 0.0]), torch.randn(2, 4, 16, 16)
     once = first_seen(comfy, module.with_start(model, start), start, sigmas, eps)
     assert torch.equal(first_seen(comfy, twice, start, sigmas, eps), once)
-
-
-class Vae:
-    """One that averages over cells, of any number of channels and any factor."""
-
-    def __init__(self, channels: int, shrinks: int, frames: bool = False) -> None:
-        self.latent_channels, self.shrinks, self.frames = channels, shrinks, frames
-
-    def spacial_compression_encode(self) -> int:
-        return self.shrinks
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        small = torch.nn.functional.avg_pool2d(images.movedim(3, 1), self.shrinks)
-        latent = small.repeat(1, self.latent_channels, 1, 1)[:, : self.latent_channels]
-        return latent[:, :, None] if self.frames else latent
 
 
 def canvas(side: int = 128) -> Mix:

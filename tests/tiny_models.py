@@ -175,6 +175,9 @@ def tiny(comfy: Comfy, family: str) -> Any:
             values = torch.randn(weight.shape, generator=generator)
             scale = weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.1
             weight.copy_(values * scale + (weight.ndim < 2 and name.endswith(("scale", "weight"))))
+        for name, buffer in model.model.diffusion_model.named_buffers():
+            if name == "pos_embed":  # of SD 3, which a file fills
+                buffer.copy_(torch.randn(buffer.shape, generator=generator))
     model.model.eval()
     return model
 
@@ -189,3 +192,18 @@ def conditions(family: str, seed: int = 1) -> dict[str, torch.Tensor]:
 def encoded(family: str, count: int, seed: int = 2) -> torch.Tensor:
     """What the family's VAE gives for pictures, ``[count, c, ...]``."""
     return torch.randn(count, *TINY[family].latent, generator=torch.Generator().manual_seed(seed))
+
+
+class Vae:
+    """One that averages over cells, of any number of channels and any factor."""
+
+    def __init__(self, channels: int, shrinks: int, frames: bool = False) -> None:
+        self.latent_channels, self.shrinks, self.frames = channels, shrinks, frames
+
+    def spacial_compression_encode(self) -> int:
+        return self.shrinks
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        small = torch.nn.functional.avg_pool2d(images.movedim(3, 1), self.shrinks)
+        latent = small.repeat(1, self.latent_channels, 1, 1)[:, : self.latent_channels]
+        return latent[:, :, None] if self.frames else latent
