@@ -83,8 +83,8 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
                     options=list(CAPTIONS),
                     default=CAPTIONS[0],
                     optional=True,
-                    tooltip="How compositions, and photos without a caption of their own, are told. sentence: as in "
-                    "the paper. tags: '2girls, olis, hta', for anime models. FLUX (official): as the official code "
+                    tooltip="How captions of compositions, and of photos without one, are written. sentence: as "
+                    "in the paper. tags: '2girls, olis, hta', for anime models. FLUX (official): as the official code "
                     "does for FLUX. auto: what is usual for the model of Train LoRA.",
                 ),
                 io.String.Input(
@@ -130,7 +130,7 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
         layout = LayoutConfig(relative_scale=_relative_scale(relative_sizes), max_overlap=overlap)
         dataset = TrainingSet(subjects, priors, probability, layout, background_weight, captions, template)
         sheet = drawing.grid(_examples(subjects, layout), COLUMNS)
-        words = f"{EXAMPLES} examples of what training will see{_told(subjects, captions, template)}"
+        words = f"{EXAMPLES} examples of what training will see{_caption_shown(subjects, captions, template)}"
         return io.NodeOutput(dataset, sheet[None], ui=host.preview([sheet], cls, words))
 
 
@@ -140,7 +140,7 @@ def _check(template: str) -> None:
         check_template(template)
 
 
-def _told(subjects: SubjectSet, captions: str, template: str) -> str:
+def _caption_shown(subjects: SubjectSet, captions: str, template: str) -> str:
     """Return the caption of a composition, in words for the node; nothing where no composition has one."""
     if len(subjects) < 2 or (captions == "auto" and not template):
         return ""

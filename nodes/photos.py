@@ -70,7 +70,7 @@ class LoadPhotos(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        from ..mudi_core.subjects.captions import offered, too_long
+        from ..mudi_core.subjects.captions import offer_of, too_long
         from ..mudi_core.subjects.photos import passed_over, read_photos
 
         where = host.input_folder(folder, PHOTOS)
@@ -78,7 +78,7 @@ class LoadPhotos(io.ComfyNode):  # type: ignore[misc]
             photos = read_photos(where, update, host.input_root())
         # Other nodes call them by number.
         names = [f"photo {number}: {photo.name}" for number, photo in enumerate(photos, start=1)]
-        captions, offer = [photo.caption for photo in photos], offered(folder)
+        captions, offer = [photo.caption for photo in photos], offer_of(folder)
         remarks = [_counted(captions), "" if offer is None else offer.words, *too_long(photos), passed_over(where)]
         words = "\n".join(filter(None, [*names, *remarks]))
         shown = host.preview([drawing.small(photo.image) for photo in photos], cls, words)

@@ -19,7 +19,7 @@ from mudi_core.cli import main
 from mudi_core.stage.describe import NoClassNoun, ask_class, class_question, read_class
 from mudi_core.stage.endpoint import BadEndpoint, Endpoint
 from mudi_core.subjects import captions
-from mudi_core.subjects.captions import BadCaption, named, offered, read_caption, too_long
+from mudi_core.subjects.captions import BadCaption, named, offer_of, read_caption, too_long
 from mudi_core.subjects.photos import passed_over, read_photos
 from mudi_core.subjects.storage import read_subjects
 from mudi_core.types import Photo
@@ -109,7 +109,7 @@ def test_a_link_to_elsewhere_is_not_read(folder: Path, tmp_path_factory: pytest.
     ],
 )
 def test_a_folder_in_kohyas_form_offers_names(name: str, found: tuple[str, str, int] | None) -> None:
-    offer = offered(name)
+    offer = offer_of(name)
     assert (offer and (offer.token, offer.class_noun, offer.repeats)) == found
     if offer is not None:
         assert f"token '{offer.token}'" in offer.words and f"{offer.repeats}, is ignored" in offer.words

@@ -119,9 +119,9 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
 
 def _names(args: argparse.Namespace, talk: Talk) -> tuple[str, str]:
     """Return token and class noun as the user gave them, or else as the folder's name offers them, which is said."""
-    from ..subjects.captions import offered
+    from ..subjects.captions import offer_of
 
-    offer = offered(args.photos.resolve().name)
+    offer = offer_of(args.photos.resolve().name)
     token = args.token if args.token is not None else offer and offer.token
     noun = args.class_noun if args.class_noun is not None else offer and offer.class_noun
     if not token:

@@ -62,7 +62,7 @@ CHOICES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "--captions": (
         "captions",
         tuple(STYLES),
-        "how compositions, and photos without a caption, are told (default: what the model reads, sentence for SDXL)",
+        "how captions of compositions, and of photos without one, are written (default: sentence)",
     ),
 }
 SWITCHES: dict[str, tuple[str, str]] = {

@@ -33,11 +33,11 @@ class NoClassNoun(MudiError):
 
 def class_question(class_noun: str, captions: Sequence[str] = ()) -> str:
     """Return the question for a language model that sees a photo, whose answer `read_class` can read."""
-    told = "".join(f"\nIt is told as: {caption}" for caption in list(captions)[:3] if caption)
+    hints = "".join(f"\nIt is described as: {caption}" for caption in list(captions)[:3] if caption)
     return (
         f"What exactly is the {class_noun} in this picture? Answer with its kind and what sets it apart from others of "
         "its kind, in two to five plain words such as 'fluffy brown corgi' or 'silver-haired girl', and with nothing "
-        f"else.{told}"
+        f"else.{hints}"
     )
 
 
@@ -48,9 +48,9 @@ def read_class(answer: str) -> str:
     noun = " ".join(re.sub(r"^(an?|the)\s+", "", noun, flags=re.IGNORECASE).split())
     is_plain = noun == readable(noun) and not misread_in_prompts(noun)
     if not noun or not is_plain or len(noun.split()) > MOST_WORDS or len(noun) > LONGEST_NOUN:
-        said = " ".join(answer.split())[:120]
+        excerpt = " ".join(answer.split())[:120]
         raise NoClassNoun(
-            f"The language model's answer is no class noun: {said!r}. Ask it for two to five plain words, such as "
+            f"The language model's answer is no class noun: {excerpt!r}. Ask it for two to five plain words, such as "
             "'fluffy brown corgi', and nothing else."
         )
     return noun

@@ -49,7 +49,7 @@ class Offer:
         )
 
 
-def offered(folder: str) -> Offer | None:
+def offer_of(folder: str) -> Offer | None:
     """Return what the name of a folder in kohya's form, "10_olis dog", offers; None for other names."""
     match = _KOHYA.fullmatch(folder.strip())
     if match is None:
@@ -101,22 +101,22 @@ def named(photos: Sequence[Photo], token: str, class_noun: str) -> tuple[tuple[P
     A caption that says the token stays to the letter. Tags that do not get the name first; in a sentence the token goes
     before the class noun, or the name to the beginning. No caption stays none.
     """
-    said = [photo.caption and with_name(photo.caption, (token, class_noun)) for photo in photos]
-    told = tuple(
+    captions = [photo.caption and with_name(photo.caption, (token, class_noun)) for photo in photos]
+    captioned = tuple(
         photo if caption == photo.caption else replace(photo, caption=caption)
-        for photo, caption in zip(photos, said, strict=True)
+        for photo, caption in zip(photos, captions, strict=True)
     )
-    changed = [new.name for old, new in zip(photos, told, strict=True) if new is not old]
+    changed = [new.name for old, new in zip(photos, captioned, strict=True) if new is not old]
     remarks = []
     if changed:
         which = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
         remarks.append(
             f"The captions of {which} did not say '{token}', so they would not have taught that name: it was put in."
         )
-    missing = [photo.name for photo in told if not photo.caption]
-    if missing and len(missing) < len(told):
+    missing = [photo.name for photo in captioned if not photo.caption]
+    if missing and len(missing) < len(captioned):
         remarks.append(f"Without a caption: {', '.join(missing[:5])}. Training writes one with the name alone.")
-    return told, remarks + too_long(told)
+    return captioned, remarks + too_long(captioned)
 
 
 def too_long(photos: Sequence[Photo]) -> list[str]:

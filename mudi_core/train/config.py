@@ -143,5 +143,5 @@ def _json(values: Mapping[str, Any]) -> str:
             return dict(value)
         raise TypeError(f"{type(value).__name__} has no JSON form")
 
-    told = {name: value for name, value in values.items() if name not in CAME_LATER or value != CAME_LATER[name]}
-    return json.dumps(told, default=plain, sort_keys=True)
+    different = {name: value for name, value in values.items() if name not in CAME_LATER or value != CAME_LATER[name]}
+    return json.dumps(different, default=plain, sort_keys=True)

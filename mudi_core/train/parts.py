@@ -29,7 +29,7 @@ and masks take 2.5 GB. It does not depend on the memory of the machine, so that 
 
 CAME_LATER = {"captions": SENTENCE, "caption_template": ""}
 """Settings that earlier versions did not have, and what these did. A run with these values is the same as theirs, so
-nothing is said of them where runs, plans and LoRAs are told apart: stopped runs and caches of before go on."""
+they are left out where runs, plans and LoRAs are told apart: stopped runs and caches of before go on."""
 
 
 class BadTrainConfig(MudiError):
@@ -77,7 +77,7 @@ class Samples:
     prior_loss_weight: float = 1.0
     """Weight of the loss on prior images, if there are any, with and without DCO; 0 leaves them out."""
     captions: str = SENTENCE
-    """How compositions, and photos without a caption, are told: one of `stage.captions.STYLES`."""
+    """How captions of compositions, and of photos without one, are written: one of `stage.captions.STYLES`."""
     caption_template: str = ""
     """The user's own caption of compositions, with {subjects} for the names; empty: that of the style."""
 
