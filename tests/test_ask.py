@@ -7,13 +7,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from mudi_core.stage.ask import BadReply, NoPrompt, ask_layout, question
-from mudi_core.stage.endpoint import LOCAL, BadEndpoint, BadKey, Endpoint, StrangeEndpoint, check_named
+from mudi_core.stage.endpoint import LOCAL, BadEndpoint, BadKey, BadProxy, Endpoint, StrangeEndpoint, check_named
 from mudi_core.stage.layout_text import Place
 
 NAMES = ("olis corgi", "hta chow chow")
@@ -283,6 +284,64 @@ def test_an_address_that_is_none_is_told(url: str) -> None:
         Endpoint(url)
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/" + "a" * 100_000, "http://" + "a." * 50_000 + "example"])
+def test_an_address_of_any_length_is_told_in_short(url: str) -> None:
+    with pytest.raises(BadEndpoint, match="is not an address of a language model") as told:
+        Endpoint(url)
+    assert len(str(told.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        *("http://user:pa55@proxy:abc", "http://[::1", "http://proxy:99999", "http://", "http://pro xy:80"),
+        *("socks5://user:pa55@127.0.0.1:9", ":8080"),
+    ],
+)
+def test_a_proxy_that_is_none_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    monkeypatch.setenv("https_proxy", proxy)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(BadProxy, match="HTTPS_PROXY is not the address") as told:
+        ask_layout(NAMES, "at sea", (64, 64), Endpoint("https://model.invalid/v1", "m"))
+    assert "pa55" not in str(told.value)
+
+
+@pytest.mark.parametrize("proxied", [False, True])
+@pytest.mark.parametrize("cancels", [False, True])
+def test_a_handshake_that_drips_is_hung_up_on(monkeypatch: pytest.MonkeyPatch, cancels: bool, proxied: bool) -> None:
+    """A TLS record of 16 kB, a byte at a time; with a proxy, its answer to the tunnel."""
+    hung_up = threading.Event()
+
+    def drip() -> None:
+        line, _ = server.accept()
+        with line, suppress(OSError):
+            line.recv(4096)
+            line.sendall(b"HTTP/1.1 200 OK\r\nX: " if proxied else b"\x16\x03\x03\x40\x00")
+            while True:
+                line.sendall(b"\x02")
+                time.sleep(0.05)
+        hung_up.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, daemon=True).start()
+        here = f"127.0.0.1:{server.getsockname()[1]}"
+        for name in ("HTTPS_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, f"http://{here}" if proxied else "")
+        monkeypatch.delenv("no_proxy", raising=False)
+        begun = time.monotonic()
+
+        def wait() -> None:
+            if cancels and time.monotonic() - begun > 0.3:
+                raise InterruptedError
+
+        address = "https://model.invalid/v1" if proxied else f"https://{here}/v1"
+        with pytest.raises(InterruptedError if cancels else BadEndpoint):
+            ask_layout(NAMES, "at sea", (64, 64), Endpoint(address, "m", timeout=30.0 if cancels else 0.7), 0, wait)
+        assert time.monotonic() - begun < 5 and hung_up.wait(5)
+    assert not any(thread.name == "mudi language model" for thread in threading.enumerate())
+
+
 @pytest.mark.parametrize(
     "suffix", ["#", "?", "?x=", "/interrupt#", "/v1;x=1?", "/a b", "/v1\r\nX: y", "/..", "/%23", "/\\x", "/v1#/../.."]
 )
@@ -324,6 +383,7 @@ def test_a_line_break_behind_a_key_is_none_of_it(stub: Stub, monkeypatch: pytest
         (500, {}, "Bearer sk-very-secret failed"),
         "sk-very-secret",
         (200, {}, '{"sk-very-secret'),
+        (200, {}, '{"choices": [{"message": {"content": "\\u0073k-very-secret"}}]}'),
     ],
 )
 def test_a_key_that_the_endpoint_quotes_is_not_told(stub: Stub, monkeypatch: pytest.MonkeyPatch, reply: Any) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
@@ -38,10 +39,13 @@ _CONNECTING = 10.0
 _FAREWELL = 1.0
 """Seconds to wait for the end of a stopped request."""
 _MOST_LEFT = 4
-"""Most threads that may be left behind at a time: nothing ends the system's look-up of an address."""
+"""Most threads that may be left behind at a time: nothing ends the system's look-up of an address, or a connecting."""
 _PATH = re.compile(r"(/[\w.~:@+-]+)*", re.ASCII)
 """What may stand between the host and the path of a request: nothing that would end that path."""
 _KEY = re.compile(r"[!-~]+")
+_PROXY = "http://proxy.example:8080"
+_LONGEST = 500
+"""Most letters of an address."""
 
 
 class BadEndpoint(MudiError):
@@ -50,6 +54,10 @@ class BadEndpoint(MudiError):
 
 class StrangeEndpoint(MudiError):
     """An address in a workflow that the user of this machine has not allowed."""
+
+
+class BadProxy(MudiError):
+    """A proxy in the environment that is not the address of one."""
 
 
 class BadKey(MudiError):
@@ -78,8 +86,10 @@ class Endpoint:
                 f"The address of the language model contains a password. Put the password into {KEY_VARIABLE}."
             )
         is_whole = "?" not in self.address and "#" not in self.address and _PATH.fullmatch(parts.path)
-        if not usable or not is_whole or re.search(r"[\s\x00-\x1f\\]", self.address) or "/.." in parts.path:
-            raise BadEndpoint(f"{self.address!r} is not an address of a language model. It should look like {LOCAL}.")
+        is_odd = re.search(r"[\s\x00-\x1f\\]", self.address) or "/.." in parts.path or len(self.address) > _LONGEST
+        if not usable or not is_whole or is_odd:
+            shown = repr(self.address if len(self.address) <= _LONGEST else f"{self.address[:40]}...")
+            raise BadEndpoint(f"{shown} is not an address of a language model. It should look like {LOCAL}.")
 
     @property
     def address(self) -> str:
@@ -127,8 +137,8 @@ def call(endpoint: Endpoint, path: str, body: dict[str, Any] | None, on_wait: Ca
     """
     if sum(isinstance(thread, _Request) for thread in threading.enumerate()) >= _MOST_LEFT:
         raise BadEndpoint(
-            f"{_MOST_LEFT} earlier requests still look up the address of their language model. Wait a minute, and "
-            "check whether the network's name server answers."
+            f"{_MOST_LEFT} earlier requests still look up the address of their language model, or connect to it. Wait "
+            "a minute, and check the address and whether the network's name server answers."
         )
     request = _Request(endpoint, path, None if body is None else json.dumps(body).encode())
     ends = time.monotonic() + endpoint.timeout
@@ -151,7 +161,7 @@ def call(endpoint: Endpoint, path: str, body: dict[str, Any] | None, on_wait: Ca
     if len(request.answer) > LARGEST_ANSWER:
         raise BadEndpoint(f"{endpoint.address} answered with more than {LARGEST_ANSWER:,} bytes. Use another model.")
     try:
-        return json.loads(request.hidden(request.answer.decode()))
+        return request.hidden_in(json.loads(request.answer.decode()))
     except (ValueError, RecursionError):
         raise BadEndpoint(f"{endpoint.address}{path} did not answer with JSON. Check the address.") from None
 
@@ -165,8 +175,8 @@ def _late(endpoint: Endpoint) -> BadEndpoint:
 class _Request(threading.Thread):
     """A request in a thread, so that the waiting can be ended; `stop` closes its socket, which ends the request.
 
-    While the system looks up the address there is no socket, and nothing can end that. Such a thread is left behind: it
-    sends nothing any more and does not keep the process alive.
+    While the system looks up the address or connects there is no socket, and nothing can end that. Such a thread is
+    left behind: it sends nothing any more and does not keep the process alive.
     """
 
     def __init__(self, endpoint: Endpoint, path: str, data: bytes | None) -> None:
@@ -200,10 +210,21 @@ class _Request(threading.Thread):
         """Close the socket, if there is one, until the thread has ended."""
         self.stopped = True
         ends = time.monotonic() + _FAREWELL
-        while self.is_alive() and time.monotonic() < ends and (open_one := self.socket or self.connection.sock):
+        while self.is_alive() and time.monotonic() < ends and (open_one := self._open_one()):
             with suppress(OSError):
                 open_one.shutdown(socket.SHUT_RDWR)
             self.join(_POLL / 2)
+
+    def _open_one(self) -> socket.socket | None:
+        return getattr(self.connection, "wire", None) or self.socket or self.connection.sock
+
+    def hidden_in(self, answer: Any) -> Any:
+        """Return an answer with `hidden` texts; JSON may spell the key in other letters than the key's own."""
+        if isinstance(answer, dict):
+            return {self.hidden(name): self.hidden_in(one) for name, one in answer.items()}
+        if isinstance(answer, list):
+            return [self.hidden_in(one) for one in answer]
+        return self.hidden(answer) if isinstance(answer, str) else answer
 
     def hidden(self, text: str) -> str:
         """Return a text of the endpoint without the key, which the endpoint knows."""
@@ -228,10 +249,34 @@ class _Request(threading.Thread):
         return error
 
 
+class _Secure(http.client.HTTPConnection):
+    """A connection over https that can be shut down also while the two sides agree on their keys."""
+
+    default_port = http.client.HTTPS_PORT
+
+    def __init__(self, host: str, port: int | None, seconds: float, server: str) -> None:
+        super().__init__(host, port, timeout=seconds)
+        self.server = server
+        """The name that the certificate must have; ``host`` may be a proxy."""
+        self.wire: socket.socket | None = None
+
+    def connect(self) -> None:
+        super().connect()
+        context = ssl.create_default_context()
+        context.set_alpn_protocols(["http/1.1"])
+        self.wire = self.sock.dup()  # `wrap_socket` takes the socket away until it is done
+        self.sock = context.wrap_socket(self.sock, server_hostname=self.server)
+
+    def close(self) -> None:
+        super().close()
+        if self.wire is not None:
+            self.wire.close()
+
+
 def _connection(endpoint: Endpoint) -> http.client.HTTPConnection:
     """Connect to the endpoint directly.
 
-    Only https uses the proxy of the environment, through a tunnel that the proxy cannot read.
+    Only https uses the proxy of the environment, through a tunnel that the proxy cannot read. Raise `BadProxy`.
     """
     parts = urllib.parse.urlsplit(endpoint.address)
     host, seconds = parts.hostname or "", min(endpoint.timeout, _CONNECTING)
@@ -239,12 +284,20 @@ def _connection(endpoint: Endpoint) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(host, parts.port, timeout=seconds)
     named = urllib.request.getproxies().get("https", "")
     if not named or urllib.request.proxy_bypass(host):
-        return http.client.HTTPSConnection(host, parts.port, timeout=seconds)
-    proxy = urllib.parse.urlsplit(named if "//" in named else f"//{named}")
+        return _Secure(host, parts.port, seconds, host)
+    try:
+        proxy = urllib.parse.urlsplit(named if "//" in named else f"//{named}")
+        if proxy.scheme not in ("", "http", "https") or not proxy.hostname:
+            raise ValueError(proxy.scheme)
+        through = _Secure(proxy.hostname, proxy.port or http.client.HTTP_PORT, seconds, host)
+    except (ValueError, http.client.InvalidURL):
+        raise BadProxy(  # what is set may contain a password
+            f"HTTPS_PROXY is not the address of a proxy for http. It should look like {_PROXY}. Set it again, or set "
+            "NO_PROXY to the name of the language model's host."
+        ) from None
     headers = {}
     if proxy.username:
         login = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
         headers["Proxy-Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
-    through = http.client.HTTPSConnection(proxy.hostname or "", proxy.port or 80, timeout=seconds)
-    through.set_tunnel(host, parts.port or 443, headers)
+    through.set_tunnel(host, parts.port or http.client.HTTPS_PORT, headers)
     return through
