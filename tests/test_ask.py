@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from mudi_core.stage.ask import BadReply, NoPrompt, ask_layout, question
-from mudi_core.stage.endpoint import LOCAL, BadEndpoint, BadKey, BadProxy, Endpoint, StrangeEndpoint, check_named
+from mudi_core.stage.connection import BadProxy
+from mudi_core.stage.endpoint import LOCAL, BadEndpoint, BadKey, Endpoint, StrangeEndpoint, check_named
 from mudi_core.stage.layout_text import Place
 
 NAMES = ("olis corgi", "hta chow chow")

@@ -6,24 +6,22 @@ a proxy that could read it, and never appears in a message.
 
 from __future__ import annotations
 
-import base64
 import http.client
 import ipaddress
 import json
 import os
 import re
 import socket
-import ssl
 import threading
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ..types import MudiError
+from .connection import connection_to
 
 URL_VARIABLE, KEY_VARIABLE = "MUDI_LLM_URL", "MUDI_LLM_KEY"
 LOCAL = "http://127.0.0.1:11434/v1"
@@ -34,8 +32,6 @@ LARGEST_REFUSAL = 500
 """Most bytes of an error's text."""
 _POLL = 0.1
 """Seconds between two checks whether the user has stopped."""
-_CONNECTING = 10.0
-"""Seconds to wait for a connection."""
 _FAREWELL = 1.0
 """Seconds to wait for the end of a stopped request."""
 _MOST_LEFT = 4
@@ -43,7 +39,6 @@ _MOST_LEFT = 4
 _PATH = re.compile(r"(/[\w.~:@+-]+)*", re.ASCII)
 """What may stand between the host and the path of a request: nothing that would end that path."""
 _KEY = re.compile(r"[!-~]+")
-_PROXY = "http://proxy.example:8080"
 _LONGEST = 500
 """Most letters of an address."""
 
@@ -54,10 +49,6 @@ class BadEndpoint(MudiError):
 
 class StrangeEndpoint(MudiError):
     """An address in a workflow that the user of this machine has not allowed."""
-
-
-class BadProxy(MudiError):
-    """A proxy in the environment that is not the address of one."""
 
 
 class BadKey(MudiError):
@@ -183,7 +174,7 @@ class _Request(threading.Thread):
         super().__init__(name="mudi language model", daemon=True)
         self.endpoint, self.key, self.data = endpoint, endpoint.key, data
         self.path = urllib.parse.urlsplit(endpoint.address).path + path
-        self.connection = _connection(endpoint)
+        self.connection = connection_to(endpoint.address, endpoint.timeout)
         self.socket: socket.socket | None = None
         self.stopped = False
         self.status, self.reason, self.answer = 0, "", b""
@@ -247,57 +238,3 @@ class _Request(threading.Thread):
                 f"there, or set {URL_VARIABLE}."
             )
         return error
-
-
-class _Secure(http.client.HTTPConnection):
-    """A connection over https that can be shut down also while the two sides agree on their keys."""
-
-    default_port = http.client.HTTPS_PORT
-
-    def __init__(self, host: str, port: int | None, seconds: float, server: str) -> None:
-        super().__init__(host, port, timeout=seconds)
-        self.server = server
-        """The name that the certificate must have; ``host`` may be a proxy."""
-        self.wire: socket.socket | None = None
-
-    def connect(self) -> None:
-        super().connect()
-        context = ssl.create_default_context()
-        context.set_alpn_protocols(["http/1.1"])
-        self.wire = self.sock.dup()  # `wrap_socket` takes the socket away until it is done
-        self.sock = context.wrap_socket(self.sock, server_hostname=self.server)
-
-    def close(self) -> None:
-        super().close()
-        if self.wire is not None:
-            self.wire.close()
-
-
-def _connection(endpoint: Endpoint) -> http.client.HTTPConnection:
-    """Connect to the endpoint directly.
-
-    Only https uses the proxy of the environment, through a tunnel that the proxy cannot read. Raise `BadProxy`.
-    """
-    parts = urllib.parse.urlsplit(endpoint.address)
-    host, seconds = parts.hostname or "", min(endpoint.timeout, _CONNECTING)
-    if parts.scheme == "http":
-        return http.client.HTTPConnection(host, parts.port, timeout=seconds)
-    named = urllib.request.getproxies().get("https", "")
-    if not named or urllib.request.proxy_bypass(host):
-        return _Secure(host, parts.port, seconds, host)
-    try:
-        proxy = urllib.parse.urlsplit(named if "//" in named else f"//{named}")
-        if proxy.scheme not in ("", "http", "https") or not proxy.hostname:
-            raise ValueError(proxy.scheme)
-        through = _Secure(proxy.hostname, proxy.port or http.client.HTTP_PORT, seconds, host)
-    except (ValueError, http.client.InvalidURL):
-        raise BadProxy(  # what is set may contain a password
-            f"HTTPS_PROXY is not the address of a proxy for http. It should look like {_PROXY}. Set it again, or set "
-            "NO_PROXY to the name of the language model's host."
-        ) from None
-    headers = {}
-    if proxy.username:
-        login = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
-        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
-    through.set_tunnel(host, parts.port or http.client.HTTPS_PORT, headers)
-    return through
