@@ -122,11 +122,13 @@ def _names(args: argparse.Namespace, talk: Talk) -> tuple[str, str]:
     from ..subjects.captions import offer_of
 
     offer = offer_of(args.photos.resolve().name)
-    token = args.token if args.token is not None else offer and offer.token
-    noun = args.class_noun if args.class_noun is not None else offer and offer.class_noun
-    if not token:
+    token, noun = args.token, args.class_noun
+    if offer is not None:
+        token = offer.token if token is None else token
+        noun = (offer.class_noun or None) if noun is None else noun
+    if token is None:
         args.refuse("the following arguments are required: --token")
-    if not noun:
+    if noun is None:
         args.refuse("the following arguments are required: --class-noun")
     if offer is not None:
         talk.say(f"Note: {offer.words}")
