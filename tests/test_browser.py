@@ -175,6 +175,8 @@ def _thumbnails(server: Server, prompt_id: str) -> None:
         "3_generate": ((shown("MudiInitLatent")[0], saved[4]), 2),
         "4_compare": (shown("MudiCompare")[4:5], 1),
         "5_best_seed": (shown("MudiCompare")[4:8], 2),
+        "6_flow_model": ((shown("MudiInitLatent")[1], saved[5]), 2),
+        "7_anime_tags": (saved[6:8], 2),
     }
     for name, (files, columns) in sheets.items():
         _sheet(files, columns).save(ROOT / "workflows" / f"{name}.jpg", quality=85)

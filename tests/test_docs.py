@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 from node_pictures import GRAPHS
 
+from mudi_core.bases.families import EMBEDDED, FAMILIES
 from mudi_core.cli import main
+from mudi_core.train.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("web/docs/*.md")])
@@ -107,3 +109,19 @@ def test_the_readme_names_every_workflow() -> None:
     readme = text(ROOT / "README.md")
     for workflow in (ROOT / "workflows").glob("*.json"):
         assert f"`{workflow.stem}`" in readme, workflow.stem
+
+
+def test_the_table_of_families_says_what_training_takes() -> None:
+    page = text(ROOT / "docs" / "families.md")
+    rows = {row[1].strip("`"): row for row in (list(map(str.strip, line.split("|")[1:-1])) for line in page.split("\n")
+            if line.startswith("| ") and "`" in line)}  # fmt: skip
+
+    assert rows.keys() == FAMILIES.keys() - {EMBEDDED}
+    for name, (_, _, side, count, rate, shift, guidance, captions, loss, _) in rows.items():
+        family, config = FAMILIES[name], TrainConfig.usual(FAMILIES[name])
+        samples, learning = config.samples, config.learning
+        assert (int(side), count) == (samples.resolution, f"{samples.steps} x {samples.samples_per_step}")
+        assert (float(rate), learning.rank, captions) == (learning.learning_rate, 32, family.captions)
+        assert loss == ("DCO" if learning.dco_beta else "squared error")
+        assert guidance == ("" if family.guidance is None else f"{family.guidance:g}")
+        assert shift in ("", "the model's") if family.shift is None else float(shift) == family.shift

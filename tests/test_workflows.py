@@ -18,9 +18,25 @@ from mudi_core.demo.settings import DemoSettings
 from mudi_core.toy.world import PAIRS, photo
 
 FOLDER = ROOT / "workflows"
-NAMES = ("quickstart_mini", "1_prepare", "2_train", "3_generate", "4_compare", "5_best_seed")
+NAMES = (
+    "quickstart_mini",
+    "1_prepare",
+    "2_train",
+    "3_generate",
+    "4_compare",
+    "5_best_seed",
+    "6_flow_model",
+    "7_anime_tags",
+)
 NOTES = ("Note", "MarkdownNote")
 MINI = "embedded (drawn toys only)"
+LOADERS = {
+    "CheckpointLoaderSimple": "checkpoints",
+    "UNETLoader": "diffusion_models",
+    "DualCLIPLoader": "text_encoders",
+    "VAELoader": "vae",
+}
+"""Stock loaders and the folder of their models."""
 
 Info = dict[str, Any]
 """ComfyUI's /object_info: what it knows of each node."""
@@ -106,10 +122,14 @@ def test_a_workflow_says_what_it_needs_and_has_a_picture(name: str) -> None:
         ours = node["type"].startswith("Mudi")
         assert node["properties"]["cnr_id"] == ("mudi" if ours else "comfy-core")
         assert node["properties"]["ver"] and node["properties"]["Node name for S&R"] == node["type"]
-        if node["type"] == "CheckpointLoaderSimple":
-            (model,) = node["properties"]["models"]
-            assert model["name"] == node["widgets_values"][0] and model["directory"] == "checkpoints"
-            assert model["url"].startswith("https://") and model["url"].endswith(model["name"])
+        if node["type"] in LOADERS:
+            models = node["properties"]["models"]
+            assert [model["name"] for model in models] == [
+                v for v in node["widgets_values"] if v.endswith("safetensors")
+            ]
+            for model in models:
+                assert model["directory"] == LOADERS[node["type"]]
+                assert model["url"].startswith("https://") and model["url"].endswith(model["name"])
     picture = FOLDER / f"{name}.jpg"
     assert picture.stat().st_size < 60_000
     with Image.open(picture) as thumbnail:
@@ -240,7 +260,7 @@ def test_the_server_knows_every_node_and_offers_the_workflow(server: Server, inf
         assert set(about.get("required", {})) <= set(node["inputs"]) <= set(known), node["class_type"]
         for widget, value in node["inputs"].items():
             kind, *more = known[widget]
-            if kind == "COMBO" and widget != "name" and not isinstance(value, list):
+            if kind == "COMBO" and widget not in ("name", "lora_name") and not isinstance(value, list):
                 assert value in more[0]["options"], (node["class_type"], widget)
     assert name in server.get("/api/workflow_templates")["mudi"]
     assert server.get(f"/api/workflow_templates/mudi/{name}.json") == workflow(name)
@@ -309,8 +329,14 @@ IN_SMALL: dict[str, dict[str, Any]] = {
 def in_small(name: str, info: Info) -> Graph:
     """A workflow with the embedded family in the place of the models that it loads."""
     graph = with_settings(api_graph(name, info), IN_SMALL)
-    for loader in nodes(graph, "CheckpointLoaderSimple"):
-        graph[loader] = {"class_type": "MudiMiniCheckpoint", "inputs": {}}
+    for slot, kind in enumerate(("UNETLoader", "DualCLIPLoader", "VAELoader")):  # of MODEL, CLIP and VAE
+        for loader in nodes(graph, kind):
+            for node in graph.values():
+                moved = {name: [loader, slot] for name, value in node["inputs"].items() if value == [loader, 0]}
+                node["inputs"].update(moved)
+    for kind in LOADERS:
+        for loader in nodes(graph, kind):
+            graph[loader] = {"class_type": "MudiMiniCheckpoint", "inputs": {}}
     return graph
 
 
@@ -349,6 +375,19 @@ def test_the_workflows_find_what_the_one_before_them_wrote(server: Server, info:
     ranked = re.findall(r"^seed (\d+): (-?\d+\.\d\d)$", run.outputs[find]["text"][0], re.MULTILINE)
     assert sorted(int(seed) for seed, _ in ranked) == [first, first + 1, first + 2]
     assert [float(score) for _, score in ranked] == sorted((float(score) for _, score in ranked), reverse=True)
+
+    for name, words in (
+        ("6_flow_model", "a photo of"),
+        ("7_anime_tags", "no humans, olis corgi, hta poodle, beach, outdoors, smile"),
+    ):
+        graph = in_small(name, info)
+        server.run(graph)  # Subject Prompt looks at the folder of LoRAs again, in which there is one more now
+        run = twice(server, graph)
+        (train,), (save,) = nodes(graph, "MudiTrainLora"), nodes(graph, "SaveImage")
+        assert "2 steps of segmix" in run.outputs[train]["text"][0]
+        assert len(server.files(run, save)) == 2 and all(map(is_picture, server.files(run, save)))
+        for prompt in nodes(graph, "MudiSubjectPrompt"):
+            assert words in str(run.outputs[prompt])
 
 
 @pytest.mark.parametrize("name", NAMES)
