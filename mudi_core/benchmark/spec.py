@@ -105,7 +105,7 @@ class Judges:
         }
         for role, table in tables.items():
             if (name := getattr(self, role)) not in table:
-                raise BadSpec(f"[judges] {role}: there is no '{name}'; there are: {', '.join(filter(None, table))}.")
+                raise BadSpec(f"[judges] {role}: there is no {name!r}; there are: {', '.join(filter(None, table))}.")
 
 
 @dataclass(frozen=True)
@@ -138,17 +138,17 @@ class Spec:
             raise BadSpec(f"{self.name}: combos, methods and prompts need at least one entry, and seeds is 1 or more.")
         for method in self.methods:
             if method not in METHODS:
-                raise BadSpec(f"{self.name}: there is no method '{method}'; there are: {', '.join(METHODS)}.")
+                raise BadSpec(f"{self.name}: there is no method {method!r}; there are: {', '.join(METHODS)}.")
         for prompt in self.prompts:
             if SUBJECTS not in prompt:
-                raise BadSpec(f"{self.name}: the prompt '{prompt}' has no {SUBJECTS} where the subjects are named.")
+                raise BadSpec(f"{self.name}: the prompt {prompt!r} has no {SUBJECTS} where the subjects are named.")
         for name in self.combos:
             if not name or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
-                raise BadSpec(f"{self.name}: '{name}' cannot be the name of a combo, because a folder gets this name.")
+                raise BadSpec(f"{self.name}: {name!r} cannot be the name of a combo, because a folder gets this name.")
         for combo, noun in self.general_nouns.items():
             if combo not in self.combos or not noun.strip():
                 raise BadSpec(
-                    f"{self.name}: [general_nouns] has '{combo}' = '{noun}'; give a noun for one of the combos."
+                    f"{self.name}: [general_nouns] has {combo!r} = {noun!r}; give a noun for one of the combos."
                 )
         nameless = sorted(self.combos.keys() - self.general_nouns.keys())
         if nameless and any(METHODS[method].general for method in self.methods):
