@@ -305,6 +305,7 @@ def test_sdxl_itself_is_known(comfy: Comfy) -> None:
         if name.endswith(TrainConfig().learning.target_modules)
     ]
     assert named == expected and len(named) == 560
+    assert sum(type(block).__name__ == "BasicTransformerBlock" for block in ours.blocks()) == 70
 
 
 def tiny(comfy: Comfy, kind: str) -> Any:

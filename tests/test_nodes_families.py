@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui import Comfy
-from models import weights
+from models import in_fewer_bits, weights
 from tiny_models import TINY, Vae, conditions, encoded, known, tiny
 
 from mudi_core.bases.families import FAMILIES, OTHER, usual
@@ -142,6 +142,32 @@ def sampled_in_training(denoiser: Any, comfy: Comfy, family: str) -> torch.Tenso
     return a * x + b * answer
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
+@pytest.mark.parametrize("family", ["flux1", "lumina2", "qwen_image", "aura_flow"])
+def test_a_family_in_fewer_bits_is_trained_as_it_is(comfy: Comfy, family: str, dtype: torch.dtype) -> None:
+    """The loss and the gradient are those of the rounded weights in float32; no weight is kept in more bits."""
+    few = in_fewer_bits(comfy, tiny(comfy, family), dtype)
+    rounded = in_fewer_bits(comfy, few, torch.float32)
+    stored = {weight.dtype for weight in few.model.diffusion_model.parameters()}
+    assert dtype in stored
+    found = []
+    for model in (few, rounded):
+        denoiser = comfy.module("denoiser").ComfyDenoiser(model)
+        denoiser.check(encoded(family, 1)[0], conditions(family), bf16=False)
+        modules = usual("", family).training["target_modules"]
+        with denoiser.ready(bf16=False), Adapter.new(denoiser, 4, 4.0, modules) as adapter:
+            adapter.start(0)
+            with torch.no_grad():
+                for number, one in enumerate(adapter.matrices()[1::2]):
+                    one.copy_(0.05 * torch.randn(one.shape, generator=torch.Generator().manual_seed(number)))
+            found.append(gradient_of(trainee_of(denoiser, adapter, family), "selective"))
+        comfy.core("comfy.model_management").unload_all_models()
+    (loss, gradient), (loss_of_rounded, gradient_of_rounded) = found
+    assert loss == pytest.approx(loss_of_rounded, rel=1e-5)
+    assert float((gradient - gradient_of_rounded).norm() / gradient.norm()) < 1e-4
+    assert {weight.dtype for weight in few.model.diffusion_model.parameters()} == stored
+
+
 class Clip:
     """Reads captions as the text encoders of a tiny model do, by their letters."""
 
@@ -230,6 +256,14 @@ def test_what_a_caption_becomes_keeps_its_kinds(comfy: Comfy) -> None:
 
 def test_a_family_is_recognized(comfy: Comfy, family: str) -> None:
     assert comfy.module("denoiser").kohya_family(tiny(comfy, family)) == (family if family in FAMILIES else OTHER)
+
+
+def test_every_layer_that_learns_can_be_computed_twice(comfy: Comfy, family: str) -> None:
+    """Otherwise checkpointing would keep what it leaves out."""
+    denoiser = comfy.module("denoiser").ComfyDenoiser(tiny(comfy, family))
+    adapter = Adapter.new(denoiser, 4, 4.0, usual("", family).training["target_modules"])
+    inside = {id(module) for block in denoiser.blocks() for module in block.modules()}
+    assert all(id(one.layer) in inside for one in adapter._parts)
 
 
 def test_only_attention_and_mlp_of_the_pictures_stream_learn(comfy: Comfy, family: str) -> None:

@@ -107,6 +107,7 @@ FAMILIES: dict[str, Family] = {
     "cosmos_predict2": Family(_flow(*_COSMOS)),
     "sd3": Family(_flow("x_block.attn*.qkv", "x_block.attn*.proj", "x_block.mlp.fc[12]")),
     "aura_flow": Family(_flow("attn.w2[qkvo]", "mlpX.c_*", "single_layers.*.attn.w1[qkvo]", "single_layers.*.mlp.c_*")),
+    "ernie": Family(_flow("self_attention.to_[qkv]", "self_attention.to_out.0", "mlp.*")),
     OTHER: Family(
         _flow(
             "*_blocks.*", "*blocks.*", "*layers.*", "!*mod*", "!*adaLN*", "!*embed*", "!*adapter*", "!*refiner*",

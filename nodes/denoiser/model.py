@@ -20,7 +20,7 @@ from .asking import answer, fit_together, inputs_of
 from .check import check_answer
 from .copies import Copies, copies_in, in_place_of
 from .linear import cast_to, is_linear, weights_asked_again
-from .names import diffusers_names, place_in_order, repeated_parts, usual_of
+from .names import diffusers_names, place_in_order, repeated_parts, smaller_parts, usual_of
 from .noise import answering, draw_sigma, is_flow, level_of, training_sampling
 from .patches import check_bare, fingerprint
 
@@ -126,8 +126,8 @@ class ComfyDenoiser:
         return KOHYA + self._names.get(layer, layer).replace(".", "_")
 
     def blocks(self) -> list[nn.Module]:
-        """Return the parts that repeat: of each that stands in a list those in its own list, or itself."""
-        return [inner for part in repeated_parts(self.network) for inner in (repeated_parts(part) or [part])]
+        """Return the parts that repeat, and of each those that repeat in it if they are nearly all of it."""
+        return [inner for part in repeated_parts(self.network) for inner in smaller_parts(part)]
 
     def repeatable(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         return guards.on_copies(forward)

@@ -33,6 +33,7 @@ _BY_CLASS = {
     "CosmosT2IPredict2": "cosmos_predict2",
     "SD3": "sd3",
     "AuraFlow": "aura_flow",
+    "ErnieImage": "ernie",
 }
 """Families by ComfyUI's class of the model. All others without a U-Net are trained with the settings of `OTHER`."""
 
@@ -100,3 +101,13 @@ def repeated_parts(module: nn.Module) -> list[nn.Module]:
 
     walk(module, False)
     return found
+
+
+def smaller_parts(part: nn.Module) -> list[nn.Module]:
+    """Return the `repeated_parts` of a block where they hold nearly all of its weights, else the block alone."""
+    inner = repeated_parts(part)
+    return inner if sum(map(_size, inner)) > 0.8 * _size(part) else [part]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
