@@ -39,6 +39,11 @@ class ComfyBase:
     def usual(self) -> Family:
         return usual_of(self.model)
 
+    @property
+    def remark(self) -> str:
+        """What the user should know of how the MODEL is kept in memory, in a sentence; or ""."""
+        return self._denoiser.remark()
+
     def encode_image(self, images: Tensor) -> Tensor:
         return self._encode_image(images)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,42 @@ def in_fewer_bits(comfy: Comfy, model: Any, dtype: torch.dtype) -> Any:
             if isinstance(same, torch.nn.GroupNorm):
                 module.num_groups = same.num_groups  # the mini model's own, which no setting tells
     return comfy.core("comfy.model_patcher").ModelPatcher(few.eval(), cpu, cpu)
+
+
+def with_layers(model: Any, kind: Callable[[Any], torch.nn.Module], *parts: str) -> Any:
+    """The same MODEL with other linear layers in some places: ``kind`` of those that are there."""
+    network = model.model.diffusion_model
+    with torch.inference_mode():
+        for name, layer in list(network.named_modules()):
+            if name.endswith(parts or ".attn1.to_q"):
+                place, _, leaf = name.rpartition(".")
+                setattr(network.get_submodule(place), leaf, kind(layer))
+    return model
+
+
+def host_quantized(comfy: Comfy, layer: Any, kind: str, smoothed: bool = False) -> Any:
+    """A linear layer as newer ComfyUI quantizes it: "float8_e4m3fn", "int8_tensorwise", "nvfp4".
+
+    ``smoothed``: with the scale of the input that checkpoints quantized by AWQ bring.
+    """
+    quant, ops = comfy.core("comfy.quant_ops"), comfy.core("comfy.ops").mixed_precision_ops(compute_dtype=torch.float32)
+    layout = quant.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+    made = ops.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    weight = quant.QuantizedTensor.from_float(layer.weight.detach(), layout)
+    made.weight, made.bias = torch.nn.Parameter(weight, requires_grad=False), layer.bias
+    made.layout_type, made.quant_format = layout, kind
+    if smoothed:
+        scale = torch.linspace(0.25, 4, layer.in_features)
+        made.register_parameter("pre_quant_scale", torch.nn.Parameter(scale, requires_grad=False))
+    return made
+
+
+def scaled_fp8(comfy: Comfy, layer: Any) -> Any:
+    """A linear layer as older ComfyUI loads it from a checkpoint in scaled fp8."""
+    ops = comfy.core("comfy.ops").scaled_fp8_ops(override_dtype=torch.float8_e4m3fn)
+    made = ops.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    scale = layer.weight.detach().abs().max() / 448
+    made.weight = torch.nn.Parameter((layer.weight / scale).to(torch.float8_e4m3fn), requires_grad=False)
+    made.scale_weight = torch.nn.Parameter(scale.float(), requires_grad=False)
+    made.bias = layer.bias
+    return made

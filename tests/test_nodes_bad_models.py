@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from comfyui import Comfy
-from models import in_fewer_bits
+from models import host_quantized, in_fewer_bits, with_layers
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -53,18 +52,7 @@ def check(comfy: Comfy, mini: tuple[Any, Any, Any], model: Any, bf16: bool = Fal
     convert = comfy.module("convert")
     encoded = convert.encode_image(mini[2], model)(torch.zeros(1, 64, 64, 3))[0]
     conditions = convert.encode_text(mini[1])(["a photo"])[0]
-    comfy.module("denoiser").ComfyDenoiser(model).check(encoded, conditions, bf16)
-
-
-def with_layers(model: Any, kind: Callable[[Any], nn.Module], part: str = ".attn1.to_q") -> Any:
-    """The same MODEL with other linear layers in some places: ``kind`` of those that are there."""
-    network = model.model.diffusion_model
-    with torch.inference_mode():
-        for name, layer in list(network.named_modules()):
-            if name.endswith(part):
-                place, _, leaf = name.rpartition(".")
-                setattr(network.get_submodule(place), leaf, kind(layer))
-    return model
+    comfy.module("denoiser").ComfyDenoiser(model, base_weights).check(encoded, conditions, bf16)
 
 
 @pytest.mark.parametrize("kind", [Packed, Scaled])
@@ -104,19 +92,7 @@ def test_comfyuis_own_quantized_layers_are_read(
     """``smoothed``: with the scale of the input that checkpoints quantized by AWQ bring."""
     if not hasattr(comfy.core("comfy.ops"), "mixed_precision_ops"):
         pytest.skip("this ComfyUI has no such layers")
-    quant, ops = comfy.core("comfy.quant_ops"), comfy.core("comfy.ops").mixed_precision_ops(compute_dtype=torch.float32)
-    layout = quant.QUANT_ALGOS[kind]["comfy_tensor_layout"]
-
-    def quantized(layer: Any) -> Any:
-        made = ops.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        weight = quant.QuantizedTensor.from_float(layer.weight.detach(), layout)
-        made.weight, made.bias = nn.Parameter(weight, requires_grad=False), layer.bias
-        made.layout_type, made.quant_format = layout, kind
-        if smoothed:
-            made.pre_quant_scale = torch.linspace(0.25, 4, layer.in_features)
-        return made
-
-    model = with_layers(mini[0], quantized)
+    model = with_layers(mini[0], lambda layer: host_quantized(comfy, layer, kind, smoothed))
     check(comfy, mini, model)
     denoiser = comfy.module("denoiser").ComfyDenoiser(model)
     layer = next(one for one in denoiser.layers().values() if hasattr(one, "layout_type"))
@@ -125,6 +101,20 @@ def test_comfyuis_own_quantized_layers_are_read(
         layer(x).square().sum().backward()
         (expected,) = torch.autograd.grad(x_times(layer, x).square().sum(), x)
     assert torch.allclose(x.grad, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("base_weights", ["full", "int8"])
+@pytest.mark.parametrize("kind", ["nvfp4", "mxfp8"])
+def test_layers_that_this_device_cannot_compute_are_named(
+    comfy: Comfy, mini: tuple[Any, Any, Any], kind: str, base_weights: str
+) -> None:
+    """CLIP and VAE are not what is wrong."""
+    if not hasattr(comfy.core("comfy.ops"), "mixed_precision_ops"):
+        pytest.skip("this ComfyUI has no such layers")
+    model = with_layers(mini[0], lambda layer: host_quantized(comfy, layer, kind))
+    sentence = rf"cannot compute on this device \(cpu\) with \d+ of .* layers \({kind}, such as .*attn1\.to_q\): .*fp16"
+    with pytest.raises(comfy.module("convert").BadModel, match=sentence):
+        check(comfy, mini, model, base_weights=base_weights)
 
 
 def x_times(layer: Any, x: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from ..convert import BadModel
 from .asking import answer, inputs_of
-from .linear import check_layers
+from .linear import ERRORS, check_layers, reason
 from .names import usual_of
 from .noise import parts_of_clean, training_sampling
 from .patches import name_of
@@ -35,16 +37,20 @@ def check_answer(denoiser: Denoiser, patcher: Any, encoded: Tensor, conditions: 
     logged.
     """
     drawn = denoiser.draw_level(torch.Generator().manual_seed(0))
-    try:
-        x, clean, trained = _both_answers(denoiser, patcher, encoded, conditions, denoiser.level(drawn), bf16)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        if isinstance(error, comfy.model_management.OOM_EXCEPTION):
-            raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadModel(
-            f"This MODEL ({name_of(patcher)}) cannot read what this CLIP and this VAE make of captions and "
-            f"pictures ({reason}). Connect CLIP and VAE of the same checkpoint."
-        ) from error
+    with _said_of(
+        f"This MODEL ({name_of(patcher)}) cannot read what this CLIP and this VAE make of captions and pictures",
+        "Connect CLIP and VAE of the same checkpoint.",
+    ):
+        x, clean, sizes = _in_sampling(denoiser, patcher, encoded, conditions, denoiser.level(drawn))
+    with (
+        _said_of(
+            f"This MODEL ({name_of(patcher)}) computes in sampling, but not in training",
+            "Load the same checkpoint in fp16, bf16 or fp8 with ComfyUI's own loader.",
+        ),
+        denoiser.ready(bf16),
+        torch.no_grad(),
+    ):
+        trained = denoiser.predict(x.clone(), denoiser.level(drawn), [conditions], sizes)
     a, b = parts_of_clean(training_sampling(patcher), drawn)
     wanted, found = clean.clone() - a * x.clone(), b * trained
     share = float((found - wanted).norm()) / max(float(wanted.norm()), 1e-6)
@@ -59,10 +65,21 @@ def check_answer(denoiser: Denoiser, patcher: Any, encoded: Tensor, conditions: 
         )
 
 
-def _both_answers(
-    denoiser: Denoiser, patcher: Any, encoded: Tensor, conditions: Conditions, level: NoiseLevel, bf16: bool
+@contextmanager
+def _said_of(what: str, advice: str) -> Iterator[None]:
+    """Raise `BadModel` for an error in the block: ``what`` went wrong, the reason, and the advice."""
+    try:
+        yield
+    except ERRORS as error:
+        if isinstance(error, comfy.model_management.OOM_EXCEPTION):
+            raise
+        raise BadModel(f"{what} ({reason(error)}). {advice}") from error
+
+
+def _in_sampling(
+    denoiser: Denoiser, patcher: Any, encoded: Tensor, conditions: Conditions, level: NoiseLevel
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy latents ``[1, c, ...]``, the clean latents that ComfyUI's samplers would see, and the answer in training.
+    """Noisy latents ``[1, c, ...]``, the clean latents that ComfyUI's samplers would see, and `predict`'s sizes.
 
     Raises `BadModel` for layers whose weights cannot be read.
     """
@@ -73,12 +90,11 @@ def _both_answers(
         height, width = (8 * side for side in z0.shape[-2:])
         sizes = torch.tensor([[height, width, 0, 0, height, width]])
         inputs = inputs_of(patcher.model, conditions, sizes[0].tolist(), x, denoiser.device, usual_of(patcher).guidance)
-        clean = answer(patcher.model, x, level.at, [inputs], denoiser.device)
         check_layers(denoiser.layers(), _computes_in(patcher.model), denoiser.device)
+        clean = answer(patcher.model, x, level.at, [inputs], denoiser.device)
         if denoiser.stored_as != "full":
             comfy.model_management.unload_all_models()
-    with denoiser.ready(bf16), torch.no_grad():
-        return x, clean, denoiser.predict(x.clone(), level, [conditions], sizes)
+    return x, clean, sizes
 
 
 def _computes_in(model: Any) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import comfy.lora
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ...mudi_core.bases.quantize import BaseWeights, FrozenLinear, quantized
+from ..convert import BadModel
 from .guards import outside_inference_mode
-from .patches import PREFIX
+from .linear import is_in_few_bits, unscaled
+from .patches import PREFIX, name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,30 +33,68 @@ def copies_in(
 ) -> Copies:
     """Copy the weights of a MODEL, LoRAs on it included, to a device. The MODEL itself stays where it is.
 
-    ``linear``: names of the layers that are to be in few bits; ``dtype``: what they compute in.
+    ``linear``: names of the layers that are to be in few bits; ``dtype``: what they compute in. Layers that are in few
+    bits already are copied as they are. Raise `BadModel` for a LoRA on weights that cannot be told from it.
     """
     network = patcher.model.diffusion_model
-    known = patcher.get_key_patches(PREFIX)
-
-    def value(name: str) -> Tensor:
-        weight, convert = known[PREFIX + name][0]  # as it is without any patch
-        if PREFIX + name in patcher.patches:
-            weight = convert(weight.to(torch.float32, copy=True), inplace=True)
-            weight = comfy.lora.calculate_weight(patcher.patches[PREFIX + name], weight, PREFIX + name)
-        else:
-            weight = convert(weight, inplace=False)
-        with torch.inference_mode(False):
-            return outside_inference_mode(weight.detach(), parameter=False)
-
-    layers = {}
+    stay, layers = stay_as_they_are(patcher, linear), {}
     with torch.inference_mode(False), torch.no_grad():
-        for name in linear:
-            biased = network.get_submodule(name).bias is not None
-            bias = value(f"{name}.bias").to(dtype) if biased else None
-            layers[name] = quantized(value(f"{name}.weight").to(dtype), bias, base_weights).to(device)
-        inside = {f"{name}.{part}" for name in linear for part in ("weight", "bias")}
-        others = {name: value(name).to(device, copy=True) for name in network.state_dict() if name not in inside}
+        for name in (one for one in linear if one not in stay):
+            layer = network.get_submodule(name)
+            weight = _full(patcher, f"{name}.weight").to(dtype)
+            if (smoothing := getattr(layer, "pre_quant_scale", None)) is not None:
+                weight = weight * smoothing.to(weight)
+            bias = None if layer.bias is None else _full(patcher, f"{name}.bias").to(dtype)
+            layers[name] = quantized(weight, bias, base_weights).to(device)
+        inside = {f"{name}.{part}" for name in layers for part in ("weight", "bias")}
+        named = chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))
+        others = {name: _stored(patcher, name).to(device, copy=True) for name, _ in named if name not in inside}
     return Copies(layers, others)
+
+
+def stay_as_they_are(patcher: Any, linear: Sequence[str]) -> set[str]:
+    """Return those of a MODEL's linear layers that it keeps in few bits already, and that no LoRA changes."""
+    network = patcher.model.diffusion_model
+    few = {name for name in linear if is_in_few_bits(network.get_submodule(name))}
+    return {name for name in few if not {f"{PREFIX}{name}.weight", f"{PREFIX}{name}.bias"} & patcher.patches.keys()}
+
+
+def _beneath(patcher: Any, name: str) -> Tensor:
+    """A weight as it is stored beneath every patch."""
+    key = PREFIX + name
+    place, _, leaf = name.rpartition(".")
+    beneath: Any = getattr(patcher.model.diffusion_model.get_submodule(place), leaf)
+    if key in patcher.backup:
+        beneath = patcher.backup[key].weight
+    if key in patcher.hook_backup:
+        beneath = patcher.hook_backup[key][0]
+    return outside_inference_mode(beneath.detach(), parameter=False)
+
+
+def _full(patcher: Any, name: str) -> Tensor:
+    """A weight in float32, dequantized, with the patches of the MODEL."""
+    place, _, leaf = name.rpartition(".")
+    layer = patcher.model.diffusion_model.get_submodule(place)
+    if hasattr(layer, "cast_bias_weight"):
+        raise BadModel(
+            f"This MODEL ({name_of(patcher)}) has a LoRA on layers that its loader keeps in few bits, such as {place}. "
+            "Take the LoRA off, or choose the weights 'full'."
+        )
+    weight = _beneath(patcher, name).to(torch.float32, copy=True)
+    if leaf == "weight" and hasattr(layer, "convert_weight"):
+        weight = layer.convert_weight(weight, inplace=False)
+    if (key := PREFIX + name) in patcher.patches:
+        weight = comfy.lora.calculate_weight(patcher.patches[key], weight, key)
+    return outside_inference_mode(weight.detach(), parameter=False)
+
+
+def _stored(patcher: Any, name: str) -> Tensor:
+    """A weight as its layer stores it, and in float32 as far as the MODEL has patches on it."""
+    if PREFIX + name not in patcher.patches:
+        return _beneath(patcher, name)
+    place, _, leaf = name.rpartition(".")
+    full = _full(patcher, name)
+    return unscaled(patcher.model.diffusion_model.get_submodule(place), full) if leaf == "weight" else full
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import comfy.model_management
 import comfy.ops
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,24 @@ _OFFLOADS = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).param
 """Newer ComfyUI lends a weight and must get it back after use."""
 _ROUNDED = 0.3
 """How far a layer's own answer may be from the product with its weight, as a share of it: some round their input."""
+ERRORS = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, NotImplementedError)
+"""What networks raise that cannot compute: with such weights, on this device, from these conditions."""
 
 
 def is_linear(module: Any) -> bool:
     """Return whether a module multiplies with a matrix: ComfyUI's quantized layers are no ``nn.Linear``."""
     return all(hasattr(module, part) for part in ("in_features", "out_features", "weight"))
+
+
+def is_in_few_bits(layer: Any) -> bool:
+    """Return whether ComfyUI or a loader keeps a layer's weight in few bits, in a way that only itself reads."""
+    return type(layer.weight) not in (Tensor, nn.Parameter) or hasattr(layer, "cast_bias_weight")
+
+
+def unscaled(layer: Any, weight: Tensor) -> Tensor:
+    """Return what a layer must store to multiply with this ``weight``: layers in scaled fp8 multiply it by a scale."""
+    scale = getattr(layer, "scale_weight", None)
+    return weight if scale is None or not hasattr(layer, "convert_weight") else weight / scale.to(weight)
 
 
 @contextmanager
@@ -69,8 +83,19 @@ def check_layers(layers: Mapping[str, nn.Module], dtype: torch.dtype, device: to
         kind = type(layer), type(weight), weight.dtype, getattr(layer, "layout_type", None)
         kinds.setdefault(kind, []).append(name)
     for names in kinds.values():
-        first = layers[names[0]]
-        if not _is_readable(first, dtype, device):
+        first: Any = layers[names[0]]
+        x = torch.randn(4, first.in_features, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        try:
+            own = first(x).float()
+        except ERRORS as error:
+            if isinstance(error, comfy.model_management.OOM_EXCEPTION):
+                raise
+            raise BadModel(
+                f"ComfyUI cannot compute on this device ({device}) with {len(names)} of this MODEL's {len(layers)} "
+                f"layers ({_kept_as(first)}, such as {names[0]}): {reason(error)}. Load the same checkpoint in fp16, "
+                "bf16 or fp8."
+            ) from error
+        if not _is_readable(first, x, own):
             raise BadModel(
                 f"This MODEL keeps the weights of {len(names)} of its {len(layers)} layers in a way that training "
                 f"cannot read ({type(first).__name__}, such as {names[0]}). Load the same checkpoint in fp16, bf16 or "
@@ -78,17 +103,24 @@ def check_layers(layers: Mapping[str, nn.Module], dtype: torch.dtype, device: to
             )
 
 
-def _is_readable(layer: Any, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a layer answers random numbers as its `weight_of` does."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4, layer.in_features, generator=generator).to(device, dtype)
-    own = layer(x).float()
+def _is_readable(layer: Any, x: Tensor, own: Tensor) -> bool:
+    """Whether a layer's ``own`` answer to ``x`` is that of its `weight_of`."""
     try:
-        with weight_of(layer, dtype, device) as (weight, bias):
+        with weight_of(layer, x.dtype, x.device) as (weight, bias):
             product = linear(x, weight, bias).float()
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, NotImplementedError):
+    except ERRORS:
         return False
     return own.shape == product.shape and float((own - product).norm()) <= _ROUNDED * float(own.norm())
+
+
+def _kept_as(layer: Any) -> str:
+    """How a layer's weight is stored, in ComfyUI's words where it has one, such as "nvfp4"."""
+    return getattr(layer, "quant_format", None) or type(layer).__name__
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error, for a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 class _Product(torch.autograd.Function):

@@ -18,7 +18,7 @@ from ...mudi_core.bases.unet import KOHYA
 from . import guards
 from .asking import answer, fit_together, inputs_of
 from .check import check_answer
-from .copies import Copies, copies_in, in_place_of
+from .copies import Copies, copies_in, in_place_of, stay_as_they_are
 from .linear import cast_to, is_linear, weights_asked_again
 from .names import diffusers_names, place_in_order, repeated_parts, smaller_parts, usual_of
 from .noise import answering, draw_sigma, is_flow, level_of, training_sampling
@@ -86,6 +86,14 @@ class ComfyDenoiser:
         inside = {id(module) for block in self.blocks() for module in block.modules()}
         names = [name for name, layer in self.layers().items() if id(layer) in inside]
         return [name for name in names if ".transformer_blocks." in name] if self._names else names
+
+    def remark(self) -> str:
+        """Return a sentence on the layers that are not copied in few bits, because they are so already; or ""."""
+        layers = self.layers()
+        kept = [] if self.stored_as == "full" else stay_as_they_are(self.patcher, list(layers))
+        if not kept:
+            return ""
+        return f"{len(kept)} of the MODEL's {len(layers)} layers are in few bits already and stay as they are."
 
     def draw_level(self, generator: torch.Generator) -> Tensor:
         """Return one of the model's sigmas, float ``[1]``."""
