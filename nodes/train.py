@@ -172,6 +172,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         config = config_of(usual, chosen, dataset, settings, every)
         base = ComfyBase(model, clip, vae, config.learning.base_weights)
         base.check(config.learning.precision == "bf16")
+        if usual.remark:
+            host.log.warning(usual.remark)
         start = None if settings.start is None else load_lora(settings.start)[0]
         training = Training(base, dataset.subjects, config, dataset.priors, start)
         plan = training.plan(host.progress(), host.cache_folder())

@@ -182,7 +182,7 @@ class Clip:
         return {"cond": read.pop("cross_attn")[None], "pooled_output": None} | {n: v[None] for n, v in read.items()}
 
 
-@pytest.mark.parametrize("family", ["flux1", "aura_flow", "qwen_image", "sd3"])
+@pytest.mark.parametrize("family", ["flux1", "flux1-schnell", "aura_flow", "qwen_image", "sd3", "cosmos_predict2"])
 def test_the_same_graph_trains_and_starts_every_family(
     comfy: Comfy, drawn_subjects: SubjectSet, family: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,7 +200,12 @@ def test_the_same_graph_trains_and_starts_every_family(
     wearing, name, _ = output.result
     about = load_lora(comfy.base / "models" / "loras" / name)[1]
     learned = json.loads(about["mudi_config"])
-    assert about["ss_base_model_version"] == family and learned["dco_beta"] == 0 and learned["resolution"] == 512
+    assert (usual("", family).remark or "Prompt it with") in output.ui["text"][0]
+    assert (
+        about["ss_base_model_version"] == (family if family in FAMILIES else OTHER)
+        and learned["dco_beta"] == 0
+        and learned["resolution"] == 512
+    )
     (placed,) = comfy.run(
         "MudiLayout", subjects=drawn_subjects, mode="random", width=128, height=128, seed=3, text="", overlap=0.2,
         relative_sizes="",

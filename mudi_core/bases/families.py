@@ -112,7 +112,8 @@ FAMILIES: dict[str, Family] = {
         _flow(
             "*_blocks.*", "*blocks.*", "*layers.*", "!*mod*", "!*adaLN*", "!*embed*", "!*adapter*", "!*refiner*",
             "!*guidance*", "!*txt*", "!*text*", "!*context*", "!*experts.*",
-        )
+        ),
+        remark="No usual settings are known for this kind of model, so it is trained with general ones.",
     ),
     EMBEDDED: Family(
         training={
