@@ -77,7 +77,7 @@ def _values(values: Tensor, which: str) -> Tensor:
     lowest, highest = float(plain.amin()), float(plain.amax())
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise BadImages(
-            f"{which} holds values that are no numbers (NaN or infinity). Make it again; a VAE in fp16 can cause this."
+            f"{which} holds values that are not numbers (NaN or infinity). Make it again; a VAE in fp16 can cause this."
         )
     if highest > 1 and not values.is_floating_point():
         raise BadImages(

@@ -30,7 +30,7 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
             node_id="MudiTrainSettings",
             display_name="Train Settings (MuDI)",
             category="MuDI/2 train",
-            description="More settings for Train LoRA: a small graphics card, a quick look, saving on the way, "
+            description="More settings for Train LoRA: a small graphics card, a quick look, saving along the way, "
             "starting from another LoRA. Its default values change nothing.",
             search_aliases=["low vram", "optimizer", "prodigy", "scheduler", "min snr", "resume", "advanced"],
             inputs=[

@@ -105,12 +105,12 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                 Settings.Input(
                     "settings",
                     optional=True,
-                    tooltip="From Train Settings: a small graphics card, a quick look, saving on the way, and more.",
+                    tooltip="From Train Settings: a small graphics card, a quick look, saving along the way, and more.",
                 ),
                 PreviewSocket.Input(
                     "preview",
                     optional=True,
-                    tooltip="From Train Preview: pictures on the way. The LoRA with the best pictures is saved, too.",
+                    tooltip="From Train Preview: pictures while it trains. The LoRA with the best ones is saved, too.",
                 ),
                 io.Combo.Input(
                     "loss",

@@ -50,7 +50,7 @@ class Report:
     by_kind: dict[str, int]
     runs: int
     lost: int
-    """Runs that ended in another LoRA, or in none, or without a LoRA or preview that was due on the way."""
+    """Runs that ended in another LoRA, or in none, or without a LoRA or preview that was due along the way."""
     halves: int
     """Files under their final name that were not whole, and any others left in the end."""
     seconds: float

@@ -1,8 +1,8 @@
 """ComfyUI's whole server, killed while Train LoRA works: python tests/kills_server.py --kills 20
 
-The real server trains with LoRAs of the way and scored previews, is killed at some moment of the node, is started again
-on the same folders, and gets the same graph again (killed again now and then). In the end every LoRA and preview must
-be that of a training that nobody disturbed, byte for byte, and nothing else may lie in the folders.
+The real server trains with LoRAs saved along the way and scored previews, is killed at some moment of the node, is
+started again on the same folders, and gets the same graph again (killed again now and then). In the end every LoRA and
+preview must be that of a training that nobody disturbed, byte for byte, and nothing else may lie in the folders.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def run(kills: int, seed: int, base: Path) -> Report:
         server.run(graph("whole0"))
         lasts = time.monotonic() - since
     wanted = files(base, "whole0")
-    assert len(wanted) == 8, sorted(wanted)  # three LoRAs of the way, the last and the best; three previews
+    assert len(wanted) == 8, sorted(wanted)  # three LoRAs saved along the way, the last and the best; three previews
     while report.kills < kills:
         name = f"run{report.runs:03d}"
         report.runs += 1

@@ -173,7 +173,7 @@ def pair(comfy: Comfy) -> str:
 def test_one_value_that_is_no_number_is_told(comfy: Comfy, value: float) -> None:
     picture = torch.full((1, 64, 64, 3), 0.5)
     picture[0, 5, 6, 1] = value
-    with pytest.raises(MudiError, match=r"Picture 1 holds values that are no numbers \(NaN or infinity\)"):
+    with pytest.raises(MudiError, match=r"Picture 1 holds values that are not numbers \(NaN or infinity\)"):
         comfy.run("MudiFindWatermark", images=picture, key="words")
 
 

@@ -3,7 +3,7 @@
 
 const SMALLEST = 0.06
 
-/** Width over height of the box around a box of this aspect, once it is turned. */
+/** Return width divided by height of the box around a box of this aspect, rotated by these degrees. */
 export function turnedAspect(aspect, rotation) {
   const [cos, sin] = cosSin(rotation)
   return (aspect * cos + sin) / (aspect * sin + cos)
@@ -47,12 +47,12 @@ function placeOf(name, said) {
   return { name, box, photo: photoIndex(photo), mirror, rotation, depth }
 }
 
-/** How a user reads and types which photo: "#1" is the first. */
+/** Return how a user reads and types a photo index: "#1" is the first. */
 export function photoNumber(index) {
   return `#${index + 1}`
 }
 
-/** The index of photo "#3", counted from 1; a bare 2 is the index itself, as older workflows have it. */
+/** Return the index that "#3" names, counted from 1; a plain 2 is the index itself, as in older workflows. */
 function photoIndex(written) {
   const number = typeof written === "string" && written.match(/^#([1-9][0-9]{0,8})$/)?.[1]
   return number ? Number(number) - 1 : written
