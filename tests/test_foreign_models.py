@@ -62,6 +62,44 @@ def test_a_sampler_that_is_not_diffusers_own_is_refused(folder: Path, tmp_path: 
         open_checkpoint(str(there))
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(("num_train_timesteps", value) for value in (10**9, 0, 1, -5, "many", None, 1000.5)),
+        *(("beta_end", value) for value in (2.0, float("nan"), 0.0)),
+        ("trained_betas", [0.01] * 10),
+    ],
+)
+def test_a_noise_that_no_model_is_taught_is_refused(folder: Path, tmp_path: Path, setting: str, value: Any) -> None:
+    """A thousand million timesteps would take all memory, values that are no numbers would train on nothing."""
+    there = tmp_path / "model"
+    shutil.copytree(folder, there)
+    more = {"beta_start": 0.0} if value == 0.0 and setting == "beta_end" else {}
+    changed(there / "scheduler" / "scheduler_config.json", **{setting: value}, **more)
+    with pytest.raises(MudiError, match=r"timesteps; a model is taught|a noise that no model is taught"):
+        open_checkpoint(str(there))
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "value"),
+    [
+        ("unet", "layers_per_block", 10**7),
+        ("unet", "transformer_layers_per_block", [[10**7]]),
+        ("unet", "down_block_types", ["DownBlock2D"] * 50_000),
+        ("vae", "layers_per_block", 10**7),
+        ("text_encoder", "num_hidden_layers", 10**8),
+    ],
+)
+def test_layers_without_number_are_refused_before_they_are_built(
+    folder: Path, tmp_path: Path, part: str, setting: str, value: Any
+) -> None:
+    there = tmp_path / "model"
+    shutil.copytree(folder, there)
+    changed(there / part / "config.json", **{setting: value})
+    with pytest.raises(MudiError, match="asks for more than 200 layers"):
+        open_checkpoint(str(there))
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 @pytest.mark.parametrize(
     "setting",

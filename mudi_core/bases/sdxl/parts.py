@@ -40,6 +40,10 @@ _LEADS_AWAY = (
 )
 """Parts of names of settings that make a library import, download or run something."""
 
+MOST_TIMESTEPS = 10_000
+MOST_LAYERS = 200
+"""Most layers or blocks that settings may ask for, which are built before weights are read; SDXL has 32 at most."""
+
 
 class BadModelFolder(BadWeights):
     """A model folder that lacks a part, or whose settings ask for more than reading."""
@@ -73,6 +77,11 @@ def check_settings(path: Path) -> None:
                     f"{path} asks to load or run something else ('{key}': {str(inner)[:80]!r}), which this pack never "
                     "does. Remove that line, or get the model from somewhere else."
                 )
+            if ("layers" in key or "block" in key) and _most(inner, key) > MOST_LAYERS:
+                raise BadModelFolder(
+                    f"{path} asks for more than {MOST_LAYERS} layers ('{key}'). It is damaged: download the folder "
+                    "again."
+                )
             look(inner)
         for inner in value if isinstance(value, list) else ():
             look(inner)
@@ -87,6 +96,13 @@ def check_settings(path: Path) -> None:
             f"{path.parent} has an adapter (adapter_config.json), which would download another model. Remove that "
             "file, or use a complete model."
         )
+
+
+def _most(value: Any, key: str) -> float:
+    """Return the largest number of parts that a setting asks for: of entries in a list, and as numbers of layers."""
+    if isinstance(value, list):
+        return max([len(value), *(_most(one, key) for one in value)])
+    return value if isinstance(value, int | float) and "layers" in key else 0
 
 
 def read_parts(folder: Path, names: tuple[str, ...], dtype: torch.dtype) -> dict[str, Any]:
@@ -124,10 +140,24 @@ def _scheduler(folder: Path) -> Any:
 
     path = folder / "scheduler" / "scheduler_config.json"
     check_settings(path)
-    name = settings_of(path).get("_class_name")
+    settings = settings_of(path)
+    name, timesteps = settings.get("_class_name"), settings.get("num_train_timesteps", 1000)
     if name not in SCHEDULERS:
         raise BadModelFolder(
             f"{path} asks for the sampler {str(name)[:80]!r}; known are {', '.join(SCHEDULERS)}. Use a model folder of "
             "SD or SDXL."
         )
-    return getattr(diffusers, name).from_config(settings_of(path))
+    if not isinstance(timesteps, int) or not 1 < timesteps <= MOST_TIMESTEPS:
+        raise BadModelFolder(
+            f"{path} has {str(timesteps)[:20]!r} timesteps; a model is taught 2 to {MOST_TIMESTEPS}. Download the "
+            "folder again."
+        )
+    scheduler = getattr(diffusers, name).from_config(settings)
+    noise, signal = scheduler.betas, scheduler.alphas_cumprod
+    falls = bool(((noise >= 0) & (noise <= 1)).all() and 1 >= signal[0] > signal[-1])  # False with NaN
+    if len(signal) != timesteps or not falls:
+        raise BadModelFolder(
+            f"{path} describes a noise that no model is taught: the picture should fade from step to step, {timesteps} "
+            "times. Download the folder again."
+        )
+    return scheduler
