@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from ..levels import Levels
 from ..names import leads_out
 from ..types import MudiError, Photo, readable
+from . import bounds
 from .captions import SUFFIXES as CAPTIONS
 from .captions import caption_file, read_caption
 
@@ -35,16 +35,8 @@ OTHER_PICTURES = frozenset(
 MASK_PREFIX = "mask_"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", *_AVIF[1])
 """Formats that are read, whatever the file name says: others that Pillow knows, such as PostScript, start programs."""
-MOST_PIXELS = 65_000_000
-"""Most pixels of a picture: photos from phones with 64 megapixels."""
 MOST_PIXELS_TOGETHER = 1_000_000_000
 """Most pixels of all photos read at once: 40 photos of 24 megapixels, 3 GB when decoded."""
-MOST_SCANS = 40
-"""Most scans of a JPEG: cameras and editors write up to 14. Each scan takes as long as the whole picture."""
-MOST_SEGMENTS = 10_000
-"""Most segments of a JPEG: a colour profile has several, and Pillow reads each."""
-MOST_TAG_BYTES = 64_000_000
-"""Most bytes of the tags of a TIFF or of EXIF data: a malicious file names the same bytes thousands of times."""
 MIN_SIDE = 32
 """Pixels: a photo with a shorter side shows too little to learn from."""
 ORIENTATION = 0x0112
@@ -60,11 +52,6 @@ TURNS = {
 }
 """How to make a photo of each EXIF orientation upright; those from 5 on swap width and height."""
 _PUT_PHOTOS = "Put at least one photo of the subject there; five are better."
-_SMALLER = f"Make it smaller than {MOST_PIXELS // 1_000_000} megapixels."
-_TAG_SIZES = (1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 1, 1, 8, 8, 8)
-"""Bytes of one value of each type of TIFF tag."""
-_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-"""Begins a segment of a JPEG; the coded pixels between segments never contain these bytes."""
 
 
 class BadPhoto(MudiError):
@@ -260,10 +247,11 @@ def _read_picture(path: Path, within: Path | None, of: Photo | None = None) -> I
         with path.open("rb") as file:
             if within is not None and leads_out(file, path, within):
                 raise BadPhoto(f"{path} is a link that leads out of {within}. Replace it by a copy of its file.")
-            _check_tags(file, path)
-            _check_scans(file, path)
+            if reason := bounds.of_file(file):
+                raise BadPhoto(f"{path} {reason}")
             with Image.open(file, formats=FORMATS) as picture:
-                _check_picture(picture, path)
+                if reason := bounds.of_picture(picture):
+                    raise BadPhoto(f"{path} {reason}")
                 if of is not None and sorted(picture.size) != sorted(of.size):
                     raise BadPhoto(
                         f"{of.name}: the mask {path} is {picture.width}x{picture.height} px, the photo "
@@ -276,7 +264,7 @@ def _read_picture(path: Path, within: Path | None, of: Photo | None = None) -> I
     except UnidentifiedImageError:
         raise BadPhoto(f"{path} {_unread(path)}") from None
     except Image.DecompressionBombError as error:
-        raise BadPhoto(f"{path} is too large ({error}). {_SMALLER}") from None
+        raise BadPhoto(f"{path} is too large ({error}). {bounds.SMALLER}") from None
     except MudiError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds of errors for damaged files
@@ -288,84 +276,6 @@ def _read_picture(path: Path, within: Path | None, of: Photo | None = None) -> I
     if upright.mode == "I" and not 0 <= upright.getextrema()[0] <= upright.getextrema()[1] <= 65535:  # type: ignore[operator]
         raise BadPhoto(f"{path} holds 32-bit numbers, not colours. Save it with 8 or 16 bits per channel.")
     return upright
-
-
-def _check_picture(picture: Image.Image, path: Path) -> None:
-    """Raise `BadPhoto` when a picture has several pages or takes too much time or memory to decode."""
-    if picture.width * picture.height > MOST_PIXELS:
-        raise BadPhoto(f"{path} is too large ({picture.width}x{picture.height} px). {_SMALLER}")
-    # An "MPO" from a phone is a JPEG whose other frames are previews or depth.
-    if picture.format != "MPO" and _has_pages(picture):
-        raise BadPhoto(f"{path} is animated or has several pages. Save the page that shows the subject as PNG.")
-    if picture.format == "TIFF" and "jpeg" in str(picture.info.get("compression")):
-        raise BadPhoto(f"{path} is a TIFF with JPEGs inside, which cannot be read. Save it as PNG or JPEG.")
-    exif = picture.info.get("exif", b"").removeprefix(b"Exif\0\0")
-    if _tag_bytes(exif) > MOST_TAG_BYTES:
-        raise BadPhoto(f"{path} has EXIF data of an impossible size. Save it again without them.")
-
-
-def _has_pages(picture: Image.Image) -> bool:
-    if picture.format != "TIFF":
-        return getattr(picture, "n_frames", 1) > 1
-    try:  # counting a TIFF's pages reads them all
-        picture.seek(1)
-    except EOFError:
-        return False
-    finally:
-        picture.seek(0)
-    return True
-
-
-def _scans(jpeg: bytes) -> int:
-    """Return how often a JPEG draws its first picture, counted up to one more than the limit.
-
-    A JPEG with more than `MOST_SEGMENTS` segments also counts as over the limit.
-    """
-    scans, at = 0, 2
-    for _ in range(MOST_SEGMENTS):
-        found = _MARKER.search(jpeg, at)
-        if found is None or found[1] == b"\xd9" or scans > MOST_SCANS:
-            return scans
-        scans += found[1] == b"\xda"
-        at = found.end() + max(int.from_bytes(jpeg[found.end() : found.end() + 2], "big"), 2)
-    return MOST_SCANS + 1
-
-
-def _check_scans(file: BinaryIO, path: Path) -> None:
-    """Raise `BadPhoto` for a JPEG with too many scans or segments: Pillow reads all of them at once."""
-    if file.read(2) == b"\xff\xd8":
-        file.seek(0)
-        scans = _scans(file.read())
-        if scans > MOST_SCANS:
-            raise BadPhoto(f"{path} is a JPEG with {scans} scans or more, which no camera writes. Save it again.")
-    file.seek(0)
-
-
-def _check_tags(file: BinaryIO, path: Path) -> None:
-    """Raise `BadPhoto` for a TIFF whose tags claim impossible sizes: Pillow reads all of them when it opens one."""
-    if file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        file.seek(0)
-        if _tag_bytes(file.read()) > MOST_TAG_BYTES:
-            raise BadPhoto(f"{path} has tags of an impossible size. Save it as PNG or JPEG.")
-    file.seek(0)
-
-
-def _tag_bytes(tiff: bytes) -> int:
-    """Return how many bytes the first directory of a TIFF or EXIF claims for its values; repeats count."""
-    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
-    big = tiff[2:4] in (b"+\0", b"\0+")
-    word, entry, start = (8, 20, 8) if big else (4, 12, 4)
-
-    def number(at: int, size: int) -> int:
-        return int.from_bytes(tiff[at : at + size], order)
-
-    at = number(start, word)
-    total, first = 0, at + (8 if big else 2)
-    for place in range(first, first + min(number(at, first - at), 65_536) * entry, entry):
-        kind = number(place + 2, 2)
-        size = number(place + 4, word) * (_TAG_SIZES[kind] if kind < len(_TAG_SIZES) else 0)
-        total += min(size, len(tiff))
-    return total
 
 
 def _upright(picture: Image.Image, taken: Image.Image) -> Image.Image:
