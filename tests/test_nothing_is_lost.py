@@ -286,6 +286,14 @@ def test_the_rule_of_windows_is_noticed(tmp_path: Path, windows_rule: list[str],
     windows_rule.clear()
 
 
+def test_files_move_only_in_ways_that_the_rule_of_windows_watches() -> None:
+    """`windows.py` watches os.replace, os.rename and the two of Path."""
+    others = re.compile(r"shutil\.move|os\.renames|os\.link|hardlink_to|from (os|shutil) import")
+    for folder in ("mudi_core", "nodes"):
+        for path in sorted((Path(__file__).parent.parent / folder).rglob("*.py")):
+            assert not others.search(path.read_text(encoding="utf-8")), path
+
+
 def test_what_cannot_move_to_its_place_is_told_and_waits_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows where a picture is open in another program."""
     folder = write_subjects(coloured("red", photos=1), tmp_path / "set")
