@@ -46,6 +46,7 @@ class MiniCheckpoint(io.ComfyNode):  # type: ignore[misc]
             node_id="MudiMiniCheckpoint",
             display_name="Mini Checkpoint (MuDI)",
             category=CATEGORY,
+            has_intermediate_output=True,
             description="A tiny model of SDXL's architecture that comes with MuDI. It draws toy characters at "
             f"{family.SIZE}x{family.SIZE} px in seconds, without a graphics card and without a download: to try out "
             "and to learn a workflow with.",
@@ -79,6 +80,7 @@ class MiniPhotos(io.ComfyNode):  # type: ignore[misc]
             node_id="MudiMiniPhotos",
             display_name="Mini Photos (MuDI)",
             category=CATEGORY,
+            has_intermediate_output=True,
             description="Photos of two similar toy characters that the mini model has never seen: they stand "
             "for the photos of your own two subjects.",
             search_aliases=["photos", "example", "dataset", "demo", "toy"],

@@ -34,6 +34,7 @@ class MakeSubject(io.ComfyNode):  # type: ignore[misc]
             node_id="MudiSubject",
             display_name="Subject (MuDI)",
             category=CATEGORY,
+            has_intermediate_output=True,
             description="Names a subject: its photos, their masks, a token and a class noun. Use one node for "
             "each subject, one after the other. The prompt names it by both words, 'olis corgi'.",
             search_aliases=["MuDI", "DreamBooth subject", "character", "token"],

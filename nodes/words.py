@@ -34,6 +34,7 @@ class SubjectPrompt(io.ComfyNode):  # type: ignore[misc]
             node_id="MudiSubjectPrompt",
             display_name="Subject Prompt (MuDI)",
             category=CATEGORY,
+            has_intermediate_output=True,
             description="Writes a prompt that names every subject by its token and class noun, as the LoRA was taught: "
             "'2 dogs: a photo of olis corgi and hta chow chow playing in the snow'. It reads the names from the "
             "LoRA's file.",
@@ -177,6 +178,7 @@ class AskLayout(io.ComfyNode):  # type: ignore[misc]
             node_id="MudiAskLayout",
             display_name="Layout from Prompt (MuDI)",
             category=CATEGORY,
+            has_intermediate_output=True,
             description="Asks a language model who should stand where, for Layout's text in its mode 'from text'. By "
             "default it is Ollama on this computer; MUDI_LLM_URL and MUDI_LLM_KEY in ComfyUI's environment name "
             "other OpenAI-compatible endpoints, and the key of the first.",

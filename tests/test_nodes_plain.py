@@ -398,6 +398,7 @@ def test_no_progress_is_left_as_a_result(comfy: Comfy, shown: list[str], random_
 
 
 QUEUE = """graph => {
+    app.extensionManager.toast.removeAll()
     window.hacked ??= []
     window.ended = null
     for (const kind of ['execution_success', 'execution_error'])

@@ -108,9 +108,12 @@ def test_each_picture_of_a_batch_has_its_own_noise_wherever_it_stands(comfy: Com
 
 
 def test_every_pair_of_stock_sampler_and_scheduler_runs_from_the_start(
-    comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet
+    comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two steps of each."""
+    """Two steps of each. The network itself answers once for every sampler and every scheduler, which takes long.
+
+    In all other pairs it is asked what it can answer: finite latents at its own timesteps.
+    """
     model, clip, vae = mini
     overlap = {"relative_sizes": "", "overlap": 0.4}
     (placed,) = comfy.run(
@@ -131,10 +134,17 @@ def test_every_pair_of_stock_sampler_and_scheduler_runs_from_the_start(
         samples: torch.Tensor = out["samples"]
         return samples
 
-    for pair in pairs:
-        samples = sampled(latent, *pair)
-        assert samples.shape == (1, 4, SIDE // 8, SIDE // 8) and samples.isfinite().all(), pair
+    def half(x: torch.Tensor, timesteps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        assert x.isfinite().all() and 0 <= timesteps.min() and timesteps.max() <= 999
+        return x / 2
+
     assert (sampled(latent, "euler", "normal") - sampled(empty, "euler", "normal")).abs().max() > 0.05
+    for sampler, scheduler in pairs:
+        with monkeypatch.context() as patch:
+            if sampler != "euler" and scheduler != "normal":
+                patch.setattr(model.model.diffusion_model, "forward", half)
+            samples = sampled(latent, sampler, scheduler)
+        assert samples.shape == (1, 4, SIDE // 8, SIDE // 8) and samples.isfinite().all(), (sampler, scheduler)
 
 
 def another_lora(comfy: Comfy, model: Any, words: Any) -> tuple[Any, Any]:

@@ -18,7 +18,10 @@ class BadChoice(MudiError):
 
 
 def schema(**settings: Any) -> io.Schema:
-    """Return an `io.Schema`, without settings that this ComfyUI does not know yet, such as search_aliases."""
+    """Return an `io.Schema`, without settings that this ComfyUI does not know yet, such as search_aliases.
+
+    Newer ones show a node's words again when it is served from the cache, if it says ``has_intermediate_output``.
+    """
     known = {field.name for field in fields(io.Schema)}
     return io.Schema(**{name: value for name, value in settings.items() if name in known})
 
