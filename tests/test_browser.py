@@ -39,6 +39,12 @@ FIT = """([width, height, room]) => {
 
 
 PASSES = {
+    "1_prepare": {
+        ("MudiLoadPhotos 2.captions", "MudiDetectSubjects 3"),
+        ("MudiLoadPhotos 2.captions", "MudiSamMask 4"),
+        ("MudiLoadPhotos 6.captions", "MudiDetectSubjects 7"),
+        ("MudiLoadPhotos 6.captions", "MudiSamMask 8"),
+    },
     "quickstart_mini": {
         ("MudiMiniCheckpoint 22.vae", "MudiLayout 19"),
         *(("MudiTrainLora 14.model", behind) for behind in ("CLIPTextEncode 15", "CLIPTextEncode 16")),
@@ -56,6 +62,17 @@ PASSES = {
     },
 }
 """The wires that pass behind a node, of each workflow: without them these could not be drawn without a crossing."""
+CROSS = {
+    "1_prepare": {
+        "MudiLoadPhotos 6.captions -> MudiSubject 9.captions crosses MudiSubject 5.subjects -> MudiSubject 9.subjects"
+    },
+    "3_generate": {
+        "CLIPTextEncode 4.CONDITIONING -> KSampler 9.positive crosses MudiInitLatent 8.model -> KSampler 9.model",
+        "CLIPTextEncode 5.CONDITIONING -> KSampler 9.negative crosses MudiInitLatent 8.model -> KSampler 9.model",
+        "MudiInitLatent 8.latent -> KSampler 9.latent_image crosses MudiInitLatent 8.model -> KSampler 9.model",
+    },
+}
+"""The wires that must cross, since sockets of two nodes stand in other orders."""
 
 
 def open_template(page: Page, name: str) -> None:
@@ -91,7 +108,7 @@ def test_workflows_open_from_the_template_browser_as_they_were_saved(
     assert page.get_by_text("Missing Node").count() == 0
     page.evaluate(FIT, [WIDTH, HEIGHT, ROOM])
     shown_wires = drawn(page)
-    assert crossings(*shown_wires) == []
+    assert set(crossings(*shown_wires)) == CROSS.get(name, set())
     assert passes(*shown_wires) == PASSES.get(name, set())
 
 
@@ -175,8 +192,6 @@ def _thumbnails(server: Server, prompt_id: str) -> None:
         "3_generate": ((shown("MudiInitLatent")[0], saved[4]), 2),
         "4_compare": (shown("MudiCompare")[4:5], 1),
         "5_best_seed": (shown("MudiCompare")[4:8], 2),
-        "6_flow_model": ((shown("MudiInitLatent")[1], saved[5]), 2),
-        "7_anime_tags": (saved[6:8], 2),
     }
     for name, (files, columns) in sheets.items():
         _sheet(files, columns).save(ROOT / "workflows" / f"{name}.jpg", quality=85)

@@ -25,8 +25,6 @@ NAMES = (
     "3_generate",
     "4_compare",
     "5_best_seed",
-    "6_flow_model",
-    "7_anime_tags",
 )
 NOTES = ("Note", "MarkdownNote")
 MINI = "embedded (drawn toys only)"
@@ -375,19 +373,6 @@ def test_the_workflows_find_what_the_one_before_them_wrote(server: Server, info:
     ranked = re.findall(r"^seed (\d+): (-?\d+\.\d\d)$", run.outputs[find]["text"][0], re.MULTILINE)
     assert sorted(int(seed) for seed, _ in ranked) == [first, first + 1, first + 2]
     assert [float(score) for _, score in ranked] == sorted((float(score) for _, score in ranked), reverse=True)
-
-    for name, words in (
-        ("6_flow_model", "a photo of"),
-        ("7_anime_tags", "no humans, olis corgi, hta poodle, beach, outdoors, smile"),
-    ):
-        graph = in_small(name, info)
-        server.run(graph)  # Subject Prompt looks at the folder of LoRAs again, in which there is one more now
-        run = twice(server, graph)
-        (train,), (save,) = nodes(graph, "MudiTrainLora"), nodes(graph, "SaveImage")
-        assert "2 steps of segmix" in run.outputs[train]["text"][0]
-        assert len(server.files(run, save)) == 2 and all(map(is_picture, server.files(run, save)))
-        for prompt in nodes(graph, "MudiSubjectPrompt"):
-            assert words in str(run.outputs[prompt])
 
 
 @pytest.mark.parametrize("name", NAMES)
