@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..mudi_core.train.config import TrainConfig
@@ -44,11 +45,13 @@ def config_of(
     at_0 = {name: usual.flat()[name] for name in _USUAL_AT_0}
     if settings.values.get("optimizer") == "prodigy":
         at_0["learning_rate"] = PRODIGY_RATE
+    # The dataset's widgets decide overlap and relative sizes, the kind of model all else of a composition's layout.
+    of_family = {name: value for name, value in family.layout.items() if name != "max_overlap"}
     values = {
         "method": chosen["method"],
         "seed": chosen["seed"],
         "segmix_prob": dataset.segmix_prob,
-        "layout": dataset.layout,
+        "layout": replace(dataset.layout, **of_family),
         "background_weight": dataset.background_weight,
         "captions": family.captions if dataset.captions == "auto" else dataset.captions,
         "caption_template": dataset.caption_template,

@@ -132,13 +132,12 @@ def _move(adapter: Adapter, by: torch.Tensor) -> None:
 def sampled_in_training(denoiser: Any, comfy: Comfy, family: str) -> torch.Tensor:
     """What `sampled` asks, of the network with its LoRA on."""
     asking, network = comfy.module("denoiser.asking"), denoiser.patcher.model
-    noise, sampling = comfy.module("denoiser.noise"), denoiser.patcher.get_model_object("model_sampling")
+    noise = comfy.module("denoiser.noise")
     x, sigma = encoded(family, 1, seed=7), torch.tensor([0.6])
     with torch.no_grad():
         inputs = asking.inputs_of(network, conditions(family), [64.0, 64.0, 0, 0, 64.0, 64.0], x, x.device)
         answer = asking.answer(network, x.clone(), sigma, [inputs], x.device)
         a, b = noise.parts_of_clean(denoiser._sampling, sigma)
-    assert sampling is denoiser.patcher.model.model_sampling
     return a * x + b * answer
 
 
@@ -200,6 +199,8 @@ def test_the_same_graph_trains_and_starts_every_family(
     wearing, name, _ = output.result
     about = load_lora(comfy.base / "models" / "loras" / name)[1]
     learned = json.loads(about["mudi_config"])
+    assert learned["layout"]["scale"] == ([0.9, 1.0] if family.startswith("flux1") else [0.75, 1.0])
+    assert learned["layout"]["max_overlap"] == 0.2 and learned["accumulation"] == 4
     assert (usual("", family).remark or "Prompt it with") in output.ui["text"][0]
     assert (
         about["ss_base_model_version"] == (family if family in FAMILIES else OTHER)
