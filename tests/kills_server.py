@@ -140,6 +140,7 @@ def run(kills: int, seed: int, base: Path) -> Report:
         report.left += len(found.keys() - wanted.keys())
         if found != wanted:
             print(name, sorted(wanted.keys() ^ found.keys()), file=sys.stderr)
+        print(f"{name}: {report.kills} kills, {report.lost} lost, {report.left} left", file=sys.stderr, flush=True)
     report.seconds = round(time.monotonic() - began, 1)
     return report
 
