@@ -201,7 +201,8 @@ def _read_existing(out: Path, training: Training) -> str | None:
 
     Compare the settings, base model and start in the file. Raise `OutputExists` when they differ.
     """
-    from ..lora.file import BadLora, load_lora
+    from ..lora.change import BadLora
+    from ..lora.file import load_lora
     from ..lora.metadata import plain_base
     from ..tensor_file import BadTensorFile
     from ..train.resume import lora_fingerprint

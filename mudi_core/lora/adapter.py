@@ -18,7 +18,8 @@ from torch.nn.functional import linear
 
 from ..bases.promise import Denoiser
 from ..bases.tokens import TokenVectors
-from .file import PARTS, BadLora, LoraState, kohya_name, load_lora
+from .change import BadLora
+from .file import PARTS, LoraState, kohya_name, load_lora
 
 
 @dataclass(eq=False)

@@ -7,55 +7,29 @@ explicit ``.alpha`` for every layer. Without the alphas some programs silently u
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..tensor_file import read_tensors, write_tensors
-from ..types import MudiError
+from ..tensor_file import write_tensors
+from .change import ALPHA, DOWN, UP, BadLora
+from .names import TEXT, UNET
+from .reading import Lora, read_lora
 
 log = logging.getLogger(__name__)
 
 LoraState = dict[str, Tensor]
 """The tensors of a LoRA file by kohya name."""
 
-RUN_PREFIX = "run."
-"""The prefix of everything but the LoRA in the file of a stopped run."""
-PREFIX = "lora_unet_"
-PARTS = (".lora_down.weight", ".lora_up.weight", ".alpha")
+PARTS = tuple(f".{part}" for part in (DOWN, UP, ALPHA))
 """Endings of the three tensors of a layer: down ``[rank, in]``, up ``[out, rank]``, alpha ``[]``."""
-_WAYS = {"input": "down", "output": "up"}
-
-
-class BadLora(MudiError):
-    """A LoRA file that cannot be written or read, or that does not fit the model."""
 
 
 def kohya_name(module: str) -> str:
     """Turn ``down_blocks.1.attentions.0...to_q`` into ``lora_unet_down_blocks_1_attentions_0_..._to_q``."""
-    return PREFIX + module.replace(".", "_")
-
-
-_STABILITY_BLOCK = re.compile(r"lora_unet_(input|middle|output)_blocks?_(?:(\d+)_)?(\d)_")
-"""The start of a layer's name as kohya's SDXL tools write it: ``lora_unet_input_blocks_4_1_...``."""
-
-
-def _our_name(key: str) -> str:
-    """Translate Stability's names of SDXL's blocks, as kohya's SDXL tools write them; return other names unchanged.
-
-    SDXL (and SD) has two residual blocks and a downsampler (three residual blocks on the way up) per level, each with
-    its attention at place 1. The way down starts with a convolution that belongs to no level.
-    """
-    match = _STABILITY_BLOCK.match(key)
-    if match is None or match[3] != "1":
-        return key
-    way, number = match[1], int(match[2] or 0)
-    level, place = divmod(number - 1 if way == "input" else number, 3)
-    block = "mid_block_attentions_0" if way == "middle" else f"{_WAYS[way]}_blocks_{level}_attentions_{place}"
-    return f"{PREFIX}{block}_{key[match.end() :]}"
+    return UNET + module.replace(".", "_")
 
 
 def save_lora(
@@ -76,26 +50,34 @@ def save_lora(
 
 
 def load_lora(path: Path) -> tuple[LoraState, dict[str, str]]:
-    """Return the tensors (float32) and the metadata of a LoRA file with kohya's names.
+    """Return the tensors (float32) and the metadata of a LoRA on linear layers of a network, from any program's file.
 
     For the file of a stopped run, return the LoRA so far. Raise `BadLora` or `BadTensorFile`.
     """
-    tensors, metadata = read_tensors(path)
-    state = {_our_name(key): value.float() for key, value in tensors.items() if not key.startswith(RUN_PREFIX)}
-    names = {key[: -len(part)] for key in state for part in PARTS if key.endswith(part)}
-    strange = [key for key in state if not key.startswith(PREFIX) or not key.endswith(PARTS)]
-    missing = [name + part for name in sorted(names) for part in PARTS if name + part not in state]
-    if strange or missing or not state:
-        example = f"it has '{strange[0]}'" if strange else f"'{missing[0]}' is missing" if missing else "it is empty"
-        raise BadLora(
-            f"{Path(path).name} is not a LoRA of a U-Net with kohya's names: {example}. "
-            "Use a file that this project's train command wrote."
-        )
-    for name in names:
-        down, up, alpha = (state[name + part] for part in PARTS)
-        if down.ndim != 2 or up.ndim != 2 or alpha.numel() != 1 or down.shape[0] != up.shape[1] or not down.numel():
+    lora = read_lora(path)
+    return state_of(lora), dict(lora.about)
+
+
+def state_of(lora: Lora) -> LoraState:
+    """Return a LoRA on linear layers of a network as tensors by kohya name.
+
+    Raise `BadLora` where it changes anything else, or in a way that is no product of two matrices.
+    """
+    state: LoraState = {}
+    for name, change in lora.changes.items():
+        factors = None if name.startswith(TEXT) else change.factors()
+        if factors is None or (change.kind == "LoRA" and change.parts[DOWN].shape[2:].numel() > 1) or lora.unread:
+            kinds = ", ".join(f"{count} as {kind}" for kind, count in lora.kinds().items())
+            text = sum(one.startswith(TEXT) for one in lora.changes)
             raise BadLora(
-                f"{Path(path).name} is damaged or no LoRA of linear layers: the matrices of {name} are "
-                f"{list(down.shape)} and {list(up.shape)}. Use a file that this project's train command wrote."
+                f"{lora.name} changes more than linear layers of the network, or not by two matrices each ({kinds}; "
+                f"{text} of them in the text encoders; {len(lora.unread)} other tensors). Load it in ComfyUI onto "
+                "the model, and go on with that model."
             )
-    return state, metadata
+        up, down = factors
+        for part, value in zip(PARTS, (down, up, torch.tensor(float(down.shape[0]))), strict=True):
+            state[name + part] = value.contiguous()
+        if change.kind == "LoRA" and change.alpha is not None:  # the very numbers of the file
+            state[name + PARTS[1]] = change.parts[UP].float().flatten(1)
+            state[name + PARTS[2]] = torch.tensor(change.alpha)
+    return state

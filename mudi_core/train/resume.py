@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..bases.promise import Denoiser
 from ..lora.adapter import Adapter
-from ..lora.file import RUN_PREFIX
+from ..lora.reading import RUN_PREFIX
 from ..tensor_file import BadTensorFile, read_tensors, write_tensors
 from ..types import MudiError
 from .config import TrainConfig
