@@ -90,6 +90,16 @@ class Checkpoint:
         return usual(self.name, self.family)
 
     @property
+    def text_encoders(self) -> tuple[Any, ...]:
+        """The text encoders, as long as they are not released."""
+        return self._encoders().text_encoders
+
+    @property
+    def tokenizers(self) -> tuple[Any, ...]:
+        """The tokenizer of each text encoder."""
+        return self._encoders().tokenizers
+
+    @property
     def device(self) -> torch.device:
         """The device on which the U-Net computes."""
         return torch.device(self.unet.device)

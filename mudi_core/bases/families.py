@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 EMBEDDED = "mini"
 """The name that a user types for the base model that comes with the package."""
@@ -45,6 +45,8 @@ class Family:
     """Compare pictures with the cut-out subjects instead of the whole photos."""
     prior_prompt: str | None = None
     """The prompt for pictures of other members of a class, such as "a photo of {}"; None: the official code's."""
+    file_names: Literal["diffusers", "sd", "sgm"] = "diffusers"
+    """The names of the layers in LoRA files, as kohya's scripts write them: `lora.names.Style`."""
     bf16: bool = True
     """Whether it computes in bfloat16 on cards that can."""
     captions: str = "sentence"

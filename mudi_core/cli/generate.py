@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,11 +174,30 @@ def places(
     return parse_places(read_text(Path(args.layout)) if is_file else args.layout)
 
 
+@contextmanager
+def _wearing(checkpoint: Checkpoint, path: Path | None, scale: float) -> Iterator[None]:
+    """Inside the block a base model wears a LoRA of any program. Raise `BadLora`."""
+    from ..jobs.fuse_checkpoint import CheckpointToFuse
+    from ..lora.adapter import apply_lora
+    from ..lora.file import is_linear, state_of
+    from ..lora.reading import read_lora
+
+    if path is None:
+        yield
+        return
+    lora = read_lora(path)
+    if is_linear(lora):
+        with apply_lora(checkpoint.unet, state_of(lora), scale):
+            yield
+        return
+    base = CheckpointToFuse(checkpoint)
+    with base.wearing((lora.on(base.sizes(), checkpoint.name).changes, scale)):
+        yield
+
+
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..jobs.generate import draw_layout, generate
     from ..jobs.picture_folder import PictureFolder
-    from ..lora.adapter import apply_lora
-    from ..lora.file import load_lora
     from ..lora.metadata import UnknownLora, read_lora_subjects
     from ..stage.cutouts import cut_outs, old_numbers
     from ..stage.layout import remarks
@@ -189,25 +210,24 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
         if subject.token not in settings.prompt:
             talk.say(f"Warning: the prompt does not name '{subject.name}', so this subject may not appear.")
     if args.lora is not None:
-        state, _ = load_lora(args.lora)
         try:
             known = read_lora_subjects(args.lora)
             for doubt in known.disagreements([subject.name for subject in subjects]):
                 talk.say(f"Warning: {doubt}")
         except UnknownLora as error:
             talk.say(f"Warning: {error}")
-        apply_lora(checkpoint.unet, state, args.lora_scale)
     size = settings.size or (checkpoint.side, checkpoint.side)
     cutouts = cut_outs(subjects, max_side=max(size))
     if old := old_numbers(args.photos):
         talk.say(f"Note: {old}")
     for remark in remarks(draw_layout(cutouts, settings, 0, size), subjects.tokens):
         talk.say(f"Warning: {remark}")
-    folder = PictureFolder(args.out, settings, {"base": checkpoint.name, "lora": str(args.lora or "")})
-    with talk.progress("sampling") as progress:
-        for picture in generate(checkpoint, cutouts, settings, progress):
-            folder.add(picture)
-            talk.on_disk = f"{len(folder.written)} of {settings.count} pictures are in {args.out}."
+    with _wearing(checkpoint, args.lora, args.lora_scale):
+        folder = PictureFolder(args.out, settings, {"base": checkpoint.name, "lora": str(args.lora or "")})
+        with talk.progress("sampling") as progress:
+            for picture in generate(checkpoint, cutouts, settings, progress):
+                folder.add(picture)
+                talk.on_disk = f"{len(folder.written)} of {settings.count} pictures are in {args.out}."
     return Answer(
         f"{args.out}: {settings.count} pictures, '{settings.prompt}', gamma {settings.gamma:g}, seed {settings.seed}.",
         {**folder.settings, "out": str(args.out), "pictures": folder.written},

@@ -63,17 +63,18 @@ def state_of(lora: Lora) -> LoraState:
 
     Raise `BadLora` where it changes anything else, or in a way that is no product of two matrices.
     """
+    if not is_linear(lora):
+        kinds = ", ".join(f"{count} as {kind}" for kind, count in lora.kinds().items())
+        text = sum(one.startswith(TEXT) for one in lora.changes)
+        raise BadLora(
+            f"{lora.name} changes more than linear layers of the network, or not by two matrices each ({kinds}; "
+            f"{text} of them in the text encoders; {len(lora.unread)} other tensors). Load it in ComfyUI onto "
+            "the model, and go on with that model."
+        )
     state: LoraState = {}
     for name, change in lora.changes.items():
-        factors = None if name.startswith(TEXT) else change.factors()
-        if factors is None or (change.kind == "LoRA" and change.parts[DOWN].shape[2:].numel() > 1) or lora.unread:
-            kinds = ", ".join(f"{count} as {kind}" for kind, count in lora.kinds().items())
-            text = sum(one.startswith(TEXT) for one in lora.changes)
-            raise BadLora(
-                f"{lora.name} changes more than linear layers of the network, or not by two matrices each ({kinds}; "
-                f"{text} of them in the text encoders; {len(lora.unread)} other tensors). Load it in ComfyUI onto "
-                "the model, and go on with that model."
-            )
+        factors = change.factors()
+        assert factors is not None
         up, down = factors
         for part, value in zip(PARTS, (down, up, torch.tensor(float(down.shape[0]))), strict=True):
             state[name + part] = value.contiguous()
@@ -81,3 +82,13 @@ def state_of(lora: Lora) -> LoraState:
             state[name + PARTS[1]] = change.parts[UP].float().flatten(1)
             state[name + PARTS[2]] = torch.tensor(change.alpha)
     return state
+
+
+def is_linear(lora: Lora) -> bool:
+    """Return whether a LoRA changes nothing but linear layers of the network, each by the product of two matrices."""
+    return not lora.unread and not any(
+        name.startswith(TEXT)
+        or change.factors() is None
+        or (change.kind == "LoRA" and change.parts[DOWN].shape[2:].numel() > 1)
+        for name, change in lora.changes.items()
+    )

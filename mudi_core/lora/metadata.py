@@ -17,7 +17,8 @@ from ..stage.captions import SENTENCE, STYLES
 from ..tensor_file import BadWeights, check_header
 from ..types import LONGEST_NOUN, LONGEST_TOKEN, MAX_SUBJECTS, MudiError, SubjectSet, listed, misread_in_prompts
 
-_CAPTIONS = "mudi_captions"
+CAPTIONS = "mudi_captions"
+"""The key of the style of captions."""
 _ODD = re.compile(r"[\x00-\x1f\x7f-\x9f<>]")
 _LONGEST_BASE = 255
 """Most letters of the name of a file or folder."""
@@ -44,7 +45,7 @@ def lora_metadata(
     ``plan_hash``: the plan's; ``family``: kohya's name of the architecture of the base model; ``captions``: the style
     of the captions, which a file without a word of it has as sentences: the files of before say nothing.
     """
-    style = {} if captions == SENTENCE else {_CAPTIONS: captions}
+    style = {} if captions == SENTENCE else {CAPTIONS: captions}
     return {
         **settings,
         "ss_network_module": "networks.lora",
@@ -123,7 +124,7 @@ def read_lora_subjects(path: Path) -> LoraSubjects:
             raise ValueError
         if any(len(token.split()) != 1 for token in tokens) or not (0 < width <= _LARGEST and 0 < height <= _LARGEST):
             raise ValueError
-        style = about.get(_CAPTIONS, SENTENCE)
+        style = about.get(CAPTIONS, SENTENCE)
         return LoraSubjects(
             tuple(tokens),
             tuple(noun.strip() for noun in nouns),

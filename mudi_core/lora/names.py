@@ -11,8 +11,9 @@ from typing import Literal
 
 UNET, TEXT = "lora_unet_", ("lora_te1_", "lora_te2_")
 
-Style = Literal["diffusers", "sgm"]
-"""Names of a U-Net's blocks in a file: ``down_blocks_1_attentions_0``, or Stability's ``input_blocks_4_1``."""
+Style = Literal["diffusers", "sd", "sgm"]
+"""How kohya's scripts name the layers of a kind of model: blocks of a U-Net as in diffusers, ``down_blocks_1_...``; the
+same with SD's one text encoder, ``lora_te_``; or SDXL's blocks as in Stability's code, ``input_blocks_4_1_...``."""
 
 _ENDINGS = tuple(
     (re.compile(rf"(?P<layer>.+?){ending}", re.DOTALL), part)
@@ -143,8 +144,10 @@ _TO_ALONE = {ours: theirs for theirs, ours in _ALONE.items()}
 
 
 def styled(name: str, style: Style) -> str:
-    """Return our name of a layer of SDXL as a file of this style has it; text encoders have one name in both."""
-    if style == "diffusers" or not name.startswith(UNET):
+    """Return our name of a layer as a file of this style has it."""
+    if style == "sd" and name.startswith(TEXT[0]):
+        return "lora_te_" + name.removeprefix(TEXT[0])
+    if style != "sgm" or not name.startswith(UNET):
         return name
     path = name.removeprefix(UNET)
     if path in _TO_ALONE:

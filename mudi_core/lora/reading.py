@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -43,6 +44,13 @@ class Lora:
             kind = change.kind if change.magnitude is None else "DoRA"
             found[kind] = found.get(kind, 0) + 1
         return found
+
+    def fingerprint(self) -> str:
+        """Return a text that differs for every other LoRA, whatever its file says of it."""
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self.tensors().items()):
+            digest.update(key.encode() + tensor.float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def on(self, sizes: Mapping[str, tuple[int, int]], model: str = "the model") -> Matched:
         """Return what of it fits a model.

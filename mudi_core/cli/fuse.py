@@ -1,0 +1,128 @@
+"""`fuse`: LoRAs of single subjects become one LoRA that makes all of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..types import MudiError
+from .options import add_base, add_command, add_device, add_precision, add_seed, device, open_base
+from .talk import Answer, Talk
+
+if TYPE_CHECKING:
+    from ..jobs.fusion import Fused
+    from ..lora.concepts import Concept
+    from ..lora.reading import Lora
+
+
+class WrongNumber(MudiError):
+    """As many names or strengths as there are LoRAs, or none."""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "fuse",
+        run,
+        summary="LoRAs of single subjects become one",
+        description="Fuses LoRAs of any program, each of a subject of its own, into one LoRA whose layers answer to "
+        "each subject as that subject's LoRA does (gradient fusion, in closed form). Loaded one after the other they "
+        "would disturb each other. For every subject it reports the error of that plain sum, and of the fusion.",
+        example="python -m mudi_core fuse rex.safetensors bella.safetensors --base mini --out both.safetensors",
+    )
+    parser.add_argument(
+        "loras", type=Path, nargs="+", metavar="LORA", help="two or more LoRA files for this base model"
+    )
+    add_base(parser, "the model that they are for: mini, an SDXL or SD .safetensors file, or a diffusers folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the LoRA, ending in .safetensors")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_argument(
+        "--name",
+        action="append",
+        metavar="'TOKEN NOUN'",
+        help="trigger word and class noun of a LoRA's subject, for each LoRA in order; '' takes what its file says",
+    )
+    parser.add_argument("--strength", type=float, nargs="+", metavar="S", help="of each LoRA (default: 1)")
+    parser.add_argument(
+        "--method",
+        choices=("fuse", "text", "sum"),
+        default="fuse",
+        help="fuse: every layer; text: only text encoders and the layers that read the text, without pictures; sum: "
+        "add up all, as loaders do (default: fuse)",
+    )
+    parser.add_argument(
+        "--rank", type=int, default=0, metavar="N", help="most ranks of a layer; 0: all, exact (default)"
+    )
+    parser.add_argument("--pictures", type=int, default=1, metavar="N", help="pictures to listen on, each (default: 1)")
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="sampler steps of each (default: 20)")
+    parser.add_argument("--rows", type=int, default=4096, metavar="N", help="inputs kept per picture (default: 4096)")
+    parser.add_argument("--ridge", type=float, metavar="R", help="share of regularization (default: 1e-3, texts 1e-6)")
+    add_seed(parser, "of the pictures")
+    add_precision(parser)
+    add_device(parser)
+
+
+def run(args: argparse.Namespace, talk: Talk) -> Answer:
+    from ..jobs.fuse import fuse
+    from ..jobs.fuse_checkpoint import CheckpointToFuse
+    from ..jobs.fusion import FuseConfig
+    from ..lora.concepts import check_concepts, fused_metadata
+    from ..lora.file import save_lora
+    from ..lora.reading import read_lora
+    from .train import OutputExists
+
+    if args.out.exists() and not args.overwrite:
+        raise OutputExists(f"{args.out} already exists. Choose another name with --out, or give --overwrite.")
+    config = FuseConfig(args.method, args.rank, args.pictures, args.steps, args.rows, args.ridge, args.seed)
+    concepts = _concepts([read_lora(path) for path in args.loras], args.name, args.strength)
+    check_concepts(concepts)
+    checkpoint = open_base(args, device(args))
+    fused = fuse(concepts, CheckpointToFuse(checkpoint), config, talk.progress)
+    about = fused_metadata(
+        concepts, config.described(), base=checkpoint.name, family=checkpoint.family, side=checkpoint.side
+    )
+    save_lora(args.out, fused.state(checkpoint.usual.file_names), about)
+    for concept, matched in zip(concepts, fused.matched, strict=True):
+        talk.say(f"{concept.lora.name}: {matched.told()}")
+    return Answer(_told(args.out, concepts, fused), _data(args.out, concepts, fused))
+
+
+def _concepts(loras: Sequence[Lora], names: Sequence[str] | None, strengths: Sequence[float] | None) -> list[Concept]:
+    """Return each LoRA with its names and strength. Raise `WrongNumber`."""
+    from ..lora.concepts import Concept
+    from ..lora.triggers import trigger_words
+
+    for what, given in (("--name", names), ("--strength", strengths)):
+        if given is not None and len(given) != len(loras):
+            raise WrongNumber(f"There are {len(loras)} LoRAs and {len(given)} times {what}. Give it once for each.")
+    found = []
+    for i, lora in enumerate(loras):
+        own = (names[i].split(maxsplit=1) if names is not None else []) or None
+        pairs = trigger_words(lora.about) if own is None else [(own[0], own[1] if len(own) > 1 else "")]
+        found.append(Concept(lora, tuple(pairs), 1.0 if strengths is None else strengths[i]))
+    return found
+
+
+def _told(out: Path, concepts: Sequence[Concept], fused: Fused) -> str:
+    lines = [f"{out}: {len(fused.changes)} layers."]
+    if fused.added_up:
+        lines.append(f"{fused.added_up} of them are added up as loaders do.")
+    errors = fused.relative()
+    if errors is not None:
+        each = zip(concepts, *errors, strict=True)
+        lines += [f"{one.words}: error {plain:.2f} added up, {ours:.2f} fused." for one, plain, ours in each]
+    return " ".join(lines)
+
+
+def _data(out: Path, concepts: Sequence[Concept], fused: Fused) -> dict[str, Any]:
+    errors = fused.relative()
+    return {
+        "lora": str(out),
+        "layers": len(fused.changes),
+        "added_up": fused.added_up,
+        "subjects": [concept.words for concept in concepts],
+        "error_of_sum": None if errors is None else list(errors[0]),
+        "error": None if errors is None else list(errors[1]),
+    }

@@ -1,0 +1,104 @@
+"""A base model of the command line as one that LoRAs are fused for: diffusers' U-Net and the text encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..bases.checkpoint import Checkpoint
+from ..lora.names import TEXT, UNET
+from ..lora.wear import Worn, layers_of, sizes_of, worn
+from .generate import draw_noise
+
+
+class CheckpointToFuse:
+    """A `fuse.FusionBase`. Afterwards the checkpoint is as it was."""
+
+    def __init__(self, checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> None:
+        """``size``: width and height of the pictures that the layers are listened to on; None: the model's own."""
+        self._checkpoint = checkpoint
+        self._size = size or (checkpoint.side, checkpoint.side)
+        self.name, self.family = checkpoint.name, checkpoint.family
+        self._networks: dict[str, Any] = {
+            UNET: checkpoint.unet,
+            **dict(zip(TEXT, checkpoint.text_encoders, strict=False)),
+        }
+        self._layers = {
+            name: layer
+            for prefix, network in self._networks.items()
+            for name, layer in layers_of(network, prefix).items()
+        }
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        return {
+            name: size for prefix, network in self._networks.items() for name, size in sizes_of(network, prefix).items()
+        }
+
+    def linear_layers(self) -> dict[str, nn.Module]:
+        return {name: layer for name, layer in self._layers.items() if isinstance(layer, nn.Linear)}
+
+    def weight(self, layer: str) -> Tensor:
+        weight = self._layers[layer].weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    @contextmanager
+    def wearing(self, *loras: Worn) -> Iterator[None]:
+        with ExitStack() as stack:
+            for prefix, network in self._networks.items():
+                stack.enter_context(worn(network, *loras, prefix=prefix))
+            yield
+
+    def read(self, captions: Sequence[str]) -> None:
+        with torch.no_grad():
+            self._checkpoint.encode_text(captions)
+
+    def words(self, captions: Sequence[str], names: Sequence[str]) -> Tensor:
+        with torch.no_grad():
+            contexts, _ = self._checkpoint.encode_text(captions)
+        tokenizer = self._checkpoint.tokenizers[0]
+        rows = []
+        for caption, context in zip(captions, contexts, strict=True):
+            ids = tokenizer(caption, truncation=True).input_ids
+            parts = [tokenizer(name, add_special_tokens=False).input_ids for name in names]
+            rows.append(context[places_of(parts, ids) + [len(ids) - 1]])
+        return torch.cat(rows)
+
+    def paint(self, caption: str, steps: int, seed: int, number: int, on_step: Callable[[int, int], None]) -> None:
+        checkpoint, (width, height) = self._checkpoint, self._size
+        pipeline = checkpoint.pipeline(reads=False)
+        pipeline.set_progress_bar_config(disable=True)
+
+        def stepped(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
+            on_step(step + 1, steps)
+            return values
+
+        with torch.no_grad():
+            contexts, pooled = (values.to(checkpoint.device) for values in checkpoint.encode_text([caption]))
+            factor = checkpoint.vae_factor
+            noise = draw_noise(seed, number, (1, 4, height // factor, width // factor))
+            pipeline(
+                prompt_embeds=contexts.to(checkpoint.unet.dtype),
+                pooled_prompt_embeds=pooled.to(checkpoint.unet.dtype),
+                latents=noise.to(checkpoint.device, checkpoint.unet.dtype),
+                width=width,
+                height=height,
+                num_inference_steps=steps,
+                guidance_scale=1.0,
+                output_type="latent",
+                callback_on_step_end=stepped,
+            )
+
+
+def places_of(parts: Sequence[Sequence[int]], ids: Sequence[int]) -> list[int]:
+    """Return the places at which one of some runs of tokens stands among others, in order."""
+    found: set[int] = set()
+    for part in parts:
+        for first in range(len(ids) - len(part) + 1):
+            if list(ids[first : first + len(part)]) == list(part):
+                found.update(range(first, first + len(part)))
+    return sorted(found)
