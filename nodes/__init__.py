@@ -15,13 +15,17 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .find import DetectSubjects, SamMask
         from .generate import MakeLayout
         from .init_latent import InitLatent
+        from .layout_guidance import LayoutGuidance
+        from .lora_subject import LoraSubject
         from .mini import MiniCheckpoint, MiniPhotos
         from .photos import LoadPhotos
         from .preview import MakeTrainPreview
         from .priors import MakePriors
         from .ranges import checked
+        from .regional_prompts import RegionalPrompts
         from .samplers import StartNoise
         from .search import FindSeed
+        from .separate_loras import SeparateLoras
         from .settings import MakeTrainSettings
         from .subject import MakeSubject
         from .subject_sets import LoadSubjectSet, SaveSubjectSet
@@ -46,6 +50,10 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             AskLayout,
             InitLatent,
             StartNoise,
+            LoraSubject,
+            SeparateLoras,
+            RegionalPrompts,
+            LayoutGuidance,
             CompareSubjects,
             FindSeed,
             AddWatermark,

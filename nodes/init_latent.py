@@ -10,7 +10,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from . import drawing, host, samplers
 from .generate import CATEGORY, drawn_layout
 from .host import widgets
-from .sockets import LayoutSocket, PlacedSubjects
+from .sockets import LAYOUTS, LayoutSocket, PlacedSubjects
 from .start import sees_latents, start, with_start
 
 _NO_MODEL = "Init Latent gives a model only where it gets one: connect the model that samples to its model input."
@@ -101,13 +101,14 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
         if gamma < 0:
             gamma = default_gamma(len(layout.cutouts.subjects))
         grounds = [None] * batch_size if below is None else list(below["samples"].split(1))
-        starts, previews = [], []
+        starts, previews, layouts = [], [], []
         with host.progress()("encoding the layout") as update:
             for number, ground in enumerate(grounds):
                 if number and same_places:
                     drawn = drawn_layout(layout, layout.config.seed, 0)
                 else:
                     drawn = drawn_layout(layout, seed if number else layout.config.seed, number)
+                layouts.append(drawn)
                 canvas = compose(drawn, layout.cutouts)
                 starts.append(start(canvas, vae, gamma, model, ground))
                 previews.append(drawing.small(canvas.image))
@@ -117,7 +118,7 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
             host.log.warning(remark)
         samples = torch.cat(starts)
         return io.NodeOutput(
-            {"samples": samples},
+            {"samples": samples, LAYOUTS: layouts},
             ExecutionBlocker(_NO_MODEL) if model is None else with_start(model, samples),
             ui=host.preview(previews, cls, "\n".join([f"gamma {gamma:g}", *remarks])),
         )

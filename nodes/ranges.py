@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..mudi_core.types import MudiError, SubjectSet, readable
 from . import host
-from .sockets import PlacedSubjects, TrainingSet, TrainPreview, TrainSettings
+from .sockets import PlacedSubjects, SubjectLora, TrainingSet, TrainPreview, TrainSettings
 
 
 class OutOfRange(MudiError):
@@ -45,6 +45,10 @@ def _is_condition(value: Any) -> bool:
     return pair and isinstance(value[0], torch.Tensor) and value[0].ndim == 3 and value[0].numel() > 0
 
 
+def _is_loras(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(isinstance(one, SubjectLora) for one in value)
+
+
 def _finite(values: torch.Tensor) -> torch.Tensor:
     return values.isfinite().all()
 
@@ -69,6 +73,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "BOUNDING_BOX": ("boxes", lambda value: value is not None),
     "MUDI_SUBJECTS": ("subjects", lambda value: isinstance(value, SubjectSet)),
     "MUDI_LAYOUT": ("a layout", lambda value: isinstance(value, PlacedSubjects)),
+    "MUDI_LORAS": ("LoRAs with their subjects", _is_loras),
     "MUDI_DATASET": ("a dataset", lambda value: isinstance(value, TrainingSet)),
     "MUDI_TRAIN_SETTINGS": ("training settings", lambda value: isinstance(value, TrainSettings)),
     "MUDI_TRAIN_PREVIEW": ("a training preview", lambda value: isinstance(value, TrainPreview)),

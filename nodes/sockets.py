@@ -24,6 +24,10 @@ PreviewSocket = io.Custom("MUDI_TRAIN_PREVIEW")
 """Carries a `TrainPreview`."""
 LayoutSocket = io.Custom("MUDI_LAYOUT")
 """Carries a `PlacedSubjects`."""
+LorasSocket = io.Custom("MUDI_LORAS")
+"""Carries a tuple of `SubjectLora`."""
+LAYOUTS = "mudi_layouts"
+"""In a LATENT of Init Latent: the `Layout` of each picture of its batch."""
 BoundingBoxes = io.Custom("BOUNDING_BOX")
 """Core's: a list of `BoundingBox` for each image."""
 
@@ -69,6 +73,18 @@ class PlacedSubjects:
     cutouts: CutOuts
     config: GenerateConfig
     """Its size, seed, layout, arrangement, places and poses count, and are those of the Layout node."""
+
+
+@dataclass(frozen=True)
+class SubjectLora:
+    """A LoRA and whom it was taught."""
+
+    path: Path
+    subject: str
+    """Its token, name or class noun in a layout; empty where the file or the order says it."""
+    strength: float
+    text_strength: float
+    """Of its part for the text encoders."""
 
 
 @dataclass(frozen=True, eq=False)

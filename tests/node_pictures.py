@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 from browser import CHROMIUM, QUIET, READY
 from comfyui_server import ROOT, serve
+from models import random_lora
 from PIL import Image
 
 from mudi_core.subjects.storage import write_subjects
@@ -51,6 +52,10 @@ DATASET = Placed("MudiSegMixDataset")
 LAYOUT = Placed("MudiLayout", {"width": 192, "height": 192, "seed": 3})
 START = Placed("MudiInitLatent")
 SAMPLER = Placed("KSampler")
+OLIS = Placed("MudiLoraSubject", {"lora_name": "olis.safetensors"})
+HTA = Placed("MudiLoraSubject", {"lora_name": "hta.safetensors"})
+APART = Placed("MudiSeparateLoras")
+MASKS = Placed("MaskPreview")
 WORDS = Placed("CLIPTextEncode", {"text": "a photo of olis cat and hta cat"})
 NOT = Placed("CLIPTextEncode", {"text": ""})
 TRAIN = Placed("MudiTrainLora", {"preset": "mini, 192 px", "steps": 20, "rank": 4, "name": "cats"})
@@ -72,15 +77,23 @@ GRAPHS: dict[str, tuple[Placed, ...]] = {
     "MudiFindWatermark": (PICTURE, MARK, Placed("MudiFindWatermark")),
     "MudiInitLatent": (CHECKPOINT, SET, LAYOUT, START, SAMPLER),
     "MudiLayout": (SET, LAYOUT, START),
+    "MudiLayoutGuidance": (
+        *(CHECKPOINT, SET, LAYOUT),
+        Placed("MudiLayoutGuidance", {"prompt": WORDS.values["text"]}),
+        MASKS,
+    ),
     "MudiLoadPhotos": (Placed("MudiLoadPhotos", {"folder": "rex"}), FIND),
     "MudiLoadSubjectSet": (SET, DATASET),
+    "MudiLoraSubject": (CHECKPOINT, SET, LAYOUT, OLIS, HTA, APART, MASKS),
     "MudiMakePriors": (CHECKPOINT, SET, Placed("MudiMakePriors", {**PRIORS, **PLAIN}), DATASET),
     "MudiMiniCheckpoint": (CHECKPOINT, SAMPLER),
     "MudiMiniPhotos": (PHOTOS, FIND),
     "MudiNoise": (CHECKPOINT, Placed("BasicScheduler"), Placed("MudiNoise"), Placed("SamplerCustomAdvanced")),
+    "MudiRegionalPrompts": (CHECKPOINT, SET, LAYOUT, Placed("MudiRegionalPrompts"), MASKS),
     "MudiSamMask": (PHOTOS, FIND, CUT, SUBJECT),
     "MudiSaveSubjectSet": (SET, Placed("MudiSaveSubjectSet", {"name": "cats_kept"})),
     "MudiSegMixDataset": (SET, DATASET, TRAIN),
+    "MudiSeparateLoras": (CHECKPOINT, SET, LAYOUT, OLIS, HTA, APART, MASKS),
     "MudiSubject": (PHOTOS, FIND, CUT, SUBJECT, Placed("MudiSaveSubjectSet", {"name": "olis"})),
     "MudiSubjectPrompt": (SET, Placed("MudiSubjectPrompt"), WORDS),
     "MudiTrainLora": (CHECKPOINT, SET, DATASET, TRAIN, SAMPLER),
@@ -157,6 +170,8 @@ def inputs(base: Path) -> None:
         actors.append(Actor(spec.character, pose, (left, 0.9 - height, left + 0.4, 0.9)))
     folder = base / "input"
     write_subjects(SubjectSet(tuple(subjects)), folder / "cats")
+    for name in ("olis", "hta"):
+        random_lora(base / "models" / "loras" / f"{name}.safetensors")
     (folder / "rex").mkdir()
     for one in subjects[0].photos:
         Image.fromarray((one.image * 255).byte().numpy()).save(folder / "rex" / one.name)

@@ -46,11 +46,14 @@ NODES = (
     ("convert", "editor", "ranges"),
     ("denoiser",),
     ("base", "samplers", "compare", "generate", "start"),
-    ("painting", "train_config"),
+    ("attention", "painting", "train_config"),
     ("preview",),
     ("training",),
     ("find", "photos", "subject", "subject_sets"),
-    ("dataset", "init_latent", "mini", "priors", "search", "settings", "train", "watermark", "words"),
+    (
+        *("dataset", "init_latent", "mini", "priors", "search", "settings", "train", "watermark", "words"),
+        *("layout_guidance", "lora_subject", "regional_prompts", "separate_loras"),
+    ),
 )
 """The floors inside ComfyUI's face: the host, values and pictures, what nodes share, the nodes."""
 

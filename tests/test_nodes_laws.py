@@ -24,7 +24,14 @@ JUDGES = {"detector": MINI, "embedder": MINI, "threshold": 0.03, "cut_out": True
 SAMPLED = {"steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "seed": 0}
 WORDS = {"positive": ["words", 0], "negative": ["words", 0]}
 MODELS = {"model": ["checkpoint", 0], "vae": ["checkpoint", 2]}
+PLACED = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "strength": 0.5, "layout": ["layout", 0]}
 MORE: Graph = {
+    "taught": node("MudiLoraSubject", lora_name="taught.safetensors", subject="", strength=1.0, text_strength=1.0),
+    "separate": node("MudiSeparateLoras", loras=["taught", 0], rest=0.0, **PLACED),
+    "regions": node("MudiRegionalPrompts", prompts="a photo of {}", **PLACED),
+    "guidance": node(
+        "MudiLayoutGuidance", prompt="a photo of olis cat and hta cat", pull=2.5, push=2.5, words="", **PLACED
+    ),
     "mark": node("MudiWatermark", images=["photos", 0], key="words", strength=1.0),
     "marked": node("MudiFindWatermark", images=["photos", 0], key="words"),
     "words": node("CLIPTextEncode", clip=["checkpoint", 1], text="a photo of olis cat and hta cat"),

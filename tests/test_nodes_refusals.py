@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 from comfyui import Comfy
 from comfyui_server import Graph, Run, changed
+from models import random_lora
 
 MINI = "mini (embedded)"
-AT_ONCE = {"MudiSubject", "MudiSubjectPrompt", "MudiNoise", "MudiTrainSettings", "MudiWatermark", "MudiFindWatermark"}
+AT_ONCE = {
+    *("MudiSubject", "MudiSubjectPrompt", "MudiNoise", "MudiTrainSettings", "MudiWatermark", "MudiFindWatermark"),
+    *("MudiLoraSubject", "MudiSeparateLoras", "MudiRegionalPrompts", "MudiLayoutGuidance"),
+}
 """They hand on what is there: nothing to wait for and nothing to cancel."""
 ELSEWHERE = {"MudiAskLayout", "MudiFindSeed", "MudiTrainPreview", "MudiMakePriors"}
 """One waits for a language model, the others sample: their own tests have what they need."""
@@ -121,6 +125,7 @@ def graph(comfy: Comfy, mini_weights: None, drawn_dataset: Path) -> Graph:
     shutil.copytree(drawn_dataset, comfy.base / "input" / "both", dirs_exist_ok=True)
     photos = shutil.ignore_patterns("*.jsonl")
     shutil.copytree(drawn_dataset, comfy.base / "input" / "shots", ignore=photos, dirs_exist_ok=True)
+    random_lora(comfy.base / "models" / "loras" / "taught.safetensors")
     return changed(EVERYTHING, photos={"pair": comfy.module("mini").PAIR_CHOICES[0]})
 
 

@@ -1,0 +1,77 @@
+"""Attention by hand, for what no ready function does: changes of keys and values that depend on the position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MOST = 2**26
+"""Numbers of a table of scores that are held at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Local:
+    """A change of keys and values that counts only at some positions."""
+
+    weight: Tensor
+    """Float ``[b, p, 1]``."""
+    keys: Tensor | None
+    """Float ``[b, t, c]``, added to the keys."""
+    values: Tensor | None
+    """Float ``[b, t, c]``, added to the values."""
+
+    def rows(self, rows: slice | list[int]) -> Local:
+        """Return the change of some rows."""
+        return Local(self.weight[rows], *(None if one is None else one[rows] for one in (self.keys, self.values)))
+
+    def tokens(self, tokens: slice) -> Local:
+        """Return the change of some tokens."""
+        return Local(self.weight, *(None if one is None else one[:, tokens] for one in (self.keys, self.values)))
+
+
+Bias = Callable[[Tensor, slice], Tensor]
+"""What is added to scores before they are scaled: of the scores ``[b, heads, p, t]`` of some rows of the call."""
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, changes: Sequence[Local] = (), bias: Bias | None = None
+) -> Tensor:
+    """Return ``softmax((q k' + bias) / sqrt(d)) v'``, ``[b, p, c]``, of q ``[b, p, c]`` and k, v ``[b, t, c]``.
+
+    At a position the keys are ``k + sum(weight * keys)`` of the changes there, the values likewise. It is exact: the
+    scores of a sum of keys are the sum of their scores.
+    """
+    step = max(_MOST // (heads * q.shape[1] * k.shape[1]), 1)
+    return torch.cat(
+        [
+            _rows(q[some], k[some], v[some], heads, [one.rows(some) for one in changes], bias, some)
+            for some in (slice(first, min(first + step, len(q))) for first in range(0, len(q), step))
+        ]
+    )
+
+
+def _rows(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, changes: Sequence[Local], bias: Bias | None, rows: slice
+) -> Tensor:
+    queries = _apart(q, heads)
+    scores = (queries @ _apart(k, heads).transpose(-1, -2)).float()
+    for one in changes:
+        if one.keys is not None:
+            scores += (queries @ _apart(one.keys, heads).transpose(-1, -2)) * one.weight[:, None]
+    if bias is not None:
+        scores += bias(scores, rows)
+    share = (scores * queries.shape[-1] ** -0.5).softmax(-1).to(v.dtype)
+    found = share @ _apart(v, heads)
+    for one in changes:
+        if one.values is not None:
+            found = found + (share @ _apart(one.values, heads)) * one.weight[:, None]
+    joined: Tensor = found.transpose(1, 2).reshape(q.shape)
+    return joined
+
+
+def _apart(x: Tensor, heads: int) -> Tensor:
+    """Return ``[b, heads, p, c / heads]``."""
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)

@@ -1,0 +1,158 @@
+"""LoRAs that act each in its own region (seeds: FreeFuse, TARA; here exact, without a second pass).
+
+A linear layer with a LoRA gives ``W x + m * up down x`` with the region's weight ``m`` at the position of ``x``. For
+keys and values of a text, which have no position, the change counts where the query stands: see `attend`. So regions of
+1 everywhere are the merged LoRAs, and regions of 0 are the network without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from .attend import Local
+from .call import Call
+from .regions import Regions
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a LoRA adds to a linear layer's weight, with its strength."""
+
+    down: Tensor
+    """Float ``[rank, in]``; ``[out, in]``, the change itself, without ``up``."""
+    up: Tensor | None = None
+    """Float ``[out, rank]``."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return what is added to the layer's answer for x ``[b, p, in]``."""
+        inside = linear(x, self.down)
+        return inside if self.up is None else linear(inside, self.up)
+
+    def to(self, like: Tensor) -> Change:
+        """Return the same on a tensor's device, in its type."""
+        return Change(self.down.to(like), None if self.up is None else self.up.to(like))
+
+
+@dataclass(frozen=True, eq=False)
+class _Joined:
+    """The changes of several LoRAs of one layer, which cost as much as one of their summed rank."""
+
+    down: Tensor
+    up: Tensor
+    owner: Tensor
+    """Of each rank, the LoRA: whole numbers ``[rank]``."""
+
+    def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
+        return linear(linear(x, self.down) * weights[..., self.owner], self.up)
+
+
+class SeparateLoras:
+    """Several LoRAs, each with its own region and, for keys and values of a text, its own words."""
+
+    def __init__(
+        self, loras: Sequence[Mapping[str, Change]], regions: Regions, words: Sequence[Tensor | None] | None = None
+    ) -> None:
+        """``loras``: by the name of a layer ("...attn1.to_q"); the i-th acts in the i-th region.
+
+        ``words``: for each, 1 for the tokens of the prompt that name its subject and 0 for others, ``[t]``; None: it
+        changes the keys and values of every token.
+        """
+        self.regions, self.words = regions, list(words or [None] * len(loras))
+        self._used = [index for index in range(len(loras)) if not regions.empty(index)]
+        self._loras = loras
+        self._ready: dict[tuple[object, ...], tuple[list[tuple[int, Change]], _Joined | None]] = {}
+
+    def touches(self, layer: str) -> bool:
+        """Return whether any LoRA with a region changes a layer, or one below this name."""
+        return any(name.startswith(layer) for index in self._used for name in self._loras[index])
+
+    def check(self, size: tuple[int, int]) -> None:
+        """Raise `OtherShape` for a latent of another shape (height, width) than the regions."""
+        self.regions.check(size)
+
+    def release(self) -> None:
+        """Forget what was copied to the device that computes."""
+        self._ready.clear()
+        self.regions.release()
+
+    def placed(self, layer: str, x: Tensor, call: Call, size: tuple[int, int]) -> Tensor | None:
+        """Return what is added to the answer of a layer whose inputs x ``[b, p, in]`` are a picture's positions."""
+        alone, joined = self._at(layer, x)
+        if joined is None and not alone:
+            return None
+        weights = self.regions.at(size, call, x)
+        found = None if joined is None else joined(x, weights)
+        for index, change in alone:
+            more = change(x) * weights[..., index, None]
+            found = more if found is None else found + more
+        return found
+
+    def whole(self, layer: str, x: Tensor) -> Tensor | None:
+        """Return what LoRAs without limits, in place or words, add to the answer for a text x ``[b, t, in]``."""
+        found = None
+        for index in self._used:
+            if not self._has_limits(index) and layer in self._loras[index]:
+                more = self._of(index, layer, x)(x)
+                found = more if found is None else found + more
+        return found
+
+    def limited(
+        self, attention: str, texts: tuple[Tensor, Tensor], first: int, call: Call, like: Tensor, size: tuple[int, int]
+    ) -> list[Local]:
+        """Return the changes of keys and values by LoRAs with limits.
+
+        ``texts``: what keys and values are made of, ``[b, t, in]``; the first ``first`` tokens are the prompt's,
+        others those of regions, which are the subject's own words. ``like``: the queries.
+        """
+        found = []
+        for index in self._used:
+            if not self._has_limits(index):
+                continue
+            keys, values = (
+                self._of(index, attention + layer, text)(text) * self._tokens(index, text, first, call)
+                if attention + layer in self._loras[index]
+                else None
+                for layer, text in zip(("to_k", "to_v"), texts, strict=True)
+            )
+            if keys is not None or values is not None:
+                weight = self.regions.at(size, call, like)[..., index, None]
+                found.append(Local(weight, keys, values))
+        return found
+
+    def _has_limits(self, index: int) -> bool:
+        return self.words[index] is not None or not self.regions.everywhere(index)
+
+    def _tokens(self, index: int, text: Tensor, first: int, call: Call) -> Tensor | float:
+        """Return the weight of each token, ``[b, t, 1]``: other prompts than the positive one do not name anybody."""
+        words = self.words[index]
+        if words is None or first % len(words):  # a text of another length is another one
+            return 1.0
+        inside = torch.ones(text.shape[1])
+        inside[:first] = words.float().cpu().repeat(first // len(words))
+        return inside.to(text)[None, :, None] * call.is_positive(text)
+
+    def _of(self, index: int, layer: str, like: Tensor) -> Change:
+        key = (index, layer, like.device, like.dtype)
+        if key not in self._ready:
+            self._ready[key] = [(index, self._loras[index][layer].to(like))], None
+        return self._ready[key][0][0][1]
+
+    def _at(self, layer: str, like: Tensor) -> tuple[list[tuple[int, Change]], _Joined | None]:
+        """Return the dense changes of a layer one by one, and those of low rank as one."""
+        key = (layer, like.device, like.dtype)
+        if key not in self._ready:
+            here = [(index, self._loras[index][layer]) for index in self._used if layer in self._loras[index]]
+            alone = [(index, one.to(like)) for index, one in here if one.up is None]
+            low = [(index, one.down, one.up) for index, one in here if one.up is not None]
+            joined = None
+            if low:
+                owner = torch.cat([torch.full((len(down),), index) for index, down, _ in low])
+                down, up = torch.cat([one[1] for one in low]), torch.cat([one[2] for one in low], 1)
+                joined = _Joined(down.to(like), up.to(like), owner.to(like.device))
+            self._ready[key] = alone, joined
+        return self._ready[key]

@@ -1,0 +1,182 @@
+"""Separate LoRAs: several characters' LoRAs in one picture, each where its subject stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io
+
+from ..mudi_core.types import BadLayout, MudiError
+from . import host
+from .attention import Places, place_inputs, places, with_part, word_tokens
+from .attention.blocks import blocks_of
+from .attention.loras import take_apart
+from .generate import CATEGORY
+from .sockets import LorasSocket, PlacedSubjects, SubjectLora
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .attention.loras import TakenApart
+
+
+class NobodysLora(MudiError):
+    """LoRAs that cannot each be given a subject."""
+
+
+class SeparateLoras(io.ComfyNode):  # type: ignore[misc]
+    """Let each LoRA act only where its subject stands."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiSeparateLoras",
+            display_name="Separate LoRAs (MuDI)",
+            category=CATEGORY,
+            has_intermediate_output=True,
+            description="Characters' LoRAs in one picture without mixing: each acts only where the layout has its "
+            "subject. For SDXL and SD; it takes the place of several Load LoRA and costs no second pass.",
+            search_aliases=["regional lora", "lora mask", "multiple loras", "lora stack", "lora bleeding", "FreeFuse"],
+            inputs=[
+                io.Model.Input("model", tooltip="An SDXL or SD model, without these LoRAs."),
+                io.Clip.Input("clip", tooltip="The CLIP of its checkpoint."),
+                LorasSocket.Input("loras", tooltip="From the last LoRA Subject."),
+                io.Float.Input(
+                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Of all LoRAs together."
+                ),
+                io.Float.Input(
+                    "rest",
+                    default=0.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Strength of the LoRAs' layers outside of attention, which no region can hold: they are "
+                    "merged and act in the whole picture. 0 leaves them out. LoRAs of Train LoRA have none.",
+                ),
+                *place_inputs(),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="The positive prompt, letter by letter: then each LoRA changes only the words that name "
+                    "its subject. Empty: it changes every word, as Load LoRA does, where its subject stands.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="For the sampler."),
+                io.Clip.Output(display_name="clip", tooltip="With the LoRAs' parts for the text encoders."),
+                io.Mask.Output(display_name="masks", tooltip="The subjects' places in the first picture."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        loras: tuple[SubjectLora, ...],
+        strength: float,
+        rest: float,
+        layout: PlacedSubjects | None = None,
+        masks: Any = None,
+        latent: dict[str, Any] | None = None,
+        shape: str = "figures",
+        grow: float = 0.1,
+        start: float = 0.0,
+        end: float = 1.0,
+        prompt: str = "",
+    ) -> io.NodeOutput:
+        from ..mudi_core.attention import lora as attention
+        from ..mudi_core.attention.regions import Regions
+
+        blocks = blocks_of(model)
+        found = places(layout, masks, latent, shape, grow)
+        whose = _whose(loras, found)
+        words = [_words(clip, prompt, one, found, place) for one, place in zip(loras, whose, strict=True)]
+        parts: list[TakenApart] = []
+        text_clip, merged, lines = clip.clone(), model.clone(), []
+        for one, place in zip(loras, whose, strict=True):
+            part = take_apart(model, clip, one.path, one.strength * strength, blocks.values())
+            merged.add_patches(part.rest, one.strength * strength * rest) if rest else None
+            text_clip.add_patches(part.text, one.text_strength * strength) if part.text else None
+            parts.append(part)
+            lines.append(_told(one, found, place, part, rest))
+        separate = attention.SeparateLoras([part.changes for part in parts], Regions(found.masks[:, whose]), words)
+        lines += _twice(loras, whose)
+        worn = with_part(merged, separate, start, end)
+        return io.NodeOutput(worn, text_clip, found.shown(), ui=host.preview([], cls, "\n".join(lines)))
+
+
+def _whose(loras: tuple[SubjectLora, ...], found: Places) -> list[int]:
+    """Return the place of each LoRA's subject among the subjects. Raise `NobodysLora` or `BadLayout`."""
+    names = found.names()
+    whose = [_named(one, names) for one in loras]
+    for number, place in enumerate(whose):
+        if place is not None:
+            continue
+        if number >= found.count:
+            raise NobodysLora(
+                f"There are {len(loras)} LoRAs and places for {found.count}: {loras[number].path.name} has none. Say "
+                "in LoRA Subject whom it was taught, or take it out."
+            )
+        whose[number] = number
+    return [place for place in whose if place is not None]
+
+
+def _named(one: SubjectLora, names: list[tuple[str, ...]]) -> int | None:
+    """Return the place of the subject that the user or the file names; None where nobody does."""
+    if not any(names):
+        return None
+    if one.subject:
+        whom = [place for place, some in enumerate(names) if one.subject in some]
+        if len(whom) != 1:
+            raise BadLayout(
+                f"LoRA Subject gives {one.path.name} to '{one.subject}', and the layout has "
+                f"{'several' if whom else 'nobody'} of this name. Its subjects: {', '.join(some[0] for some in names)}."
+            )
+        return whom[0]
+    tokens = _taught(one.path)
+    whom = [place for place, some in enumerate(names) if some[1] in tokens]
+    return whom[0] if len(whom) == 1 else None
+
+
+def _taught(path: Path) -> tuple[str, ...]:
+    from ..mudi_core.lora.metadata import UnknownLora, read_lora_subjects
+
+    try:
+        return read_lora_subjects(path).tokens
+    except UnknownLora:
+        return ()
+
+
+def _words(clip: Any, prompt: str, one: SubjectLora, found: Places, place: int) -> Tensor | None:
+    if not prompt.strip():
+        return None
+    names = found.names()[place] or (one.subject,) * bool(one.subject)
+    if not names:
+        raise NobodysLora(
+            f"With masks alone nobody knows which words of the prompt name whom {one.path.name} was taught. Write them "
+            "into LoRA Subject, or empty the prompt here."
+        )
+    return word_tokens(clip, prompt, names)
+
+
+def _told(one: SubjectLora, found: Places, place: int, part: TakenApart, rest: float) -> str:
+    """Return what became of a LoRA, in a line."""
+    names = found.names()[place]
+    line = f"{one.path.name}: {len(part.changes)} layers where {names[0] if names else f'mask {place + 1}'} stands"
+    if part.rest:
+        line += f", {len(part.rest)} others " + (f"merged at {rest:g}" if rest else "left out")
+    if part.text:
+        line += f", {len(part.text)} of text"
+    if not found.masks[:, place].any():
+        line += "; the place is empty, so it does nothing"
+    return line
+
+
+def _twice(loras: tuple[SubjectLora, ...], whose: list[int]) -> list[str]:
+    pairs = [(one.path, place) for one, place in zip(loras, whose, strict=True)]
+    again = dict.fromkeys(pair for pair in pairs if pairs.count(pair) > 1)
+    return [f"{path.name} is there {pairs.count((path, place))} times for one subject." for path, place in again]
