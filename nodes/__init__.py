@@ -13,6 +13,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .compare import CompareSubjects
         from .dataset import SegMixDataset
         from .find import DetectSubjects, SamMask
+        from .fuse_loras import FuseLoras
         from .generate import MakeLayout
         from .init_latent import InitLatent
         from .layout_guidance import LayoutGuidance
@@ -51,6 +52,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             InitLatent,
             StartNoise,
             LoraSubject,
+            FuseLoras,
             SeparateLoras,
             RegionalPrompts,
             LayoutGuidance,

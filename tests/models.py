@@ -54,9 +54,9 @@ def other_model(comfy: Comfy, kind: str, unet_config: dict[str, Any]) -> Any:
     return comfy.core("comfy.model_patcher").ModelPatcher(config.get_model({}, "", device=cpu), cpu, cpu)
 
 
-def random_lora(path: Path) -> Path:
+def random_lora(path: Path, seed: int = 1) -> Path:
     adapter = Adapter.new(open_checkpoint("mini").denoiser(), 2, 2.0, ("to_q", "to_out.0"))
-    adapter.start(1)
+    adapter.start(seed)
     state = {key: torch.full_like(value, 0.05) if "lora_up" in key else value for key, value in adapter.state().items()}
     save_lora(path, state, {})
     return path

@@ -54,6 +54,8 @@ START = Placed("MudiInitLatent")
 SAMPLER = Placed("KSampler")
 OLIS = Placed("MudiLoraSubject", {"lora_name": "olis.safetensors"})
 HTA = Placed("MudiLoraSubject", {"lora_name": "hta.safetensors"})
+CORGI = Placed("MudiLoraSubject", {"lora_name": "olis.safetensors", "subject": "olis corgi"})
+CAT = Placed("MudiLoraSubject", {"lora_name": "other.safetensors", "subject": "hta cat"})
 APART = Placed("MudiSeparateLoras")
 MASKS = Placed("MaskPreview")
 WORDS = Placed("CLIPTextEncode", {"text": "a photo of olis cat and hta cat"})
@@ -75,6 +77,11 @@ GRAPHS: dict[str, tuple[Placed, ...]] = {
         Placed("SaveImage"),
     ),
     "MudiFindWatermark": (PICTURE, MARK, Placed("MudiFindWatermark")),
+    "MudiFuseLoras": (
+        *(CHECKPOINT, CORGI, CAT),
+        Placed("MudiFuseLoras", {"width": 192, "height": 192, "steps": 4, "name": "both"}),
+        SAMPLER,
+    ),
     "MudiInitLatent": (CHECKPOINT, SET, LAYOUT, START, SAMPLER),
     "MudiLayout": (SET, LAYOUT, START),
     "MudiLayoutGuidance": (
@@ -172,6 +179,7 @@ def inputs(base: Path) -> None:
     write_subjects(SubjectSet(tuple(subjects)), folder / "cats")
     for name in ("olis", "hta"):
         random_lora(base / "models" / "loras" / f"{name}.safetensors")
+    random_lora(base / "models" / "loras" / "other.safetensors", seed=2)
     (folder / "rex").mkdir()
     for one in subjects[0].photos:
         Image.fromarray((one.image * 255).byte().numpy()).save(folder / "rex" / one.name)

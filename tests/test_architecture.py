@@ -49,10 +49,10 @@ NODES = (
     ("attention", "painting", "train_config"),
     ("preview",),
     ("training",),
-    ("find", "photos", "subject", "subject_sets"),
+    ("find", "fusing", "photos", "subject", "subject_sets"),
     (
         *("dataset", "init_latent", "mini", "priors", "search", "settings", "train", "watermark", "words"),
-        *("layout_guidance", "lora_subject", "regional_prompts", "separate_loras"),
+        *("fuse_loras", "layout_guidance", "lora_subject", "regional_prompts", "separate_loras"),
     ),
 )
 """The floors inside ComfyUI's face: the host, values and pictures, what nodes share, the nodes."""

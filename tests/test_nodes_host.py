@@ -32,6 +32,7 @@ NODES = {
     "MudiAskLayout": ("Layout from Prompt (MuDI)", "MuDI/3 generate"),
     "MudiInitLatent": ("Init Latent (MuDI)", "MuDI/3 generate"),
     "MudiNoise": ("Noise (MuDI)", "MuDI/3 generate"),
+    "MudiFuseLoras": ("Fuse LoRAs (MuDI)", "MuDI/2 train"),
     "MudiLoraSubject": ("LoRA Subject (MuDI)", "MuDI/3 generate"),
     "MudiSeparateLoras": ("Separate LoRAs (MuDI)", "MuDI/3 generate"),
     "MudiRegionalPrompts": ("Regional Prompts (MuDI)", "MuDI/3 generate"),

@@ -27,6 +27,11 @@ MODELS = {"model": ["checkpoint", 0], "vae": ["checkpoint", 2]}
 PLACED = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "strength": 0.5, "layout": ["layout", 0]}
 MORE: Graph = {
     "taught": node("MudiLoraSubject", lora_name="taught.safetensors", subject="", strength=1.0, text_strength=1.0),
+    "fuse": node(
+        "MudiFuseLoras",
+        **{"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "loras": ["taught", 0], "name": "fused"},
+        **{"method": "sum", "rank": 0, "pictures": 1, "steps": 1, "width": 64, "height": 64, "seed": 0},
+    ),
     "separate": node("MudiSeparateLoras", loras=["taught", 0], rest=0.0, **PLACED),
     "regions": node("MudiRegionalPrompts", prompts="a photo of {}", **PLACED),
     "guidance": node(

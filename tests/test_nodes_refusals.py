@@ -19,7 +19,7 @@ AT_ONCE = {
     *("MudiLoraSubject", "MudiSeparateLoras", "MudiRegionalPrompts", "MudiLayoutGuidance"),
 }
 """They hand on what is there: nothing to wait for and nothing to cancel."""
-ELSEWHERE = {"MudiAskLayout", "MudiFindSeed", "MudiTrainPreview", "MudiMakePriors"}
+ELSEWHERE = {"MudiAskLayout", "MudiFuseLoras", "MudiFindSeed", "MudiTrainPreview", "MudiMakePriors"}
 """One waits for a language model, the others sample: their own tests have what they need."""
 
 

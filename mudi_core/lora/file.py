@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..tensor_file import write_tensors
-from .change import ALPHA, DOWN, UP, BadLora
+from .change import ALPHA, DOWN, UP
+from .change import BadLora as BadLora
 from .names import TEXT, UNET
 from .reading import Lora, read_lora
 
