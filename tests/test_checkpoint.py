@@ -16,6 +16,7 @@ from mudi_core.bases.checkpoint import EncodersReleased, MissingCheckpoint, open
 from mudi_core.bases.embedded import MissingMiniWeights
 from mudi_core.bases.sdxl import BadCheckpointFile
 from mudi_core.toy.world import PAIRS, photo
+from mudi_core.types import MudiError
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,9 @@ def test_a_single_file_needs_no_network(single_file: Path, tiny_config: None, mo
     ("keys", "told"),
     [
         (("edm_mean", "edm_std"), "Playground 2.5.*trained with another kind of noise"),
+        (("edm_std",), "Playground 2.5.*trained with another kind of noise"),
         (("edm_vpred.sigma_max", "edm_vpred.sigma_min"), "CosXL.*trained with another kind of noise"),
+        (("edm_vpred.sigma_min",), "CosXL.*trained with another kind of noise"),
         (("model.diffusion_model.scaled_fp8",), "scaled fp8.*use the same checkpoint in fp16"),
         (("model.diffusion_model.out.2.scale_weight",), "scaled fp8.*use the same checkpoint in fp16"),
         (("model.diffusion_model.out.2.comfy_quant",), "scaled fp8.*use the same checkpoint in fp16"),
@@ -192,6 +195,59 @@ def test_files_of_sdxls_shape_but_another_kind_are_refused_for_what_they_are(
     save_file({**load_file(single_file), **{key: torch.ones(1) for key in keys}}, tmp_path / "other.safetensors")
     with pytest.raises(sdxl.BadCheckpointFile, match=f"other.safetensors is .*{told}"):
         open_checkpoint(tmp_path / "other.safetensors")
+
+
+_WEIGHT = "model.diffusion_model.out.2.weight"
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int16, torch.bool])
+def test_weights_in_whole_numbers_without_scales_are_refused(
+    kind: torch.dtype, tiny: Path, single_file: Path, tiny_config: None, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    weights = load_file(single_file)
+    save_file({**weights, _WEIGHT: (weights[_WEIGHT] * 9).to(kind)}, tmp_path / "few.safetensors")
+    shutil.copytree(tiny, tmp_path / "few")
+    part = tmp_path / "few" / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(part)
+    save_file({key: (value * 9).to(kind) for key, value in weights.items()}, part)
+    for name in ("few.safetensors", "few"):
+        with pytest.raises(MudiError, match=r"is stored in few bits: '.*(weight|bias)' holds.*use the same model in"):
+            open_checkpoint(tmp_path / name)
+
+
+def test_whole_numbers_beside_the_weights_are_no_matter(single_file: Path, tiny_config: None, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    beside = {
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+        "model_ema.num_updates": torch.tensor(7),
+    }
+    save_file({**load_file(single_file), **beside}, tmp_path / "beside.safetensors")
+    open_checkpoint(tmp_path / "beside.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        (_WEIGHT, "U-Net"),
+        ("first_stage_model.decoder.conv_in.bias", "VAE"),
+        ("conditioner.embedders.0.transformer.text_model.final_layer_norm.weight", "text encoder"),
+        ("conditioner.embedders.1.model.ln_final.weight", "text encoder"),
+    ],
+)
+def test_weights_that_are_not_numbers_are_refused(
+    key: str, what: str, value: float, single_file: Path, tiny_config: None, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    weights = load_file(single_file)
+    weights[key].reshape(-1)[-1] = value
+    save_file(weights, tmp_path / "nan.safetensors")
+    with pytest.raises(BadCheckpointFile, match=rf"nan.safetensors: the {what} has weights that are not numbers"):
+        open_checkpoint(tmp_path / "nan.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ SDXL can be trained and can make pictures; SD 1.x and 2.x can be trained. Nothin
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,12 +227,27 @@ def open_checkpoint(
             f"There is no base model {path} (looked in {path.absolute().parent}). Use 'mini', a folder in diffusers' "
             f"layout, or a single SDXL file, e.g. from {sdxl.LINK}."
         )
+    if built_in is None:
+        _check_values(path, checkpoint)
     parts = checkpoint._encoders()
     _move(checkpoint.unet, unet_device or device, dtype)
     for model in parts.text_encoders:
         _move(model, device, dtype)
     _move(parts.vae, device, torch.float32)
     return checkpoint
+
+
+def _check_values(path: Path, checkpoint: Checkpoint) -> None:
+    """Raise `sdxl.BadCheckpointFile` when a weight is NaN or infinite: every picture would be black."""
+    parts = checkpoint._encoders()
+    encoders = [("text encoder", encoder) for encoder in parts.text_encoders]
+    for what, model in [("U-Net", checkpoint.unet), ("VAE", parts.vae), *encoders]:
+        for name, weight in model.named_parameters():
+            if weight.numel() and not all(math.isfinite(float(value)) for value in weight.aminmax()):
+                raise sdxl.BadCheckpointFile(
+                    f"{path}: the {what} has weights that are not numbers (NaN or infinity, in {name}). The file is "
+                    "damaged, or a merge of models went wrong: download it again, or use another model."
+                )
 
 
 def _move(model: Any, device: torch.device, dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ...tensor_file import BadWeights, check_header
 from ...types import MudiError
-from .parts import BadModelFolder, read_parts, settings_of
+from .parts import BadModelFolder, check_numbers, read_parts, settings_of
 
 if TYPE_CHECKING:
     import torch
@@ -146,16 +146,16 @@ def _check_file(path: Path, shapes: Mapping[str, list[int]]) -> None:
     check_kind(path, shapes)
 
 
-_OTHER_NOISE = {"edm_mean": "Playground 2.5", "edm_vpred.sigma_max": "CosXL"}
-"""A key beside SDXL's own -> the model that has it: of SDXL's architecture, but trained with other noise (EDM)."""
+_OTHER_NOISE = {"edm_vpred.": "CosXL", "edm_": "Playground 2.5"}
+"""How a key beside SDXL's own begins -> the model that has it: SDXL's architecture, trained with other noise (EDM)."""
 QUANTIZED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax", ".quant_map")
 """Endings of keys beside weights that are stored in few bits with a scale."""
 
 
 def check_kind(path: Path, shapes: Mapping[str, list[int]]) -> None:
     """Raise `BadCheckpointFile` when a file's other keys show a kind of model that cannot be used."""
-    for key, kind in _OTHER_NOISE.items():
-        if key in shapes:
+    for begins, kind in _OTHER_NOISE.items():
+        if any(key.startswith(begins) for key in shapes):
             raise BadCheckpointFile(
                 f"{path} is a model like {kind}: SDXL's architecture, but trained with another kind of noise (EDM). It "
                 f"cannot be used here. Use a plain SDXL checkpoint, e.g. from {LINK}."
@@ -166,6 +166,10 @@ def check_kind(path: Path, shapes: Mapping[str, list[int]]) -> None:
             f"{path} is stored in few bits, with scales beside its weights (scaled fp8 or the like: {scales[0]}). Such "
             "files cannot be read here: use the same checkpoint in fp16, bf16, fp32 or plain fp8."
         )
+    try:
+        check_numbers(path)
+    except BadModelFolder as error:
+        raise BadCheckpointFile(str(error)) from None
     check_channels(path, shapes["model.diffusion_model.input_blocks.0.0.weight"])
 
 

@@ -114,6 +114,27 @@ def read_parts(folder: Path, names: tuple[str, ...], dtype: torch.dtype) -> dict
     return {name: _component(folder / name, name, dtype) for name in names} | {"scheduler": _scheduler(folder)}
 
 
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""safetensors' names for the kinds of numbers that weights are read in."""
+
+
+def check_numbers(path: Path) -> None:
+    """Raise `BadModelFolder` when a safetensors file holds weights in whole numbers, or in numbers of fewer bits.
+
+    Such weights mean something only with scales, and would otherwise be read as if they were the weights themselves.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():
+            kind = file.get_slice(key).get_dtype()
+            if key.endswith(("weight", "bias")) and kind not in _FLOATS:
+                raise BadModelFolder(
+                    f"{path} is stored in few bits: '{key}' holds numbers of the kind {kind}, which mean nothing by "
+                    "themselves. Such files cannot be read here: use the same model in fp16, bf16, fp32 or plain fp8."
+                )
+
+
 def _component(folder: Path, name: str, dtype: torch.dtype) -> Any:
     import importlib
 
@@ -131,6 +152,7 @@ def _component(folder: Path, name: str, dtype: torch.dtype) -> Any:
     files = sorted(folder.glob("*.safetensors"))
     for file in files:
         check_header(file)
+        check_numbers(file)
     variant = {"variant": "fp16"} if files and all(".fp16" in file.name for file in files) else {}
     return built.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True, **variant)
 
