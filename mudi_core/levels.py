@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,15 +23,30 @@ class Levels(Tensor):
     the floats.
     """
 
-    _levels: Tensor
+    _levels: Tensor | Callable[[], Tensor]
     _written: Tensor | None
     finite = True
 
     @staticmethod
     def __new__(cls, levels: Tensor) -> Levels:
         """Make one from ``levels``, uint8 of any shape. Nobody may write into ``levels`` after this."""
+        return cls._made(levels, levels.shape, levels.device)
+
+    @classmethod
+    def later(cls, shape: Sequence[int], unpack: Callable[[], Tensor]) -> Levels:
+        """Make one that calls ``unpack`` for its levels, uint8 of this shape, each time they are needed."""
+        return cls._made(unpack, shape, torch.device("cpu"))
+
+    @classmethod
+    def compressed(cls, levels: Tensor) -> Levels:
+        """Make one that keeps ``levels``, uint8 of any shape, compressed: for masks, which are mostly 0 or 255."""
+        shape, data = levels.shape, zlib.compress(levels.contiguous().numpy().data, 1)
+        return cls.later(shape, lambda: _decompressed(data).reshape(shape))
+
+    @classmethod
+    def _made(cls, levels: Tensor | Callable[[], Tensor], shape: Sequence[int], device: torch.device) -> Levels:
         made: Levels = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, levels.shape, dtype=torch.float32, device=levels.device
+            cls, shape, dtype=torch.float32, device=device
         )
         made._levels, made._written = levels, None
         return made
@@ -39,14 +55,18 @@ class Levels(Tensor):
     def bytes(self) -> Tensor | None:
         """The uint8 tensor behind it; None after somebody wrote into it."""
         with torch._C.DisableTorchFunctionSubclass():
-            return self._levels if self._written is None else None
+            if self._written is not None:
+                return None
+            return self._levels if isinstance(self._levels, Tensor) else self._levels()
 
     def plain(self) -> Tensor:
         """Return the same values as a plain float32 tensor."""
-        if self._written is not None:
+        levels = self.bytes
+        if levels is None:
+            assert self._written is not None
             return self._written
         with torch.inference_mode(False):  # autograd may keep the result, and writes into it are counted
-            return self._levels.to(torch.float32).div_(255)
+            return levels.to(torch.float32).div_(255)
 
     @classmethod
     def __torch_function__(
@@ -88,6 +108,10 @@ _ABOUT = {
 """Questions about a tensor that need none of its values."""
 
 
+def _decompressed(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(zlib.decompress(data)), dtype=torch.uint8)
+
+
 def _computed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Any:
     """Return the result of a function on the floats; where the function wrote into them, keep the floats."""
     conversions: list[tuple[Levels, Tensor, int]] = []
@@ -111,6 +135,12 @@ def _plain(value: Any, conversions: list[tuple[Levels, Tensor, int]]) -> Any:
     if type(value) is dict:
         return {key: _plain(one, conversions) for key, one in value.items()}
     return value
+
+
+def unpacked(values: Tensor) -> Tensor:
+    """Return the same values with their bytes in memory, for use in several places; other tensors as they are."""
+    levels = values.bytes if isinstance(values, Levels) else None
+    return values if levels is None else Levels(levels)
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:

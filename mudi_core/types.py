@@ -26,6 +26,8 @@ MAX_SUBJECTS = 11
 
 LONGEST_TOKEN, LONGEST_NOUN, LONGEST_CAPTION = 100, 200, 4000
 """Most letters: more than any text encoder reads, and few enough to show and print."""
+LONGEST_MESSAGE = 4000
+"""Most letters of an error: a page of text."""
 SMALLEST_SIDE = 8
 """Pixels: a model can see nothing in a narrower picture."""
 
@@ -54,11 +56,14 @@ def misread_in_prompts(name: str) -> str:
 class MudiError(Exception):
     """A mistake of the user or a missing file, explained in a sentence: what happened, to what, and what to do.
 
-    The command line prints it without a traceback; nodes show it as their error. Each cause has its own subclass.
+    The command line prints it without a traceback; nodes show it as their error. Each cause has its own subclass. What
+    it quotes from a file may be megabytes long: the middle of such a text is left out.
     """
 
     def __str__(self) -> str:
-        return readable(super().__str__())  # a file name may hold bytes that no terminal and no page can show
+        words = readable(super().__str__())  # a file name may hold bytes that no terminal and no page can show
+        half = LONGEST_MESSAGE // 2
+        return words if len(words) <= LONGEST_MESSAGE else f"{words[:half]} ... {words[-half:]}"
 
 
 class BadSubject(MudiError):

@@ -305,7 +305,6 @@ LONGER = {
     "mudi_core/stage/cutouts.py": "cutting out, turning and painting share their margins",
     "mudi_core/stage/layout.py": "three ways to arrange figures share their rooms",
     "mudi_core/subjects/find.py": "a subject's checks and their sentences",
-    "mudi_core/subjects/photos.py": "every format that photos come in",
     "mudi_core/subjects/saving.py": "every way in which saving may be cut short",
     "mudi_core/subjects/storage.py": "three formats of sets",
     "mudi_core/toy/figure.py": "a drawing",

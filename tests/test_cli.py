@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +197,26 @@ def test_the_whole_way(
     assert [one["score"] for one in compared["pictures"]] == [0.0, 0.0]
     assert main(["compare", str(pictures), "--dataset", str(dataset), "--base", "mini"]) == 0
     assert "mean of 2" in capsys.readouterr().out
+
+
+def test_preparing_holds_one_decoded_photo_at_a_time(simple_eyes: None, tmp_path: Path) -> None:
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for number in range(10):
+        Image.new("RGB", (3000, 3000), (number, 90, 90)).save(folder / f"{number}.jpg")
+    one = 3000 * 3000 * 3
+    tracemalloc.start()  # of numpy, which the decoded photos lie in
+    try:
+        assert prepare(folder, tmp_path / "set") == 0
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        subjects = read_subjects(tmp_path / "set", packed=True)
+        to_read = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(subjects["olis"].photos) == 10
+    assert most < 5 * one, f"{most / one:.1f} photos at a time"
+    assert to_read < 5 * one, f"{to_read / one:.1f} photos at a time"
 
 
 def test_the_same_seed_makes_the_same_files(

@@ -394,7 +394,7 @@ from PIL import Image
 from mudi_core.bases import sd, sdxl
 from mudi_core.lora import file as lora
 from mudi_core.lora.metadata import read_lora_subjects
-from mudi_core.subjects import photos, storage
+from mudi_core.subjects import picture_file, storage
 from mudi_core.eyes import sam
 from mudi_core.benchmark.spec import read_spec
 from mudi_core.stage.layout_text import parse_places
@@ -469,11 +469,11 @@ pictures = {
 for name, data in pictures.items():
     path = folder / f"{name}.png"
     path.write_bytes(data)
-    cases[name] = lambda path=path: photos.read_photo(path)
+    cases[name] = lambda path=path: picture_file.read_photo(path)
 half = folder / "half.jpg"
 Image.effect_noise((640, 480), 90).save(half)
 half.write_bytes(half.read_bytes()[:9000])
-cases["a JPEG that is cut off"] = lambda: photos.read_photo(half)
+cases["a JPEG that is cut off"] = lambda: picture_file.read_photo(half)
 
 datasets = {
     "10^6 photos": "\\n".join([json.dumps(line)] + [one] * 1_000_000),

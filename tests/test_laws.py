@@ -32,7 +32,7 @@ from mudi_core.stage.layout import Figure, given_layout, ordered_layout, random_
 from mudi_core.stage.layout_config import LayoutConfig, parse_relative_scale
 from mudi_core.stage.layout_text import Place, parse_places, places_text
 from mudi_core.stage.segmix import SegMixConfig, compose, segmix
-from mudi_core.subjects.photos import read_photo
+from mudi_core.subjects.picture_file import read_photo
 from mudi_core.subjects.prompt import write_prompts
 from mudi_core.subjects.storage import read_subjects
 from mudi_core.train.config import TrainConfig

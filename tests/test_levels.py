@@ -11,16 +11,28 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mudi_core.levels import Levels, stacked, to_bytes
+from mudi_core.levels import Levels, stacked, to_bytes, unpacked
 
 BYTES = torch.randint(0, 256, (300, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 FLOATS = BYTES.float() / 255
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "inference"])
-def levels(request):
+MADE = {
+    "plain": Levels,
+    "later": lambda levels: Levels.later(levels.shape, levels.clone),
+    "compressed": Levels.compressed,
+}
+
+
+@pytest.fixture(params=[False, True], ids=["grad", "inference"])
+def mode(request):
     with torch.inference_mode(request.param):
-        yield Levels(BYTES)
+        yield
+
+
+@pytest.fixture(params=MADE)
+def levels(request, mode):
+    return MADE[request.param](BYTES)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +75,8 @@ def test_it_can_be_saved_as_any_tensor(levels):
     assert torch.equal(torch.load(file, weights_only=True), FLOATS)
 
 
-def test_parts_and_batches_share_the_bytes(levels):
+def test_parts_and_batches_share_the_bytes(mode):
+    levels = Levels(BYTES)
     for part in (levels[None], stacked([levels])[0], levels[None][0][2:]):
         assert part.bytes.untyped_storage().data_ptr() == BYTES.untyped_storage().data_ptr()
     both = stacked([levels, levels])
@@ -86,6 +99,23 @@ def test_bytes_come_back_in_memory_of_their_own(levels):
         found[:] = 0
         assert int(BYTES.sum()) > 0
     assert np.array_equal(to_bytes(levels[5:7, ::2]), BYTES[5:7, ::2].numpy())
+
+
+@pytest.mark.parametrize("make", [MADE["later"], MADE["compressed"]])
+def test_what_is_packed_is_unpacked_when_it_is_used_and_not_kept(make):
+    levels = make(BYTES)
+    one, other = levels.bytes, levels.bytes
+    assert torch.equal(one, BYTES) and one.data_ptr() != other.data_ptr()
+    held = unpacked(levels)
+    assert held.bytes.data_ptr() == held.bytes.data_ptr() and torch.equal(held, levels)
+    assert torch.equal(unpacked(FLOATS), FLOATS)
+
+
+def test_questions_about_a_packed_picture_unpack_nothing():
+    calls = []
+    mask = Levels.later((4000, 3000), lambda: calls.append(1) or torch.zeros(4000, 3000, dtype=torch.uint8))
+    assert (mask.shape, mask.dtype, mask.device.type, calls) == ((4000, 3000), torch.float32, "cpu", [])
+    assert float(mask.max()) == 0 and calls == [1]
 
 
 def test_gradients_flow_through_what_is_computed_of_it(levels):

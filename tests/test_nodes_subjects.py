@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from mudi_core.subjects.find import CoversAll, NotFound, SeveralFound
-from mudi_core.subjects.photos import BadPhoto, NoPhotos
+from mudi_core.subjects.photos import NoPhotos
+from mudi_core.subjects.picture_file import BadPhoto
 from mudi_core.types import BadSubject, Detections, MudiError, SubjectSet
 
 SIZES = ((120, 200), (160, 96), (128, 128))

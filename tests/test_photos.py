@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,9 @@ import torch
 from PIL import Image, PngImagePlugin, features
 
 from mudi_core.levels import Levels
-from mudi_core.subjects import photos
-from mudi_core.subjects.photos import (
-    BadPhoto,
-    MissingMask,
-    NoPhotos,
-    passed_over,
-    read_mask,
-    read_masks,
-    read_photo,
-    read_photos,
-)
+from mudi_core.subjects import photos, picture_file
+from mudi_core.subjects.photos import MissingMask, NoPhotos, passed_over, read_masks, read_photos
+from mudi_core.subjects.picture_file import BadPhoto, read_mask, read_photo
 from mudi_core.types import BadSubject, Photo, Subject
 
 rng = np.random.default_rng(0)
@@ -246,6 +239,55 @@ def exif_bomb():
     return buffer.getvalue()
 
 
+def png_of_chunks(count, kind):
+    parts = [struct.pack(">IIBBBBB", 64, 64, 8, 0, 0, 0, 0), zlib.compress(bytes(65 * 64))]
+    header, pixels, empty, end = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in ((b"IHDR", parts[0]), (b"IDAT", parts[1]), (kind, b""), (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + header + empty * count + pixels + end
+
+
+def bmp_of_run_lengths(side, runs):
+    """A BMP that names its pixels one by one; Pillow decodes it in Python."""
+    size = 14 + 40 + 1024 + 2 * runs
+    head = struct.pack("<IHHI", size, 0, 0, 1078) + struct.pack("<IiiHH", 40, side, side, 1, 8)
+    return b"BM" + head + struct.pack("<IIiiII", 1, 2 * runs, 0, 0, 256, 0) + bytes(1024) + b"\1\5" * runs
+
+
+def tiff_of_numbers(count):
+    """A TIFF of one column, with an entry for each of its rows."""
+    entries = ((256, 4, 1, 1), (257, 4, 1, count), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, count, 8))
+    entries += ((277, 3, 1, 1), (278, 4, 1, 1), (279, 4, count, 8))
+    listed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<I", 8 + 4 * count) + bytes(4 * count) + struct.pack("<H", 9) + listed + bytes(4)
+
+
+def tiff_of_two(second):
+    """A TIFF whose first directory is harmless, and the second is not."""
+    buffer = io.BytesIO()
+    Image.new("L", (60, 60)).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue() + bytes(len(buffer.getvalue()) % 2))
+    at = int.from_bytes(data[4:8], "little")
+    at += 2 + 12 * int.from_bytes(data[at : at + 2], "little")
+    data[at : at + 4] = struct.pack("<I", len(data))
+    entries = b"".join(struct.pack("<HHII", 40_000 + i, 7, second, 8) for i in range(20_000))
+    return bytes(data) + struct.pack("<H", 20_000) + entries + bytes(4) + bytes(second)
+
+
+def frames(kind, count):
+    buffer = io.BytesIO()
+    pictures = [Image.new("RGB", (40, 40), (i % 256, i // 256, 9)) for i in range(count)]
+    pictures[0].save(buffer, kind, save_all=True, append_images=pictures[1:])
+    return buffer.getvalue()
+
+
+def large(kind, width, height):
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).convert("RGB").save(buffer, kind)
+    return buffer.getvalue()
+
+
 def pages(count):
     buffer = io.BytesIO()
     page = Image.new("L", (40, 40))
@@ -261,16 +303,30 @@ def pages(count):
         (lambda: tiff_of_tags(20_000, 200_000), "impossible size"),
         (exif_bomb, "impossible size"),
         (lambda: pages(2000), "several pages"),
+        (lambda: png_of_chunks(3_000_000, b"prVt"), "many parts"),
+        (lambda: png_of_chunks(9_000_000, b"IDAT"), "many parts"),
+        (lambda: bmp_of_run_lengths(8000, 9_000_000), "run lengths"),
+        (lambda: tiff_of_numbers(4_000_000), "impossible size"),
+        (lambda: tiff_of_two(2_000_000), "several pages"),
+        (lambda: frames("WEBP", 1000), "animated"),
+        (lambda: frames("PNG", 1000), "animated"),
+        (lambda: frames("GIF", 300), "not a picture of a kind"),
+        (lambda: frames("AVIF", 300), "animated|HEIC or AVIF"),
+        (lambda: large("PNG", 40_000, 3000), "too large"),
+        (lambda: b"\xff\xd8" + bytes(201_000_000), "201 MB, more than a photo"),
+        (lambda: b"\x89PNG" + bytes(551_000_000), "551 MB, more than a photo"),
     ],
-    ids=["scans", "segments", "tags", "exif", "pages"],
+    ids="scans segments tags exif pages chunks empty run-lengths numbers second webp apng gif avif pixels jpeg "
+    "bytes".split(),
 )
 def test_a_picture_that_is_a_trap_is_refused_at_once(tmp_path, data, word):
     path = tmp_path / "photo.jpg"
     path.write_bytes(data())
-    begun = time.process_time()
-    with pytest.raises(BadPhoto, match=word):
-        read_photo(path)
-    assert time.process_time() - begun < 3
+    for read in (read_photo, lambda path: read_photos(path.parent)):  # the second looks at all sizes first
+        begun = time.process_time()
+        with pytest.raises(BadPhoto, match=word):
+            read(path)
+        assert time.process_time() - begun < 3
 
 
 def test_an_ordinary_progressive_jpeg_with_much_behind_it_is_read(tmp_path):
@@ -294,7 +350,7 @@ def test_photos_that_are_too_large_together_are_refused_before_one_is_read(tmp_p
     "suffix, kind", [("jfif", "JPEG"), ("bmp", "BMP"), ("tif", "TIFF"), ("TIFF", "TIFF"), ("avif", "AVIF")]
 )
 def test_pictures_of_other_kinds_are_read_beside_jpegs(tmp_path, suffix, kind):
-    if kind not in photos.FORMATS:
+    if kind not in picture_file.FORMATS:
         pytest.skip(f"this Pillow reads no {kind}")
     save(tmp_path / "a.jpg")
     save(tmp_path / f"b.{suffix}", format=kind)
@@ -412,3 +468,33 @@ def test_names_of_any_length_or_of_half_letters_are_refused(token, noun):
     with pytest.raises(BadSubject, match="letters") as error:
         Subject(token, noun, (photo,), (torch.ones(40, 40),))
     assert len(str(error.value)) < 200
+
+
+def is_packed(image):
+    one, other = image.bytes, image.bytes
+    return one.data_ptr() != other.data_ptr()  # decoded anew
+
+
+def test_a_packed_photo_and_its_mask_are_the_same_and_need_no_file(tmp_path):
+    large = Image.fromarray(COLOURS).resize((600, 400))
+    save(tmp_path / "side.jpg", large, orientation=6)
+    mask = save(tmp_path / "mask.png", large.convert("L").point(lambda value: 255 * (value > 99)), orientation=6)
+    kept, packed = (read_photo(tmp_path / "side.jpg", packed=how) for how in (False, True))
+    masks = [read_mask(mask, kept, packed=how) for how in (False, True)]
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert packed.size == (400, 600) and torch.equal(packed.image, kept.image) and torch.equal(*masks)
+    assert is_packed(packed.image) and is_packed(masks[1]) and not is_packed(kept.image)
+
+
+def test_a_file_larger_than_its_pixels_is_not_kept(tmp_path):
+    photo = read_photo(save(tmp_path / "a.bmp"), packed=True)
+    assert not is_packed(photo.image)
+
+
+def test_only_many_large_photos_are_packed(tmp_path, monkeypatch):
+    for name in "abc":
+        save(tmp_path / f"{name}.jpg", Image.new("RGB", (100, 50)))
+    for most, packed in ((15_000, False), (14_999, True)):
+        monkeypatch.setattr(photos, "MOST_PIXELS_DECODED", most)
+        assert [is_packed(photo.image) for photo in read_photos(tmp_path, packed=True)] == [packed] * 3

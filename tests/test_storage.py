@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mudi_core.subjects import storage
+from mudi_core.subjects import photos, storage
 from mudi_core.subjects.storage import BadDataset, CannotWrite, read_priors, read_subjects, write_subjects
 from mudi_core.types import MAX_SUBJECTS, BadSubject, Photo, Subject, SubjectSet
 
@@ -104,6 +104,33 @@ def test_a_changed_photo_is_written_as_it_is_in_memory(tmp_path, with_files, cha
     again = read_subjects(write_subjects(changed, tmp_path / "set"))
     assert same(again, changed, names=False)
     assert again.subjects[0].photos[0].name == "IMG_1.png"
+
+
+def test_a_set_of_packed_photos_is_the_same_set(tmp_path, with_files, monkeypatch):
+    monkeypatch.setattr(photos, "MOST_PIXELS_DECODED", 0)
+    together = SubjectSet((replace(with_files.subjects[0], token="lun"), *TWO))
+    folder = write_subjects(together, tmp_path / "set")
+    packed = read_subjects(folder, packed=True)
+    assert same(packed, together, names=False)
+    assert tree(write_subjects(packed, tmp_path / "again")) == tree(folder)
+
+
+@pytest.mark.parametrize("name", [".mudi-complete/a.png", ".mudi-stage-1/a.png", ".mudi-lock", "a/.mudi-copy"])
+def test_a_photo_that_is_called_like_a_writers_file_stays(tmp_path, name):
+    odd = SubjectSet((subject("olis", name, "b.png"),))
+    folder = write_subjects(odd, tmp_path / "set")
+    for _ in range(2):  # whoever opens the folder tidies up what writers left
+        assert same(read_subjects(folder), odd, names=False)
+    assert same(read_subjects(write_subjects(read_subjects(folder), folder)), odd, names=False)
+
+
+@pytest.mark.parametrize("key", ["id", "file_name", "mask_path", "text"])
+def test_what_a_file_says_at_length_is_not_quoted_in_full(tmp_path, key):
+    line = {**json.loads(PHOTO), key: ["x" * 3_000_000] if key == "text" else "x" * 3_000_000}
+    folder = metadata(tmp_path, LINE_1, json.dumps(line))
+    with pytest.raises(BadDataset, match="line 2.* x*") as error:
+        read_subjects(folder)
+    assert len(str(error.value)) < 5000 and str(error.value)[-1] == "." or key == "id"
 
 
 def test_names_that_would_meet_are_kept_apart(tmp_path):

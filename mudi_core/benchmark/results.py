@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..files import whole
 from ..lock import claimed, sweep
-from ..subjects.photos import read_photo
+from ..subjects.picture_file import read_photo
 from ..types import Comparison, Detections, MudiError, Verdict
 from .spec import Cell, Spec
 

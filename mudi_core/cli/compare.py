@@ -71,13 +71,12 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..score.compare import References, best_first, compare_all
-    from ..subjects import storage
-    from ..subjects.photos import BadPhoto, passed_over, photo_paths
+    from ..subjects import photos, picture_file, storage
 
     talk.on_disk = "Comparing writes no files."
-    subjects = storage.read_subjects(args.dataset)
-    paths = photo_paths(args.images)
-    if left_out := passed_over(args.images):
+    subjects = storage.read_subjects(args.dataset, packed=True)
+    paths = photos.photo_paths(args.images)
+    if left_out := photos.passed_over(args.images):
         talk.say(f"Warning: {left_out}")
     on = device(args)
     detector, embedder = load_detector(args, on, talk), load_embedder(args, on, talk)
@@ -93,7 +92,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
             for path in paths:
                 try:
                     picture = storage.read_photo(path)
-                except BadPhoto as error:
+                except picture_file.BadPhoto as error:
                     skipped[path.name] = str(error)
                     continue
                 names.append(picture.name)
@@ -104,7 +103,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
             results.append(result)
             progress(len(results) + len(skipped), len(paths))
     if not results:
-        raise BadPhoto(f"No picture in {args.images} can be read. {next(iter(skipped.values()))}")
+        raise picture_file.BadPhoto(f"No picture in {args.images} can be read. {next(iter(skipped.values()))}")
     ranked = [(names[i], results[i], measured[i]) for i in best_first(results)]
     means = {name: sum(one[name] for one in measured) / len(measured) for name in measured[0]}
     mean = sum(result.score for result in results) / len(results)

@@ -203,7 +203,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..stage.layout import remarks
     from ..subjects import storage
 
-    subjects = storage.read_subjects(args.dataset)
+    subjects = storage.read_subjects(args.dataset, packed=True)
     checkpoint = open_base(args, device(args))
     settings = config(args, subjects, checkpoint)
     for subject in subjects:

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..subjects import captions, find, storage
 
     token, given = _names(args, talk)
-    photos = storage.read_photos(args.photos)
+    photos = storage.read_photos(args.photos, packed=True)
     noun = _class_noun(args, talk, photos, given)
     photos, remarks = captions.named(photos, token, noun)
     for remark in remarks:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
         talk.on_disk = f"{args.out} is as it was."
     which: find.Which = "best" if args.which == "best" else "exactly one"
     if args.masks is not None:
-        masks = storage.read_masks(args.masks, photos)
+        masks = storage.read_masks(args.masks, photos, packed=True)
         subject = find.subject_from_masks(photos, masks, token, noun, which)
     else:
         wanted = Wanted(token, noun, args.query or given, args.threshold, which)

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..stage.cutouts import cut_outs
     from ..subjects import storage
 
-    subjects = storage.read_subjects(args.dataset)
+    subjects = storage.read_subjects(args.dataset, packed=True)
     on = device(args)
     detector, segmenter = load_detector(args, on, talk), load_segmenter(args, on, talk)
     checkpoint = open_base(args, on)

@@ -51,7 +51,8 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
 
     talk.on_disk = "Prompts are not written to files."
     known = None if args.lora is None else read_lora_subjects(args.lora)
-    names = [subject.name for subject in storage.read_subjects(args.dataset)] if known is None else known.names
+    subjects = () if known is not None else storage.read_subjects(args.dataset, packed=True)
+    names = [subject.name for subject in subjects] if known is None else known.names
     style = args.captions or (SENTENCE if known is None else known.captions)
     prompts = write_prompts(names, args.text, args.kind, args.every_order, style)
     data: dict[str, Any] = {"prompts": prompts, "negative_prompt": NEGATIVE, "subjects": names, "captions": style}

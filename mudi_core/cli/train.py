@@ -118,8 +118,8 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     files = LoraFiles(args.out, args.out.with_suffix(".stopped.safetensors"))
     _check_stopped(args, files)
     start = None if args.start_from is None else load_lora(args.start_from)[0]
-    subjects = storage.read_subjects(args.dataset)
-    priors = None if args.priors is None else storage.read_priors(args.priors, subjects)
+    subjects = storage.read_subjects(args.dataset, packed=True)
+    priors = None if args.priors is None else storage.read_priors(args.priors, subjects, packed=True)
     checkpoint = open_base(args, on, torch.device("cpu"))  # the U-Net waits until the encoders have left the card
     settings = train_config(args, checkpoint.side, precision(args, on))
     # So the saved settings of a step do not depend on the number of processes.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..eyes import Detector, Segmenter
+from ..levels import unpacked
 from ..progress import Progress, silent
 from ..subjects.find import Which, checked_subject, find_boxes, segment_boxes
 from ..types import Photo, Subject
@@ -34,7 +35,8 @@ def prepare(
     """
     query, masks = wanted.query or wanted.class_noun, []
     with progress("finding and cutting out") as update:
-        for done, photo in enumerate(photos, start=1):
+        for done, packed in enumerate(photos, start=1):
+            photo = replace(packed, image=unpacked(packed.image))
             found = find_boxes(photo, query, detector, wanted.threshold, wanted.which)
             masks.append(segment_boxes(photo, found.xyxy, segmenter, wanted.which)[0])
             update(done, len(photos))

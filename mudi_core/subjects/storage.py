@@ -24,7 +24,8 @@ from ..levels import to_bytes
 from ..names import taken_everywhere
 from ..types import MudiError, Photo, Subject, SubjectSet, check_tokens
 from .metadata import IDS, BadDataset, Record, changed, checksum, inside, read_metadata, with_checksums
-from .photos import MASK_PREFIX, SUFFIXES, check_sum, read_mask, read_masks, read_photo, read_photos
+from .photos import MASK_PREFIX, are_many, read_masks, read_photos
+from .picture_file import SUFFIXES, read_mask, read_photo
 from .saving import METADATA, OURS, CannotWrite, held, is_ours, stage, unchanged
 
 __all__ = [
@@ -48,14 +49,19 @@ OnPhoto = Callable[[int, int], None]
 
 
 def read_subjects(
-    folder: Path, on_step: OnPhoto | None = None, written: SubjectSet | None = None, within: Path | None = None
+    folder: Path,
+    on_step: OnPhoto | None = None,
+    written: SubjectSet | None = None,
+    within: Path | None = None,
+    packed: bool = False,
 ) -> SubjectSet:
     """Read a dataset folder. The photos have the file names of the metadata as names, in its order.
 
     Pixels equal to those of the set just ``written`` there share its memory. ``within``: the folder that no link may
-    lead out of. Raise `BadDataset` with the number of the line, `BadPhoto` with the name of the file, or `BadSubject`.
+    lead out of. ``packed``: many large photos stay packed, and each is decoded when it is used. Raise `BadDataset` with
+    the number of the line, `BadPhoto` with the name of the file, or `BadSubject`.
     """
-    return _with_warning(folder, lambda: _read(folder, on_step, written, within=within))
+    return _with_warning(folder, lambda: _read(folder, on_step, written, within=within, packed=packed))
 
 
 def changes(folder: Path) -> str:
@@ -74,17 +80,17 @@ def _with_warning(folder: Path, read: Callable[[], SubjectSet]) -> SubjectSet:
     return subjects
 
 
-def read_priors(folder: Path, subjects: SubjectSet, on_step: OnPhoto | None = None) -> SubjectSet:
+def read_priors(folder: Path, subjects: SubjectSet, on_step: OnPhoto | None = None, packed: bool = False) -> SubjectSet:
     """Read pictures of the classes of ``subjects`` from a folder of ours or of the official code.
 
     Names that do not begin with the tokens of the subjects are class nouns; they get the subjects' tokens, which no
-    caption uses. Raise as `read_subjects` does.
+    caption uses. ``packed``, and what is raised: as in `read_subjects`.
     """
 
     def read() -> SubjectSet:
         names, _ = read_metadata(folder, classes=True)
         is_theirs = any(name.split()[1] not in subjects.tokens for name in names.values())
-        return _read(folder, on_step, classes=is_theirs)
+        return _read(folder, on_step, classes=is_theirs, packed=packed)
 
     return _with_warning(folder, read)
 
@@ -95,13 +101,14 @@ def _read(
     written: SubjectSet | None = None,
     within: Path | None = None,
     classes: bool = False,
+    packed: bool = False,
 ) -> SubjectSet:
     names, records = read_metadata(folder, classes, within)
-    check_sum(folder / record.photo for record in records)
+    packed = are_many((folder / record.photo for record in records), within) and packed
     one_more = _counted(on_step, len(records))
     known = iter([] if written is None else [one for subject in written for one in _pixels(subject)])
     of = {id: [record for record in records if record.id == id] for id in names}
-    return SubjectSet(tuple(_read_subject(folder, names[id], of[id], known, one_more, within) for id in names))
+    return SubjectSet(tuple(_read_subject(folder, names[id], of[id], known, one_more, within, packed) for id in names))
 
 
 def _pixels(subject: Subject) -> list[tuple[Tensor, Tensor]]:
@@ -125,13 +132,14 @@ def _read_subject(
     known: Iterator[tuple[Tensor, Tensor]],
     one_more: Callable[[], None],
     within: Path | None,
+    packed: bool,
 ) -> Subject:
     token, _, class_noun = name.partition(" ")
     photos, masks = [], []
     for record in records:
-        photo = read_photo(folder / record.photo, within)
+        photo = read_photo(folder / record.photo, within, packed)
         image, mask = next(known, (None, None))
-        masks.append(_shared(read_mask(folder / record.mask, photo, within), mask))
+        masks.append(_shared(read_mask(folder / record.mask, photo, within, packed), mask))
         caption = "" if record.text == default_caption(name) else record.text
         photos.append(replace(photo, name=record.photo, image=_shared(photo.image, image), caption=caption))
         one_more()
@@ -309,11 +317,16 @@ def _file_name(of_photo: str, unchanged: bool) -> str:
     name = inside(of_photo)
     if name is None:
         raise CannotWrite(f"'{of_photo}' cannot be the name of a file in a dataset. Rename the photo.")
-    path = PurePosixPath(*(taken_everywhere(part) for part in PurePosixPath(name).parts))
+    path = PurePosixPath(*(_not_ours(taken_everywhere(part)) for part in PurePosixPath(name).parts))
     name = str(path)
     if unchanged or path.suffix == ".png":
         return name
     return str(path.with_suffix(".png")) if path.suffix.lower() in SUFFIXES else f"{name}.png"
+
+
+def _not_ours(name: str) -> str:
+    """Return a name that nobody takes for a file of a writer, which would be moved or removed."""
+    return f"_{name}" if is_ours(Path(name)) else name
 
 
 def _free_name(name: str, prefix: str, taken: set[str]) -> str:

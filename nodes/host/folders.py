@@ -9,7 +9,8 @@ import folder_paths
 
 from ...mudi_core.names import BadName, plain_name
 from ...mudi_core.subjects.metadata import CLASS_METADATA
-from ...mudi_core.subjects.photos import OTHER_PICTURES, SUFFIXES
+from ...mudi_core.subjects.photos import OTHER_PICTURES
+from ...mudi_core.subjects.picture_file import SUFFIXES
 from ...mudi_core.subjects.saving import METADATA, take_up_all
 from ...mudi_core.types import readable
 from .listing import entries, is_file, is_folder
