@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -477,3 +478,52 @@ def test_our_own_files_are_read_as_before(mini_state: Any, tmp_path: Path) -> No
     save_lora(tmp_path / "x.safetensors", state, {"mudi_base": "mini"}, dtype=torch.float32)
     loaded, about = load_lora(tmp_path / "x.safetensors")
     assert about == {"mudi_base": "mini"} and all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def crafted(**shapes: tuple[int, ...]) -> Lora:
+    parts = {name.replace("_weight", ".weight"): torch.zeros(shape) for name, shape in shapes.items()}
+    return lora_of({f"lora_unet_x.{part}": tensor for part, tensor in parts.items()}, {}, "crafted.safetensors")
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"lora_down_weight": (1, 100_000), "lora_mid_weight": (1, 1, 100_000), "lora_up_weight": (1, 1)},
+        {"lora_down_weight": (1, 300_000), "lora_mid_weight": (300_000, 1), "lora_up_weight": (1, 300_000)},
+        {"hada_w1_a": (9000, 60), "hada_w1_b": (60, 9000), "hada_w2_a": (9000, 70), "hada_w2_b": (70, 9000)},
+    ],
+    ids=["kernel", "middle", "LoHa"],
+)
+def test_a_small_file_does_not_unfold_to_gigabytes(shapes: dict[str, tuple[int, ...]]) -> None:
+    lora = crafted(**shapes)
+    assert [change.factors() for change in lora.changes.values()] == [None]
+    with pytest.raises(BadLora, match="not by two matrices each"):
+        state_of(lora)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"hada_w1_a": (4, 0), "hada_w1_b": (0, 4), "hada_w2_a": (4, 0), "hada_w2_b": (0, 4), "alpha": ()},
+        {"lokr_w1": (2, 2), "lokr_w2_a": (2, 0), "lokr_w2_b": (0, 2), "alpha": ()},
+        {"a1_weight": (0, 2), "a2_weight": (2, 0), "b1_weight": (4, 2), "b2_weight": (2, 4), "alpha": ()},
+        {"lora_down_weight": (), "lora_up_weight": (), "alpha": ()},
+        {"lokr_w1": (2**31, 0), "lokr_w2": (0, 2**31)},
+        {"diff": (0,)},
+    ],
+    ids=["LoHa", "LoKr", "GLoRA", "points", "huge", "nothing"],
+)
+def test_matrices_of_no_ranks_are_refused(shapes: dict[str, tuple[int, ...]]) -> None:
+    with pytest.raises(BadLora, match="do not fit together"):
+        crafted(**shapes)
+
+
+def test_a_long_list_of_alphas_takes_no_time() -> None:
+    tensors = {f"unet.b{n}.lora_{part}.weight": torch.zeros(1, 1) for n in range(5000) for part in "AB"}
+    pattern = {f"layer.{n}": 2 for n in range(60_000)} | {"b7": 3.0}
+    settings = json.dumps({"unet.lora_alpha": 4, "unet.alpha_pattern": pattern})
+    begun = time.process_time()
+    lora = lora_of(tensors, {"lora_adapter_metadata": settings}, "a.safetensors")
+    assert time.process_time() - begun < 20
+    alphas = {change.alpha for change in lora.changes.values()}
+    assert len(lora.changes) == 5000 and alphas == {3.0, 4.0}

@@ -498,3 +498,19 @@ def test_only_many_large_photos_are_packed(tmp_path, monkeypatch):
     for most, packed in ((15_000, False), (14_999, True)):
         monkeypatch.setattr(photos, "MOST_PIXELS_DECODED", most)
         assert [is_packed(photo.image) for photo in read_photos(tmp_path, packed=True)] == [packed] * 3
+
+
+def test_a_stop_is_heard_before_the_next_photo_is_decoded(tmp_path, monkeypatch):
+    for name in "abcd":
+        save(tmp_path / f"{name}.png")
+    decoded = []
+    monkeypatch.setattr(photos, "read_photo", lambda path, *how: decoded.append(path.name) or read_photo(path, *how))
+
+    def stop(done, total):
+        assert total == 4
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read_photos(tmp_path, stop)
+    assert decoded == ["a.png", "b.png"]

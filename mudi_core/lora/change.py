@@ -25,6 +25,9 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "full": (("diff",), ()),
 }
 """For each kind the tensors that it must have and may have, as LyCORIS names them after the name of the layer."""
+_UNFOLDED = 64
+"""Factors with more than this many times the numbers in the file are not made: real files stay below, and a small one
+from a stranger could fill the memory."""
 _LARGEST = 0.5
 """Factors of more ranks than this share of the smaller side of the weight are no smaller than the change itself."""
 
@@ -65,8 +68,8 @@ class Change:
             change = cls(kind, own, None if alpha is None else float(alpha.float()), parts.get(MAGNITUDE))
             try:
                 out, wide = change.size
-                fit = out > 0 and wide > 0 and change._fits_together()
-            except (IndexError, KeyError, RuntimeError):
+                fit = out > 0 and wide > 0 and change.rank != 0 and change._fits_together()
+            except (ArithmeticError, IndexError, KeyError, RuntimeError, ValueError):
                 fit = False
             if not fit:
                 shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(own.items()))
@@ -124,7 +127,7 @@ class Change:
         None where there are no such factors, or none that are smaller than the change. ``weight``: of the layer,
         which GLoRA multiplies.
         """
-        if self.magnitude is not None:
+        if self.magnitude is not None or not self._stays_small():
             return None
         p = {name: tensor.float() for name, tensor in self.parts.items()}
         if self.kind == "LoRA":
@@ -139,6 +142,15 @@ class Change:
                 up = torch.einsum("op,oq->opq", p["hada_w1_a"], p["hada_w2_a"]).flatten(1)
                 return up * self.scale, torch.einsum("pi,qi->pqi", p["hada_w1_b"], p["hada_w2_b"]).flatten(0, 1)
         return None
+
+    def _stays_small(self) -> bool:
+        """Return whether the factors have about as many numbers as the tensors in the file."""
+        rank, (out, wide) = self.rank or 1, self.size
+        if self.kind == "LoRA":
+            ranks = self.parts[UP][0].numel()
+        else:
+            ranks = rank * self.parts["hada_w2_b"].shape[0] if self.kind == "LoHa" else 2 * rank
+        return ranks * (out + wide) <= _UNFOLDED * sum(tensor.numel() for tensor in self.parts.values())
 
     def delta(self, weight: Tensor) -> Tensor:
         """Return what is added to ``weight [out, in, ...]``, float32, of its shape and on its device."""

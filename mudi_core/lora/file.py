@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..tensor_file import write_tensors
-from .change import ALPHA, DOWN, UP
+from .change import ALPHA, DOWN, MID, UP
 from .change import BadLora as BadLora
 from .names import TEXT, UNET
 from .reading import Lora, read_lora
@@ -90,6 +90,6 @@ def is_linear(lora: Lora) -> bool:
     return not lora.unread and not any(
         name.startswith(TEXT)
         or change.factors() is None
-        or (change.kind == "LoRA" and change.parts[DOWN].shape[2:].numel() > 1)
+        or any(change.parts[part].shape[2:].numel() > 1 for part in (DOWN, MID) if part in change.parts)
         for name, change in lora.changes.items()
     )

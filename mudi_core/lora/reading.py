@@ -208,11 +208,11 @@ def _scales(about: Mapping[str, str]) -> dict[str, object]:
 def _scale_of(settings: Mapping[str, object], layer: str, rank: int) -> float | None:
     """Return what peft multiplies the change of a layer by: alpha / rank, or alpha / sqrt(rank) (rsLoRA)."""
     part = next((one for one in _PEFT_PARTS if layer.startswith(one)), "")
-    own = {key.removeprefix(part): value for key, value in settings.items() if key.startswith(part)}
-    alpha, pattern = own.get("lora_alpha"), own.get("alpha_pattern")
-    if isinstance(pattern, dict):
-        bare = layer.removeprefix(part)
-        alpha = next((value for end, value in pattern.items() if isinstance(end, str) and bare.endswith(end)), alpha)
+    alpha, pattern = settings.get(f"{part}lora_alpha"), settings.get(f"{part}alpha_pattern")
+    if isinstance(pattern, dict):  # by the end of a layer's path; looked up, for a stranger's may be long
+        path = layer.removeprefix(part).split(".")
+        ends = (".".join(path[place:]) for place in range(len(path)))
+        alpha = next((pattern[end] for end in ends if end in pattern), alpha)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e6:
         return None
-    return float(alpha / rank**0.5 if own.get("use_rslora") is True else alpha / rank)
+    return float(alpha / rank**0.5 if settings.get(f"{part}use_rslora") is True else alpha / rank)
