@@ -319,6 +319,12 @@ def test_what_is_no_sdxl_folder_is_refused_with_the_reason(tmp_path: Path, tiny:
     next((tmp_path / "cut" / "unet").glob("*.safetensors")).unlink()
     with pytest.raises(BadCheckpointFile, match="could not be read"):
         open_checkpoint(tmp_path / "cut")
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        shutil.copytree(tiny, tmp_path / f"half {name}")
+        part = next((tmp_path / f"half {name}" / name).glob("*.safetensors"))
+        part.write_bytes(part.read_bytes()[:5000])
+        with pytest.raises(MudiError, match=f"half {name}/{name}/.* is not a complete safetensors file"):
+            open_checkpoint(tmp_path / f"half {name}")
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     with pytest.raises(BadCheckpointFile, match="FluxPipeline"):
         open_checkpoint(tmp_path)

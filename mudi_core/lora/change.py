@@ -25,9 +25,9 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "full": (("diff",), ()),
 }
 """For each kind the tensors that it must have and may have, as LyCORIS names them after the name of the layer."""
-_UNFOLDED = 64
-"""Factors with more than this many times the numbers in the file are not made: real files stay below, and a small one
-from a stranger could fill the memory."""
+_UNFOLDED = 24
+"""Factors with more than this many times the numbers in the file are not made: a LoHa of rank 40 on layers of 3072 has
+20 times, and a small file from a stranger could fill the memory."""
 _LARGEST = 0.5
 """Factors of more ranks than this share of the smaller side of the weight are no smaller than the change itself."""
 

@@ -123,16 +123,19 @@ def check_numbers(path: Path) -> None:
 
     Such weights mean something only with scales, and would otherwise be read as if they were the weights themselves.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():
-            kind = file.get_slice(key).get_dtype()
-            if key.endswith(("weight", "bias")) and kind not in _FLOATS:
-                raise BadModelFolder(
-                    f"{path} is stored in few bits: '{key}' holds numbers of the kind {kind}, which mean nothing by "
-                    "themselves. Such files cannot be read here: use the same model in fp16, bf16, fp32 or plain fp8."
-                )
+    try:
+        with safe_open(path, framework="pt") as file:
+            kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise BadModelFolder(f"{path} is not a complete safetensors file ({error}). Download it again.") from error
+    for key, kind in kinds.items():
+        if key.endswith(("weight", "bias")) and kind not in _FLOATS:
+            raise BadModelFolder(
+                f"{path} is stored in few bits: '{key}' holds numbers of the kind {kind}, which mean nothing by "
+                "themselves. Such files cannot be read here: use the same model in fp16, bf16, fp32 or plain fp8."
+            )
 
 
 def _component(folder: Path, name: str, dtype: torch.dtype) -> Any:
