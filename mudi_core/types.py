@@ -321,6 +321,16 @@ class Comparison:
         return len(self.detections) == len(self.tokens)
 
     @property
+    def themselves(self) -> int:
+        """How many subjects are found as themselves."""
+        return sum(verdict.status == "found" for verdict in self.verdicts)
+
+    @property
+    def headline(self) -> str:
+        """The result in short, what matters first: "2 of 2 themselves, score 0.87"."""
+        return f"{self.themselves} of {len(self.tokens)} themselves, score {self.score:.2f}"
+
+    @property
     def figures(self) -> str:
         """How many figures were found, in words: "1 figure"."""
         return f"{len(self.detections)} figure{'' if len(self.detections) == 1 else 's'}"

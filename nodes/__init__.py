@@ -12,11 +12,14 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         """Every node of the pack."""
         from .compare import CompareSubjects
         from .dataset import SegMixDataset
+        from .detail import DetailSubjects
         from .find import DetectSubjects, SamMask
         from .fuse_loras import FuseLoras
+        from .found_subject import FindSubject
         from .generate import MakeLayout
         from .init_latent import InitLatent
         from .layout_guidance import LayoutGuidance
+        from .layout_parts import LayoutParts
         from .lora_subject import LoraSubject
         from .mini import MiniCheckpoint, MiniPhotos
         from .photos import LoadPhotos
@@ -35,6 +38,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .words import AskLayout, SubjectPrompt
 
         nodes = [
+            FindSubject,
             LoadPhotos,
             DetectSubjects,
             SamMask,
@@ -49,6 +53,8 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             SubjectPrompt,
             MakeLayout,
             AskLayout,
+            DetailSubjects,
+            LayoutParts,
             InitLatent,
             StartNoise,
             LoraSubject,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..mudi_core.eyes import Detector, Embedder
+    from ..mudi_core.score.compare import References
     from ..mudi_core.types import Comparison, SubjectSet
 
 
@@ -29,8 +30,17 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
             category="MuDI/4 compare",
             description="Detect-and-Compare: finds the figures in each picture, compares each with the photos of every "
             "subject, and says who is found, mixed, missing or doubled. 1 is a perfect score; a picture with a wrong "
-            "number of figures scores 0.",
-            search_aliases=["Detect-and-Compare", "identity score", "similarity", "best of batch", "rank images"],
+            "number of figures scores 0. Pictures of any model can be judged.",
+            search_aliases=[
+                "Detect-and-Compare",
+                "identity",
+                "identity score",
+                "DINOv2",
+                "DreamSim",
+                "similarity",
+                "best of batch",
+                "rank images",
+            ],
             is_input_list=True,
             is_output_node=True,
             inputs=[
@@ -123,6 +133,19 @@ def compared(
     ``query``, ``threshold`` and ``cut_out`` are the values of the node's widgets: words separated by commas, the least
     confidence of a figure (0 to 1), and whether to compare with cut-out subjects. Obeys Cancel.
     """
+    return compared_with(pictures, subjects, detect, embed, query, threshold, cut_out)[0]
+
+
+def compared_with(
+    pictures: Sequence[Tensor],
+    subjects: SubjectSet,
+    detect: Detector,
+    embed: Embedder,
+    query: str,
+    threshold: float,
+    cut_out: bool,
+) -> tuple[list[Comparison], References]:
+    """Score pictures as `compared` does; return the embedded photos of the subjects too."""
     from ..mudi_core.score.compare import References, compare
 
     words = [word.strip() for word in query.split(",") if word.strip()] or None
@@ -137,7 +160,7 @@ def compared(
         for picture in pictures:
             results.append(compare(picture, references, detect, embedded, words, threshold))
             update(len(results), len(pictures))
-    return results
+    return results, references
 
 
 def ranking(
@@ -147,16 +170,16 @@ def ranking(
 
     ``titles``: of the pictures, in their own order.
     """
-    from ..mudi_core.score.compare import best_first, look_alike
+    from ..mudi_core.score.compare import ANCHORS, best_first, look_alike
 
     order = best_first(results)
-    headings = {i: f"{titles[i]}: {results[i].score:.2f}" for i in order}
-    cards = [drawing.score_card(pictures[i], results[i], headings[i]) for i in order]
+    headings = {i: f"{titles[i]}: {results[i].headline}" for i in order}
     lines = look_alike([subject.name for subject in subjects], results[0].s_gt)
+    cards = [drawing.score_card(pictures[i], results[i], headings[i], lines) for i in order]
     for i in order:
         said = (results[i].reason, *(verdict.text for verdict in results[i].verdicts))
         lines += [headings[i], *(f"  {words}" for words in said if words)]
-    return order, cards, "\n".join(lines)
+    return order, cards, "\n".join([*lines, ANCHORS])
 
 
 def _batches(pictures: list[Tensor]) -> list[Tensor]:

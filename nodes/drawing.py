@@ -57,8 +57,8 @@ def cut_out(image: Tensor, mask: Tensor) -> Tensor:
     return shown * share + (0.2 * shown + 0.8) * (1 - share)
 
 
-def score_card(image: Tensor, comparison: Comparison, title: str) -> Tensor:
-    """Draw a card: the picture with its figures boxed, its score, both similarity matrices and the verdicts."""
+def score_card(image: Tensor, comparison: Comparison, title: str, warnings: Sequence[str] = ()) -> Tensor:
+    """Draw a card: the picture with its figures boxed, its score, both similarity matrices, warnings and verdicts."""
     font, large = ImageFont.load_default(14), ImageFont.load_default(20)
     names = [_short(token, 12) for token in comparison.tokens]
     figures = [str(number) for number in range(1, len(comparison.detections) + 1)]
@@ -68,6 +68,7 @@ def score_card(image: Tensor, comparison: Comparison, title: str) -> Tensor:
     left = _matrix(comparison.s_gt, "the subjects' photos", names, names, font)
     right = _matrix(comparison.s_dc, "the figures in this picture", figures, names, font)
     said = [(comparison.reason, "black"), *((one.text, STATUS[one.status]) for one in comparison.verdicts)]
+    said = [*((warning, "black") for warning in warnings), *said]
     lines = [(line, colour) for words, colour in said for line in textwrap.wrap(words, CARD_LETTERS)]
     text_width = int(max(large.getlength(title), *(font.getlength(line) for line, _ in lines)))
     x = picture.width + 2 * GAP

@@ -85,7 +85,7 @@ class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
         from ..mudi_core.subjects.find import find_boxes
 
         host.check_choice("way to choose", which[0], WHICH)
-        pictures = _photos(photos)
+        pictures = named_photos(photos)
         detect = host.detector(detector[0], download[0])
         found, previews, lines = [], [], []
         with host.progress()("finding") as update:
@@ -134,7 +134,7 @@ class SamMask(io.ComfyNode):  # type: ignore[misc]
     ) -> io.NodeOutput:
         from ..mudi_core.subjects.find import segment_boxes
 
-        pictures = _photos(photos)
+        pictures = named_photos(photos)
         lists = [one for some in boxes for one in convert.boxes_per_image(some)]
         _check_lists(pictures, lists)
         segment = host.segmenter(segmenter[0], download[0])
@@ -151,7 +151,7 @@ class SamMask(io.ComfyNode):  # type: ignore[misc]
         )
 
 
-def _photos(images: list[Tensor]) -> list[Photo]:
+def named_photos(images: list[Tensor]) -> list[Photo]:
     """Name the photos as the node counts them: "photo 3" in a message is the third one."""
     photos = [Photo(f"photo {number}", image) for number, image in enumerate(convert.pictures(images), start=1)]
     if not photos:

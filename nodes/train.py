@@ -37,7 +37,10 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             category="MuDI/2 train",
             description="Trains one LoRA for all subjects of the dataset. Cancel stops within a step; queued again "
             "with the same settings it goes on from there. The model that comes in stays as it is.",
-            search_aliases=["train", "lora", "dreambooth", "finetune", "mudi"],
+            search_aliases=[
+                *("train", "lora", "dreambooth", "finetune", "mudi", "multi subject", "two characters"),
+                *("consistent character", "character lora", "identity"),
+            ],
             is_output_node=True,
             inputs=[
                 io.Model.Input(

@@ -64,12 +64,15 @@ TRAIN = Placed("MudiTrainLora", {"preset": "mini, 192 px", "steps": 20, "rank": 
 PICTURE = Placed("LoadImage", {"image": "both.png"})
 MARK = Placed("MudiWatermark")
 JUDGES = {"detector": MINI, "embedder": MINI, "threshold": 0.25, "cut_out": True}
+ALL_IN_ONE = {**JUDGES, "folder": "rex", "token": "olis", "class_noun": "cat", "segmenter": MINI, "threshold": 0.03}
+DETAIL = {**JUDGES, "segmenter": MINI, "threshold": 0.05, "side": 192, "steps": 12, "only_better": False}
 PRIORS = {"count": 2, "width": 192, "height": 192, "steps": 12, "threshold": 0.03, "detector": MINI, "segmenter": MINI}
 PLAIN = {"prompt": "a photo of a {}, simple background", "negative": ""}
 
 GRAPHS: dict[str, tuple[Placed, ...]] = {
     "MudiAskLayout": (SET, Placed("MudiAskLayout", {"prompt": WORDS.values["text"], "ask": False}), LAYOUT),
     "MudiCompare": (SET, PICTURE, Placed("MudiCompare", JUDGES), Placed("SaveImage")),
+    "MudiDetail": (CHECKPOINT, SET, PICTURE, Placed("MudiDetail", DETAIL), Placed("PreviewImage")),
     "MudiDetectSubjects": (PHOTOS, FIND, CUT),
     "MudiFindSeed": (
         *(CHECKPOINT, WORDS, NOT, SET, LAYOUT),
@@ -89,6 +92,7 @@ GRAPHS: dict[str, tuple[Placed, ...]] = {
         Placed("MudiLayoutGuidance", {"prompt": WORDS.values["text"]}),
         MASKS,
     ),
+    "MudiLayoutParts": (SET, LAYOUT, Placed("MudiLayoutParts"), Placed("MaskPreview")),
     "MudiLoadPhotos": (Placed("MudiLoadPhotos", {"folder": "rex"}), FIND),
     "MudiLoadSubjectSet": (SET, DATASET),
     "MudiLoraSubject": (CHECKPOINT, SET, LAYOUT, OLIS, HTA, APART, MASKS),
@@ -102,6 +106,10 @@ GRAPHS: dict[str, tuple[Placed, ...]] = {
     "MudiSegMixDataset": (SET, DATASET, TRAIN),
     "MudiSeparateLoras": (CHECKPOINT, SET, LAYOUT, OLIS, HTA, APART, MASKS),
     "MudiSubject": (PHOTOS, FIND, CUT, SUBJECT, Placed("MudiSaveSubjectSet", {"name": "olis"})),
+    "MudiSubjectFromPhotos": (
+        Placed("MudiSubjectFromPhotos", ALL_IN_ONE),
+        Placed("MudiSaveSubjectSet", {"name": "olis"}),
+    ),
     "MudiSubjectPrompt": (SET, Placed("MudiSubjectPrompt"), WORDS),
     "MudiTrainLora": (CHECKPOINT, SET, DATASET, TRAIN, SAMPLER),
     "MudiTrainPreview": (CHECKPOINT, WORDS, NOT, SET, LAYOUT, Placed("MudiTrainPreview", JUDGES), TRAIN),

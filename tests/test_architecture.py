@@ -43,16 +43,17 @@ TRAIN = (
 
 NODES = (
     ("host", "sockets", "drawing"),
-    ("convert", "editor", "ranges"),
+    ("convert", "editor", "mini_models", "ranges"),
     ("denoiser",),
     ("base", "samplers", "compare", "generate", "start"),
     ("attention", "painting", "train_config"),
     ("preview",),
     ("training",),
-    ("find", "fusing", "photos", "subject", "subject_sets"),
+    ("find", "fusing", "photos", "redraw", "subject", "subject_sets"),
+    ("found_subject",),
     (
-        *("dataset", "init_latent", "mini", "priors", "search", "settings", "train", "watermark", "words"),
-        *("fuse_loras", "layout_guidance", "lora_subject", "regional_prompts", "separate_loras"),
+        *("dataset", "detail", "init_latent", "layout_parts", "mini", "priors", "search", "settings", "train"),
+        *("watermark", "words", "fuse_loras", "layout_guidance", "lora_subject", "regional_prompts", "separate_loras"),
     ),
 )
 """The floors inside ComfyUI's face: the host, values and pictures, what nodes share, the nodes."""
@@ -247,7 +248,12 @@ NO_VERBS = {
     "Who",
 }
 """Words that a docstring of a function does not begin with."""
-PROMISES = {"UNetDenoiser": "Denoiser", "Checkpoint": "Base"}
+PROMISES = {
+    "DiffusersNetwork": "Denoiser",
+    "UNetDenoiser": "Denoiser",
+    "FluxDenoiser": "Denoiser",
+    "Checkpoint": "Base",
+}
 """A class that keeps a promise -> the promise, whose docstrings hold for it too."""
 
 

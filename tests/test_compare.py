@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -304,7 +305,7 @@ def test_a_blob_that_is_like_nobody_else_is_not_found() -> None:
     (blob,) = judge(coloured("red"), alone, torch.tensor([[0.5]]))
     assert blob.status == "missing" and blob.text.endswith("Figure 1 is nearest, 0.50 alike, 0.60 needed.")
     (itself,) = judge(coloured("red"), alone, torch.tensor([[0.7]]))
-    assert itself.text == "red ball: found (figure 1: 0.70 alike, its own photos 0.90)."
+    assert itself.text == "red ball: found (figure 1: 0.70 alike, 78% of what its own photos reach)."
 
 
 def test_a_figure_between_two_may_be_less_like_each() -> None:
@@ -313,7 +314,16 @@ def test_a_figure_between_two_may_be_less_like_each() -> None:
 
 def test_found_says_how_much_alike_and_beside_whom() -> None:
     words = said([0.1, 0.88], [0.8, 0.2])["blue"]
-    assert words == "blue ball: found (figure 1: 0.88 alike, its own photos 0.90; 99% its own, 1% red ball)."
+    told = "figure 1: 0.88 alike, 98% of what its own photos reach; 99% its own, 1% red ball"
+    assert words == f"blue ball: found ({told})."
+
+
+def test_themselves_come_before_the_score() -> None:
+    results = [compared(*some) for some in ((RED[1], RED[1]), (RED[1], BLUE[1]))]
+    assert [result.themselves for result in results] == [0, 2]
+    assert results[1].headline == f"2 of 2 themselves, score {results[1].score:.2f}"
+    higher = [replace(results[0], score=2.0), results[1]]
+    assert best_first(higher) == [1, 0]
 
 
 def test_the_best_pictures_have_the_right_count_whatever_they_score() -> None:

@@ -77,7 +77,8 @@ def test_pictures_are_scored_in_their_order_and_ranked_best_first(eyes: Comfy) -
     assert len(ranked) == 1 and torch.equal(ranked[0], batch[[1, 2, 0]])
     assert cards.shape[0] == 3 and cards.shape[3] == 3
     lines = verdict.splitlines()
-    assert lines[0] == f"mean of 3: {mean:.2f}" and lines[1] == f"picture 2: {scores[1]:.2f}"
+    assert lines[0] == f"mean of 3: {mean:.2f}" and lines[1] == f"picture 2: 2 of 2 themselves, score {scores[1]:.2f}"
+    assert lines[-1].startswith("The score is 1 when every figure")
     assert "  blue ball: missing" in verdict and "  red ball: found" in verdict
     assert output.ui["text"] == (verdict,) and len(output.ui["images"]) == 3
 

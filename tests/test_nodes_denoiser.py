@@ -287,7 +287,7 @@ def test_sdxl_itself_is_known(comfy: Comfy) -> None:
     """As ComfyUI detects it from a file's keys; without its 5 GB of values."""
     meta = torch.device("meta")
     wanted = json.loads((sdxl.CONFIGS / "unet" / "config.json").read_text())
-    small = comfy.core("comfy.supported_models").SDXL(comfy.module("mini").unet_config(wanted))
+    small = comfy.core("comfy.supported_models").SDXL(comfy.module("mini_models").unet_config(wanted))
     small.set_inference_dtype(torch.float16, None)
     keys = small.get_model({}, "", device=meta).diffusion_model.state_dict()
     detected = comfy.core("comfy.model_detection").model_config_from_unet(keys, "")

@@ -17,6 +17,7 @@ from mudi_core.types import Detections
 
 NODES = {
     "MudiLoadPhotos": ("Load Photos (MuDI)", "MuDI/1 subjects"),
+    "MudiSubjectFromPhotos": ("Subject from Photos (MuDI)", "MuDI/1 subjects"),
     "MudiDetectSubjects": ("Detect Subjects (MuDI)", "MuDI/1 subjects"),
     "MudiSamMask": ("SAM Mask (MuDI)", "MuDI/1 subjects"),
     "MudiSubject": ("Subject (MuDI)", "MuDI/1 subjects"),
@@ -30,7 +31,9 @@ NODES = {
     "MudiSubjectPrompt": ("Subject Prompt (MuDI)", "MuDI/3 generate"),
     "MudiLayout": ("Layout (MuDI)", "MuDI/3 generate"),
     "MudiAskLayout": ("Layout from Prompt (MuDI)", "MuDI/3 generate"),
+    "MudiLayoutParts": ("Layout Parts (MuDI)", "MuDI/3 generate"),
     "MudiInitLatent": ("Init Latent (MuDI)", "MuDI/3 generate"),
+    "MudiDetail": ("Detail Subjects (MuDI)", "MuDI/3 generate"),
     "MudiNoise": ("Noise (MuDI)", "MuDI/3 generate"),
     "MudiFuseLoras": ("Fuse LoRAs (MuDI)", "MuDI/2 train"),
     "MudiLoraSubject": ("LoRA Subject (MuDI)", "MuDI/3 generate"),
@@ -72,6 +75,34 @@ def test_every_input_and_output_is_explained(comfy: Comfy, node_id: str) -> None
         assert seed.control_after_generate
     node = comfy.node(node_id)
     assert node.GET_NODE_INFO_V1()["output_tooltips"] == [socket.tooltip for socket in schema.outputs]
+
+
+SEARCHED = {
+    "multi subject": {"MudiSubjectFromPhotos", "MudiTrainLora"},
+    "character": {"MudiSubjectFromPhotos", "MudiSubject", "MudiTrainLora"},
+    "consistent character": {"MudiSubjectFromPhotos", "MudiTrainLora"},
+    "two characters": {"MudiSubjectFromPhotos", "MudiTrainLora"},
+    "dreambooth": {"MudiSubjectFromPhotos", "MudiSubject", "MudiTrainLora", "MudiMakePriors"},
+    "identity": {"MudiSubjectFromPhotos", "MudiTrainLora", "MudiCompare"},
+    "owlv2": {"MudiDetectSubjects"},
+    "sam": {"MudiSamMask"},
+    "dinov2": {"MudiCompare"},
+}
+"""What people look for -> the nodes that call themselves so, by name or alias."""
+
+
+@pytest.mark.parametrize("words", SEARCHED)
+def test_what_people_look_for_finds_the_right_nodes(comfy: Comfy, words: str) -> None:
+    schemas = {node_id: node.GET_SCHEMA() for node_id, node in comfy.nodes.items()}
+    if not any(hasattr(schema, "search_aliases") for schema in schemas.values()):
+        pytest.skip("this ComfyUI does not know search aliases")
+    found = {
+        node_id
+        for node_id, schema in schemas.items()
+        for name in [schema.display_name, *(schema.search_aliases or [])]
+        if f" {words} " in f" {name.lower()} "
+    }
+    assert found == SEARCHED[words]
 
 
 @pytest.mark.parametrize("node_id", NODES)
@@ -218,7 +249,7 @@ def test_every_model_widget_starts_on_one_that_knows_photos(comfy: Comfy) -> Non
                 assert "mini (embedded)" in checked, "what older workflows have saved"
                 assert "mini (embedded)" not in list(checked) and "another" not in checked
                 seen.append(one.id)
-    assert sorted(seen) == ["detector"] * 5 + ["embedder"] * 3 + ["segmenter"] * 2
+    assert sorted(seen) == ["detector"] * 7 + ["embedder"] * 4 + ["segmenter"] * 4
 
 
 def test_a_missing_model_names_the_folder_and_the_link(comfy: Comfy, host: Any) -> None:

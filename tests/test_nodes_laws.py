@@ -51,6 +51,12 @@ MORE: Graph = {
         **{"layout": ["layout", 0], "count": 1, "keep": 1, "vary_places": True, "gamma": 1.0, "query": ""},
         **{**MODELS, **WORDS, **SAMPLED, **JUDGES},
     ),
+    "detail": node(
+        "MudiDetail",
+        **{"images": ["photos", 0], "subjects": ["load", 0], "clip": ["checkpoint", 1], "prompt": "{name}"},
+        **{"negative": "", "denoise": 0.5, "side": 64, "margin": 0.2, "feather": 0.0, "only_better": True},
+        **{"segmenter": MINI, "query": "", **MODELS, **SAMPLED, **JUDGES},
+    ),
     "priors": node(
         "MudiMakePriors",
         **{"clip": ["checkpoint", 1], "subjects": ["load", 0], "count": 1, "width": 64, "height": 64},

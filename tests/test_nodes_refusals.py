@@ -15,11 +15,12 @@ from models import random_lora
 
 MINI = "mini (embedded)"
 AT_ONCE = {
-    *("MudiSubject", "MudiSubjectPrompt", "MudiNoise", "MudiTrainSettings", "MudiWatermark", "MudiFindWatermark"),
+    *("MudiLayoutParts", "MudiSubject", "MudiSubjectPrompt", "MudiNoise", "MudiTrainSettings"),
+    *("MudiWatermark", "MudiFindWatermark"),
     *("MudiLoraSubject", "MudiSeparateLoras", "MudiRegionalPrompts", "MudiLayoutGuidance"),
 }
 """They hand on what is there: nothing to wait for and nothing to cancel."""
-ELSEWHERE = {"MudiAskLayout", "MudiFuseLoras", "MudiFindSeed", "MudiTrainPreview", "MudiMakePriors"}
+ELSEWHERE = {"MudiAskLayout", "MudiDetail", "MudiFuseLoras", "MudiFindSeed", "MudiTrainPreview", "MudiMakePriors"}
 """One waits for a language model, the others sample: their own tests have what they need."""
 
 
@@ -42,6 +43,12 @@ EVERYTHING: Graph = {
     ),
     "cut": node("MudiSamMask", photos=["photos", 0], boxes=["find", 0], segmenter=MINI, download=False),
     "subject": node("MudiSubject", photos=["photos", 0], masks=["cut", 0], token="olis", class_noun="cat", captions=""),
+    "at_once": node(
+        "MudiSubjectFromPhotos",
+        **{"folder": "shots", "token": "olis", "class_noun": "cat", "query": "", "detector": MINI, "segmenter": MINI},
+        **{"threshold": 0.03, "which": "best", "download": False},
+    ),
+    "parts": node("MudiLayoutParts", layout=["layout", 0], shape="figure", grow=0),
     "keep": node("MudiSaveSubjectSet", subjects=["subject", 0], name="kept"),
     "load": node("MudiLoadSubjectSet", name="both"),
     "dataset": node(
@@ -193,6 +200,11 @@ CHOICES = [
     ("find", "detector", "no model 'no-such' in .*owlv2"),
     ("find", "which", "no way to choose 'no-such'. Choose one of: exactly one, best, all"),
     ("cut", "segmenter", "no model 'no-such' in .*sams"),
+    ("at_once", "folder", "There is no folder .*no-such"),
+    ("at_once", "detector", "no model 'no-such' in .*owlv2"),
+    ("at_once", "segmenter", "no model 'no-such' in .*sams"),
+    ("at_once", "which", "no way to choose 'no-such'. Choose one of: exactly one, best"),
+    ("parts", "shape", "no shape 'no-such'. Choose one of: figure, box"),
     ("load", "name", "no-such is not a dataset"),
     ("train", "method", "no method 'no-such'. Choose one of: segmix, "),
     ("train", "preset", "no preset 'no-such'. Choose one of: .*mini, 192 px"),

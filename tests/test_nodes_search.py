@@ -89,7 +89,8 @@ def test_every_seed_is_told_with_its_score_and_the_best_are_shown(
 ) -> None:
     output = find(comfy, mini, layout(comfy, drawn_subjects, 5), keep=9)
     said = [line for line in output.ui["text"][0].splitlines() if line.startswith("seed")]
-    assert said == ["seed 0: 0.90", "seed 1: 0.50", f"seed {FIRST}: 0.20"]
+    score = "0 of 2 themselves, score"
+    assert said == [f"seed 0: {score} 0.90", f"seed 1: {score} 0.50", f"seed {FIRST}: {score} 0.20"]
     assert len(output.ui["images"]) == len(output.result[1]) == len(output.result[2]) == 3
 
 

@@ -151,7 +151,7 @@ def sd_parts(comfy: Comfy, folder: Path, version: str) -> tuple[Any, Any, Any]:
         "transformer_layers_per_block": (1,) * 4,
         "projection_class_embeddings_input_dim": None,
     }
-    config = getattr(comfy.core("comfy.supported_models"), kind)(comfy.module("mini").unet_config(described))
+    config = getattr(comfy.core("comfy.supported_models"), kind)(comfy.module("mini_models").unet_config(described))
     config.unet_config |= {"transformer_depth_middle": 1, "num_classes": None, **about}
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "", device=cpu)

@@ -15,7 +15,7 @@ import torch
 from tiny_sdxl import ABAR, CONTEXT, POOLED, SCALE, denoiser, predict, tiny_unet, train
 from torch import Tensor
 
-from mudi_core.bases.unet import BadPrecision
+from mudi_core.bases.network import BadPrecision
 from mudi_core.lora.adapter import Adapter, apply_lora
 from mudi_core.lora.file import BadLora, LoraState, load_lora, save_lora
 from mudi_core.tensor_file import read_tensors, write_tensors

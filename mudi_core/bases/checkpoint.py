@@ -1,6 +1,7 @@
-"""A base model behind one interface: the embedded one, a diffusers folder, or a single file.
+"""A base model behind one interface: an embedded one, a diffusers folder, or a single file.
 
-SDXL can be trained and can make pictures; SD 1.x and 2.x can be trained. Nothing is ever downloaded here.
+SDXL and the mini FLUX can be trained and can make pictures; SD 1.x and 2.x can be trained. Nothing is ever downloaded
+here.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from torch import Tensor
 from .. import vocabulary
 from ..types import MudiError
 from . import sd, sdxl
-from .families import EMBEDDED, Family, usual
+from .families import EMBEDDED, EMBEDDED_FLUX, Family, usual
+from .flux import FluxDenoiser
 from .promise import Conditions
 from .tokens import TokenVectors
 from .unet import UNetDenoiser
 from .vae import at_once_of, check_decoded, check_encoded, in_parts
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import FluxPipeline, StableDiffusionXLPipeline
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +55,9 @@ class _Parts:
 
 
 class Checkpoint:
-    """A base model of SDXL's architecture, with two text encoders, or of SD's, with one.
+    """A base model of SDXL's architecture, with two text encoders, or of SD's, with one; or the mini FLUX.
 
-    The U-Net is a public part; functions of plain tensors hide everything else.
+    The network is a public part; functions of plain tensors hide everything else.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Checkpoint:
         tokenizers: tuple[Any, ...],
         text_encoders: tuple[Any, ...],
         scheduler: Any,
+        side: int | None = None,
     ) -> None:
         self.name = name
         """ "mini", or the file or folder's name."""
@@ -75,11 +78,13 @@ class Checkpoint:
         """The U-Net sees a latent multiplied by this (0.13025 for SDXL, 0.18215 for SD)."""
         self.vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         """Pixels per cell of a latent, along a side: 8."""
-        self.side = int(unet.config.sample_size) * self.vae_factor
+        self.side = side or int(unet.config.sample_size) * self.vae_factor
         """Side in pixels of the square pictures for which this model was made."""
         self.negative_prompt = NEGATIVE_PROMPT
         """The negative prompt when the user gives none."""
-        self.family = "sdxl_base_v1-0" if len(text_encoders) == 2 else _sd_family(unet, scheduler)
+        self.is_flow = hasattr(unet.config, "joint_attention_dim")
+        """Whether it is a FLUX transformer."""
+        self.family = "flux1" if self.is_flow else _family(unet, text_encoders, scheduler)
         """kohya's name of the architecture, as LoRA files have it."""
         for model in (vae, *text_encoders):
             model.eval().requires_grad_(False)
@@ -130,8 +135,10 @@ class Checkpoint:
         contexts, pooled = self.encode_text(captions)
         return [{"context": context, "pooled": pool} for context, pool in zip(contexts, pooled, strict=True)]
 
-    def denoiser(self) -> UNetDenoiser:
-        """Return the U-Net as the network that a LoRA is trained on. Raise `unet.BadSchedule`."""
+    def denoiser(self) -> UNetDenoiser | FluxDenoiser:
+        """Return the network that a LoRA is trained on. Raise `unet.BadSchedule`."""
+        if self.is_flow:
+            return FluxDenoiser(self.unet, self.latent_scale)
         kind = self.scheduler.config.prediction_type
         return UNetDenoiser(self.unet, self.scheduler.alphas_cumprod, kind, self.latent_scale)
 
@@ -179,6 +186,13 @@ class Checkpoint:
             scheduler=type(self.scheduler).from_config(self.scheduler.config),
             add_watermarker=False,
         )
+
+    def flux_pipeline(self) -> FluxPipeline:
+        """Return the mini FLUX as a diffusers pipeline that takes vectors, with the same weights."""
+        from diffusers import FluxPipeline
+
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        return FluxPipeline(scheduler, self._encoders().vae, None, None, None, None, self.unet)
 
     def move_encoders(self, device: torch.device) -> None:
         """Move the VAE and the text encoders to a device, for example off the card until the next pictures."""
@@ -272,7 +286,23 @@ def _open_mini() -> Checkpoint:
     return checkpoint
 
 
-_BUILT_IN: dict[str, Callable[[], Checkpoint]] = {EMBEDDED: _open_mini}
+def _open_mini_flux() -> Checkpoint:
+    from . import embedded as family
+
+    checkpoint = Checkpoint(
+        EMBEDDED_FLUX,
+        family.load_flux(),
+        family.load_vae(),
+        (vocabulary.tokenizer(), vocabulary.tokenizer("!")),
+        family.load_text_encoders(),
+        family.flow_scheduler(),
+        side=family.SIZE,
+    )
+    checkpoint.negative_prompt = ""  # as for the other embedded model
+    return checkpoint
+
+
+_BUILT_IN: dict[str, Callable[[], Checkpoint]] = {EMBEDDED: _open_mini, EMBEDDED_FLUX: _open_mini_flux}
 """Base models that come with the package, by name."""
 
 
@@ -288,5 +318,7 @@ def _of_pipeline(name: str, pipeline: Any) -> Checkpoint:
     )
 
 
-def _sd_family(unet: Any, scheduler: Any) -> str:
+def _family(unet: Any, text_encoders: Sequence[Any], scheduler: Any) -> str:
+    if len(text_encoders) == 2:
+        return "sdxl_base_v1-0"
     return f"sd_{sd.version(unet)}" + ("_v" if scheduler.config.prediction_type == "v_prediction" else "")

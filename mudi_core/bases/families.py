@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 EMBEDDED = "mini"
 """The name that a user types for the base model that comes with the package."""
-BUILT_IN = (EMBEDDED,)
+EMBEDDED_FLUX = "mini-flux"
+"""The same for the flow transformer that comes with it."""
+BUILT_IN = (EMBEDDED, EMBEDDED_FLUX)
 """The names of all base models in the package; every other base model is a file or a folder."""
 OTHER = "other"
 """The entry of kinds that no entry is known for."""
@@ -116,6 +118,15 @@ FAMILIES: dict[str, Family] = {
             "!*guidance*", "!*txt*", "!*text*", "!*context*", "!*experts.*",
         ),
         remark="No usual settings are known for this kind of model, so it is trained with general ones.",
+    ),
+    EMBEDDED_FLUX: Family(
+        _flow(
+            *_FLUX, "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2",  # diffusers' names of the same
+            "single_transformer_blocks.*.proj_mlp", "single_transformer_blocks.*.proj_out",
+            resolution=192, steps=300, batch_size=8, accumulation=1, rank=16, learning_rate=1e-3,
+        ),
+        pictures={"steps": 20, "guidance": 5.0, "gamma": 2.0, "batch_size": 8}, layout={"max_overlap": 0.2}, shift=1.0,
+        eye=EMBEDDED, threshold=0.05, photo_threshold=0.03, cut_out=True, prior_prompt="a photo of {}", bf16=False,
     ),
     EMBEDDED: Family(
         training={

@@ -109,7 +109,8 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     mean = sum(result.score for result in results) / len(results)
     lines = [*(f"Warning: {remark}" for remark in references.remarks), f"{'score':>6}  picture, best first"]
     for name, result, more in ranked:
-        lines.append(f"{result.score:6.3f}  {name}: {', '.join([result.figures, *_in_words(more)])}")
+        themselves = f"{result.themselves} of {len(result.tokens)} themselves"
+        lines.append(f"{result.score:6.3f}  {name}: {', '.join([themselves, result.figures, *_in_words(more)])}")
         lines += [f"{'':8}{words}" for words in (result.reason, *(v.text for v in result.verdicts)) if words]
     lines.append(f"{mean:6.3f}  {', '.join([f'mean of {len(results)}', *_in_words(means)])}")
     if skipped:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..bases.checkpoint import Checkpoint
 from ..bases.families import Family
+from ..bases.sampling import sample
 from ..stage.cutouts import CutOuts, Poses
 from ..stage.layout import Figure, given_layout, ordered_layout, random_layout
 from ..stage.layout_config import LayoutConfig
@@ -118,8 +119,6 @@ def generate(
     """
     size = config.size or (checkpoint.side, checkpoint.side)
     first_sigma(checkpoint.scheduler, config.steps)  # raises when sampling would end in NaN
-    pipeline = checkpoint.pipeline(reads=False)
-    pipeline.set_progress_bar_config(disable=True)
     negative = checkpoint.negative_prompt if config.negative_prompt is None else config.negative_prompt
     read = checkpoint.encode_text([config.prompt, negative])  # on the device of the text encoders, perhaps off the card
     contexts, pooled = (vectors.to(checkpoint.device) for vectors in read)
@@ -133,24 +132,11 @@ def generate(
         ]
         done = config.steps * (first // config.batch_size)
 
-        def stepped(pipe: Any, step: int, timestep: Any, values: dict[str, Any], done: int = done) -> dict[str, Any]:
+        def stepped(step: int, done: int = done) -> None:
             if on_step is not None:
-                on_step(done + step + 1, in_all)
-            return values
+                on_step(done + step, in_all)
 
-        latents = pipeline(
-            prompt_embeds=contexts[:1].repeat(len(numbers), 1, 1),
-            pooled_prompt_embeds=pooled[:1].repeat(len(numbers), 1),
-            negative_prompt_embeds=contexts[1:].repeat(len(numbers), 1, 1),
-            negative_pooled_prompt_embeds=pooled[1:].repeat(len(numbers), 1),
-            width=size[0],
-            height=size[1],
-            latents=torch.cat(starts).to(checkpoint.device, contexts.dtype),
-            num_inference_steps=config.steps,
-            guidance_scale=config.guidance,
-            output_type="latent",
-            callback_on_step_end=stepped,
-        ).images
+        latents = sample(checkpoint, contexts, pooled, torch.cat(starts), config.steps, config.guidance, stepped)
         for image, number, layout in zip(checkpoint.decode(latents), numbers, layouts, strict=True):
             yield Picture(image, number, config.seed, layout)
 
@@ -198,11 +184,15 @@ def _start(checkpoint: Checkpoint, canvas: Mix, config: GenerateConfig, number: 
 
 
 def first_sigma(scheduler: Any, steps: int) -> float:
-    """Return the noise level at which sampling begins; infinite for zero-terminal-SNR models.
+    """Return the noise level at which sampling begins; infinite for flows and zero-terminal-SNR models.
 
     Raise `BadScheduler` when such a model predicts noise: its first step would divide by zero.
     """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     scheduler = type(scheduler).from_config(scheduler.config)
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return float("inf")
     scheduler.set_timesteps(steps)
     if not hasattr(scheduler, "alphas_cumprod"):
         return float(scheduler.sigmas[0])

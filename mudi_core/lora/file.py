@@ -16,7 +16,7 @@ from torch import Tensor
 from ..tensor_file import write_tensors
 from .change import ALPHA, DOWN, MID, UP
 from .change import BadLora as BadLora
-from .names import TEXT, UNET
+from .names import TEXT, UNET, in_file
 from .reading import Lora, read_lora
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def save_lora(
             raise BadLora(
                 f"{key} has values that {dtype} cannot hold. The training has diverged: lower the learning rate."
             )
-    write_tensors(path, stored, metadata)
+    write_tensors(path, {in_file(key): value for key, value in stored.items()}, metadata)
     log.info("wrote %s: %d layers", path, len(stored) // len(PARTS))
 
 

@@ -137,6 +137,16 @@ def _of_sgm(path: str) -> str:
     return f"{way}_blocks_{level}_resnets_{place}_{_IN_RESNET.get(rest, rest)}"
 
 
+_OF_FLUX = ("transformer_blocks_", "single_transformer_blocks_")
+
+
+def in_file(key: str) -> str:
+    """Return a tensor's key, by our name of its layer, as programs read it: ComfyUI knows diffusers' names of FLUX's
+    layers only after another prefix."""
+    path = key.removeprefix(UNET)
+    return f"lora_transformer_{path}" if key.startswith(UNET) and path.startswith(_OF_FLUX) else key
+
+
 _DIFFUSERS = re.compile(r"(down|up)_blocks_(\d+)_(attentions|resnets|downsamplers|upsamplers)_(\d+)_(.+)")
 _MID = re.compile(r"mid_block_(attentions|resnets)_(\d)_(.+)")
 _TO_RESNET = {ours: theirs for theirs, ours in _IN_RESNET.items()}

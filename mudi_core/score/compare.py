@@ -64,11 +64,22 @@ def look_alike(names: Sequence[str], s_gt: Tensor) -> list[str]:
 
 
 def best_first(results: Sequence[Comparison]) -> list[int]:
-    """Return the indices of the pictures, best first: right number of figures first, then by score.
+    """Return the indices of the pictures, best first: by how many subjects are themselves, then by score.
 
     A wrong number of figures scores 0, a right one may score less; still the right number is better.
     """
-    return sorted(range(len(results)), key=lambda i: (results[i].count_is_right, results[i].score), reverse=True)
+
+    def rank(i: int) -> tuple[bool, int, float]:
+        return results[i].count_is_right, results[i].themselves, results[i].score
+
+    return sorted(range(len(results)), key=rank, reverse=True)
+
+
+ANCHORS = (
+    "The score is 1 when every figure is as alike as its own photos are, 0 when the number of figures is wrong; below "
+    "0 the figures resemble the wrong subjects or none."
+)
+"""What the score means (paper, section 5 and algorithm 3)."""
 
 
 @dataclass(frozen=True)

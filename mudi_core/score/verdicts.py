@@ -65,7 +65,8 @@ def judge(subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor, queries: Sequence[st
             verdicts[i] = _mixed(subjects, i, rivals[best][0][1], best, share)
         else:
             rival = subjects.subjects[rivals[best][0][1]].name if rivals[best] else ""
-            alike = f"{s_dc[best, i]:.2f} alike, its own photos {s_gt[i, i]:.2f}"
+            reached = f"{s_dc[best, i] / s_gt[i, i]:.0%} of what its own photos reach"
+            alike = f"{s_dc[best, i]:.2f} alike, {reached}"
             words = f"figure {best + 1}: {alike}{f'; {share:.0%} its own, {1 - share:.0%} {rival}' if rival else ''}"
             name = subjects.subjects[i].name
             verdicts[i] = Verdict(subjects.tokens[i], "found", share, f"{name}: found ({words}).")

@@ -13,8 +13,8 @@ import comfy.model_management
 import torch
 from torch import Tensor, nn
 
+from ...mudi_core.bases.network import KOHYA
 from ...mudi_core.bases.promise import Conditions, NoiseLevel
-from ...mudi_core.bases.unet import KOHYA
 from . import guards
 from .asking import answer, fit_together, inputs_of
 from .check import check_answer

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...mudi_core.bases.unet import weights_fingerprint
+from ...mudi_core.bases.network import weights_fingerprint
 from ..convert import BadModel
 
 PREFIX = "diffusion_model."

@@ -46,10 +46,18 @@ class Sampler:
     sampler_name: str
     scheduler: str
 
-    def sample(self, latent: Tensor, seed: int, on_step: Callable[[int], None] = lambda done: None) -> Tensor:
-        """Return the finished latent ``[1, c, ...]`` from a start of that shape and the noise of a seed, at denoise 1.
+    def sample(
+        self,
+        latent: Tensor,
+        seed: int,
+        on_step: Callable[[int], None] = lambda done: None,
+        denoise: float = 1.0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return the finished latent ``[1, c, ...]`` from a start of that shape and the noise of a seed.
 
-        ``on_step`` hears how many steps are done. An exception from it, such as Cancel's, ends the sampling.
+        ``on_step`` hears how many steps are done. An exception from it, such as Cancel's, ends the sampling. ``mask``
+        ``[1, 1, h, w]`` in pixels or cells, 1 where the latent may change: everywhere without it.
         """
         samples: Tensor = comfy.sample.sample(
             self.model,
@@ -61,7 +69,8 @@ class Sampler:
             self.positive,
             self.negative,
             latent,
-            denoise=1.0,
+            denoise=denoise,
+            noise_mask=mask,
             callback=lambda step, *values: on_step(step + 1),
             disable_pbar=True,
             seed=seed,

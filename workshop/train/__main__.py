@@ -15,8 +15,8 @@ from mudi_core.bases import embedded as family
 
 from .. import judge
 
-PARTS = ("vae", "text", "unet", "decoder", "owlv2", "sam", "dinov2", "judge")
-FURTHER = ("unet", "owlv2", "dinov2")
+PARTS = ("vae", "text", "unet", "flux", "decoder", "owlv2", "sam", "dinov2", "judge")
+FURTHER = ("unet", "flux", "owlv2", "dinov2")
 """Parts whose training can go on from their present weights."""
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument(
         "part",
         choices=PARTS,
-        help="unet needs a trained vae and text, decoder a trained vae, judge all three; the others stand alone",
+        help="unet and flux need vae and text, decoder needs vae, judge needs vae, text and unet; others stand alone",
     )
     parser.add_argument("--work", type=Path, default=Path("mini-work"), help="rendered scenes and resumable state")
     parser.add_argument("--steps", type=int, help="another length than the recipe's, also for a run under way")

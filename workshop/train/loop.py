@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -75,10 +76,14 @@ class Muon(torch.optim.Optimizer):
                 p.sub_(orthogonal(ahead), alpha=group["lr"] * 0.2 * max(p.shape) ** 0.5)
 
 
+HIDDEN = re.compile(r"\.layer\.|blocks\.\d+\.(?!norm)")
+"""Layers that `Muon` moves: those of the blocks of a transformer, without what its noise level modulates."""
+
+
 def optimizers_of(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Return AdamW, and Muon for the matrices of the hidden layers when the recipe asks for it."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    hidden = [p for name, p in trained.items() if recipe.matrix_rate and p.ndim == 2 and ".layer." in name]
+    hidden = [p for name, p in trained.items() if recipe.matrix_rate and p.ndim == 2 and HIDDEN.search(name)]
     others = [p for p in trained.values() if not any(p is one for one in hidden)]
     kinds: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -127,7 +132,8 @@ def fit(
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, 1.0)
         for optimizer in optimizers:
-            optimizer.step()
+            with torch.autocast(device.type, torch.bfloat16, enabled=half_is_fast(device)):
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         decay = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():

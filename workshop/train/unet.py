@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,16 @@ def unknown(features: list[Tensor], heads: nn.ModuleList, batch: Told, device: t
     return total / len(features)
 
 
+@torch.no_grad()
+def encode_text(encoders: Sequence[nn.Module], lines: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the context ``[b, LENGTH, d]`` and the pooled vectors of captions by their tokens."""
+    first, second = (
+        encoder(ids.to(device), output_hidden_states=True)
+        for encoder, ids in zip(encoders, padded(lines, LENGTH), strict=True)
+    )
+    return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
+
+
 def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str, dict[str, Tensor]]:
     """Return the state dict under the name of its file."""
     torch.manual_seed(recipe.seed)
@@ -185,14 +196,6 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
     model.set_attn_processor({name: Watch(seen) if "attn2" in name else AttnProcessor() for name in names})
     abar = family.scheduler().alphas_cumprod.to(device)
 
-    @torch.no_grad()
-    def encode_text(lines: list[list[int]]) -> tuple[Tensor, Tensor]:
-        first, second = (
-            encoder(ids.to(device), output_hidden_states=True)
-            for encoder, ids in zip(encoders, padded(lines, LENGTH), strict=True)
-        )
-        return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
-
     def loss(generator: torch.Generator) -> Tensor:
         index = torch.randint(len(latents), (BATCH,), generator=generator)
         dropped = torch.rand(BATCH, generator=generator) < CAPTION_DROP
@@ -202,7 +205,7 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         eps = torch.randn(z0.shape, generator=generator).to(device)
         t = torch.randint(1000, (BATCH,), generator=generator).to(device)
         signal = abar[t]
-        context, pooled = encode_text(batch.lines)
+        context, pooled = encode_text(encoders, batch.lines, device)
         added = {"text_embeds": pooled, "time_ids": time_ids(generator).to(device)}
         noisy = signal.sqrt().view(-1, 1, 1, 1) * z0 + (1 - signal).sqrt().view(-1, 1, 1, 1) * eps
         seen.clear()

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 from ...types import MudiError
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        EulerDiscreteScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        FluxTransformer2DModel,
+        UNet2DConditionModel,
+    )
     from torch import Tensor, nn
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -67,6 +73,28 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
+def build_flux() -> FluxTransformer2DModel:
+    """Build a small FLUX transformer (1 + 8 blocks, 6 heads of 32) for latents of the family's VAE and its two text
+    encoders: 2 x 2 latent pixels of 4 channels a token, the penultimate states of both encoders as context."""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        num_single_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=6,
+        joint_attention_dim=TEXT_WIDTH + TEXT_2_WIDTH,
+        pooled_projection_dim=TEXT_2_WIDTH,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 12, 12),
+    )
+
+
+FLOW_SHIFT = 1.0
+"""How far the FLUX transformer's noise levels are moved towards noise in sampling (SD 3, equation 23)."""
 TEXT_WIDTH = 96
 TEXT_2_WIDTH = 160
 WORD_STD = 0.3
@@ -137,6 +165,13 @@ def scheduler() -> EulerDiscreteScheduler:
     )
 
 
+def flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Return the sampler of the FLUX transformer: Euler, its noise levels moved by `FLOW_SHIFT`."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT)
+
+
 def without_word_vectors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the part of a state dict that is stored: everything but the fixed word vectors."""
     return {name: value for name, value in state.items() if not name.endswith("token_embedding.weight")}
@@ -197,6 +232,11 @@ def load_vae() -> AutoencoderKL:
 def load_unet() -> UNet2DConditionModel:
     """Return the trained U-Net."""
     return load(build_unet(), "unet")
+
+
+def load_flux() -> FluxTransformer2DModel:
+    """Return the trained FLUX transformer."""
+    return load(build_flux(), "flux")
 
 
 def load_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:

@@ -1,0 +1,170 @@
+"""Layout Parts: what a layout knows, for the nodes of other packs: masks, boxes, canvas and layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io
+
+from . import convert, drawing, host
+from .generate import CATEGORY, drawn_layout
+from .sockets import BoundingBoxes, LayoutSocket, PlacedSubjects
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..mudi_core.types import Mix
+
+SHAPES = FIGURE, BOX = "figure", "box"
+Layers = io.Custom("LAYERS")
+"""Core's, in newer ComfyUI: a document of layers with places."""
+
+
+class LayoutParts(io.ComfyNode):  # type: ignore[misc]
+    """Take a layout apart."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiLayoutParts",
+            display_name="Layout Parts (MuDI)",
+            category=CATEGORY,
+            description="Gives what Layout shows to other nodes: a mask and a box of each subject for regional "
+            "prompts, the canvas for ControlNet and image to image, and layers for the Layer Editor.",
+            search_aliases=["regional", "mask from layout", "bounding box", "layers", "controlnet", "attention couple"],
+            is_output_node=True,
+            inputs=[
+                LayoutSocket.Input("layout", tooltip="From Layout."),
+                io.Combo.Input(
+                    "shape",
+                    options=list(SHAPES),
+                    default=FIGURE,
+                    tooltip="figure: masks are the visible outlines of the subjects. box: their whole boxes.",
+                ),
+                io.Int.Input(
+                    "grow",
+                    default=0,
+                    min=-512,
+                    max=512,
+                    tooltip="Pixels by which every mask grows; below 0 it shrinks. Regional prompts want some room.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(
+                    "masks", display_name="masks", tooltip="A batch with one mask for each subject, in their order."
+                ),
+                io.Mask.Output(
+                    "mask_list",
+                    display_name="mask_list",
+                    is_output_list=True,
+                    tooltip="The same masks one by one.",
+                ),
+                BoundingBoxes.Output(
+                    "boxes", display_name="boxes", tooltip="A box for each subject, in their order, in pixels."
+                ),
+                io.Image.Output("canvas", display_name="canvas", tooltip="The subjects on white, as in Layout."),
+                io.String.Output(
+                    "names",
+                    display_name="names",
+                    is_output_list=True,
+                    tooltip="Token and class noun of each subject, one by one, in the order of the masks.",
+                ),
+                Layers.Output(
+                    "layers",
+                    display_name="layers",
+                    tooltip="For the Layer Editor of newer ComfyUI.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, layout: PlacedSubjects, shape: str, grow: int) -> io.NodeOutput:
+        import torch
+
+        from ..mudi_core.stage.segmix import compose
+
+        host.check_choice("shape", shape, SHAPES)
+        mix = compose(drawn_layout(layout, layout.config.seed, 0), layout.cutouts)
+        subjects = [
+            subject
+            for subject in layout.cutouts.subjects
+            if any(placement.token == subject.token for placement in mix.layout.placements)
+        ]
+        rows = [_row(mix, subject.token) for subject in subjects]
+        boxes = [_box(mix, row) for row in rows]
+        masks = [_mask(mix, row, shape, grow) for row in rows]
+        names = [subject.name for subject in subjects]
+        previews = [drawing.small(mix.image), *(drawing.cut_out(mix.image, mask) for mask in masks)]
+        return io.NodeOutput(
+            torch.stack(masks),
+            [mask[None] for mask in masks],
+            boxes,
+            convert.image_batch([mix.image]),
+            names,
+            _layers(mix, names, rows, boxes),
+            ui=host.preview(previews, cls, ", ".join(names)),
+        )
+
+
+def _row(mix: Mix, token: str) -> int:
+    """Return the place of a subject among the masks of a composition, which are from back to front."""
+    return next(row for row, placement in enumerate(mix.layout.placements) if placement.token == token)
+
+
+def _box(mix: Mix, row: int) -> dict[str, float]:
+    width, height = mix.layout.size
+    x0, y0, x1, y1 = mix.layout.placements[row].xyxy
+    return {
+        "x": round(x0 * width), "y": round(y0 * height), "width": round((x1 - x0) * width),
+        "height": round((y1 - y0) * height), "score": 1.0,
+    }  # fmt: skip
+
+
+def _mask(mix: Mix, row: int, shape: str, grow: int) -> Tensor:
+    """Return the mask of one subject ``[h, w]``, 0..1: its visible outline or its box, grown by some pixels."""
+    import cv2
+    import numpy as np
+    import torch
+
+    mask = mix.masks[row]
+    if shape == BOX:
+        box = _box(mix, row)
+        x, y = int(box["x"]), int(box["y"])
+        mask = torch.zeros_like(mask)
+        mask[max(0, y) : y + int(box["height"]), max(0, x) : x + int(box["width"])] = 1.0
+    if grow == 0:
+        return mask
+    side = 2 * abs(grow) + 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    change = cv2.dilate if grow > 0 else cv2.erode
+    return torch.from_numpy(change(np.ascontiguousarray(mask.numpy()), disc))
+
+
+def _layers(mix: Mix, names: list[str], rows: list[int], boxes: list[dict[str, float]]) -> dict[str, Any]:
+    """Return a document of layers: white ground, and each subject cut out at its place, from back to front.
+
+    A layer's mask is its transparency, as core has it.
+    """
+    import torch
+
+    width, height = mix.layout.size
+    ground = torch.ones(1, height, width, 3)
+    layers: list[dict[str, Any]] = [
+        {"image": ground, "type": "raster", "x": 0, "y": 0, "z_index": 0, "name": "background"}
+    ]
+    for row, name in sorted(zip(rows, names, strict=True)):
+        x0, y0, x1, y1 = _inside(boxes[names.index(name)], width, height)
+        layers.append(
+            {
+                "image": mix.image[None, y0:y1, x0:x1].clone(), "mask": 1 - mix.masks[row][None, y0:y1, x0:x1],
+                "type": "raster", "x": x0, "y": y0, "z_index": row + 1, "name": name,
+            }
+        )  # fmt: skip
+    return {"version": 1, "canvas": (width, height), "layers": layers}
+
+
+def _inside(box: dict[str, float], width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the part of a box on the canvas: left, top, right, bottom in pixels, at least one pixel large."""
+    x0, y0 = min(max(int(box["x"]), 0), width - 1), min(max(int(box["y"]), 0), height - 1)
+    x1, y1 = int(box["x"] + box["width"]), int(box["y"] + box["height"])
+    return x0, y0, min(max(x1, x0 + 1), width), min(max(y1, y0 + 1), height)

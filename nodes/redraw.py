@@ -1,0 +1,65 @@
+"""A figure sampled again by the stock sampler; and the figures of a picture as Impact Pack's detailers take them."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import comfy.sample
+
+from . import convert, host
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from ..mudi_core.bases.promise import EncodeImage
+    from ..mudi_core.jobs.detail import Detailed, Region
+    from ..mudi_core.types import Comparison, SubjectSet
+
+Seg = namedtuple(  # noqa: PYI024 - other packs read its fields by these names, in this order
+    "Seg", ["cropped_image", "cropped_mask", "confidence", "crop_region", "bbox", "label", "control_net_wrapper"]
+)
+
+
+@dataclass(eq=False)
+class Redraw:
+    """Draws the figures of one picture again: VAE Encode, KSampler with a mask, VAE Decode."""
+
+    sampler: host.Sampler
+    encode: EncodeImage
+    vae: Any
+    positives: Sequence[Any]
+    """The conditioning of each subject."""
+    seed: int
+    denoise: float
+
+    def __call__(self, region: Region, part: Tensor, mask: Tensor) -> Tensor:
+        latent = self.encode(part[None])
+        sampler = replace(self.sampler, positive=self.positives[region.subject])
+        latent = comfy.sample.fix_empty_latent_channels(sampler.model, latent)
+        changes = (mask > 0).float()[None, None]
+        seed = (self.seed + 1_000_003 * region.subject) % 2**64
+        drawn = sampler.sample(latent, seed, lambda step: host.hear_cancel(), self.denoise, changes)
+        return convert.decoded(self.vae, drawn)[0]
+
+
+def segs(picture: Tensor, before: Comparison, done: Detailed, people: SubjectSet) -> tuple[Any, list[Seg]]:
+    """Return the figures of a picture as they were, as Impact Pack's SEGS."""
+    found = []
+    for region in done.regions:
+        x0, y0, x1, y1 = region.window
+        found.append(
+            Seg(
+                picture[None, y0:y1, x0:x1].clone(),
+                region.mask[y0:y1, x0:x1].numpy(),
+                float(before.detections.confidence[region.row]),
+                (x0, y0, x1, y1),
+                before.detections.xyxy[region.row].numpy(),
+                people.subjects[region.subject].name,
+                None,
+            )
+        )
+    return tuple(picture.shape[:2]), found
