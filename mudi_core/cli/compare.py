@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +109,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     mean = sum(result.score for result in results) / len(results)
     lines = [*(f"Warning: {remark}" for remark in references.remarks), f"{'score':>6}  picture, best first"]
     for name, result, more in ranked:
-        themselves = f"{result.themselves} of {len(result.tokens)} themselves"
-        lines.append(f"{result.score:6.3f}  {name}: {', '.join([themselves, result.figures, *_in_words(more)])}")
-        lines += [f"{'':8}{words}" for words in (result.reason, *(v.text for v in result.verdicts)) if words]
+        lines += _told(name, result, more)
     lines.append(f"{mean:6.3f}  {', '.join([f'mean of {len(results)}', *_in_words(means)])}")
     if skipped:
         lines += [f"{len(skipped)} of {len(paths)} were skipped:", *(f"{'':8}{words}" for words in skipped.values())]
@@ -129,6 +127,13 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
         },
         code=SKIPPED if skipped else 0,
     )
+
+
+def _told(name: str, result: Comparison, more: Mapping[str, float]) -> list[str]:
+    """Return the lines on a picture: its score and how many are themselves, then the verdicts."""
+    seen = [f"{result.themselves} of {len(result.tokens)} themselves", result.figures, *_in_words(more)]
+    said = [words for words in (result.reason, *(verdict.text for verdict in result.verdicts)) if words]
+    return [f"{result.score:6.3f}  {name}: {', '.join(seen)}", *(f"{'':8}{words}" for words in said)]
 
 
 def _measures(
