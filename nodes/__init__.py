@@ -14,8 +14,8 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         from .dataset import SegMixDataset
         from .detail import DetailSubjects
         from .find import DetectSubjects, SamMask
-        from .fuse_loras import FuseLoras
         from .found_subject import FindSubject
+        from .fuse_loras import FuseLoras
         from .generate import MakeLayout
         from .init_latent import InitLatent
         from .layout_guidance import LayoutGuidance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     )
 
 
-def _told(name: str, result: Comparison, more: Mapping[str, float]) -> list[str]:
+def _told(name: str, result: Comparison, more: dict[str, float]) -> list[str]:
     """Return the lines on a picture: its score and how many are themselves, then the verdicts."""
     seen = [f"{result.themselves} of {len(result.tokens)} themselves", result.figures, *_in_words(more)]
     said = [words for words in (result.reason, *(verdict.text for verdict in result.verdicts)) if words]

@@ -34,30 +34,36 @@ class CheckpointToFuse:
         }
 
     def sizes(self) -> dict[str, tuple[int, int]]:
+        """Return rows of the weight and values in each, by our name of every layer."""
         return {
             name: size for prefix, network in self._networks.items() for name, size in sizes_of(network, prefix).items()
         }
 
     def linear_layers(self) -> dict[str, nn.Module]:
+        """Return the linear layers by our name."""
         return {name: layer for name, layer in self._layers.items() if isinstance(layer, nn.Linear)}
 
     def weight(self, layer: str) -> Tensor:
+        """Return the weight of a layer."""
         weight = self._layers[layer].weight
         assert isinstance(weight, Tensor)
         return weight.detach()
 
     @contextmanager
     def wearing(self, *loras: Worn) -> Iterator[None]:
+        """Inside the block the network and the text encoders have the changes of some LoRAs."""
         with ExitStack() as stack:
             for prefix, network in self._networks.items():
                 stack.enter_context(worn(network, *loras, prefix=prefix))
             yield
 
     def read(self, captions: Sequence[str]) -> None:
+        """Send captions through the text encoders, for those who listen to their layers."""
         with torch.no_grad():
             self._checkpoint.encode_text(captions)
 
     def words(self, captions: Sequence[str], names: Sequence[str]) -> Tensor:
+        """Return the context's rows of the names' words and of the end in each caption, ``[n, d]``."""
         with torch.no_grad():
             contexts, _ = self._checkpoint.encode_text(captions)
         tokenizer = self._checkpoint.tokenizers[0]
@@ -69,6 +75,7 @@ class CheckpointToFuse:
         return torch.cat(rows)
 
     def paint(self, caption: str, steps: int, seed: int, number: int, on_step: Callable[[int, int], None]) -> None:
+        """Sample a picture, for those who listen to the network's layers."""
         checkpoint, (width, height) = self._checkpoint, self._size
         pipeline = checkpoint.pipeline(reads=False)
         pipeline.set_progress_bar_config(disable=True)
