@@ -12,6 +12,7 @@ from ..mudi_core.jobs.fusion import Method
 from ..mudi_core.names import plain_name
 from ..mudi_core.types import MudiError
 from . import host
+from .denoiser import usual_of
 from .fusing import ModelToFuse
 from .host import widgets, written
 from .sockets import LorasSocket, SubjectLora
@@ -125,18 +126,11 @@ class FuseLoras(io.ComfyNode):  # type: ignore[misc]
         fused = fuse(concepts, base, config, host.progress())
         path = host.numbered(folder, name, ".safetensors")
         about = fused_metadata(concepts, config.described(), base=base.name, family=base.family, side=width)
-        save_lora(path, fused.state(usual_names(model)), about)
+        save_lora(path, fused.state(), about, style=usual_of(model).file_names)
         chosen = dict(zip(_WIDGETS, (name, method, rank, pictures, steps, width, height, seed), strict=True))
         written.remember("MudiFuseLoras", chosen, path)
         both = comfy.sd.load_lora_for_models(model, clip, read_lora(path), 1.0, 1.0)
         return io.NodeOutput(*both, path.name, ui=host.preview([], cls, _told(path.name, concepts, fused)))
-
-
-def usual_names(model: Any) -> Any:
-    """Return the style of names that LoRA files of a MODEL's kind have."""
-    from .denoiser import usual_of
-
-    return usual_of(model).file_names
 
 
 def _concept(one: SubjectLora) -> Concept:

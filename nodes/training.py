@@ -84,7 +84,8 @@ class Run:
         self.begins = self._begins()
         self.sheets: list[Tensor] = []
         """The previews so far."""
-        self.best = BestLora(loras / f"{name}-best-{self.key}.safetensors", about, self.goes_on)
+        style = training.base.usual.file_names
+        self.best = BestLora(loras / f"{name}-best-{self.key}.safetensors", about, self.goes_on, style)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_sdxl import denoiser, predict, tiny_unet
 
 from mudi_core.bases import sdxl
+from mudi_core.bases.families import usual
 from mudi_core.lora.adapter import Adapter, apply_lora
 from mudi_core.lora.file import BadLora, LoraState, kohya_name, load_lora, save_lora
 from mudi_core.lora.metadata import lora_metadata
@@ -265,6 +266,22 @@ def test_kohyas_names_of_sdxls_blocks_find_all_its_attention(tmp_path: Path) -> 
     for kohya, ours in KOHYA_SDXL.items():
         name = "_transformer_blocks_0_attn2_to_out_0.lora_down.weight"
         assert torch.equal(state[f"lora_unet_{ours}{name}"], theirs[f"lora_unet_{kohya}{name}"])
+
+
+def test_sdxls_files_have_the_names_that_kohyas_scripts_read(tmp_path: Path) -> None:
+    """ComfyUI, A1111, Forge and diffusers read both; kohya's `sdxl_merge_lora` found none of diffusers' names."""
+    state: LoraState = {}
+    for ours in KOHYA_SDXL.values():
+        name = f"lora_unet_{ours}_transformer_blocks_0_attn2_to_out_0"
+        state |= {f"{name}.lora_down.weight": torch.randn(1, 3), f"{name}.lora_up.weight": torch.randn(4, 1)}
+        state[f"{name}.alpha"] = torch.tensor(1.0)
+    style = usual("some.safetensors", "sdxl_base_v1-0").file_names
+    assert style == "sgm" and usual("mini").file_names == "diffusers" and usual("x", "sd_v1").file_names == "sd"
+    save_lora(tmp_path / "x.safetensors", state, {}, torch.float32, style)
+    stored = load_file(tmp_path / "x.safetensors")
+    assert {key.split("_transformer")[0] for key in stored} == {f"lora_unet_{place}" for place in KOHYA_SDXL}
+    loaded, _ = load_lora(tmp_path / "x.safetensors")
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], state[key]) for key in state)
 
 
 def test_values_that_half_precision_cannot_hold_are_not_written(unet: Any, tmp_path: Path) -> None:

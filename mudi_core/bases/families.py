@@ -48,7 +48,8 @@ class Family:
     prior_prompt: str | None = None
     """The prompt for pictures of other members of a class, such as "a photo of {}"; None: the official code's."""
     file_names: Literal["diffusers", "sd", "sgm"] = "diffusers"
-    """The names of the layers in LoRA files, as kohya's scripts write them: `lora.names.Style`."""
+    """The names of the layers in LoRA files, as kohya's scripts write them: `lora.names.Style`. ComfyUI, A1111, Forge
+    and diffusers read SDXL's in both styles; kohya's own scripts, and LyCORIS in them, only Stability's."""
     bf16: bool = True
     """Whether it computes in bfloat16 on cards that can."""
     captions: str = "sentence"
@@ -78,12 +79,12 @@ _DISTILLED = (
 )
 
 FAMILIES: dict[str, Family] = {
-    "sdxl_base_v1-0": Family({"resolution": 1024}),
-    "sd_v1": Family({"resolution": 512}),
-    "sd_v2": Family({"resolution": 512}),
-    "sd_v2_v": Family({"resolution": 768}),
+    "sdxl_base_v1-0": Family({"resolution": 1024}, file_names="sgm"),
+    "sd_v1": Family({"resolution": 512}, file_names="sd"),
+    "sd_v2": Family({"resolution": 512}, file_names="sd"),
+    "sd_v2_v": Family({"resolution": 768}, file_names="sd"),
     # NoobAI and the like. DCO's beta is made for noise; velocities are weighed so that they count as their noise.
-    "sdxl_base_v1-0_v": Family({"resolution": 1024}, captions="tags"),
+    "sdxl_base_v1-0_v": Family({"resolution": 1024}, captions="tags", file_names="sgm"),
     # The official MuDI code for FLUX: 3e-4, rank 32, 2010 steps of 1 x 4 at 512 px, guidance 1, no DCO, figures of 0.9
     # to 1 at least 64 of 1024 px from the border. Shift: sd-scripts' documentation.
     "flux1": Family(

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     about = fused_metadata(
         concepts, config.described(), base=checkpoint.name, family=checkpoint.family, side=checkpoint.side
     )
-    save_lora(args.out, fused.state(checkpoint.usual.file_names), about)
+    save_lora(args.out, fused.state(), about, style=checkpoint.usual.file_names)
     for concept, matched in zip(concepts, fused.matched, strict=True):
         talk.say(f"{concept.lora.name}: {matched.told()}")
     return Answer(_told(args.out, concepts, fused), _data(args.out, concepts, fused))

@@ -131,7 +131,8 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     if there is not None:
         return _nothing_to_do(args.out, there, plan.plan_hash) if team.leads else None
     _make_room(checkpoint, settings, on, keep_encoders=previews is not None)
-    best = BestLora(args.out.with_stem(f"{args.out.stem}-best"), training.about(plan), args.resume)
+    style = checkpoint.usual.file_names
+    best = BestLora(args.out.with_stem(f"{args.out.stem}-best"), training.about(plan), args.resume, style)
     watch = journal.watch(previews, args.out.with_name(f"{args.out.stem}-previews"))
     with journal:
         trained = train_lora(training, plan, files, talk.progress, watch, best=best, goes_on=args.resume, team=team)

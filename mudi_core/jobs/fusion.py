@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..lora.change import Change
 from ..lora.concepts import CannotFuse
 from ..lora.fuse import Errors
-from ..lora.names import Style, styled
 from ..lora.reading import Matched
 from ..lora.wear import Worn
 
@@ -102,10 +101,6 @@ class Fused:
         plain, ours = zip(*self.errors.values(), strict=True)
         return reduce(Errors.__add__, plain).relative, reduce(Errors.__add__, ours).relative
 
-    def state(self, style: Style = "diffusers") -> dict[str, Tensor]:
-        """Return its tensors as a file of this style has them."""
-        return {
-            key: value
-            for name, change in self.changes.items()
-            for key, value in change.tensors(styled(name, style)).items()
-        }
+    def state(self) -> dict[str, Tensor]:
+        """Return its tensors by our names of the layers."""
+        return {key: value for name, change in self.changes.items() for key, value in change.tensors(name).items()}

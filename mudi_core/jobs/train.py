@@ -144,11 +144,11 @@ def train_lora(
     `train.loop.train` does.
     """
     about, leads = training.about(plan), team is None or team.leads
-    stopped = files.stopped
+    stopped, style = files.stopped, training.base.usual.file_names
 
     def save(step: int, state: LoraState) -> None:
         if leads and files.lora is not None:
-            save_lora(files.of_step(step), state, {**about, "ss_steps": str(step)})
+            save_lora(files.of_step(step), state, {**about, "ss_steps": str(step)}, style=style)
 
     def look(step: int, state: LoraState) -> None:
         if watch.look is None:
@@ -172,7 +172,7 @@ def train_lora(
         for i, path in enumerate(files.embeddings):
             save_token(path, {encoder: rows[i : i + 1] for encoder, rows in result.vectors.items()}, about)
         if files.lora is not None:
-            save_lora(files.lora, result.state, about)
+            save_lora(files.lora, result.state, about, style=style)
         if best is not None and best.step and files.best is not None:
             best.move(files.best)
         if stopped is not None:

@@ -1,7 +1,8 @@
 """The LoRA file that ComfyUI, diffusers and the web UIs read.
 
 It has kohya's names: ``lora_unet_<path of the linear layer with _ for .>.lora_down.weight``, ``.lora_up.weight`` and an
-explicit ``.alpha`` for every layer. Without the alphas some programs silently use another scale.
+explicit ``.alpha`` for every layer. Without the alphas some programs silently use another scale. SDXL's paths are those
+of Stability's code (``input_blocks_4_1_...``) as in kohya's own files, since kohya's scripts find no others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..tensor_file import write_tensors
 from .change import ALPHA, DOWN, MID, UP
 from .change import BadLora as BadLora
-from .names import TEXT, UNET, in_file
+from .names import TEXT, UNET, Style, in_file, styled
 from .reading import Lora, read_lora
 
 log = logging.getLogger(__name__)
@@ -34,10 +35,15 @@ def kohya_name(module: str) -> str:
 
 
 def save_lora(
-    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype = torch.float16
+    path: Path,
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    dtype: torch.dtype = torch.float16,
+    style: Style = "diffusers",
 ) -> None:
     """Write the file, read it back, compare every key and value, and only then give it its name.
 
+    ``style``: how the file names the layers, which have our names in ``state``.
     Raise `BadLora` when a value does not fit ``dtype`` and `BadTensorFile` when the file cannot be written.
     """
     stored = {key: value.float() if key.endswith(PARTS[2]) else value.to(dtype) for key, value in state.items()}
@@ -46,7 +52,11 @@ def save_lora(
             raise BadLora(
                 f"{key} has values that {dtype} cannot hold. The training has diverged: lower the learning rate."
             )
-    write_tensors(path, {in_file(key): value for key, value in stored.items()}, metadata)
+    named = {}
+    for key, value in stored.items():
+        layer, part = key.split(".", 1)
+        named[in_file(f"{styled(layer, style)}.{part}")] = value
+    write_tensors(path, named, metadata)
     log.info("wrote %s: %d layers", path, len(stored) // len(PARTS))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..lora.file import LoraState, load_lora, save_lora
+from ..lora.names import Style
 from ..types import MudiError
 
 log = logging.getLogger(__name__)
@@ -19,12 +20,13 @@ _SCORE, _STEP = "mudi_score", "ss_steps"
 class BestLora:
     """A file that always holds the LoRA with the highest score so far, with its score and step."""
 
-    def __init__(self, path: Path, about: Mapping[str, str], goes_on: bool = False) -> None:
+    def __init__(self, path: Path, about: Mapping[str, str], goes_on: bool = False, style: Style = "diffusers") -> None:
         """Prepare the file.
 
-        ``about``: the metadata of the run's LoRA; ``goes_on``: a resumed run, which may have a file.
+        ``about``: the metadata of the run's LoRA; ``goes_on``: a resumed run, which may have a file; ``style``: of
+        the file's names.
         """
-        self.path, self.about = path, about
+        self.path, self.about, self._style = path, about, style
         self.score, self.step = -math.inf, 0
         if goes_on and path.is_file():
             try:
@@ -44,7 +46,7 @@ class BestLora:
         """
         if score <= self.score:
             return False
-        save_lora(self.path, state, {**self.about, _STEP: str(step), _SCORE: repr(score)})
+        save_lora(self.path, state, {**self.about, _STEP: str(step), _SCORE: repr(score)}, style=self._style)
         self.score, self.step = score, step
         return True
 
