@@ -408,6 +408,23 @@ def test_other_kinds_of_loras_are_exact_too(comfy: Comfy, mini: Any, kind: str) 
     )
 
 
+def test_a_lora_with_names_that_comfyui_does_not_know_is_read(comfy: Comfy, mini: Any) -> None:
+    """As diffusers saves it: ComfyUI's own loader finds nothing in it."""
+    known, ours = comfy.module("denoiser.names").diffusers_names(mini[0]), random_lora(comfy, mini[0], 1)
+    path, state = comfy.base / "models" / "loras" / "diffusers.safetensors", {}
+    for layer in layers(comfy, mini[0]):
+        for theirs, name in (("lora_A", "lora_down"), ("lora_B", "lora_up")):
+            values = ours[f"diffusion_model.{layer}.{name}.weight"]
+            state[f"unet.{known[layer]}.{theirs}.weight"] = values * (0.5 if theirs == "lora_B" else 1.0)
+    save_file(state, path)
+    blocks = comfy.module("attention.blocks").blocks_of(mini[0]).values()
+    read = comfy.module("attention.loras").take_apart(mini[0], mini[1], path, 1.0, blocks)
+    assert len(read.changes) == len(layers(comfy, mini[0])) and not read.rest and not read.text
+    layer, x = layers(comfy, mini[0])[0], torch.randn(1, 2, state[next(iter(state))].shape[1])
+    wanted = x @ ours[f"diffusion_model.{layer}.lora_down.weight"].T @ ours[f"diffusion_model.{layer}.lora_up.weight"].T
+    assert torch.allclose(read.changes[layer](x), wanted * 0.5, atol=1e-5)
+
+
 def test_the_text_part_is_on_the_clip(comfy: Comfy, mini: Any) -> None:
     name = "clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj"
     rows, columns = mini[1].cond_stage_model.state_dict()[f"{name}.weight"].shape

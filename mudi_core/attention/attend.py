@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 _MOST = 2**26
 """Numbers of a table of scores that are held at once."""
@@ -56,18 +57,21 @@ def attend(
 def _rows(
     q: Tensor, k: Tensor, v: Tensor, heads: int, changes: Sequence[Local], bias: Bias | None, rows: slice
 ) -> Tensor:
-    queries = _apart(q, heads)
-    scores = (queries @ _apart(k, heads).transpose(-1, -2)).float()
-    for one in changes:
-        if one.keys is not None:
-            scores += (queries @ _apart(one.keys, heads).transpose(-1, -2)) * one.weight[:, None]
-    if bias is not None:
+    width, plain = q.shape[-1] // heads, _apart(q, heads)
+    keyed, valued = ([one for one in changes if getattr(one, name) is not None] for name in ("keys", "values"))
+    # All changes side by side: (q, w q) (k, dk)' = q k' + w q dk'.
+    queries = torch.cat([plain, *(plain * one.weight[:, None] for one in keyed)], -1)
+    keys = torch.cat([_apart(k, heads), *(_apart(one.keys, heads) for one in keyed if one.keys is not None)], -1)
+    values = torch.cat([_apart(v, heads), *(_apart(one.values, heads) for one in valued if one.values is not None)], -1)
+    if bias is None:
+        answers = scaled_dot_product_attention(queries, keys, values, scale=width**-0.5)
+    else:
+        scores = (queries @ keys.transpose(-1, -2)).float()
         scores += bias(scores, rows)
-    share = (scores * queries.shape[-1] ** -0.5).softmax(-1).to(v.dtype)
-    found = share @ _apart(v, heads)
-    for one in changes:
-        if one.values is not None:
-            found = found + (share @ _apart(one.values, heads)) * one.weight[:, None]
+        answers = (scores * width**-0.5).softmax(-1).to(v.dtype) @ values
+    found, *more = torch.split(answers, width, -1)
+    for one, answer in zip(valued, more, strict=True):
+        found = torch.addcmul(found, answer, one.weight[:, None])
     joined: Tensor = found.transpose(1, 2).reshape(q.shape)
     return joined
 

@@ -44,11 +44,12 @@ class _Joined:
 
     down: Tensor
     up: Tensor
-    owner: Tensor
-    """Of each rank, the LoRA: whole numbers ``[rank]``."""
+    ranks: tuple[tuple[int, int], ...]
+    """Each LoRA and its rank, in their order."""
 
     def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
-        return linear(linear(x, self.down) * weights[..., self.owner], self.up)
+        """``weights``: of each rank, ``[b, p, rank]``."""
+        return linear(linear(x, self.down).mul_(weights), self.up)
 
 
 class SeparateLoras:
@@ -66,6 +67,8 @@ class SeparateLoras:
         self._used = [index for index in range(len(loras)) if not regions.empty(index)]
         self._loras = loras
         self._ready: dict[tuple[object, ...], tuple[list[tuple[int, Change]], _Joined | None]] = {}
+        self._spreads: dict[tuple[object, int], tuple[Tensor, Tensor]] = {}
+        """With the weights that they were made of, whose identity is theirs."""
 
     def touches(self, layer: str) -> bool:
         """Return whether any LoRA with a region changes a layer, or one below this name."""
@@ -78,6 +81,7 @@ class SeparateLoras:
     def release(self) -> None:
         """Forget what was copied to the device that computes."""
         self._ready.clear()
+        self._spreads.clear()
         self.regions.release()
 
     def placed(self, layer: str, x: Tensor, call: Call, size: tuple[int, int]) -> Tensor | None:
@@ -86,7 +90,7 @@ class SeparateLoras:
         if joined is None and not alone:
             return None
         weights = self.regions.at(size, call, x)
-        found = None if joined is None else joined(x, weights)
+        found = None if joined is None else joined(x, self._spread(joined.ranks, weights))
         for index, change in alone:
             more = change(x) * weights[..., index, None]
             found = more if found is None else found + more
@@ -124,6 +128,14 @@ class SeparateLoras:
                 found.append(Local(weight, keys, values))
         return found
 
+    def _spread(self, ranks: tuple[tuple[int, int], ...], weights: Tensor) -> Tensor:
+        """Return the weight of each rank, ``[b, p, rank]``; once for all layers of a level."""
+        key = (ranks, id(weights))
+        if key not in self._spreads:
+            some = [weights[..., index, None].expand(-1, -1, rank) for index, rank in ranks]
+            self._spreads[key] = weights, torch.cat(some, -1)
+        return self._spreads[key][1]
+
     def _has_limits(self, index: int) -> bool:
         return self.words[index] is not None or not self.regions.everywhere(index)
 
@@ -151,8 +163,8 @@ class SeparateLoras:
             low = [(index, one.down, one.up) for index, one in here if one.up is not None]
             joined = None
             if low:
-                owner = torch.cat([torch.full((len(down),), index) for index, down, _ in low])
+                ranks = tuple((index, len(down)) for index, down, _ in low)
                 down, up = torch.cat([one[1] for one in low]), torch.cat([one[2] for one in low], 1)
-                joined = _Joined(down.to(like), up.to(like), owner.to(like.device))
+                joined = _Joined(down.to(like), up.to(like), ranks)
             self._ready[key] = alone, joined
         return self._ready[key]

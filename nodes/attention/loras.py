@@ -13,7 +13,8 @@ import comfy.utils
 import torch
 
 from ...mudi_core.attention.lora import Change
-from ...mudi_core.lora.file import BadLora
+from ...mudi_core.lora.change import BadLora
+from ...mudi_core.lora.reading import lora_of
 from ..denoiser.patches import PREFIX
 
 _LAYERS = tuple(
@@ -68,7 +69,13 @@ def _patches(model: Any, clip: Any, path: Path) -> dict[Any, Any]:
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
     found: dict[Any, Any] = comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), names, log_missing=False)
-    return found
+    if any(not isinstance(key, str) or key.startswith(PREFIX) for key in found):
+        return found
+    try:  # names that ComfyUI does not know, such as those that diffusers writes
+        renamed = lora_of(state, {}, path.name).tensors()
+    except BadLora:
+        return found
+    return dict(comfy.lora.load_lora(renamed, names, log_missing=False))
 
 
 def _change(patch: Any, strength: float, key: str) -> Change | None:
