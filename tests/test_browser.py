@@ -60,6 +60,15 @@ PASSES = {
         }
         for name in ("3_generate", "4_compare")
     },
+    "6_flow_model": {
+        ("DualCLIPLoader 3.CLIP", "MudiTrainLora 7"),
+        *(("VAELoader 4.VAE", behind) for behind in ("MudiTrainLora 7", "MudiLayout 8")),
+    },
+    "7_anime_tags": {
+        ("CheckpointLoaderSimple 2.CLIP", "MudiTrainLora 5"),
+        *(("CheckpointLoaderSimple 2.VAE", behind) for behind in ("MudiTrainLora 5", "MudiLayout 6")),
+        ("MudiLoadSubjectSet 3.subjects", "MudiTrainLora 5"),
+    },
 }
 """The wires that pass behind a node, of each workflow: without them these could not be drawn without a crossing."""
 CROSS = {
@@ -192,6 +201,8 @@ def _thumbnails(server: Server, prompt_id: str) -> None:
         "3_generate": ((shown("MudiInitLatent")[0], saved[4]), 2),
         "4_compare": (shown("MudiCompare")[4:5], 1),
         "5_best_seed": (shown("MudiCompare")[4:8], 2),
+        "6_flow_model": ((shown("MudiInitLatent")[1], saved[5]), 2),
+        "7_anime_tags": (saved[6:8], 2),
     }
     for name, (files, columns) in sheets.items():
         _sheet(files, columns).save(ROOT / "workflows" / f"{name}.jpg", quality=85)

@@ -25,6 +25,8 @@ NAMES = (
     "3_generate",
     "4_compare",
     "5_best_seed",
+    "6_flow_model",
+    "7_anime_tags",
 )
 NOTES = ("Note", "MarkdownNote")
 MINI = "embedded (drawn toys only)"
@@ -375,6 +377,34 @@ def test_the_workflows_find_what_the_one_before_them_wrote(server: Server, info:
     assert sorted(int(seed) for seed, *_ in ranked) == [first, first + 1, first + 2]
     themselves = [int(count) for _, count, _ in ranked]
     assert themselves == sorted(themselves, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("6_flow_model", "a photo of olis corgi and hta poodle on a beach"),
+        ("7_anime_tags", "2girls, olis, hta, sitting, beach, outdoors, smile"),
+    ],
+)
+def test_one_graph_trains_and_draws(server: Server, info: Info, name: str, prompt: str) -> None:
+    """With nothing there but a subject set: no LoRA is chosen, the model of Train LoRA goes through Init Latent."""
+    graph = in_small("1_prepare", info)
+    if name == "7_anime_tags":
+        for node in nodes(graph, "MudiSubject"):
+            graph[node]["inputs"]["class_noun"] = "girl"
+    server.run(graph)
+    graph = in_small(name, info)
+    run = twice(server, graph)
+    ((train,), (start,), (save,)) = (nodes(graph, kind) for kind in ("MudiTrainLora", "MudiInitLatent", "SaveImage"))
+    assert "2 steps of segmix" in run.outputs[train]["text"][0]
+    assert run.outputs[start]["text"] == ["gamma 2"]
+    assert len(server.files(run, save)) == 2 and all(map(is_picture, server.files(run, save)))
+    for sampler in nodes(graph, "KSampler"):
+        inputs = graph[sampler]["inputs"]
+        assert (inputs["model"], inputs["latent_image"], inputs["denoise"]) == ([start, 1], [start, 0], 1)
+    told = [run.outputs[node]["text"] for node in nodes(graph, "MudiSubjectPrompt")]
+    typed = [graph[node]["inputs"]["text"] for node in nodes(graph, "CLIPTextEncode")]
+    assert prompt in (told[0][0].split("\n") if told else typed)
 
 
 @pytest.mark.parametrize("name", NAMES)
