@@ -147,29 +147,35 @@ def boxes_per_image(boxes: Any) -> list[list[BoundingBox]]:
 def encode_image(vae: Any, model: Any = None) -> EncodeImage:
     """Return a VAE as an `EncodeImage`: images ``[b, h, w, 3]`` to unscaled latents ``[b, c, ..., h/f, w/f]``.
 
-    Raise `BadModel` for a VAE that does not fit the MODEL, or without a MODEL one that is not SD's or SDXL's. The
-    function raises `vae.NoNumbers` where the VAE overflows.
+    Raise `BadModel` for a VAE that does not fit the MODEL, or without a MODEL one that is not SD's or SDXL's; the
+    function does where its latents do not, and raises `vae.NoNumbers` where the VAE overflows.
     """
     from ..mudi_core.bases.vae import check_encoded
 
-    channels, shrinks = vae.latent_channels, vae.spacial_compression_encode()
+    channels, shrinks, dimensions = vae.latent_channels, vae.spacial_compression_encode(), None
     if model is not None:
-        wanted = model.get_model_object("latent_format").latent_channels
-        if channels != wanted:
+        form = model.get_model_object("latent_format")
+        dimensions = form.latent_dimensions
+        if channels != form.latent_channels:
             raise BadModel(
-                f"This VAE makes latents of {channels} channels, this MODEL reads {wanted}. Connect the VAE of the "
-                "same checkpoint."
+                f"This VAE makes latents of {channels} channels, this MODEL reads {form.latent_channels}. Connect the "
+                "VAE of the same checkpoint."
             )
     elif (channels, shrinks) != (4, 8):
         raise BadModel(
             f"This VAE makes latents of {channels} channels, {shrinks} times smaller; SD's and SDXL's make 4, 8 times "
-            "smaller. Connect the VAE of such a checkpoint."
+            "smaller. Connect the VAE of such a checkpoint; for another kind, such as FLUX, connect its model, too."
         )
 
     def encode(images: Tensor) -> Tensor:
         # Loading may write into weights that were made in inference mode, which is only allowed there.
         with torch.inference_mode():
             latents: Tensor = vae.encode(images)
+        if dimensions not in (None, latents.ndim - 2):
+            raise BadModel(
+                f"This VAE makes latents of {latents.ndim - 2} dimensions, this MODEL reads {dimensions}. Connect the "
+                "VAE of the same checkpoint."
+            )
         return check_encoded(latents.clone())
 
     return encode

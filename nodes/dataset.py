@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..mudi_core.bases.families import Family
 from ..mudi_core.stage.captions import SENTENCE, STYLES, check_template, composition
 from ..mudi_core.stage.layout import random_layout
 from ..mudi_core.stage.layout_config import LayoutConfig, parse_relative_scale
 from ..mudi_core.stage.segmix import SegMixConfig, compose, cut_outs, segmix
+from ..mudi_core.train.draw import canvas
 from ..mudi_core.types import MudiError, SubjectSet
 from . import drawing, host
+from .denoiser import usual_of
 from .sockets import Dataset, Subjects, TrainingSet
+from .train_config import layout_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,6 +100,12 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
                     "and must be there; {classes} are the class nouns, {count} says how many, {background} the colour "
                     "behind them.",
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model of Train LoRA, to see in the preview how compositions are made for its kind: "
+                    "how large the subjects are, on which canvas, with which captions. It changes nothing else.",
+                ),
             ],
             outputs=[
                 Dataset.Output(display_name="dataset", tooltip="For Train LoRA."),
@@ -123,13 +133,17 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
         priors: SubjectSet | None = None,
         captions: str = CAPTIONS[0],
         template: str = "",
+        model: Any = None,
     ) -> io.NodeOutput:
         host.check_choice("style of captions", captions, CAPTIONS)
         template = template.strip()
         _check(template)
         layout = LayoutConfig(relative_scale=_relative_scale(relative_sizes), max_overlap=overlap)
         dataset = TrainingSet(subjects, priors, probability, layout, background_weight, captions, template)
-        sheet = drawing.grid(_examples(subjects, layout), COLUMNS)
+        family = Family() if model is None else usual_of(model)
+        if model is not None and captions == "auto":
+            captions = family.captions
+        sheet = drawing.grid(_examples(subjects, layout_for(family, layout), _black_share(family)), COLUMNS)
         words = f"{EXAMPLES} examples of what training will see{_caption_shown(subjects, captions, template)}"
         return io.NodeOutput(dataset, sheet[None], ui=host.preview([sheet], cls, words))
 
@@ -154,18 +168,26 @@ def _relative_scale(text: str) -> dict[str, float] | None:
     return parse_relative_scale(text) if text.strip() else None
 
 
-def _examples(subjects: SubjectSet, layout: LayoutConfig) -> list[Tensor]:
-    """Draw compositions as training does, always the same ones. A single subject stands alone."""
+def _black_share(family: Family) -> float:
+    return float(family.training.get("black_canvas", 0.0))
+
+
+def _examples(subjects: SubjectSet, layout: LayoutConfig, black: float) -> list[Tensor]:
+    """Draw compositions as training does, always the same ones. A single subject stands alone.
+
+    ``black``: as `Samples.black_canvas`.
+    """
     size = (EXAMPLE_SIDE, EXAMPLE_SIDE)
     examples = []
     with host.progress()("composing examples") as update:
         cutouts = cut_outs(subjects, max_side=EXAMPLE_SIDE)
         for number in range(EXAMPLES):
-            rng = random.Random(f"preview/{number}")
+            rng, coin = random.Random(f"preview/{number}"), random.Random(f"preview/canvas/{number}")
+            background = canvas(black, coin)
             if len(subjects) > 1:
-                mix = segmix(cutouts, rng, SegMixConfig(size=size, layout=layout))
+                mix = segmix(cutouts, rng, SegMixConfig(size, layout, background))
             else:
-                mix = compose(random_layout(cutouts.figures(rng), rng, size, layout), cutouts)
+                mix = compose(random_layout(cutouts.figures(rng), rng, size, layout), cutouts, background)
             examples.append(mix.image)
             update(number + 1, EXAMPLES)
     return examples

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from . import host
 from .compare import compared
+from .denoiser import usual_of
 from .host import widgets
 from .painting import Painter
 from .sockets import LayoutSocket, PlacedSubjects, PreviewSocket, TrainPreview
@@ -46,7 +47,7 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
                 ),
                 widgets.seed("The first seed; the others follow it. Leave it fixed, or training starts anew."),
                 io.Int.Input("count", default=2, min=1, max=16, tooltip="Seeds, each of which makes two pictures."),
-                *host.sampler_widgets("ddim_uniform", steps=25),
+                *host.sampler_widgets("ddim_uniform", steps=25, auto=True),
                 widgets.model("detector", "The model that finds the figures."),
                 widgets.model("embedder", "The model that compares them."),
                 widgets.threshold("Least confidence of a figure, as in D&C Score."),
@@ -77,7 +78,8 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
         cut_out: bool,
         download: bool,
     ) -> io.NodeOutput:
-        host.check_sampler(sampler_name, scheduler)
+        if sampler_name != host.AUTO:
+            host.check_sampler(sampler_name, scheduler)
         # Before hours of training: they may be missing.
         host.detector(detector, download)
         host.embedder(embedder, download)
@@ -102,14 +104,21 @@ def sampled(wanted: TrainPreview, model: Any, vae: Any) -> Preview:
         found = compared(list(pictures), subjects, detect, embed, "", wanted.threshold, wanted.cut_out)
         return [comparison.score for comparison in found]
 
+    steps, cfg, sampler_name, scheduler = _settings(wanted, model)
     with _as_a_node_runs(), host.progress()("sampling a preview") as update:
-        sampler = host.Sampler(
-            model, wanted.positive, wanted.negative, wanted.steps, wanted.cfg, wanted.sampler_name, wanted.scheduler
-        )
+        sampler = host.Sampler(model, wanted.positive, wanted.negative, steps, cfg, sampler_name, scheduler)
         painter = Painter(sampler, vae, wanted.layout, update, 2 * len(seeds))
         return look(
             lambda gamma: [painter.paint(seed, gamma)[1] for seed in seeds], default_gamma(len(subjects)), score
         )
+
+
+def _settings(wanted: TrainPreview, model: Any) -> tuple[int, float, str, str]:
+    """Return steps, cfg, sampler and scheduler: those of the widgets, or what is usual for the MODEL's kind."""
+    if wanted.sampler_name != host.AUTO:
+        return wanted.steps, wanted.cfg, wanted.sampler_name, wanted.scheduler
+    usual = usual_of(model).sampling
+    return usual.steps, usual.cfg, usual.sampler, usual.scheduler
 
 
 @contextmanager

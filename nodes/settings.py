@@ -150,6 +150,13 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                     optional=True,
                     tooltip="How much the priors count beside the subjects' own images. 0 leaves them out.",
                 ),
+                io.Boolean.Input(
+                    "diffusers_file",
+                    default=False,
+                    optional=True,
+                    tooltip="For Krea 2 and Anima: write a second file in the only form that diffusers reads of them. "
+                    "ComfyUI reads both; other models need no second file.",
+                ),
             ],
             outputs=[Settings.Output(display_name="settings", tooltip="For Train LoRA.")],
         )
@@ -177,6 +184,7 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
         start_from: str,
         dco_beta: float = 1000.0,
         prior_weight: float = 1.0,
+        diffusers_file: bool = False,
     ) -> io.NodeOutput:
         host.check_choice("learning", learning, LEARNING)
         host.check_choice("memory", memory, list(MEMORIES))
@@ -202,4 +210,5 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
             values |= {name: usual[name] for name in _DECIDED} | PRESETS[learning]
             if optimizer == "prodigy":  # the presets' rates are AdamW's
                 values["learning_rate"] = PRODIGY_RATE
-        return io.NodeOutput(TrainSettings(values, MEMORIES[memory], host.lora(start_from), dco_beta))
+        chosen = TrainSettings(values, MEMORIES[memory], host.lora(start_from), dco_beta, diffusers_file)
+        return io.NodeOutput(chosen)

@@ -64,6 +64,8 @@ class TrainSettings:
     """A LoRA to begin with."""
     dco_beta: float = 1000.0
     """Strength of DCO, where that is the loss."""
+    diffusers_file: bool = False
+    """Write the LoRA for diffusers, too, where that reads only a form of its own."""
 
 
 @dataclass(frozen=True, eq=False)

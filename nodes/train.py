@@ -186,7 +186,9 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
             result = run.train()
         written.remember("MudiTrainLora", chosen, run.path)
         drawn = drawing.loss_curve(result.losses, config.samples.steps)
-        text = " ".join(filter(None, [_summary(run, usual), usual.remark, base.remark, result.remark]))
+        for_diffusers = run.for_diffusers(usual) if settings.diffusers_file else ""
+        remarks = [_summary(run, usual), for_diffusers, usual.remark, base.remark, result.remark]
+        text = " ".join(filter(None, remarks))
         wearing = with_lora(model, read_lora(run.path), run.path.name)
         return io.NodeOutput(wearing, run.path.name, drawn[None], ui=host.preview([drawn, *run.sheets], cls, text))
 

@@ -14,6 +14,7 @@ from .sockets import TrainingSet, TrainSettings
 
 if TYPE_CHECKING:
     from ..mudi_core.bases.families import Family
+    from ..mudi_core.stage.layout_config import LayoutConfig
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -45,16 +46,15 @@ def config_of(
     at_0 = {name: usual.flat()[name] for name in _USUAL_AT_0}
     if settings.values.get("optimizer") == "prodigy":
         at_0["learning_rate"] = PRODIGY_RATE
-    # The dataset's widgets decide overlap and relative sizes, the kind of model all else of a composition's layout.
-    of_family = {name: value for name, value in family.layout.items() if name != "max_overlap"}
     values = {
         "method": chosen["method"],
         "seed": chosen["seed"],
         "segmix_prob": dataset.segmix_prob,
-        "layout": replace(dataset.layout, **of_family),
+        "layout": layout_for(family, dataset.layout),
         "background_weight": dataset.background_weight,
         "captions": family.captions if dataset.captions == "auto" else dataset.captions,
         "caption_template": dataset.caption_template,
+        "black_canvas": usual.samples.black_canvas,
         "precision": "bf16" if computes_in_bf16(family) else "fp32",
         "preview_every": preview_every,
         **{name: chosen[name] or value for name, value in at_0.items()},
@@ -69,6 +69,11 @@ def config_of(
     if settings.gigabytes is not None:
         values |= _fitting(settings.gigabytes, values)
     return start.but(**values)
+
+
+def layout_for(family: Family, layout: LayoutConfig) -> LayoutConfig:
+    """Return the layout of compositions for a kind of model: the dataset decides only overlap and relative sizes."""
+    return replace(layout, **{name: value for name, value in family.layout.items() if name != "max_overlap"})
 
 
 def _fitting(gigabytes: int, values: Mapping[str, Any]) -> dict[str, Any]:

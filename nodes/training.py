@@ -25,6 +25,7 @@ from .sockets import TrainPreview
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..mudi_core.bases.families import Family
     from ..mudi_core.jobs.previews import Preview
     from ..mudi_core.jobs.train import Training
     from ..mudi_core.lora.file import LoraState
@@ -130,6 +131,20 @@ class Run:
         with suppress(OSError):  # not there, or there are previews in it, or others' stopped trainings
             self.folder.rmdir()
         return result
+
+    def for_diffusers(self, usual: Family) -> str:
+        """Write the LoRAs for diffusers where that reads only a form of its own; return in a sentence what was done."""
+        from ..mudi_core.lora.file import write_in_diffusers_form
+
+        if usual.diffusers == "none":
+            return "No file was written for diffusers, which is not known to read LoRAs of this kind."
+        if usual.diffusers == "kohya":
+            return "diffusers reads this file as it is."
+        denoiser, made = self.training.base.denoiser(), []
+        for path in (self.path, self.best.path) if self.best.step else (self.path,):
+            made.append(path.with_stem(f"{path.stem}-diffusers"))
+            write_in_diffusers_form(made[-1], path, {denoiser.file_name(name): name for name in denoiser.layers()})
+        return f"For diffusers: {' and '.join(path.name for path in made)}."
 
     def _begins(self) -> str:
         """Return where the run goes on, or why it cannot although a training of this name was stopped; else nothing."""

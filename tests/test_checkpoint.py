@@ -15,7 +15,10 @@ from mudi_core.bases import sdxl, vae
 from mudi_core.bases.checkpoint import EncodersReleased, MissingCheckpoint, open_checkpoint
 from mudi_core.bases.embedded import MissingMiniWeights
 from mudi_core.bases.sdxl import BadCheckpointFile
+from mudi_core.cli import main
+from mudi_core.lora.file import load_lora
 from mudi_core.toy.world import PAIRS, photo
+from mudi_core.train.config import TrainConfig
 from mudi_core.types import MudiError
 
 
@@ -265,6 +268,45 @@ def test_a_finetune_says_what_it_predicts(
     level = checkpoint.denoiser().level(torch.tensor([999]))
     assert (level.of_latent.item() == 0) == (kind == "epsilon")
     assert level.signal.item() ** 2 == pytest.approx(last, abs=1e-3)
+    assert checkpoint.family == "sdxl_base_v1-0" and checkpoint.usual.captions == ("tags" if keys else "sentence")
+
+
+def test_a_finetune_that_predicts_v_is_trained_to(
+    single_file: Path, tiny_config: None, drawn_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train` on the file: its first loss is the mean squared error of ``v = sqrt(abar) eps - sqrt(1 - abar) z0``."""
+    from safetensors.torch import load_file
+
+    from mudi_core.jobs.train import Training
+    from mudi_core.subjects import storage
+    from mudi_core.train.step import batch_of, draw_noise, places_of
+
+    zero = {**load_file(single_file), "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    save_file(zero, tmp_path / "noob.safetensors")
+    options = ["--steps", "1", "--batch", "1", "--rank", "2", "--resolution", "64", "--dco-beta", "0"]
+    losses = {}
+    for name, base in (("eps", single_file), ("v", tmp_path / "noob.safetensors")):
+        out = tmp_path / f"{name}.safetensors"
+        assert main(["train", str(drawn_dataset), "--base", str(base), "--out", str(out), *options, "--json"]) == 0
+        losses[name] = json.loads(capsys.readouterr().out)["loss"]
+        about = load_lora(out)[1]
+        assert about["ss_base_model_version"] == "sdxl_base_v1-0"
+        assert about.get("mudi_captions", "sentence") == ("tags" if name == "v" else "sentence")
+    checkpoint = open_checkpoint(tmp_path / "noob.safetensors")
+    config = TrainConfig.usual(checkpoint.usual, steps=1, batch_size=1, rank=2, resolution=64, dco_beta=0.0)
+    training = Training(checkpoint, storage.read_subjects(drawn_dataset), config)
+    plan, denoiser = training.plan(), checkpoint.denoiser()
+    sample = batch_of(plan, config, 0)[0]
+    z0 = 0.13025 * plan.latents[sample][None]
+    (eps,), timestep = draw_noise(config, denoiser, [z0.shape[1:]], places_of(plan, config, 0))
+    abar = checkpoint.scheduler.alphas_cumprod[timestep].float()
+    v = abar.sqrt() * eps - (1 - abar).sqrt() * z0
+    with torch.no_grad():
+        level, sizes = denoiser.level(timestep), plan.time_ids[[sample]]
+        x = abar.sqrt() * z0 + (1 - abar).sqrt() * eps
+        answer = denoiser.predict(x, level, [plan.conditions[plan.caption_of[sample]]], sizes)
+    assert losses["v"] == pytest.approx(float((answer - v).square().mean()), rel=1e-4)
+    assert losses["v"] != pytest.approx(float((answer - eps).square().mean()), rel=1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from mudi_core.bases.families import usual
 from mudi_core.cli import main, parser
 from mudi_core.cli.settings import CHOICES, SETTINGS, SWITCHES, train_config
 from mudi_core.lock import claimed
@@ -31,7 +32,8 @@ def command(dataset: Path, out: Path, *more: str) -> list[str]:
 
 
 def settings(*options: str, base: str = "x.safetensors") -> TrainConfig:
-    return train_config(parser().parse_args(["train", "d", "--base", base, "--out", "o", *options]), 1024, "fp32")
+    args = parser().parse_args(["train", "d", "--base", base, "--out", "o", *options])
+    return train_config(args, usual(base), 1024, "fp32")
 
 
 def test_presets_stand_below_what_is_said() -> None:

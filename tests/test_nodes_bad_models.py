@@ -8,8 +8,11 @@ import pytest
 import torch
 from comfyui import Comfy
 from models import host_quantized, in_fewer_bits, with_layers
+from tiny_models import TINY, Vae, conditions, known, tiny
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from mudi_core.types import SubjectSet
 
 
 class Packed(nn.Linear):
@@ -139,3 +142,86 @@ def test_a_sampling_that_bends_the_answer_is_refused(comfy: Comfy, mini: tuple[A
     patched.add_object_patch("model_sampling", bent)
     with pytest.raises(comfy.module("convert").BadModel, match="not taught noise in a way that is known here"):
         comfy.module("denoiser").ComfyDenoiser(patched)
+
+
+class Reads:
+    """A CLIP: what the text encoders of a family give, whatever the MODEL is."""
+
+    def __init__(self, family: str) -> None:
+        self.family, self.cond_stage_model = family, nn.Identity()
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens(self, tokens: str, return_dict: bool) -> dict[str, Any]:
+        read = conditions(self.family, seed=len(tokens))
+        return {"cond": read.pop("cross_attn")[None], "pooled_output": None} | {n: v[None] for n, v in read.items()}
+
+
+def vae_of(family: str) -> Vae:
+    shape = TINY[family].latent
+    return Vae(shape[0], 16 if shape[0] == 128 else 8, frames=len(shape) == 4)
+
+
+@pytest.mark.parametrize(
+    ("family", "clip", "vae", "words"),
+    [
+        ("flux1", "flux1", "flux1", ""),
+        ("qwen_image", "qwen_image", "qwen_image", ""),
+        ("flux1", "anima", "flux1", r"\(Flux\) cannot read what this CLIP .* Connect CLIP and VAE of the same"),
+        ("sd3", "krea2", "sd3", r"\(SD3\) cannot read what this CLIP .* Connect CLIP and VAE of the same"),
+        ("qwen_image", "anima", "qwen_image", r"\(QwenImage\) cannot read what this CLIP .* Connect CLIP and VAE"),
+        ("flux1", "flux1", "aura_flow", "VAE makes latents of 4 channels, this MODEL reads 16. Connect the VAE of"),
+        ("aura_flow", "aura_flow", "flux1", "VAE makes latents of 16 channels, this MODEL reads 4. Connect the VAE of"),
+        ("flux1", "flux1", "flux2", "VAE makes latents of 128 channels, this MODEL reads 16. Connect the VAE of"),
+        ("flux1", "flux1", "qwen_image", "VAE makes latents of 3 dimensions, this MODEL reads 2. Connect the VAE"),
+        ("qwen_image", "qwen_image", "flux1", "VAE makes latents of 2 dimensions, this MODEL reads 3. Connect the VAE"),
+    ],
+)
+def test_clip_and_vae_of_another_family_are_told(
+    comfy: Comfy, drawn_subjects: SubjectSet, family: str, clip: str, vae: str, words: str
+) -> None:
+    """Before anything is trained; and Init Latent refuses the VAE with the same sentence."""
+    model, encoder = tiny(comfy, family), vae_of(vae)
+    bad = comfy.module("convert").BadModel
+    (layout,) = comfy.run(
+        "MudiLayout", subjects=drawn_subjects, mode="random", width=128, height=128, seed=3, text="", overlap=0.2,
+        relative_sizes="",
+    ).result[:1]  # fmt: skip
+
+    def asked() -> None:
+        comfy.module("base").ComfyBase(model, Reads(clip), encoder).check(bf16=False)
+
+    def started() -> None:
+        comfy.run("MudiInitLatent", layout=layout, vae=encoder, gamma=2.0, batch_size=1, seed=3, model=model)
+
+    for step, wrong in ((asked, bool(words)), (started, vae != family)):
+        if wrong:
+            with pytest.raises(bad, match=words):
+                step()
+        else:
+            step()
+
+
+def test_a_model_that_draws_otherwise_than_by_noise_levels_known_here_is_told(comfy: Comfy) -> None:
+    """Stable Cascade's stages, and an edit model that reads a second picture."""
+    convert, names = comfy.module("convert"), comfy.module("denoiser.names")
+    flux = tiny(comfy, "flux1")
+    law = comfy.core("comfy.model_sampling")
+
+    class Cascade(law.StableCascadeSampling, law.EPS):  # type: ignore[misc, name-defined]
+        pass
+
+    cascade = flux.clone()
+    cascade.add_object_patch("model_sampling", Cascade())
+    with pytest.raises(convert.BadModel, match="not taught noise in a way that is known here"):
+        comfy.module("denoiser").ComfyDenoiser(cascade)
+    assert names.usual_of(flux).remark == ""
+
+
+@pytest.mark.parametrize("family", ["flux1-schnell", "z_image", "krea2"])
+def test_a_distilled_model_is_warned_of_with_what_to_train_on(comfy: Comfy, family: str) -> None:
+    if not known(comfy, family):
+        pytest.skip(f"this ComfyUI has no {TINY[family].kind}")
+    remark = comfy.module("denoiser").usual_of(tiny(comfy, family)).remark
+    assert "is distilled to few steps, which training undoes: train on" in remark and "the LoRA on either" in remark

@@ -14,6 +14,7 @@ from comfyui import Comfy
 from PIL import Image
 from safetensors.torch import save_file
 from test_ask import Stub, stub
+from tiny_models import tiny
 
 from mudi_core.bases.families import Family
 from mudi_core.lora.file import load_lora
@@ -130,6 +131,34 @@ def test_the_dataset_shows_how_compositions_are_told(comfy: Comfy, drawn_subject
     with pytest.raises(MudiError, match="no style of captions 'poem'"):
         dataset(comfy, drawn_subjects, captions="poem")
     assert comfy.node("MudiSegMixDataset").validate_inputs(relative_sizes=None, template=None) is True
+
+
+def test_the_dataset_shows_compositions_of_the_models_kind(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    """For FLUX figures are larger and some canvases black, in the preview as in training; the dataset is the same."""
+    given, sheet = dataset(comfy, drawn_subjects).result
+    same, of_sdxl = dataset(comfy, drawn_subjects, model=tiny(comfy, "sd3")).result
+    again, of_flux = dataset(comfy, drawn_subjects, model=tiny(comfy, "flux1")).result
+    assert torch.equal(of_sdxl, sheet)
+    assert vars(given) == vars(same) == vars(again)
+
+    def cells(sheet: torch.Tensor) -> list[torch.Tensor]:
+        rows, columns = (range(0, side, 256 + 4) for side in sheet.shape[1:3])
+        return [sheet[0, y : y + 256, x : x + 256] for y in rows for x in columns]
+
+    def bare(cell: torch.Tensor, colour: float) -> float:
+        """How much of it is canvas of this colour."""
+        return float((cell == colour).all(-1).float().mean())
+
+    plain, ours = cells(sheet), cells(of_flux)
+    black = [bare(cell, 0.0) > 0.2 for cell in ours]
+    assert len(ours) == 12 and 1 <= sum(black) <= 6
+    assert not any(bare(cell, 0.0) > 0.2 for cell in plain)
+    seen = [sum(bare(cell, 1.0) for cell, dark in zip(each, black, strict=True) if not dark) for each in (plain, ours)]
+    assert seen[1] < seen[0]  # larger figures leave less of the canvas
+    (said,) = dataset(comfy, drawn_subjects, model=tiny(comfy, "flux1")).ui["text"]
+    assert "such as 'a close out photo of a small olis cat and a small hta cat, white simple background" in said
+    (said,) = dataset(comfy, drawn_subjects, model=tiny(comfy, "flux1"), captions="tags").ui["text"]
+    assert TAGS in said
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from comfyui import Comfy
+from tiny_models import TINY, known, tiny
 from torch import Tensor
 
+from mudi_core.bases.families import FAMILIES
 from mudi_core.lora.file import load_lora
 from mudi_core.types import Comparison, Detections, SubjectSet
 
@@ -126,6 +128,37 @@ def test_a_preview_is_what_stock_nodes_make_of_the_lora(
         )  # fmt: skip
         (picture,) = comfy.run_stock("VAEDecode", samples=samples, vae=parts[2])
         assert (picture[0] - shown).abs().mean() < 0.005  # the file has half precision
+
+
+@pytest.mark.parametrize("family", ["flux1", "z_image", "sd3", "aura_flow"])
+def test_auto_samples_as_is_usual_for_the_kind(
+    comfy: Comfy, parts: tuple[Any, Any, Any], drawn_subjects: SubjectSet, family: str
+) -> None:
+    """The sampler that there is, whatever the widgets beside it say; without auto the widgets decide."""
+    if not known(comfy, family):
+        pytest.skip(f"this ComfyUI has no {TINY[family].kind}")
+    settings, usual = comfy.module("preview")._settings, FAMILIES[family].sampling
+    auto = preview(comfy, parts[1], drawn_subjects, sampler_name="auto", scheduler="karras", cfg=30.0)
+    model = tiny(comfy, family)
+    assert settings(auto, model) == (usual.steps, usual.cfg, usual.sampler, usual.scheduler)
+    assert settings(preview(comfy, parts[1], drawn_subjects), model) == (STEPS, 2.0, "euler", "ddim_uniform")
+
+
+def test_auto_is_the_demos_sampler_for_the_mini_model(
+    comfy: Comfy, parts: tuple[Any, Any, Any], drawn_subjects: SubjectSet, judge: Judge
+) -> None:
+    by_hand = {"steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "ddim_uniform"}
+    for more in ({"sampler_name": "auto", "steps": 1, "scheduler": "karras"}, by_hand):
+        looks = preview(comfy, parts[1], drawn_subjects, every=100, **more)
+        train(comfy, parts, drawn_subjects, f"auto_{len(judge.seen)}", steps=1, preview=looks)
+    assert all(map(torch.equal, *judge.seen))
+
+
+def test_every_familys_sampler_is_one_of_comfyuis(comfy: Comfy) -> None:
+    known_ones = comfy.core("comfy.samplers").KSampler
+    for name, family in FAMILIES.items():
+        assert family.sampling.sampler in known_ones.SAMPLERS, name
+        assert family.sampling.scheduler in known_ones.SCHEDULERS, name
 
 
 def test_cancel_in_a_preview_goes_on_to_the_same_file_and_remembers_the_best(

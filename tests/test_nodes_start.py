@@ -119,6 +119,30 @@ def test_a_flow_at_a_lower_denoise_sees_the_latent_alone(comfy: Comfy) -> None:
         assert torch.allclose(ours, wanted, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("steps", "denoise", "begins_at"), [(4, 1.0, 1.0), (4, 0.95, 1.0), (4, 0.8, 0.874), (4, 0.5, 0.634)]
+)
+def test_four_steps_at_a_lower_denoise(comfy: Comfy, steps: int, denoise: float, begins_at: float) -> None:
+    """KSampler has whole steps: at 0.95 it still begins in noise alone, where the start goes into the noise.
+
+    Below, it begins at a lower level, where the latent alone counts more than the start does for SDXL.
+    """
+    model, start = under(comfy, "flow"), a_start()
+    changed = comfy.module("start").with_start(model, start)
+    sampler = comfy.core("comfy.samplers").KSampler(
+        model, steps, torch.device("cpu"), sampler="euler", scheduler="simple", denoise=denoise, model_options={}
+    )
+    sigmas = sampler.sigmas
+    assert len(sigmas) == steps + 1 and float(sigmas[0]) == pytest.approx(begins_at, abs=5e-3)
+    eps = torch.randn(2, 4, 16, 16)
+    x = first_seen(comfy, changed, start, sigmas, eps)
+    at = float(sigmas[0])
+    share = max(SHARE, (1 - at) / at)
+    assert torch.allclose(x, at * (eps + share * model.model.process_latent_in(start)), atol=2e-6)
+    plain = first_seen(comfy, model, start, sigmas, eps)
+    assert torch.equal(plain, x) == (denoise <= 0.8)
+
+
 def test_a_batch_may_be_taken_apart_and_repeated(comfy: Comfy) -> None:
     model, start = under(comfy, "flow"), a_start()
     changed, sigmas = comfy.module("start").with_start(model, start), torch.tensor([1.0, 0.5, 0.0])

@@ -17,8 +17,9 @@ from mudi_core.bases.promise import Conditions
 from mudi_core.stage.layout_config import LayoutConfig
 from mudi_core.train.cache import Cache
 from mudi_core.train.config import TrainConfig
-from mudi_core.train.draw import cover, crops, draw_steps, training_size
+from mudi_core.train.draw import Draw, Sample, cover, crops, draw_steps, render, training_size
 from mudi_core.train.encode import BadEncoding
+from mudi_core.train.parts import BadTrainConfig
 from mudi_core.train.plan import OneSubject, Plan, _read, _write, make_plan
 from mudi_core.types import Photo, Subject, SubjectSet
 
@@ -172,6 +173,32 @@ def test_composites_have_white_outside_their_masks_and_full_time_ids(subjects: S
     latents, masks = torch.stack(plan.latents), torch.stack(plan.masks)
     empty = (masks == 0).expand_as(latents)
     assert empty.any() and latents[empty].min() > 0.99 and masks.max() > 0.9
+
+
+def test_canvases_are_black_as_often_as_asked_and_all_else_stays(subjects: SubjectSet, priors: SubjectSet) -> None:
+    """The seed decides which; a prior composition has the colour of the own one beside it."""
+
+    def drawn(black: float) -> list[tuple[Sample, Sample]]:
+        settings = CONFIG.but(segmix_prob=1.0, black_canvas=black, captions="FLUX (official)").samples
+        every = [[Draw(prior, -1, number) for number in range(40)] for prior in (False, True)]
+        own, beside = (list(render(draws, subjects, priors, settings)) for draws in every)
+        return list(zip(own, beside, strict=True))
+
+    white, some, black = drawn(0.0), drawn(0.25), drawn(1.0)
+    count = 0
+    for (plain, _), (own, prior), (dark, _) in zip(white, some, black, strict=True):
+        outside = plain.mask == 0
+        assert torch.equal(own.mask, plain.mask) and torch.equal(dark.mask, plain.mask)
+        assert plain.image[outside].min() == 1 and dark.image[outside].max() == 0
+        is_black = bool(own.image[outside].max() == 0)
+        count += is_black
+        assert torch.equal(own.image, (dark if is_black else plain).image)
+        assert prior.image[prior.mask == 0].unique().tolist() == [0.0 if is_black else 1.0]
+        assert own.caption == (dark if is_black else plain).caption
+        assert ("black" if is_black else "white") + " simple background" in own.caption
+    assert 4 <= count <= 16
+    with pytest.raises(BadTrainConfig, match=r"black_canvas is 1\.5; it must be 0\.\.1"):
+        CONFIG.but(black_canvas=1.5)
 
 
 def test_every_composition_is_new_and_the_plan_says_so(subjects: SubjectSet) -> None:

@@ -92,8 +92,9 @@ class Checkpoint:
 
     @property
     def usual(self) -> Family:
-        """The usual settings of this kind of base model."""
-        return usual(self.name, self.family)
+        """The usual settings of this kind of base model; SDXL that predicts v has an entry of its own."""
+        predicts_v = self.scheduler.config.prediction_type == "v_prediction" and not self.family.endswith("_v")
+        return usual(self.name, self.family + ("_v" if predicts_v else ""))
 
     @property
     def text_encoders(self) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ A new family is one entry here, plus the module that reads its files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,17 @@ BUILT_IN = (EMBEDDED, EMBEDDED_FLUX)
 """The names of all base models in the package; every other base model is a file or a folder."""
 OTHER = "other"
 """The entry of kinds that no entry is known for."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures of a kind of base model are usually sampled, in the words of ComfyUI's KSampler."""
+
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    source: str = "ComfyUI's template"
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,10 @@ class Family:
     """Whether it computes in bfloat16 on cards that can."""
     captions: str = "sentence"
     """How its texts are usually written: a style of Seg-Mix's captions."""
+    sampling: Sampling = Sampling(25, 4.0, "euler", "simple", "general")
+    """For pictures of a LoRA while it is trained."""
+    diffusers: Literal["kohya", "own", "none"] = "kohya"
+    """Which LoRAs of this kind diffusers reads: those with kohya's names, only those in a form of its own, or none."""
 
 
 def _flow(*modules: str, **settings: Any) -> dict[str, Any]:
@@ -78,47 +93,76 @@ _DISTILLED = (
     "{} is distilled to few steps, which training undoes: train on {} where you can, and use the LoRA on either."
 )
 
+_SDXL = Sampling(25, 5.0, "euler", "ddim_uniform", "diffusers' pipeline, half its steps")
+_SD = Sampling(20, 8.0, "euler", "normal")
+_FLUX_SAMPLING = Sampling(20, 1.0, "euler", "simple")
+
 FAMILIES: dict[str, Family] = {
-    "sdxl_base_v1-0": Family({"resolution": 1024}, file_names="sgm"),
-    "sd_v1": Family({"resolution": 512}, file_names="sd"),
-    "sd_v2": Family({"resolution": 512}, file_names="sd"),
-    "sd_v2_v": Family({"resolution": 768}, file_names="sd"),
+    "sdxl_base_v1-0": Family({"resolution": 1024}, file_names="sgm", sampling=_SDXL),
+    "sd_v1": Family({"resolution": 512}, file_names="sd", sampling=_SD),
+    "sd_v2": Family({"resolution": 512}, file_names="sd", sampling=replace(_SD, source="as SD 1.5")),
+    "sd_v2_v": Family({"resolution": 768}, file_names="sd", sampling=replace(_SD, source="as SD 1.5")),
     # NoobAI and the like. DCO's beta is made for noise; velocities are weighed so that they count as their noise.
-    "sdxl_base_v1-0_v": Family({"resolution": 1024}, captions="tags", file_names="sgm"),
-    # The official MuDI code for FLUX: 3e-4, rank 32, 2010 steps of 1 x 4 at 512 px, guidance 1, no DCO, figures of 0.9
-    # to 1 at least 64 of 1024 px from the border. Shift: sd-scripts' documentation.
+    "sdxl_base_v1-0_v": Family(
+        {"resolution": 1024}, captions="tags", file_names="sgm",
+        sampling=Sampling(28, 5.0, "euler", "normal", "NoobAI's model card"),
+    ),
+    # The official MuDI code for FLUX: 3e-4, rank 32, 2010 steps of 1 x 4 at 512 px, guidance 1, no DCO; figures of 0.9
+    # to 1 at least 64 of 1024 px from the border, on canvases of which a quarter is black. Shift: sd-scripts.
     "flux1": Family(
-        _flow(*_FLUX, learning_rate=3e-4), layout={"scale": (0.9, 1.0), "margin": (64 / 1024, 256 / 1024)},
-        shift=3.1582, guidance=1.0, captions="FLUX (official)",
+        _flow(*_FLUX, learning_rate=3e-4, black_canvas=0.25),
+        layout={"scale": (0.9, 1.0), "margin": (64 / 1024, 256 / 1024)}, shift=3.1582, guidance=1.0,
+        captions="FLUX (official)", sampling=_FLUX_SAMPLING,
     ),
     "flux1-schnell": Family(
-        _flow(*_FLUX, learning_rate=3e-4), layout={"scale": (0.9, 1.0), "margin": (64 / 1024, 256 / 1024)},
-        shift=3.1582, captions="FLUX (official)", remark=_DISTILLED.format("FLUX.1 schnell", "FLUX.1 dev"),
+        _flow(*_FLUX, learning_rate=3e-4, black_canvas=0.25),
+        layout={"scale": (0.9, 1.0), "margin": (64 / 1024, 256 / 1024)}, shift=3.1582, captions="FLUX (official)",
+        remark=_DISTILLED.format("FLUX.1 schnell", "FLUX.1 dev"), sampling=Sampling(4, 1.0, "euler", "simple"),
     ),
-    "chroma": Family(_flow(*_FLUX), shift=1.0, guidance=0.0),  # musubi: sigmoid, guidance 0
-    "flux2": Family(_flow(*_FLUX), guidance=1.0),
+    "chroma": Family(  # musubi: sigmoid, guidance 0
+        _flow(*_FLUX), shift=1.0, guidance=0.0, sampling=Sampling(26, 3.5, "euler", "beta"),
+    ),
+    "flux2": Family(_flow(*_FLUX), guidance=1.0, sampling=_FLUX_SAMPLING),
     "z_image": Family(  # musubi: shift 2, 1e-4, rank 32
         _flow(*_LUMINA), shift=2.0, remark=_DISTILLED.format("Z-Image Turbo", "Z-Image itself"),
+        sampling=Sampling(25, 4.0, "res_multistep", "simple"),
     ),
-    "lumina2": Family(_flow(*_LUMINA)),
+    "lumina2": Family(_flow(*_LUMINA), sampling=Sampling(30, 4.0, "res_multistep", "simple"), diffusers="none"),
     "qwen_image": Family(  # musubi: shift 2.2, 5e-5
         _flow("to_q", "to_k", "to_v", "to_out.0", "img_mlp.net.0.proj", "img_mlp.net.2", learning_rate=5e-5), shift=2.2,
+        sampling=Sampling(20, 2.5, "euler", "simple"),
     ),
     "krea2": Family(  # shift 2.5, 1e-4 to 3e-4, rank 32, 1000 to 3000 steps at 512 px
         _flow("!txtfusion.*", "attn.w[qkvo]", "mlp.gate", "mlp.up", "mlp.down"), shift=2.5,
         remark=_DISTILLED.format("Krea 2 Turbo", "Krea 2 Raw"),
+        sampling=Sampling(28, 4.5, "euler", "simple", "diffusers' pipeline"), diffusers="own",
     ),
-    "anima": Family(_flow(*_COSMOS, learning_rate=3e-5), shift=1.0, captions="tags"),  # sigmoid
-    "cosmos_predict2": Family(_flow(*_COSMOS)),
-    "sd3": Family(_flow("x_block.attn*.qkv", "x_block.attn*.proj", "x_block.mlp.fc[12]")),
-    "aura_flow": Family(_flow("attn.w2[qkvo]", "mlpX.c_*", "single_layers.*.attn.w1[qkvo]", "single_layers.*.mlp.c_*")),
-    "ernie": Family(_flow("self_attention.to_[qkv]", "self_attention.to_out.0", "mlp.*")),
+    "anima": Family(  # sigmoid
+        _flow(*_COSMOS, learning_rate=3e-5), shift=1.0, captions="tags", sampling=Sampling(30, 4.0, "euler", "simple"),
+        diffusers="own",
+    ),
+    "cosmos_predict2": Family(
+        _flow(*_COSMOS), sampling=Sampling(35, 7.0, "euler", "simple", "diffusers' pipeline"), diffusers="none",
+    ),
+    "sd3": Family(
+        _flow("x_block.attn*.qkv", "x_block.attn*.proj", "x_block.mlp.fc[12]"),
+        sampling=Sampling(20, 4.0, "euler", "sgm_uniform"), diffusers="none",
+    ),
+    "aura_flow": Family(
+        _flow("attn.w2[qkvo]", "mlpX.c_*", "single_layers.*.attn.w1[qkvo]", "single_layers.*.mlp.c_*"),
+        sampling=Sampling(50, 3.5, "euler", "simple", "diffusers' pipeline"), diffusers="none",
+    ),
+    "ernie": Family(
+        _flow("self_attention.to_[qkv]", "self_attention.to_out.0", "mlp.*"),
+        sampling=Sampling(20, 4.0, "euler", "simple"), diffusers="none",
+    ),
     OTHER: Family(
         _flow(
             "*_blocks.*", "*blocks.*", "*layers.*", "!*mod*", "!*adaLN*", "!*embed*", "!*adapter*", "!*refiner*",
             "!*guidance*", "!*txt*", "!*text*", "!*context*", "!*experts.*",
         ),
         remark="No usual settings are known for this kind of model, so it is trained with general ones.",
+        diffusers="none",
     ),
     EMBEDDED_FLUX: Family(
         _flow(
@@ -147,6 +191,7 @@ FAMILIES: dict[str, Family] = {
         cut_out=True,
         prior_prompt="a photo of {}",
         bf16=False,
+        sampling=Sampling(20, 5.0, "euler", "ddim_uniform", "the demo"),
     ),
 }  # fmt: skip
 """Families by kohya's name of the architecture, or by the name of a base model in the package. The settings of the

@@ -11,6 +11,7 @@ from ..stage.captions import STYLES
 from .options import relative_scale
 
 if TYPE_CHECKING:
+    from ..bases.families import Family
     from ..train.config import TrainConfig
 
 SETTINGS: dict[str, tuple[str, type, str, str]] = {
@@ -28,6 +29,7 @@ SETTINGS: dict[str, tuple[str, type, str, str]] = {
     "--resolution": ("resolution", int, "PX", "side of the training images (default: the model's)"),
     "--segmix-prob": ("segmix_prob", float, "X", "share of compositions, 0..1 (default: 0.3)"),
     "--segmix-start-step": ("segmix_start_step", int, "N", "first step with a composition (default: 0)"),
+    "--black-canvas": ("black_canvas", float, "X", "share of compositions on black, not white, 0..1 (default: 0)"),
     "--background-weight": ("background_weight", float, "X", "loss outside the subjects, 0..1 (default: 1)"),
     "--dco-beta": (
         "dco_beta",
@@ -62,7 +64,8 @@ CHOICES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "--captions": (
         "captions",
         tuple(STYLES),
-        "how captions of compositions, and of photos without one, are written (default: sentence)",
+        "how captions of compositions, and of photos without one, are written (default: sentence; tags for "
+        "SDXL that predicts v, such as NoobAI)",
     ),
 }
 SWITCHES: dict[str, tuple[str, str]] = {
@@ -127,14 +130,13 @@ def _gigabytes(text: str) -> int:
     return int(number[1])
 
 
-def train_config(args: argparse.Namespace, side: int, compute: str) -> TrainConfig:
-    """Return the usual settings for the base model, then presets, then the user's own settings."""
-    from ..bases.families import usual
+def train_config(args: argparse.Namespace, usual: Family, side: int, compute: str) -> TrainConfig:
+    """Return the usual settings for the kind of base model, then presets, then the user's own settings."""
     from ..train.config import PRESETS, TrainConfig
     from ..train.memory import memory_settings
     from ..train.parts import PRODIGY_RATE
 
-    start = TrainConfig.usual(usual(args.base), resolution=side)
+    start = TrainConfig.usual(usual, resolution=side)
     preset = (PRESETS[args.preset] if args.preset else {}) | (memory_settings(args.memory) if args.memory else {})
     names = [row[0] for table in (SETTINGS, CHOICES, SWITCHES) for row in table.values()]
     chosen: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}

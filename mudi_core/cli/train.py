@@ -121,7 +121,7 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     subjects = storage.read_subjects(args.dataset, packed=True)
     priors = None if args.priors is None else storage.read_priors(args.priors, subjects, packed=True)
     checkpoint = open_base(args, on, torch.device("cpu"))  # the U-Net waits until the encoders have left the card
-    settings = train_config(args, checkpoint.side, precision(args, on))
+    settings = train_config(args, checkpoint.usual, checkpoint.side, precision(args, on))
     # So the saved settings of a step do not depend on the number of processes.
     settings = settings.but(accumulation=settings.accumulation * team.size)
     training = Training(checkpoint, subjects, settings, priors, start)

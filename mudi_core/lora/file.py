@@ -60,6 +60,27 @@ def save_lora(
     log.info("wrote %s: %d layers", path, len(stored) // len(PARTS))
 
 
+def write_in_diffusers_form(path: Path, source: Path, layers: Mapping[str, str]) -> None:
+    """Write a LoRA file once more, with the names that diffusers reads where it does not read kohya's.
+
+    ``source``: the file with kohya's names; ``layers``: the paths of the network's layers by those names. A layer has
+    ``diffusion_model.<path>.lora_A.weight`` and ``.lora_B.weight``, which alpha / rank is multiplied into, since
+    diffusers refuses an alpha there. ComfyUI reads this form, too. Raise `BadLora` or `BadTensorFile`.
+    """
+    state, metadata = load_lora(source)
+    stored = {}
+    for name in (key.removesuffix(PARTS[0]) for key in state if key.endswith(PARTS[0])):
+        if name not in layers:
+            raise BadLora(f"{source.name} has a layer that this model does not have: {name}. Use the model it is for.")
+        down, up, alpha = (state[name + part] for part in PARTS)
+        stored[f"diffusion_model.{layers[name]}.lora_A.weight"] = down.half()
+        stored[f"diffusion_model.{layers[name]}.lora_B.weight"] = (up * (alpha / len(down))).half()
+    if not all(value.isfinite().all() for value in stored.values()):
+        raise BadLora(f"{source.name} has values that are too large for {path.name}. Lower the learning rate.")
+    write_tensors(path, stored, metadata)
+    log.info("wrote %s: %d layers", path, len(stored) // 2)
+
+
 def load_lora(path: Path) -> tuple[LoraState, dict[str, str]]:
     """Return the tensors (float32) and the metadata of a LoRA on linear layers of a network, from any program's file.
 

@@ -132,7 +132,8 @@ def render(
         for draw in chosen:
             if cuts is not None and draw.photo < 0:
                 rng = random.Random(f"{settings.seed}/{who}/composite/{draw.number}")
-                yield _composite(mix(cuts, rng, mix_config))
+                coin = random.Random(f"{settings.seed}/canvas/{draw.number}")
+                yield _composite(mix(cuts, rng, replace(mix_config, background=canvas(settings.black_canvas, coin))))
                 continue
             subject, photo, photo_mask = photos[draw.photo]
             width, height = training_size(photo.size, settings)
@@ -143,6 +144,11 @@ def render(
             crop = slice(top, top + height), slice(left, left + width)
             time_ids = (photo.size[1], photo.size[0], top, left, height, width)
             yield Sample(image[crop], mask[crop], photo.caption or _caption(subject, settings, prior), time_ids)
+
+
+def canvas(black: float, rng: random.Random) -> tuple[float, float, float]:
+    """Draw the colour of a composition's canvas: black with this probability, else white."""
+    return (0.0, 0.0, 0.0) if rng.random() < black else (1.0, 1.0, 1.0)
 
 
 def cover_size(photo: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

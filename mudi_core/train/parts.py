@@ -27,7 +27,7 @@ COMPOSED_PIXELS = 8192 * 1024 * 1024
 and masks take 2.5 GB. It does not depend on the memory of the machine, so that a run is the same everywhere."""
 
 
-CAME_LATER = {"captions": SENTENCE, "caption_template": ""}
+CAME_LATER = {"captions": SENTENCE, "caption_template": "", "black_canvas": 0.0}
 """Settings that earlier versions did not have, and what these did. A run with these values is the same as theirs, so
 they are left out where runs, plans and LoRAs are told apart: stopped runs and caches of before go on."""
 
@@ -80,6 +80,8 @@ class Samples:
     """How captions of compositions, and of photos without one, are written: one of `stage.captions.STYLES`."""
     caption_template: str = ""
     """The user's own caption of compositions, with {subjects} for the names; empty: that of the style."""
+    black_canvas: float = 0.0
+    """Share of the compositions whose canvas is black instead of white, 0..1: 0.25 in the official code for FLUX."""
 
     def __post_init__(self) -> None:
         _check_choices(self, method=get_args(Method))
@@ -94,6 +96,7 @@ class Samples:
             self, "resolution", all(side >= 32 and side % 8 == 0 for side in sizes), "a multiple of 8 px, 32 or more"
         )
         _check(self, "segmix_prob", 0 <= self.segmix_prob <= 1, "0..1")
+        _check(self, "black_canvas", 0 <= self.black_canvas <= 1, "0..1")
         _check(self, "prior_loss_weight", self.prior_loss_weight >= 0, "0 or more")
         _check_choices(self, captions=tuple(STYLES))
         try:

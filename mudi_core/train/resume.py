@@ -37,6 +37,7 @@ _SETTINGS = {
     "layout": "the sizes and overlap in compositions",
     "captions": "the style of the captions",
     "caption_template": "the template of the captions",
+    "black_canvas": "the share of black canvases",
     "lr_schedule": "schedule",
     "lr_warmup": "warm-up",
 }

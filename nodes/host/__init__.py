@@ -16,10 +16,11 @@ from .lora_files import (
 )
 from .models import MINI, MissingModel, detector, device, embedder, eye_choices, segmenter
 from .page import hear_cancel, log, plain, preview, progress, say
-from .sampling import Sampler, check_sampler, sampler_widgets
+from .sampling import AUTO, Sampler, check_sampler, sampler_widgets
 from .widgets import BadChoice, check_choice, schema
 
 __all__ = [
+    "AUTO",
     "MINI",
     "NO_LORA",
     "BadChoice",

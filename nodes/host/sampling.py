@@ -14,15 +14,24 @@ from torch import Tensor
 from .widgets import check_choice
 
 _AS_THERE = "As in KSampler."
+AUTO = "auto"
+"""The choice of a sampler by which all four widgets are what is usual for the kind of model."""
+_AUTO = f"As in KSampler; {AUTO}: steps, cfg, sampler and scheduler are what is usual for the model, whatever they say."
 
 
-def sampler_widgets(scheduler: str, steps_tooltip: str = _AS_THERE, steps: int = 30) -> list[Any]:
-    """Return the widgets steps, cfg, sampler_name and scheduler; ``steps`` and ``scheduler`` are defaults."""
+def sampler_widgets(
+    scheduler: str, steps_tooltip: str = _AS_THERE, steps: int = 30, *, auto: bool = False
+) -> list[Any]:
+    """Return the widgets steps, cfg, sampler_name and scheduler.
+
+    ``steps`` and ``scheduler`` are defaults; ``auto``: whether the sampler may be `AUTO`.
+    """
     known = comfy.samplers.KSampler
+    samplers = [AUTO, *known.SAMPLERS] if auto else known.SAMPLERS
     return [
         io.Int.Input("steps", default=steps, min=1, max=1000, tooltip=steps_tooltip),
         io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, tooltip=_AS_THERE),
-        io.Combo.Input("sampler_name", options=known.SAMPLERS, default="euler", tooltip=_AS_THERE),
+        io.Combo.Input("sampler_name", options=samplers, default="euler", tooltip=_AUTO if auto else _AS_THERE),
         io.Combo.Input("scheduler", options=known.SCHEDULERS, default=scheduler, tooltip=_AS_THERE),
     ]
 
