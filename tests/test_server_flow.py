@@ -95,18 +95,20 @@ def test_a_flux_is_trained_started_and_drawn_and_its_file_loads(
     run = server.run(TRAINED)
     (told,) = run.outputs["train"]["text"]
     assert "flow_00001.safetensors: 3 steps of segmix" in told
-    assert run.outputs["start"]["text"] == ["gamma 2"]
+    (remark,) = run.outputs["start"]["text"][0].split("\n")[1:]
+    assert remark.startswith("KSampler (node without) begins in noise alone")
     assert run.outputs["dataset"]["text"][0].count("white simple background, pasted") == 1
     about = load_lora(server.base / "models" / "loras" / "flow_00001.safetensors")[1]
     assert about["ss_base_model_version"] == "flux1" and about["mudi_captions"] == "FLUX (official)"
     by_start, plain = (picture(server.files(run, f"save_{name}")[0]) for name in ("with_start", "without"))
-    assert np.abs(by_start - plain).max() > 8
+    assert np.abs(by_start - plain).max() > 3  # of 255; a latent that counts nothing changes none
 
     loaded = node(
         "LoraLoader", model=["flux", 0], clip=["checkpoint", 1], lora_name="flow_00001.safetensors",
         strength_model=1.0, strength_clip=0.0,
     )  # fmt: skip
     again = server.run({**started("lora"), "lora": loaded})
+    assert again.outputs["start"]["text"] == ["gamma 2"]
     assert np.abs(picture(server.files(again, "save_with_start")[0]) - by_start).max() <= 1
     bare = server.run(started("flux"))
     assert np.abs(picture(server.files(bare, "save_with_start")[0]) - by_start).max() > 2

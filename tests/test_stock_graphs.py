@@ -245,7 +245,7 @@ def test_swapping_leaves_no_wire_in_the_air() -> None:
     }
     graph = swapped(small, info)
     by_id = {node["id"]: node for node in graph["nodes"]}
-    assert 2 not in by_id and len(graph["links"]) == 12
+    assert 2 not in by_id and len(graph["links"]) == 11
     for number, origin, slot, target, at, kind in graph["links"]:
         assert number in by_id[origin]["outputs"][slot]["links"] and by_id[target]["inputs"][at]["link"] == number
         assert by_id[target]["inputs"][at]["type"] == kind

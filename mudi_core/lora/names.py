@@ -56,6 +56,7 @@ _TEXT = (
 _NETWORK = (
     "lora_unet__", "lora_unet_", "unet.", "diffusion_model.", "lora_transformer_", "transformer.", "lycoris_",
 )  # fmt: skip
+_OF_UNETS = ("down_blocks_", "up_blocks_", "mid_block_")
 _TEXT_PATH = re.compile(r"(text_model_)?encoder_layers_")
 _OLD_TEXT = {f"self_attn_to_{old}": f"self_attn_{new}_proj" for old, new in zip("qkv", "qkv", strict=True)} | {
     "self_attn_to_out": "self_attn_out_proj"
@@ -76,7 +77,7 @@ def our_name(layer: str) -> str:
     if ".processor." in path:
         path = path.replace(".processor.", ".")
     flat = path.replace(".", "_")
-    if flat.endswith(("attn1_to_out", "attn2_to_out")):
+    if flat.startswith(_OF_UNETS) and flat.endswith(("attn1_to_out", "attn2_to_out")):  # HiDream's has no place 0
         flat += "_0"
     return UNET + _of_sgm(flat)
 
