@@ -112,7 +112,7 @@ def test_the_readme_names_every_workflow() -> None:
 
 
 def test_the_table_of_families_says_how_previews_are_sampled() -> None:
-    page = text(ROOT / "docs" / "families.md").partition("## Pictures while it trains")[2]
+    page = text(ROOT / "docs" / "families.md").partition("## Pictures while it trains")[2].partition("## ")[0]
     rows = [line for line in page.split("\n") if line.startswith("| `")]
     assert sorted(rows) == sorted(
         f"| `{name}` | {one.steps} | {one.cfg:g} | {one.sampler} | {one.scheduler} | {one.source} |"

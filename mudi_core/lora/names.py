@@ -56,7 +56,7 @@ _TEXT = (
 _NETWORK = (
     "lora_unet__", "lora_unet_", "unet.", "diffusion_model.", "lora_transformer_", "transformer.", "lycoris_",
 )  # fmt: skip
-_OF_UNETS = ("down_blocks_", "up_blocks_", "mid_block_")
+_OF_UNETS = ("down_blocks_", "up_blocks_", "mid_block_", "input_blocks_", "output_blocks_", "middle_block_")
 _TEXT_PATH = re.compile(r"(text_model_)?encoder_layers_")
 _OLD_TEXT = {f"self_attn_to_{old}": f"self_attn_{new}_proj" for old, new in zip("qkv", "qkv", strict=True)} | {
     "self_attn_to_out": "self_attn_out_proj"
