@@ -38,7 +38,7 @@ def main() -> None:
         parser.error(f"--further is for {', '.join(FURTHER)}; {args.part} starts afresh")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
-    out = args.out or (judge.WEIGHTS if args.part == "judge" else family.WEIGHTS)
+    out = args.out or (judge.WEIGHTS if args.part in ("judge", "flux") else family.WEIGHTS)
     out.mkdir(parents=True, exist_ok=True)
     part = importlib.import_module(f".{args.part}", __package__)
     recipe = replace(part.RECIPE, steps=args.steps) if args.steps else part.RECIPE

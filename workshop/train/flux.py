@@ -1,4 +1,8 @@
-"""Train the mini FLUX on the U-Net's latents and captions, by flow matching."""
+"""Train the mini FLUX on the U-Net's latents and captions, by flow matching.
+
+After 3,000 steps (72,000 samples, about an hour of one core with AMX) 48 % of 40 captions of two are followed; its
+figures are still rough. It needs about as many samples as the U-Net had, 300,000.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,14 @@ from torch import Tensor, nn
 from mudi_core.bases import embedded as family
 from mudi_core.bases.flux import packed, places
 
+from .. import judge
 from .data import VALUES
 from .loop import Recipe, fit
 from .unet import ASKED, BATCH, CAPTION_DROP, LENGTH, encode_text, encoded, misplaced, tell, unknown
 
 RECIPE = Recipe(steps=8_000, learning_rate=1.0e-3, warmup=200, ema=0.998, matrix_rate=2.0e-3)
+UNFINISHED = judge.WEIGHTS
+"""Where its weights are kept until they are good enough for the family: in no published pack."""
 SHOWING = 0.05
 """Weight of the loss that asks every place what stands there (after REPA, arXiv 2410.06940: a transformer learns
 several times faster when its middle must know what a picture shows)."""
@@ -110,7 +117,7 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
     encoders = [encoder.to(device) for encoder in family.load_text_encoders()]
     painter = Painter()
     if recipe.further:
-        family.fill(painter.flux, "flux")
+        family.fill(painter.flux, "flux", UNFINISHED)
     painter.to(device)
     side = latents.shape[-1]
     image_ids, text_ids = places(side, side, device), torch.zeros(LENGTH, 3, device=device)
