@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from node_pictures import GRAPHS
 
-from mudi_core.bases.families import EMBEDDED, EMBEDDED_FLUX, FAMILIES
+from mudi_core.bases.families import BUILT_IN, EMBEDDED, EMBEDDED_FLUX, FAMILIES
 from mudi_core.cli import main
 from mudi_core.train.config import TrainConfig
 
@@ -116,7 +116,7 @@ def test_the_table_of_families_says_how_previews_are_sampled() -> None:
     rows = [line for line in page.split("\n") if line.startswith("| `")]
     assert sorted(rows) == sorted(
         f"| `{name}` | {one.steps} | {one.cfg:g} | {one.sampler} | {one.scheduler} | {one.source} |"
-        for name, one in ((name, family.sampling) for name, family in FAMILIES.items() if name != EMBEDDED)
+        for name, one in ((name, family.sampling) for name, family in FAMILIES.items() if name not in BUILT_IN)
     )
 
 
