@@ -166,7 +166,7 @@ def sd_parts(comfy: Comfy, folder: Path, version: str) -> tuple[Any, Any, Any]:
     text = comfy.core(module)
     target = comfy.core("comfy.supported_models_base").ClipTarget(getattr(text, tokenizer), getattr(text, network))
     clip = comfy.core("comfy.sd").CLIP(target, model_options=options)
-    getattr(clip.cond_stage_model, name).load_sd(comfy.module("mini")._text_state(encoder))
+    getattr(clip.cond_stage_model, name).load_sd(comfy.module("mini_models")._text_state(encoder))
     return comfy.core("comfy.model_patcher").ModelPatcher(model, cpu, cpu), clip, checkpoint
 
 
