@@ -311,10 +311,11 @@ def test_top_1_counts_who_finds_itself():
     assert figures.top_1(gallery[[0, 1, 3, 2]], gallery) == 0.5
 
 
-def test_captions_name_what_is_wanted():
+@pytest.mark.parametrize("characters", [2, 3, 5])
+def test_captions_name_what_is_wanted(characters):
     for number in range(50):
-        caption, wanted = pictures.two_character_caption(number)
-        assert len(wanted) == 2 and wanted[0][1] != wanted[1][1]
+        caption, wanted = pictures.caption_of(number, characters)
+        assert len(wanted) == characters == len({color for _, color in wanted})
         assert all(f"{color} {species}" in caption for species, color in wanted)
 
 

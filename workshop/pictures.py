@@ -61,14 +61,14 @@ class Captioned:
         return sorted(self.wanted) == sorted(self.seen)
 
 
-def two_character_caption(number: int) -> tuple[str, list[tuple[str, str]]]:
-    """Return a caption of two characters with different colours, and their species and colours."""
-    rng = random.Random(f"caption {number}")
-    colors = rng.sample(world.COLORS, 2)
+def caption_of(number: int, characters: int = 2) -> tuple[str, list[tuple[str, str]]]:
+    """Return a caption of characters with different colours, and their species and colours."""
+    rng = random.Random(f"caption {number}" if characters == 2 else f"caption {characters} {number}")
+    colors = rng.sample(world.COLORS, characters)
     who = [(rng.choice(world.SPECIES), color) for color in colors]
     words = [f"{'an' if c == 'orange' else 'a'} {c} {s}" for s, c in who]
     place = rng.choice(("simple background", "on the beach", "in the meadow", "in a room", "in the snow"))
-    return f"a photo of {words[0]} and {words[1]}, {place}", who
+    return f"a photo of {' and '.join(words)}, {place}", who
 
 
 def figures_in(image: Tensor) -> Tensor:
@@ -81,13 +81,13 @@ def figures_in(image: Tensor) -> Tensor:
 
 
 @cache
-def captioned(count: int = 200) -> tuple[Captioned, ...]:
-    """Paint pictures of two-character captions with the plain pipeline; let detector and judge look at them."""
+def captioned(count: int = 200, characters: int = 2) -> tuple[Captioned, ...]:
+    """Paint pictures of captions with the plain pipeline; let detector and judge look at them."""
     pipeline = checkpoint().pipeline()
     pipeline.set_progress_bar_config(disable=True)
     results = []
     for first in range(0, count, 10):
-        asked = [two_character_caption(i) for i in range(first, min(first + 10, count))]
+        asked = [caption_of(i, characters) for i in range(first, min(first + 10, count))]
         latents = pipeline(
             prompt=[caption for caption, _ in asked],
             negative_prompt=[""] * len(asked),
@@ -111,6 +111,14 @@ def captions_followed(count: int = 200) -> Figure:
     note = f"two characters: {two:.0f} %; the judge is right on {100 * judge_right():.0f} % of held-out characters"
     value = 100 * float(np.mean([p.right for p in pictures]))
     return Figure("captions of two: species and colours right", value, 80, True, "%", count, note)
+
+
+def captions_of_three_followed(count: int = 100) -> Figure:
+    pictures = captioned(count, 3)
+    three = 100 * float(np.mean([len(p.xyxy) == 3 for p in pictures]))
+    value = 100 * float(np.mean([p.right for p in pictures]))
+    note = f"three characters: {three:.0f} %"
+    return Figure("captions of three: species and colours right", value, 60, True, "%", count, note)
 
 
 def seconds_of_picture() -> Figure:

@@ -35,6 +35,7 @@ def measure() -> list[Figure]:
         figures.vae_psnr(),
         figures.identity_lost_by_vae(),
         pictures.captions_followed(),
+        pictures.captions_of_three_followed(),
         figures.detection(),
         *figures.everybody_found(),
         *figures.segmentation(),
