@@ -117,6 +117,34 @@ NAMES: dict[str, Place] = {
     "Save Subject Set": lambda comfy, folder, name: comfy.run(
         "MudiSaveSubjectSet", subjects=coloured("red"), name=name
     ),
+    "Subject from Photos": lambda comfy, folder, name: comfy.run(
+        "MudiSubjectFromPhotos",
+        folder=[name],
+        token=["olis"],
+        class_noun=["cat"],
+        query=[""],
+        detector=["?"],
+        segmenter=["?"],
+        threshold=[0.1],
+        which=["best"],
+        download=[False],
+    ),
+    "LoRA Subject": lambda comfy, folder, name: comfy.run(
+        "MudiLoraSubject", lora_name=name, subject="", strength=1.0, text_strength=1.0
+    ),
+    "Fuse LoRAs": lambda comfy, folder, name: comfy.run(
+        "MudiFuseLoras",
+        name=name,
+        **dict.fromkeys(("model", "clip")),
+        loras=(),
+        method="sum",
+        rank=0,
+        pictures=1,
+        steps=1,
+        width=64,
+        height=64,
+        seed=0,
+    ),
     "Train LoRA": train,
     "Train Settings": start_from,
     "Subject Prompt": prompt_of,
@@ -173,6 +201,9 @@ def test_every_widget_that_names_a_file_is_among_them(comfy: Comfy) -> None:
         ("MudiLoadSubjectSet", "name"),
         ("MudiSaveSubjectSet", "name"),
         ("MudiTrainLora", "name"),
+        ("MudiSubjectFromPhotos", "folder"),
+        ("MudiLoraSubject", "lora_name"),
+        ("MudiFuseLoras", "name"),
         ("MudiTrainSettings", "start_from"),
         ("MudiSubjectPrompt", "lora_name"),
     }

@@ -50,7 +50,7 @@ def test_it_fuses_as_the_command_line_does(comfy: Comfy, files: dict[str, Path])
     model, clip, _ = comfy.run("MudiMiniCheckpoint").args
     before = weights(model, clip)
     wearing, reads, name = comfy.run(
-        "MudiFuseLoras", model=model, clip=clip, loras=loras(comfy, files), name="both", method="text", **SETTINGS
+        "MudiFuseLoras", model=model, clip=clip, loras=loras(comfy, files), name="fused", method="text", **SETTINGS
     ).args
     comfy.core("comfy.model_management").unload_all_models()  # ComfyUI patches the weights of what lies on the card
     assert all(torch.equal(a, b) for a, b in zip(weights(model, clip), before, strict=True))
@@ -73,7 +73,7 @@ def test_it_fuses_as_the_command_line_does(comfy: Comfy, files: dict[str, Path])
 def test_every_layer_is_fused_with_pictures(comfy: Comfy, files: dict[str, Path]) -> None:
     model, clip, _ = comfy.run("MudiMiniCheckpoint").args
     made = comfy.run(
-        "MudiFuseLoras", model=model, clip=clip, loras=loras(comfy, files), name="both", method="fuse", **SETTINGS
+        "MudiFuseLoras", model=model, clip=clip, loras=loras(comfy, files), name="fused", method="fuse", **SETTINGS
     )
     told = "".join(made.ui["text"])
     assert "Prompt it with 'olis corgi and hta cat'" in told and "added up as loaders do" not in told

@@ -245,7 +245,7 @@ def test_the_latent_is_the_encoded_canvas_and_nothing_else(
     (placed,) = place(comfy, drawn_subjects).result
     output = start(comfy, placed, mini[2])
     latent, _ = output.result
-    assert set(latent) == {"samples"}
+    assert set(latent) == {"samples", "mudi_layouts"}
     canvas = compose(drawn(placed), placed.cutouts)
     (encoded,) = comfy.run_stock("VAEEncode", vae=mini[2], pixels=canvas.image[None])
     expected = init_latent(canvas, lambda images: encoded["samples"], 1.5)
@@ -299,7 +299,7 @@ def test_a_latent_below_is_kept_and_its_noise_mask_dropped(
     latent, _ = output.result
     alone = start(comfy, placed, mini[2], batch_size=2).result[0]["samples"]
     outside = (alone == 0).all(1)
-    assert set(latent) == {"samples"} and latent["samples"].shape == below["samples"].shape
+    assert set(latent) == {"samples", "mudi_layouts"} and latent["samples"].shape == below["samples"].shape
     assert (latent["samples"].movedim(1, -1)[outside] == 5).all() and outside.any() and not outside.all()
     assert "noise mask of the latent below was dropped" in output.ui["text"][0]
     with pytest.raises(BadLatent, match="64x64 px in 16 channels.*192x192 px in 4 channels"):

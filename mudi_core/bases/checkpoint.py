@@ -93,7 +93,7 @@ class Checkpoint:
     @property
     def usual(self) -> Family:
         """The usual settings of this kind of base model; SDXL that predicts v has an entry of its own."""
-        predicts_v = self.scheduler.config.prediction_type == "v_prediction" and not self.family.endswith("_v")
+        predicts_v = self.scheduler.config.get("prediction_type") == "v_prediction" and not self.family.endswith("_v")
         return usual(self.name, self.family + ("_v" if predicts_v else ""))
 
     @property

@@ -58,7 +58,7 @@ class Family:
     """Compare pictures with the cut-out subjects instead of the whole photos."""
     prior_prompt: str | None = None
     """The prompt for pictures of other members of a class, such as "a photo of {}"; None: the official code's."""
-    file_names: Literal["diffusers", "sd", "sgm"] = "diffusers"
+    file_names: Literal["diffusers", "sd", "sgm", "flux"] = "diffusers"
     """The names of the layers in LoRA files, as kohya's scripts write them: `lora.names.Style`. ComfyUI, A1111, Forge
     and diffusers read SDXL's in both styles; kohya's own scripts, and LyCORIS in them, only Stability's."""
     bf16: bool = True
@@ -172,6 +172,7 @@ FAMILIES: dict[str, Family] = {
         ),
         pictures={"steps": 20, "guidance": 5.0, "gamma": 2.0, "batch_size": 8}, layout={"max_overlap": 0.2}, shift=1.0,
         eye=EMBEDDED, threshold=0.05, photo_threshold=0.03, cut_out=True, prior_prompt="a photo of {}", bf16=False,
+        file_names="flux",
     ),
     EMBEDDED: Family(
         training={

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..tensor_file import write_tensors
 from .change import ALPHA, DOWN, MID, UP
 from .change import BadLora as BadLora
-from .names import TEXT, UNET, Style, in_file, styled
+from .names import TEXT, UNET, Style, styled
 from .reading import Lora, read_lora
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def save_lora(
     named = {}
     for key, value in stored.items():
         layer, part = key.split(".", 1)
-        named[in_file(f"{styled(layer, style)}.{part}")] = value
+        named[f"{styled(layer, style)}.{part}"] = value
     write_tensors(path, named, metadata)
     log.info("wrote %s: %d layers", path, len(stored) // len(PARTS))
 

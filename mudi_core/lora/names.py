@@ -11,9 +11,10 @@ from typing import Literal
 
 UNET, TEXT = "lora_unet_", ("lora_te1_", "lora_te2_")
 
-Style = Literal["diffusers", "sd", "sgm"]
+Style = Literal["diffusers", "sd", "sgm", "flux"]
 """How kohya's scripts name the layers of a kind of model: blocks of a U-Net as in diffusers, ``down_blocks_1_...``; the
-same with SD's one text encoder, ``lora_te_``; or SDXL's blocks as in Stability's code, ``input_blocks_4_1_...``."""
+same with SD's one text encoder, ``lora_te_``; or SDXL's blocks as in Stability's code, ``input_blocks_4_1_...``. "flux"
+is diffusers' names of FLUX's layers as ComfyUI reads them, ``lora_transformer_``."""
 
 _ENDINGS = tuple(
     (re.compile(rf"(?P<layer>.+?){ending}", re.DOTALL), part)
@@ -138,16 +139,6 @@ def _of_sgm(path: str) -> str:
     return f"{way}_blocks_{level}_resnets_{place}_{_IN_RESNET.get(rest, rest)}"
 
 
-_OF_FLUX = ("transformer_blocks_", "single_transformer_blocks_")
-
-
-def in_file(key: str) -> str:
-    """Return a tensor's key, by our name of its layer, as programs read it: ComfyUI knows diffusers' names of FLUX's
-    layers only after another prefix."""
-    path = key.removeprefix(UNET)
-    return f"lora_transformer_{path}" if key.startswith(UNET) and path.startswith(_OF_FLUX) else key
-
-
 _DIFFUSERS = re.compile(r"(down|up)_blocks_(\d+)_(attentions|resnets|downsamplers|upsamplers)_(\d+)_(.+)")
 _MID = re.compile(r"mid_block_(attentions|resnets)_(\d)_(.+)")
 _TO_RESNET = {ours: theirs for theirs, ours in _IN_RESNET.items()}
@@ -158,6 +149,8 @@ def styled(name: str, style: Style) -> str:
     """Return our name of a layer as a file of this style has it."""
     if style == "sd" and name.startswith(TEXT[0]):
         return "lora_te_" + name.removeprefix(TEXT[0])
+    if style == "flux" and name.startswith((f"{UNET}transformer_blocks_", f"{UNET}single_transformer_blocks_")):
+        return "lora_transformer_" + name.removeprefix(UNET)
     if style != "sgm" or not name.startswith(UNET):
         return name
     path = name.removeprefix(UNET)
