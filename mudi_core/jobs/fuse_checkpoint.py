@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bases.checkpoint import Checkpoint
+from ..bases.sampling import sample
 from ..lora.names import TEXT, UNET
 from ..lora.wear import Worn, layers_of, sizes_of, worn
 from .generate import draw_noise
@@ -77,28 +78,10 @@ class CheckpointToFuse:
     def paint(self, caption: str, steps: int, seed: int, number: int, on_step: Callable[[int, int], None]) -> None:
         """Sample a picture, for those who listen to the network's layers."""
         checkpoint, (width, height) = self._checkpoint, self._size
-        pipeline = checkpoint.pipeline(reads=False)
-        pipeline.set_progress_bar_config(disable=True)
-
-        def stepped(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
-            on_step(step + 1, steps)
-            return values
-
         with torch.no_grad():
-            contexts, pooled = (values.to(checkpoint.device) for values in checkpoint.encode_text([caption]))
-            factor = checkpoint.vae_factor
-            noise = draw_noise(seed, number, (1, 4, height // factor, width // factor))
-            pipeline(
-                prompt_embeds=contexts.to(checkpoint.unet.dtype),
-                pooled_prompt_embeds=pooled.to(checkpoint.unet.dtype),
-                latents=noise.to(checkpoint.device, checkpoint.unet.dtype),
-                width=width,
-                height=height,
-                num_inference_steps=steps,
-                guidance_scale=1.0,
-                output_type="latent",
-                callback_on_step_end=stepped,
-            )
+            contexts, pooled = (values.to(checkpoint.device) for values in checkpoint.encode_text([caption, ""]))
+            noise = draw_noise(seed, number, (1, 4, height // checkpoint.vae_factor, width // checkpoint.vae_factor))
+            sample(checkpoint, contexts, pooled, noise, steps, 1.0, lambda step: on_step(step, steps))
 
 
 def places_of(parts: Sequence[Sequence[int]], ids: Sequence[int]) -> list[int]:
