@@ -10,63 +10,43 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""
-        from .compare import CompareSubjects
-        from .dataset import SegMixDataset
-        from .detail import DetailSubjects
-        from .find import DetectSubjects, SamMask
-        from .found_subject import FindSubject
-        from .fuse_loras import FuseLoras
-        from .generate import MakeLayout
-        from .init_latent import InitLatent
-        from .layout_guidance import LayoutGuidance
-        from .layout_parts import LayoutParts
-        from .lora_subject import LoraSubject
-        from .mini import MiniCheckpoint, MiniPhotos
-        from .photos import LoadPhotos
-        from .preview import MakeTrainPreview
-        from .priors import MakePriors
+        from . import (  # fmt: skip
+            compare,
+            dataset,
+            detail,
+            find,
+            found_subject,
+            fuse_loras,
+            generate,
+            init_latent,
+            layout_guidance,
+            layout_parts,
+            lora_subject,
+            mini,
+            photos,
+            preview,
+            priors,
+            regional_prompts,
+            samplers,
+            search,
+            separate_loras,
+            settings,
+            subject,
+            subject_sets,
+            train,
+            watermark,
+            words,
+        )
         from .ranges import checked
-        from .regional_prompts import RegionalPrompts
-        from .samplers import StartNoise
-        from .search import FindSeed
-        from .separate_loras import SeparateLoras
-        from .settings import MakeTrainSettings
-        from .subject import MakeSubject
-        from .subject_sets import LoadSubjectSet, SaveSubjectSet
-        from .train import TrainLora
-        from .watermark import AddWatermark, FindWatermark
-        from .words import AskLayout, SubjectPrompt
 
         nodes = [
-            FindSubject,
-            LoadPhotos,
-            DetectSubjects,
-            SamMask,
-            MakeSubject,
-            LoadSubjectSet,
-            SaveSubjectSet,
-            MakePriors,
-            SegMixDataset,
-            TrainLora,
-            MakeTrainSettings,
-            MakeTrainPreview,
-            SubjectPrompt,
-            MakeLayout,
-            AskLayout,
-            DetailSubjects,
-            LayoutParts,
-            InitLatent,
-            StartNoise,
-            LoraSubject,
-            FuseLoras,
-            SeparateLoras,
-            RegionalPrompts,
-            LayoutGuidance,
-            CompareSubjects,
-            FindSeed,
-            AddWatermark,
-            FindWatermark,
-            MiniCheckpoint,
-            MiniPhotos,
-        ]
+            found_subject.FindSubject, photos.LoadPhotos, find.DetectSubjects, find.SamMask, subject.MakeSubject,
+            subject_sets.LoadSubjectSet, subject_sets.SaveSubjectSet, priors.MakePriors, dataset.SegMixDataset,
+            train.TrainLora, settings.MakeTrainSettings, preview.MakeTrainPreview, words.SubjectPrompt,
+            generate.MakeLayout, words.AskLayout, detail.DetailSubjects, layout_parts.LayoutParts,
+            init_latent.InitLatent, samplers.StartNoise, lora_subject.LoraSubject, fuse_loras.FuseLoras,
+            separate_loras.SeparateLoras, regional_prompts.RegionalPrompts, layout_guidance.LayoutGuidance,
+            compare.CompareSubjects, search.FindSeed, watermark.AddWatermark, watermark.FindWatermark,
+            mini.MiniCheckpoint, mini.MiniPhotos,
+        ]  # fmt: skip
         return [checked(node) for node in nodes]

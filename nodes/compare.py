@@ -52,17 +52,10 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
                     "Least confidence of a figure. Lower it when figures are overlooked, raise it when more "
                     "are seen than there are."
                 ),
-                io.String.Input(
-                    "query",
-                    default="",
-                    placeholder="dog, cat",
-                    tooltip="What to look for, several separated by commas. Empty: the subjects' class nouns.",
-                ),
-                io.Boolean.Input(
-                    "cut_out",
-                    default=False,
-                    tooltip="Compare with the subjects cut out of their photos. Off: with the whole photos, as the "
-                    "paper's code does.",
+                widgets.query(),
+                widgets.cut_out(
+                    "Compare with the subjects cut out of their photos. Off: with the whole photos, as the paper's "
+                    "code does."
                 ),
                 widgets.download(),
             ],

@@ -108,15 +108,8 @@ class DetailSubjects(io.ComfyNode):  # type: ignore[misc]
                 widgets.model("segmenter", "The model that finds their outlines."),
                 widgets.model("embedder", "The model that says who is who."),
                 widgets.threshold("Least confidence of a figure, as in D&C Score."),
-                io.String.Input(
-                    "query",
-                    default="",
-                    placeholder="dog, cat",
-                    tooltip="What to look for, several separated by commas. Empty: the subjects' class nouns.",
-                ),
-                io.Boolean.Input(
-                    "cut_out", default=False, tooltip="Compare with the cut-out subjects, as in D&C Score."
-                ),
+                widgets.query(),
+                widgets.cut_out("Compare with the cut-out subjects, as in D&C Score."),
                 widgets.download(),
             ],
             outputs=[

@@ -51,9 +51,7 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
                 widgets.model("detector", "The model that finds the figures."),
                 widgets.model("embedder", "The model that compares them."),
                 widgets.threshold("Least confidence of a figure, as in D&C Score."),
-                io.Boolean.Input(
-                    "cut_out", default=False, tooltip="Compare with the cut-out subjects, as in D&C Score."
-                ),
+                widgets.cut_out("Compare with the cut-out subjects, as in D&C Score."),
                 widgets.download(),
             ],
             outputs=[PreviewSocket.Output(display_name="preview", tooltip="For Train LoRA.")],

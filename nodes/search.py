@@ -58,15 +58,8 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
                 widgets.model("detector", "The model that finds the figures."),
                 widgets.model("embedder", "The model that compares them."),
                 widgets.threshold("Least confidence of a figure, as in D&C Score."),
-                io.String.Input(
-                    "query",
-                    default="",
-                    placeholder="dog, cat",
-                    tooltip="What to look for, several separated by commas. Empty: the subjects' class nouns.",
-                ),
-                io.Boolean.Input(
-                    "cut_out", default=False, tooltip="Compare with the cut-out subjects, as in D&C Score."
-                ),
+                widgets.query(),
+                widgets.cut_out("Compare with the cut-out subjects, as in D&C Score."),
                 widgets.download(),
             ],
             outputs=[

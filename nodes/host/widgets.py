@@ -54,6 +54,21 @@ def model(role: Role, tooltip: str) -> io.Combo.Input:
     return io.Combo.Input(role, options=choices, default=choices[0], tooltip=words)
 
 
+def query() -> io.String.Input:
+    """Return the widget "query" of Detect-and-Compare: words separated by commas."""
+    return io.String.Input(
+        "query",
+        default="",
+        placeholder="dog, cat",
+        tooltip="What to look for, several separated by commas. Empty: the subjects' class nouns.",
+    )
+
+
+def cut_out(tooltip: str) -> io.Boolean.Input:
+    """Return the widget "cut_out": whether pictures are compared with cut-out subjects."""
+    return io.Boolean.Input("cut_out", default=False, tooltip=tooltip)
+
+
 def download() -> io.Boolean.Input:
     """Return the widget that allows fetching missing models."""
     return io.Boolean.Input("download", default=False, tooltip="Fetch missing models into ComfyUI's models folder.")
