@@ -38,6 +38,11 @@ def _noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def test_it_is_told_to_be_unfinished() -> None:
+    with pytest.raises(family.MissingMiniWeights, match="its training is not finished. Use 'mini'."):
+        open_checkpoint("mini-flux")
+
+
 def test_tokens_are_latents_in_squares_of_four() -> None:
     z = _noise(2, 4, 6, 10)
     assert torch.equal(unpacked(packed(z), 6, 10), z)

@@ -105,7 +105,7 @@ FAMILIES: dict[str, Family] = {
     # NoobAI and the like. DCO's beta is made for noise; velocities are weighed so that they count as their noise.
     "sdxl_base_v1-0_v": Family(
         {"resolution": 1024}, captions="tags", file_names="sgm",
-        sampling=Sampling(28, 5.0, "euler", "normal", "NoobAI's model card"),
+        sampling=Sampling(28, 5.0, "euler", "normal", "card of NoobAI-XL 1.0; sampler general"),
     ),
     # The official MuDI code for FLUX: 3e-4, rank 32, 2010 steps of 1 x 4 at 512 px, guidance 1, no DCO; figures of 0.9
     # to 1 at least 64 of 1024 px from the border, on canvases of which a quarter is black. Shift: sd-scripts.

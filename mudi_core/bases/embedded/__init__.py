@@ -203,6 +203,10 @@ def fill(model: nn.Module, name: str, folder: Path | None = None) -> None:
 
     path = (folder or WEIGHTS) / f"{name}.safetensors"
     if not path.is_file():
+        if name == "flux":
+            raise MissingMiniWeights(
+                "The mini FLUX is not part of this version, because its training is not finished. Use 'mini'."
+            )
         raise MissingMiniWeights(
             f"The embedded model's file {path} is missing. Clone the repository again, or train it: "
             "python -m workshop.train --help"
@@ -235,7 +239,7 @@ def load_unet() -> UNet2DConditionModel:
 
 
 def load_flux() -> FluxTransformer2DModel:
-    """Return the trained FLUX transformer."""
+    """Return the trained FLUX transformer. Raise `MissingMiniWeights`: it is still being trained."""
     return load(build_flux(), "flux")
 
 
