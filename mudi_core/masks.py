@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import torch
+from torch import Tensor
 from torch.nn import functional
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def mask_box(mask: Tensor, threshold: float = 0.5) -> tuple[int, int, int, int] | None:
@@ -24,7 +21,7 @@ def mask_box(mask: Tensor, threshold: float = 0.5) -> tuple[int, int, int, int] 
 
 def coverage(mask: Tensor) -> float:
     """Return the share of the picture that a mask ``[h, w]`` covers, 0..1."""
-    return float(mask.float().mean())
+    return float(mask.mean(dtype=torch.float32))
 
 
 def resize(mask: Tensor, size: tuple[int, int]) -> Tensor:

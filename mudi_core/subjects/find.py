@@ -97,8 +97,9 @@ def segment_boxes(photo: Photo, xyxy: Tensor, segmenter: Segmenter, which: Which
     unless `which` is "best".
     """
     with _with_limits(segmenter):
-        found = [_checked(_without_specks(mask), photo, which) for mask in segmenter(photo.image, xyxy)]
-    return stacked([Levels((mask > 0.5).to(torch.uint8) * 255) for mask in found])
+        masks = (segmenter(photo.image, xyxy) > 0.5).to(torch.uint8)
+        found = [_checked(_without_specks(mask), photo, which) for mask in masks]
+    return stacked([Levels(mask * 255) for mask in found])
 
 
 def subject_from_masks(
@@ -267,4 +268,10 @@ def _without_specks(mask: Tensor) -> Tensor:
         return mask
     areas = stats[:, cv2.CC_STAT_AREA].copy()
     areas[0] = 0  # the background
-    return torch.from_numpy((areas >= SPECK * areas.max())[np.asarray(labels)]).to(mask.dtype)
+    kept = areas >= SPECK * areas.max()
+    if kept[1:].all():
+        return mask
+    clean = torch.empty_like(mask)
+    for row, line in zip(clean, np.asarray(labels), strict=True):  # row by row: numpy makes indices of 8 bytes
+        row.copy_(torch.from_numpy(kept[line]))
+    return clean

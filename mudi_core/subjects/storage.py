@@ -276,7 +276,7 @@ def _write_files(subjects: Sequence[Subject | _OnDisk], folder: Path, one_more: 
             suffix = entry.mask.suffix if isinstance(entry.mask, Path) else ".png"
             mask_name = _free_name(str(path.with_name(f"{MASK_PREFIX}{path.stem}{suffix}")), f"{id}_", taken)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            if entry.photo == copy:
+            if entry.photo is copy:
                 copy.rename(folder / name)
             else:
                 _put(entry.photo, folder / name)
