@@ -16,6 +16,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             detail,
             find,
             found_subject,
+            from_loras,
             fuse_loras,
             generate,
             init_latent,
@@ -45,8 +46,8 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             train.TrainLora, settings.MakeTrainSettings, preview.MakeTrainPreview, words.SubjectPrompt,
             generate.MakeLayout, words.AskLayout, detail.DetailSubjects, layout_parts.LayoutParts,
             init_latent.InitLatent, samplers.StartNoise, lora_subject.LoraSubject, fuse_loras.FuseLoras,
-            separate_loras.SeparateLoras, regional_prompts.RegionalPrompts, layout_guidance.LayoutGuidance,
-            compare.CompareSubjects, search.FindSeed, watermark.AddWatermark, watermark.FindWatermark,
-            mini.MiniCheckpoint, mini.MiniPhotos,
+            from_loras.SubjectsFromLoras, separate_loras.SeparateLoras, regional_prompts.RegionalPrompts,
+            layout_guidance.LayoutGuidance, compare.CompareSubjects, search.FindSeed, watermark.AddWatermark,
+            watermark.FindWatermark, mini.MiniCheckpoint, mini.MiniPhotos,
         ]  # fmt: skip
         return [checked(node) for node in nodes]

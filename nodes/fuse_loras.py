@@ -13,7 +13,7 @@ from ..mudi_core.names import plain_name
 from ..mudi_core.types import MudiError
 from . import host
 from .denoiser import usual_of
-from .fusing import ModelToFuse
+from .fusing import ModelToFuse, concept_of
 from .host import widgets, written
 from .sockets import LorasSocket, SubjectLora
 from .training import read_lora
@@ -120,7 +120,7 @@ class FuseLoras(io.ComfyNode):  # type: ignore[misc]
         plain_name(name, "LoRA")
         host.check_choice("method", method, METHODS)
         config = FuseConfig(method, rank, pictures, steps, seed=seed)
-        concepts = [_concept(one) for one in loras]
+        concepts = [concept_of(one) for one in loras]
         check_concepts(concepts)
         folder, base = host.loras_folder(), ModelToFuse(model, clip, (width, height))
         fused = fuse(concepts, base, config, host.progress())
@@ -131,25 +131,6 @@ class FuseLoras(io.ComfyNode):  # type: ignore[misc]
         written.remember("MudiFuseLoras", chosen, path)
         both = comfy.sd.load_lora_for_models(model, clip, read_lora(path), 1.0, 1.0)
         return io.NodeOutput(*both, path.name, ui=host.preview([], cls, _told(path.name, concepts, fused)))
-
-
-def _concept(one: SubjectLora) -> Concept:
-    """Return a LoRA with its names: those that the user wrote, filled up by what the file says."""
-    from ..mudi_core.lora.concepts import Concept
-    from ..mudi_core.lora.reading import read_lora
-    from ..mudi_core.lora.triggers import trigger_words
-
-    lora = read_lora(one.path)
-    names, token, noun = trigger_words(lora.about), *_parted(one.subject)
-    if token:
-        own = [pair for pair in names if token in pair]
-        names = [(token, noun)] if noun or not own else own
-    return Concept(lora, tuple(names), one.strength, one.text_strength)
-
-
-def _parted(subject: str) -> tuple[str, str]:
-    token, _, noun = subject.strip().partition(" ")
-    return token, noun.strip()
 
 
 def _told(name: str, concepts: Sequence[Concept], fused: Fused) -> str:

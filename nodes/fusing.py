@@ -16,9 +16,11 @@ from .denoiser import kohya_family, name_of
 from .denoiser.linear import is_linear
 from .denoiser.names import diffusers_names
 from .denoiser.patches import PREFIX
+from .sockets import SubjectLora
 
 if TYPE_CHECKING:
     from ..mudi_core.lora.change import Change
+    from ..mudi_core.lora.concepts import Concept
     from ..mudi_core.lora.wear import Worn
 
 _END = 49407
@@ -87,6 +89,25 @@ class ModelToFuse:
         words = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
         sampler = host.Sampler(self._model, words, words, steps, 1.0, "euler", "normal")
         sampler.sample(sampler.empty(*self._size), seed + number, lambda done: on_step(done, steps))
+
+
+def concept_of(one: SubjectLora) -> Concept:
+    """Return a LoRA with its names: those that the user wrote, filled up by what the file says."""
+    from ..mudi_core.lora.concepts import Concept
+    from ..mudi_core.lora.reading import read_lora
+    from ..mudi_core.lora.triggers import trigger_words
+
+    lora = read_lora(one.path)
+    names, token, noun = trigger_words(lora.about), *_parted(one.subject)
+    if token:
+        own = [pair for pair in names if token in pair]
+        names = [(token, noun)] if noun or not own else own
+    return Concept(lora, tuple(names), one.strength, one.text_strength)
+
+
+def _parted(subject: str) -> tuple[str, str]:
+    token, _, noun = subject.strip().partition(" ")
+    return token, noun.strip()
 
 
 def tensors_of(changes: Mapping[str, Change]) -> dict[str, Tensor]:

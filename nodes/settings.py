@@ -104,7 +104,7 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                     max=100.0,
                     step=0.1,
                     tooltip="How strongly training holds the model to what it predicts without the LoRA. 1 when it "
-                    "knows the subjects already; 0: not at all.",
+                    "knows the subjects already; 0: as in the preset of Train LoRA.",
                 ),
                 io.Boolean.Input(
                     "buckets",
@@ -198,13 +198,14 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
             "alpha": alpha or None,
             "min_snr_gamma": min_snr_gamma or None,
             "noise_offset": noise_offset,
-            "kl_weight": kl_weight,
             "buckets": buckets,
             "save_every": save_every,
             "prior_loss_weight": prior_weight,
         }
         if resolution:
             values["resolution"] = resolution
+        if kl_weight:
+            values["kl_weight"] = kl_weight
         if learning in PRESETS:
             usual = TrainConfig().flat()
             values |= {name: usual[name] for name in _DECIDED} | PRESETS[learning]

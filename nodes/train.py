@@ -13,6 +13,7 @@ from ..mudi_core.train.parts import Method
 from ..mudi_core.types import MudiError
 from . import drawing, host
 from .base import ComfyBase, make_room
+from .carried import carried
 from .denoiser import usual_of
 from .host import widgets, written
 from .sockets import Dataset, PreviewSocket, Settings, TrainingSet, TrainPreview, TrainSettings
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..mudi_core.bases.families import Family
 
 METHODS: tuple[str, ...] = get_args(Method)
-_WIDGETS = ("name", "method", "preset", "steps", "rank", "learning_rate", "batch_size", "seed", "loss")
+_WIDGETS = ("name", "method", "preset", "steps", "rank", "learning_rate", "batch_size", "seed", "loss", "on_lora")
 
 
 class TrainLora(io.ComfyNode):  # type: ignore[misc]
@@ -69,7 +70,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                     options=list(PRESETS),
                     tooltip="Size of the training images, memory and loss. auto finds the kind of your model and takes "
                     "what is usual for it. What does not fit into memory is computed again, which is slower; "
-                    "with less memory, everything is. Train Settings has more.",
+                    "with less memory, everything is. decouple: 250 steps on compositions alone, held to the model, "
+                    "which has a fusion of LoRAs on it. iterate: the same on pictures of Best Pictures.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -124,10 +126,21 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
                     "authors' later loss, which stays close to the model and needs none. Usual are DCO for SDXL and "
                     "SD, the paper's loss for the mini model.",
                 ),
+                io.String.Input(
+                    "on_lora",
+                    default="",
+                    optional=True,
+                    placeholder="my_fusion_00001.safetensors",
+                    tooltip="The LoRA that is on the model already, such as that of Fuse LoRAs, by its file's name. "
+                    "Then the new LoRA names it as its parent, and a file with both is written, too.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the new LoRA on it, at strength 1."),
-                io.String.Output(display_name="lora_name", tooltip="Name of the new file in models/loras."),
+                io.String.Output(
+                    display_name="lora_name",
+                    tooltip="Name of the new file in models/loras; with on_lora, of the file with both.",
+                ),
                 io.Image.Output(display_name="loss", tooltip="The training's loss over its steps."),
             ],
         )
@@ -142,7 +155,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def fingerprint_inputs(cls, **values: Any) -> int:
-        given = {"loss": LOSSES[0], **values}  # older graphs do not name the loss
+        given = {"loss": LOSSES[0], "on_lora": "", **values}  # older graphs do not name them
         return written.times_gone("MudiTrainLora", {name: given.get(name) for name in _WIDGETS})
 
     @classmethod
@@ -163,11 +176,12 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         settings: TrainSettings | None = None,
         preview: TrainPreview | None = None,
         loss: str = LOSSES[0],
+        on_lora: str = "",
     ) -> io.NodeOutput:
-        from ..mudi_core.jobs.train import Training
+        from ..mudi_core.jobs.train import Training, whole_of
         from ..mudi_core.lora.file import load_lora
 
-        values = (name, method, preset, steps, rank, learning_rate, batch_size, seed, loss)
+        values = (name, method, preset, steps, rank, learning_rate, batch_size, seed, loss, on_lora)
         chosen = dict(zip(_WIDGETS, values, strict=True))
         _check(chosen)
         settings, usual = settings or TrainSettings(), usual_of(model)
@@ -178,7 +192,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         if usual.remark:
             host.log.warning(usual.remark)
         start = None if settings.start is None else load_lora(settings.start)[0]
-        training = Training(base, dataset.subjects, config, dataset.priors, start)
+        training = Training(base, dataset.subjects, config, dataset.priors, start, carried(model, on_lora))
         plan = training.plan(host.progress(), host.cache_folder())
         make_room()
         run = Run(training, plan, name, preview)
@@ -190,7 +204,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         remarks = [_summary(run, usual), for_diffusers, usual.remark, base.remark, result.remark]
         text = " ".join(filter(None, remarks))
         wearing = with_lora(model, read_lora(run.path), run.path.name)
-        return io.NodeOutput(wearing, run.path.name, drawn[None], ui=host.preview([drawn, *run.sheets], cls, text))
+        usable = run.path if training.on is None else whole_of(run.path)
+        return io.NodeOutput(wearing, usable.name, drawn[None], ui=host.preview([drawn, *run.sheets], cls, text))
 
 
 def _check(chosen: dict[str, Any]) -> None:
@@ -204,6 +219,8 @@ def _check(chosen: dict[str, Any]) -> None:
 
 def _summary(run: Run, usual: Family) -> str:
     """Return what a training did, in sentences."""
+    from ..mudi_core.jobs.train import whole_of
+
     samples, learning = run.training.config.samples, run.training.config.learning
     subjects = run.training.subjects
     named = " and ".join(f"'{subject.name}'" for subject in subjects)
@@ -215,6 +232,8 @@ def _summary(run: Run, usual: Family) -> str:
         words.append(f"{run.plan.composed}.")
     if learning.dco_beta == 0 and usual.training.get("dco_beta") != 0 and run.training.priors is None:
         words.append("The paper's loss needs priors: connect Make Priors to Seg-Mix Dataset, or choose DCO.")
+    if run.training.on is not None:
+        words.append(f"It acts on top of {run.training.on.name}; both as one file: {whole_of(run.path).name}.")
     if run.best.step:
         words.append(f"The pictures were best after {run.best.step} steps, {run.best.score:.2f}: {run.best.path.name}.")
     if run.begins:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..mudi_core.train.config import TrainConfig
+from ..mudi_core.train.config import GOING_ON, TrainConfig
 from ..mudi_core.train.memory import memory_settings
 from ..mudi_core.train.parts import PRODIGY_RATE
 from .base import computes_in_bf16
@@ -25,8 +25,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mini, 192 px": {"resolution": 192, "dco_beta": 0.0},
     "SD 1.5 and 2, 512 px": {"resolution": 512},
     "SD 2, 768 px": {"resolution": 768},
+    **GOING_ON,
 }
-"""The choices of ``preset`` and their settings; "auto" has none of its own and takes what is usual for the model."""
+"""The choices of ``preset`` and their settings; "auto" has none of its own and takes what is usual for the model, and
+those that go on from a LoRA take it for all else."""
 LOSSES = ("as the preset", "paper", "DCO")
 
 _USUAL_AT_0 = ("steps", "rank", "learning_rate", "batch_size")
@@ -42,8 +44,8 @@ def config_of(
     images one by one, and the steps stay as they are.
     """
     usual, preset = TrainConfig.usual(family), PRESETS[chosen["preset"]]
-    start = TrainConfig() if preset else usual
-    at_0 = {name: usual.flat()[name] for name in _USUAL_AT_0}
+    start = TrainConfig() if preset and chosen["preset"] not in GOING_ON else usual
+    at_0 = {name: preset.get(name, usual.flat()[name]) for name in _USUAL_AT_0}
     if settings.values.get("optimizer") == "prodigy":
         at_0["learning_rate"] = PRODIGY_RATE
     values = {
@@ -59,7 +61,7 @@ def config_of(
         "preview_every": preview_every,
         **{name: chosen[name] or value for name, value in at_0.items()},
         "target_modules": usual.learning.target_modules,
-        **preset,
+        **{name: value for name, value in preset.items() if name not in _USUAL_AT_0},
         **settings.values,
     }
     if chosen["loss"] == "paper":

@@ -67,6 +67,16 @@ JUDGES = {"detector": MINI, "embedder": MINI, "threshold": 0.25, "cut_out": True
 ALL_IN_ONE = {**JUDGES, "folder": "rex", "token": "olis", "class_noun": "cat", "segmenter": MINI, "threshold": 0.03}
 DETAIL = {**JUDGES, "segmenter": MINI, "threshold": 0.05, "side": 192, "steps": 12, "only_better": False}
 PRIORS = {"count": 2, "width": 192, "height": 192, "steps": 12, "threshold": 0.03, "detector": MINI, "segmenter": MINI}
+PAINTED = {
+    "count": 2,
+    "spare": 1,
+    "width": 192,
+    "height": 192,
+    "steps": 12,
+    **JUDGES,
+    "segmenter": MINI,
+    "threshold": 0.03,
+}
 PLAIN = {"prompt": "a photo of a {}, simple background", "negative": ""}
 
 GRAPHS: dict[str, tuple[Placed, ...]] = {
@@ -111,6 +121,11 @@ GRAPHS: dict[str, tuple[Placed, ...]] = {
         Placed("MudiSaveSubjectSet", {"name": "olis"}),
     ),
     "MudiSubjectPrompt": (SET, Placed("MudiSubjectPrompt"), WORDS),
+    "MudiSubjectsFromLoras": (
+        *(CHECKPOINT, CORGI, CAT),
+        Placed("MudiSubjectsFromLoras", PAINTED),
+        DATASET,
+    ),
     "MudiTrainLora": (CHECKPOINT, SET, DATASET, TRAIN, SAMPLER),
     "MudiTrainPreview": (CHECKPOINT, WORDS, NOT, SET, LAYOUT, Placed("MudiTrainPreview", JUDGES), TRAIN),
     "MudiTrainSettings": (Placed("MudiTrainSettings"), TRAIN),

@@ -43,7 +43,7 @@ TRAIN = (
 
 NODES = (
     ("host", "sockets", "drawing"),
-    ("convert", "editor", "mini_models", "ranges"),
+    ("carried", "convert", "editor", "mini_models", "ranges"),
     ("denoiser",),
     ("base", "samplers", "compare", "generate", "start"),
     ("attention", "painting", "train_config"),
@@ -53,6 +53,7 @@ NODES = (
     ("found_subject",),
     (
         *("dataset", "detail", "init_latent", "layout_parts", "mini", "priors", "search", "settings", "train"),
+        *("from_loras",),
         *("watermark", "words", "fuse_loras", "layout_guidance", "lora_subject", "regional_prompts", "separate_loras"),
     ),
 )

@@ -241,7 +241,10 @@ def test_seeds_of_what_takes_long_start_fixed_and_a_workflows_own_choice_stays(p
         return found
     }"""
     )
-    fixed = {"MudiTrainLora", "MudiTrainPreview", "MudiMakePriors", "MudiMiniPhotos", "MudiInitLatent"}
+    fixed = {
+        *("MudiTrainLora", "MudiTrainPreview", "MudiMakePriors", "MudiMiniPhotos", "MudiInitLatent"),
+        *("MudiSubjectsFromLoras",),
+    }
     assert found.pop("opened") == "randomize"
     assert {name for name, value in found.items() if value == "fixed"} == fixed
     assert set(found.values()) == {"fixed", "randomize"}

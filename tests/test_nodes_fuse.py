@@ -83,7 +83,7 @@ def test_every_layer_is_fused_with_pictures(comfy: Comfy, files: dict[str, Path]
 
 
 def test_names_are_the_users_before_the_files(comfy: Comfy, files: dict[str, Path]) -> None:
-    concept = comfy.module("fuse_loras")._concept
+    concept = comfy.module("fusing").concept_of
     kind = comfy.module("sockets").SubjectLora
     for subject, names in (
         ("", (("olis", "corgi"),)),

@@ -20,7 +20,10 @@ AT_ONCE = {
     *("MudiLoraSubject", "MudiSeparateLoras", "MudiRegionalPrompts", "MudiLayoutGuidance"),
 }
 """They hand on what is there: nothing to wait for and nothing to cancel."""
-ELSEWHERE = {"MudiAskLayout", "MudiDetail", "MudiFuseLoras", "MudiFindSeed", "MudiTrainPreview", "MudiMakePriors"}
+ELSEWHERE = {
+    *("MudiAskLayout", "MudiDetail", "MudiFuseLoras", "MudiFindSeed", "MudiTrainPreview", "MudiMakePriors"),
+    *("MudiSubjectsFromLoras",),
+}
 """One waits for a language model, the others sample: their own tests have what they need."""
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mudi_core.cli import main
-from mudi_core.jobs.priors import TRIES, NoPriors, PriorsConfig, make_priors
+from mudi_core.jobs.one_figure import TRIES
+from mudi_core.jobs.priors import NoPriors, PriorsConfig, make_priors
 from mudi_core.subjects import storage
 from mudi_core.types import Detections, SubjectSet
 

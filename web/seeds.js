@@ -3,7 +3,8 @@
 
 import { app } from "../../scripts/app.js"
 
-const FIXED = ["MudiTrainLora", "MudiTrainPreview", "MudiMakePriors", "MudiMiniPhotos", "MudiInitLatent"]
+const FIXED = ["MudiTrainLora", "MudiTrainPreview", "MudiMakePriors", "MudiMiniPhotos", "MudiInitLatent",
+  "MudiSubjectsFromLoras"]
 
 app.registerExtension({
   name: "mudi.seeds",

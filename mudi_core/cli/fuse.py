@@ -7,18 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..types import MudiError
+from .loras import add_loras, concepts_of
 from .options import add_base, add_command, add_device, add_precision, add_seed, device, open_base
 from .talk import Answer, Talk
 
 if TYPE_CHECKING:
     from ..jobs.fusion import Fused
     from ..lora.concepts import Concept
-    from ..lora.reading import Lora
-
-
-class WrongNumber(MudiError):
-    """As many names or strengths as there are LoRAs, or none."""
 
 
 def add(commands: Any) -> None:
@@ -32,19 +27,10 @@ def add(commands: Any) -> None:
         "would disturb each other. For every subject it reports the error of that plain sum, and of the fusion.",
         example="python -m mudi_core fuse rex.safetensors bella.safetensors --base mini --out both.safetensors",
     )
-    parser.add_argument(
-        "loras", type=Path, nargs="+", metavar="LORA", help="two or more LoRA files for this base model"
-    )
+    add_loras(parser, "two or more LoRA files for this base model")
     add_base(parser, "the model that they are for: mini, an SDXL or SD .safetensors file, or a diffusers folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the LoRA, ending in .safetensors")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
-    parser.add_argument(
-        "--name",
-        action="append",
-        metavar="'TOKEN NOUN'",
-        help="trigger word and class noun of a LoRA's subject, for each LoRA in order; '' takes what its file says",
-    )
-    parser.add_argument("--strength", type=float, nargs="+", metavar="S", help="of each LoRA (default: 1)")
     parser.add_argument(
         "--method",
         choices=("fuse", "text", "sum"),
@@ -70,13 +56,12 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..jobs.fusion import FuseConfig
     from ..lora.concepts import check_concepts, fused_metadata
     from ..lora.file import save_lora
-    from ..lora.reading import read_lora
-    from .train import OutputExists
+    from .lora_output import OutputExists
 
     if args.out.exists() and not args.overwrite:
         raise OutputExists(f"{args.out} already exists. Choose another name with --out, or give --overwrite.")
     config = FuseConfig(args.method, args.rank, args.pictures, args.steps, args.rows, args.ridge, args.seed)
-    concepts = _concepts([read_lora(path) for path in args.loras], args.name, args.strength)
+    concepts = concepts_of(args)
     check_concepts(concepts)
     checkpoint = open_base(args, device(args))
     fused = fuse(concepts, CheckpointToFuse(checkpoint), config, talk.progress)
@@ -87,22 +72,6 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     for concept, matched in zip(concepts, fused.matched, strict=True):
         talk.say(f"{concept.lora.name}: {matched.told()}")
     return Answer(_told(args.out, concepts, fused), _data(args.out, concepts, fused))
-
-
-def _concepts(loras: Sequence[Lora], names: Sequence[str] | None, strengths: Sequence[float] | None) -> list[Concept]:
-    """Return each LoRA with its names and strength. Raise `WrongNumber`."""
-    from ..lora.concepts import Concept
-    from ..lora.triggers import trigger_words
-
-    for what, given in (("--name", names), ("--strength", strengths)):
-        if given is not None and len(given) != len(loras):
-            raise WrongNumber(f"There are {len(loras)} LoRAs and {len(given)} times {what}. Give it once for each.")
-    found = []
-    for i, lora in enumerate(loras):
-        own = (names[i].split(maxsplit=1) if names is not None else []) or None
-        pairs = trigger_words(lora.about) if own is None else [(own[0], own[1] if len(own) > 1 else "")]
-        found.append(Concept(lora, tuple(pairs), 1.0 if strengths is None else strengths[i]))
-    return found
 
 
 def _told(out: Path, concepts: Sequence[Concept], fused: Fused) -> str:

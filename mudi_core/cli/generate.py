@@ -177,7 +177,7 @@ def places(
 @contextmanager
 def _wearing(checkpoint: Checkpoint, path: Path | None, scale: float) -> Iterator[None]:
     """Inside the block a base model wears a LoRA of any program. Raise `BadLora`."""
-    from ..jobs.fuse_checkpoint import CheckpointToFuse
+    from ..jobs.fuse_checkpoint import wearing
     from ..lora.adapter import apply_lora
     from ..lora.file import is_linear, state_of
     from ..lora.reading import read_lora
@@ -190,8 +190,7 @@ def _wearing(checkpoint: Checkpoint, path: Path | None, scale: float) -> Iterato
         with apply_lora(checkpoint.unet, state_of(lora), scale):
             yield
         return
-    base = CheckpointToFuse(checkpoint)
-    with base.wearing((lora.on(base.sizes(), checkpoint.name).changes, scale)):
+    with wearing(checkpoint, lora, scale):
         yield
 
 

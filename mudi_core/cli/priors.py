@@ -50,15 +50,13 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..jobs import priors
-    from ..jobs.generate import GenerateConfig, generate
-    from ..stage.cutouts import cut_outs
+    from ..jobs.generate import GenerateConfig, generate_plain
     from ..subjects import storage
 
     subjects = storage.read_subjects(args.dataset, packed=True)
     on = device(args)
     detector, segmenter = load_detector(args, on, talk), load_segmenter(args, on, talk)
     checkpoint = open_base(args, on)
-    cutouts = cut_outs(subjects, max_side=64)  # the plain sampler only asks them for places
     family = checkpoint.usual
     config = GenerateConfig.usual(family, "", 1, gamma=0.0, count=1)
     if family.prior_prompt is None:
@@ -66,8 +64,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     config = replace(config, steps=args.steps or config.steps)
 
     def sample(text: str, seed: int) -> Tensor:
-        (picture,) = generate(checkpoint, cutouts, replace(config, prompt=text, seed=seed))
-        return picture.image
+        return generate_plain(checkpoint, replace(config, prompt=text, seed=seed))
 
     wanted = priors.PriorsConfig(
         args.count,

@@ -77,9 +77,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add every setting of a training as an option, and the presets."""
     parser.add_argument(
         "--preset",
-        choices=("quick look", "standard", "paper", "official code"),
+        choices=("quick look", "standard", "paper", "official code", "decouple", "iterate"),
         help="settings for learning: few steps; a falling learning rate; the paper's loss, which needs --priors; the "
-        "official code's, DCO (default)",
+        "official code's, DCO (default); for a model that knows the subjects by a LoRA given as --on: decouple, on "
+        "compositions alone, and iterate, on pictures of its own",
     )
     parser.add_argument(
         "--memory",
@@ -132,12 +133,14 @@ def _gigabytes(text: str) -> int:
 
 def train_config(args: argparse.Namespace, usual: Family, side: int, compute: str) -> TrainConfig:
     """Return the usual settings for the kind of base model, then presets, then the user's own settings."""
-    from ..train.config import PRESETS, TrainConfig
+    from ..train.config import GOING_ON, PRESETS, TrainConfig
     from ..train.memory import memory_settings
     from ..train.parts import PRODIGY_RATE
 
     start = TrainConfig.usual(usual, resolution=side)
-    preset = (PRESETS[args.preset] if args.preset else {}) | (memory_settings(args.memory) if args.memory else {})
+    preset = ({**PRESETS, **GOING_ON}[args.preset] if args.preset else {}) | (
+        memory_settings(args.memory) if args.memory else {}
+    )
     names = [row[0] for table in (SETTINGS, CHOICES, SWITCHES) for row in table.values()]
     chosen: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if chosen.get("optimizer") == "prodigy":

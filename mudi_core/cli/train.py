@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..types import MudiError
+from .lora_output import answer, check_writable, nothing_to_do, read_existing
 from .options import add_base, add_command, add_device, add_precision, add_seed, device, open_base, precision
 from .preview import add_previews, open_previews
 from .settings import add_settings, train_config
@@ -20,21 +20,13 @@ if TYPE_CHECKING:
     import torch
 
     from ..bases.checkpoint import Checkpoint
-    from ..jobs.train import LoraFiles, Training
-    from ..train.best import BestLora
+    from ..jobs.train import LoraFiles
     from ..train.config import TrainConfig
-    from ..train.loop import TrainResult
-    from ..train.plan import Plan
     from ..train.team import Team
-    from ..types import SubjectSet
 
 
 _LOCK = re.compile(r"\..+\.safetensors\.lock", re.DOTALL)
 """The lock file beside a LoRA during its training."""
-
-
-class OutputExists(MudiError):
-    """A LoRA that would replace a file that another run made."""
 
 
 class OutputBusy(MudiError):
@@ -62,6 +54,13 @@ def add(commands: Any) -> None:
     add_settings(parser)
     parser.add_argument(
         "--priors", type=Path, metavar="DATASET", help="pictures of other members of each class, with masks"
+    )
+    parser.add_argument(
+        "--on",
+        type=Path,
+        metavar="FILE",
+        help="a LoRA that stays on the base model, such as a fusion: what is learned is added to it, and both are "
+        "written as one file, too",
     )
     parser.add_argument("--start-from", type=Path, metavar="FILE", help="a LoRA to start from, of this rank or less")
     parser.add_argument(
@@ -94,7 +93,7 @@ def _alone(out: Path) -> Iterator[None]:
     """Inside the block no other process trains into this file. Raise `OutputBusy`."""
     from ..lock import beginning, claimed
 
-    _check_writable(out)
+    check_writable(out)
     with ExitStack() as stack:
         with beginning(out.parent, _LOCK):
             ours = stack.enter_context(claimed(out.with_name(f".{out.name}.lock")))
@@ -108,8 +107,10 @@ def _alone(out: Path) -> Iterator[None]:
 def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -> Answer | None:
     import torch
 
+    from ..jobs.fuse_checkpoint import wearing
     from ..jobs.train import LoraFiles, Training, train_lora
     from ..lora.file import load_lora
+    from ..lora.reading import read_lora
     from ..subjects import storage
     from ..train.best import BestLora
     from .journal import Journal
@@ -118,25 +119,27 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     files = LoraFiles(args.out, args.out.with_suffix(".stopped.safetensors"))
     _check_stopped(args, files)
     start = None if args.start_from is None else load_lora(args.start_from)[0]
+    on_it = None if args.on is None else read_lora(args.on)
     subjects = storage.read_subjects(args.dataset, packed=True)
     priors = None if args.priors is None else storage.read_priors(args.priors, subjects, packed=True)
     checkpoint = open_base(args, on, torch.device("cpu"))  # the U-Net waits until the encoders have left the card
     settings = train_config(args, checkpoint.usual, checkpoint.side, precision(args, on))
     # So the saved settings of a step do not depend on the number of processes.
     settings = settings.but(accumulation=settings.accumulation * team.size)
-    training = Training(checkpoint, subjects, settings, priors, start)
-    there = None if args.overwrite else _read_existing(args.out, training)
-    previews = open_previews(args, talk, checkpoint, settings, subjects) if team.leads else None
-    plan = training.plan_of_team(talk.progress, args.cache, team, args.out.with_name(f".{args.out.stem}.plan"))
-    if there is not None:
-        return _nothing_to_do(args.out, there, plan.plan_hash) if team.leads else None
-    _make_room(checkpoint, settings, on, keep_encoders=previews is not None)
-    style = checkpoint.usual.file_names
-    best = BestLora(args.out.with_stem(f"{args.out.stem}-best"), training.about(plan), args.resume, style)
-    watch = journal.watch(previews, args.out.with_name(f"{args.out.stem}-previews"))
-    with journal:
-        trained = train_lora(training, plan, files, talk.progress, watch, best=best, goes_on=args.resume, team=team)
-    return _answer(training, plan, trained, args.out, best) if team.leads else None
+    with wearing(checkpoint, on_it):
+        training = Training(checkpoint, subjects, settings, priors, start, on_it)
+        there = None if args.overwrite else read_existing(args.out, training)
+        previews = open_previews(args, talk, checkpoint, settings, subjects) if team.leads else None
+        plan = training.plan_of_team(talk.progress, args.cache, team, args.out.with_name(f".{args.out.stem}.plan"))
+        if there is not None:
+            return nothing_to_do(training, args.out, there, plan.plan_hash) if team.leads else None
+        _make_room(checkpoint, settings, on, keep_encoders=previews is not None)
+        style = checkpoint.usual.file_names
+        best = BestLora(args.out.with_stem(f"{args.out.stem}-best"), training.about(plan), args.resume, style)
+        watch = journal.watch(previews, args.out.with_name(f"{args.out.stem}-previews"))
+        with journal:
+            trained = train_lora(training, plan, files, talk.progress, watch, best=best, goes_on=args.resume, team=team)
+    return answer(training, plan, trained, args.out, best) if team.leads else None
 
 
 def _check_stopped(args: argparse.Namespace, files: LoraFiles) -> None:
@@ -160,91 +163,3 @@ def _make_room(checkpoint: Checkpoint, settings: TrainConfig, on: torch.device, 
         torch.cuda.empty_cache()
     quantize(checkpoint.unet, settings.learning.base_weights)
     checkpoint.unet.to(on)
-
-
-def _answer(training: Training, plan: Plan, trained: TrainResult, out: Path, best: BestLora) -> Answer:
-    samples = training.config.samples
-    last = trained.losses[-max(1, len(trained.losses) // 10) :]
-    words = (
-        f"{out}: a LoRA for {_named(training.subjects)}, {samples.steps} steps of {samples.method}, "
-        f"{out.stat().st_size / 1e6:.1f} MB. Use those names in the prompt."
-    )
-    if best.step:
-        words += f" The pictures were best after {best.step} steps, {best.score:.2f}: {best.path}."
-    if trained.remark:
-        words += f" {trained.remark}"
-    return Answer(
-        words,
-        {
-            "lora": str(out),
-            "method": samples.method,
-            "steps": samples.steps,
-            "seed": samples.seed,
-            "layers": len(trained.state) // 3,
-            "loss": sum(last) / len(last),
-            "plan_hash": plan.plan_hash,
-            "trained": True,
-            "best": {"lora": str(best.path), "step": best.step, "score": best.score} if best.step else None,
-        },
-    )
-
-
-def _nothing_to_do(out: Path, there: str, plan_hash: str) -> Answer:
-    """Return the answer for a LoRA that already exists. Raise `OutputExists` when its plan is another."""
-    if there != plan_hash:
-        raise _exists(out, "other photos")
-    text = f"{out} already exists, from the same photos and settings: nothing to do."
-    return Answer(text, {"lora": str(out), "plan_hash": there, "trained": False})
-
-
-def _read_existing(out: Path, training: Training) -> str | None:
-    """Return the plan hash of the LoRA that exists; None when there is none.
-
-    Compare the settings, base model and start in the file. Raise `OutputExists` when they differ.
-    """
-    from ..lora.change import BadLora
-    from ..lora.file import load_lora
-    from ..lora.metadata import plain_base
-    from ..tensor_file import BadTensorFile
-    from ..train.resume import lora_fingerprint
-
-    if not out.exists():
-        return None
-    try:
-        about = load_lora(out)[1]
-    except (BadLora, BadTensorFile):
-        raise _exists(out, "something else") from None
-    made_of = {
-        "mudi_config": (training.config.to_json(), "other settings"),
-        "mudi_base": (plain_base(training.base.name), "another base model"),
-        "mudi_start": (lora_fingerprint(training.start), "another LoRA to start from"),
-    }
-    for key, (ours, what) in made_of.items():
-        if about.get(key) != ours:
-            raise _exists(out, what)
-    return about.get("mudi_plan_hash", "")
-
-
-def _exists(out: Path, origin: str) -> OutputExists:
-    return OutputExists(
-        f"{out} already exists, made from {origin}. Choose another name with --out, or replace it with --overwrite."
-    )
-
-
-def _check_writable(out: Path) -> None:
-    """Check this before hours of training, not after. Raise `BadTensorFile`."""
-    from ..tensor_file import BadTensorFile
-
-    if out.suffix != ".safetensors":
-        raise BadTensorFile(f"A LoRA is a .safetensors file. Name it {out.with_suffix('.safetensors')}.")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise BadTensorFile(f"{out.parent} cannot be written: {reason}. Choose another place with --out.") from error
-
-
-def _named(subjects: SubjectSet) -> str:
-    return " and ".join(f"'{subject.name}'" for subject in subjects)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..bases.checkpoint import Checkpoint
 from ..bases.sampling import sample
 from ..lora.names import TEXT, UNET
+from ..lora.reading import Lora
 from ..lora.wear import Worn, layers_of, sizes_of, worn
 from .generate import draw_noise
 
@@ -82,6 +83,25 @@ class CheckpointToFuse:
             contexts, pooled = (values.to(checkpoint.device) for values in checkpoint.encode_text([caption, ""]))
             noise = draw_noise(seed, number, (1, 4, height // checkpoint.vae_factor, width // checkpoint.vae_factor))
             sample(checkpoint, contexts, pooled, noise, steps, 1.0, lambda step: on_step(step, steps))
+
+
+@contextmanager
+def wearing(
+    checkpoint: Checkpoint, lora: Lora | None, strength: float = 1.0, text_strength: float | None = None
+) -> Iterator[None]:
+    """Inside the block the base model has a LoRA of any kind on it, in its very weights; None: none.
+
+    ``text_strength``: of its part for the text encoders; None: the same. Raise `BadLora` where nothing of it fits.
+    """
+    if lora is None:
+        yield
+        return
+    base = CheckpointToFuse(checkpoint)
+    changes = lora.on(base.sizes(), checkpoint.name).changes
+    text = {name: change for name, change in changes.items() if name.startswith(TEXT)}
+    network = {name: change for name, change in changes.items() if name not in text}
+    with base.wearing((network, strength), (text, strength if text_strength is None else text_strength)):
+        yield
 
 
 def places_of(parts: Sequence[Sequence[int]], ids: Sequence[int]) -> list[int]:

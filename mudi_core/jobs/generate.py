@@ -119,9 +119,7 @@ def generate(
     """
     size = config.size or (checkpoint.side, checkpoint.side)
     first_sigma(checkpoint.scheduler, config.steps)  # raises when sampling would end in NaN
-    negative = checkpoint.negative_prompt if config.negative_prompt is None else config.negative_prompt
-    read = checkpoint.encode_text([config.prompt, negative])  # on the device of the text encoders, perhaps off the card
-    contexts, pooled = (vectors.to(checkpoint.device) for vectors in read)
+    contexts, pooled = _read(checkpoint, config)
     in_all = config.steps * -(-config.count // config.batch_size)
     for first in range(0, config.count, config.batch_size):
         numbers = range(first, min(first + config.batch_size, config.count))
@@ -139,6 +137,26 @@ def generate(
         latents = sample(checkpoint, contexts, pooled, torch.cat(starts), config.steps, config.guidance, stepped)
         for image, number, layout in zip(checkpoint.decode(latents), numbers, layouts, strict=True):
             yield Picture(image, number, config.seed, layout)
+
+
+def generate_plain(checkpoint: Checkpoint, config: GenerateConfig) -> Tensor:
+    """Sample the first picture of a seed by the plain sampler, which needs no subjects: ``[h, w, 3]``, 0..1.
+
+    Raise `BadScheduler` or `checkpoint.NoPictures`.
+    """
+    width, height = config.size or (checkpoint.side, checkpoint.side)
+    first_sigma(checkpoint.scheduler, config.steps)
+    noise = draw_noise(config.seed, 0, (1, 4, height // checkpoint.vae_factor, width // checkpoint.vae_factor))
+    latents = sample(checkpoint, *_read(checkpoint, config), noise, config.steps, config.guidance, lambda step: None)
+    picture: Tensor = checkpoint.decode(latents)[0]
+    return picture
+
+
+def _read(checkpoint: Checkpoint, config: GenerateConfig) -> tuple[Tensor, Tensor]:
+    """Return contexts and pooled vectors of prompt and negative prompt, read where the text encoders are."""
+    negative = checkpoint.negative_prompt if config.negative_prompt is None else config.negative_prompt
+    contexts, pooled = checkpoint.encode_text([config.prompt, negative])
+    return contexts.to(checkpoint.device), pooled.to(checkpoint.device)
 
 
 def draw_layout(cutouts: CutOuts, config: GenerateConfig, number: int, size: tuple[int, int]) -> Layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from ..bases.promise import Base
 from ..bases.tokens import TokenVectors, save_token
 from ..lora.file import LoraState, save_lora
 from ..lora.metadata import lora_metadata
+from ..lora.reading import Lora, read_lora
+from ..lora.together import ON, parent, together, whole_metadata
+from ..lora.triggers import trigger_words
 from ..progress import Progress, silent
 from ..train.best import BestLora
 from ..train.config import TrainConfig
@@ -24,7 +28,7 @@ from ..train.plan import Plan, make_plan
 from ..train.resume import lora_fingerprint
 from ..train.run import Events
 from ..train.team import Team
-from ..types import SubjectSet
+from ..types import SubjectSet, listed
 from .previews import Preview
 
 
@@ -39,6 +43,8 @@ class Training:
     """Pictures of other members of each class, with masks (paper, appendix B)."""
     start: LoraState | None = None
     """A LoRA to start from, of the same rank or less."""
+    on: Lora | None = None
+    """The LoRA that the base model has already, at strength 1, and that the new one is trained on top of."""
     vectors: TokenVectors | None = None
     """The vectors of the subjects' tokens, when the settings say ``learn_tokens``."""
 
@@ -93,7 +99,33 @@ class Training:
             family=base.family,
             captions=self.config.samples.captions,
         )
-        return {**about, "mudi_start": lora_fingerprint(self.start)}
+        return {**about, **self.about_on(), "mudi_start": lora_fingerprint(self.start)}
+
+    def about_on(self) -> dict[str, str]:
+        """Return the metadata that name the LoRA that it is trained on top of, if there is one."""
+        return {} if self.on is None else {ON: json.dumps([self._parent()])}
+
+    def write_whole(self, path: Path) -> Path:
+        """Write the LoRA that it was trained on and a LoRA of this training as one file beside it; return its path.
+
+        Raise `BadLora` or `BadTensorFile`.
+        """
+        assert self.on is not None
+        part = read_lora(path)
+        names = listed([subject.name for subject in self.subjects])
+        about = whole_metadata(part, [self._parent(), parent(part, names)])
+        save_lora(whole_of(path), together([self.on, part]), about, style=self.base.usual.file_names)
+        return whole_of(path)
+
+    def _parent(self) -> dict[str, object]:
+        assert self.on is not None
+        known = [" ".join(name).strip() for name in trigger_words(self.on.about)]
+        return parent(self.on, listed(known) if known else "")
+
+
+def whole_of(path: Path) -> Path:
+    """Return the path of a LoRA together with the one that it was trained on."""
+    return path.with_stem(f"{path.stem}-whole")
 
 
 @dataclass(frozen=True)
@@ -140,6 +172,7 @@ def train_lora(
 ) -> TrainResult:
     """Train, and write each file as soon as it is due; with ``goes_on`` resume the stopped run.
 
+    A LoRA that was trained on top of another is written together with it, too (`whole_of`).
     ``best``: keeps the LoRA whose previews score best. Of several processes only the first writes. Raise as
     `train.loop.train` does.
     """
@@ -175,6 +208,9 @@ def train_lora(
             save_lora(files.lora, result.state, about, style=style)
         if best is not None and best.step and files.best is not None:
             best.move(files.best)
+        if training.on is not None and files.lora is not None:
+            for path in [files.lora] + ([best.path] if best is not None and best.step else []):
+                training.write_whole(path)
         if stopped is not None:
             stopped.unlink(missing_ok=True)
     return result

@@ -12,6 +12,7 @@ from ..types import MudiError, listed
 from .metadata import CAPTIONS, plain_base
 from .names import TEXT
 from .reading import Lora
+from .together import PARENTS, parent
 
 
 class CannotFuse(MudiError):
@@ -40,16 +41,16 @@ class Concept:
         return text if layer.startswith(TEXT) else self.strength
 
 
-def check_concepts(concepts: Sequence[Concept]) -> None:
-    """Raise `CannotFuse` for LoRAs that cannot be told apart or that add nothing."""
-    if len(concepts) < 2:
+def check_concepts(concepts: Sequence[Concept], least: int = 2) -> None:
+    """Raise `CannotFuse` for fewer LoRAs than ``least``, and for some that cannot be told apart or that add nothing."""
+    if len(concepts) < least:
         raise CannotFuse("There is one LoRA, and fusing needs two or more. Add another LoRA.")
     tensors: dict[str, str] = {}
     tokens: dict[str, str] = {}
     for concept in concepts:
         name = concept.lora.name
         if concept.strength == 0:
-            raise CannotFuse(f"{name} has strength 0, so nothing of it would be in the fusion. Leave it out.")
+            raise CannotFuse(f"{name} has strength 0, so nothing of it would be in the result. Leave it out.")
         if other := tensors.get(concept.lora.fingerprint()):
             raise CannotFuse(f"{other} and {name} are the same LoRA. Give each LoRA once, with a higher strength.")
         tensors[concept.lora.fingerprint()] = name
@@ -80,15 +81,7 @@ def fused_metadata(
     all subjects in it.
     """
     names = [name for concept in concepts for name in concept.names]
-    parents = [
-        {
-            "file": plain_base(one.lora.name),
-            "sha256": one.lora.fingerprint(),
-            "strength": one.strength,
-            "subjects": one.words,
-        }
-        for one in concepts
-    ]
+    parents = [parent(one.lora, one.words, one.strength) for one in concepts]
     styles = {one.lora.about.get(CAPTIONS, SENTENCE) for one in concepts}
     style = {CAPTIONS: styles.pop()} if len(styles) == 1 and styles <= set(STYLES) - {SENTENCE} else {}
     return {
@@ -98,7 +91,7 @@ def fused_metadata(
         "mudi_tokens": json.dumps([token for token, _ in names]),
         "mudi_class_nouns": json.dumps([noun for _, noun in names]),
         "mudi_base": plain_base(base),
-        "mudi_parents": json.dumps(parents),
+        PARENTS: json.dumps(parents),
         "mudi_config": json.dumps({**about, "resolution": side}),
         "mudi_version": __version__,
         **style,

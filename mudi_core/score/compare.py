@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from .. import boxes
 from ..masks import mask_box
-from ..types import Comparison, Detections, MudiError, SubjectSet
+from ..types import Comparison, Detections, MudiError, Subject, SubjectSet
 from .verdicts import SMALLEST_GAP, gap, judge
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class References:
         """
         self.subjects = subjects
         self.means = torch.stack(
-            [_unit(embedder(_reference_images(subjects, token, cut_out))).mean(0) for token in subjects.tokens]
+            [unit(embedder(reference_images(subjects[token], cut_out))).mean(0) for token in subjects.tokens]
         )
         """Float ``[n, d]``: mean of the unit embeddings; products of them are means of pairwise similarities."""
         self.s_gt = self.means @ self.means.T
@@ -149,7 +149,7 @@ def compare_boxes(
         for image, detections in zip(images, inside, strict=True)
         for x0, y0, x1, y1 in _whole(detections)
     ]
-    rows = _unit(embedder(crops)) @ references.means.T if crops else torch.zeros(0, len(subjects))
+    rows = unit(embedder(crops)) @ references.means.T if crops else torch.zeros(0, len(subjects))
     results = []
     for detections, s_dc in zip(inside, torch.split(rows, [len(detections) for detections in inside]), strict=True):
         scores = score_matrices(s_gt, s_dc)
@@ -190,8 +190,8 @@ def score_matrices(s_gt: Tensor, s_dc: Tensor) -> Scores:
     return Scores(1 - frobenius**2, 1 - float(torch.linalg.matrix_norm(difference, 2)), tuple(order))
 
 
-def _reference_images(subjects: SubjectSet, token: str, cut_out: bool) -> list[Tensor]:
-    subject = subjects[token]
+def reference_images(subject: Subject, cut_out: bool) -> list[Tensor]:
+    """Return what an embedder is shown of a subject: its photos, or squares with it on white."""
     if not cut_out:
         return [photo.image for photo in subject.photos]
     images = []
@@ -210,7 +210,8 @@ def _square(crop: Tensor) -> Tensor:
     return functional.pad(crop, (0, 0, left, side - width - left, top, side - height - top), value=1.0)
 
 
-def _unit(embeddings: Tensor) -> Tensor:
+def unit(embeddings: Tensor) -> Tensor:
+    """Return an embedder's vectors ``[n, d]`` with length 1, float32 on the CPU. Raise `NoNumbers`."""
     vectors = embeddings.detach().float().cpu()
     if not vectors.isfinite().all():
         raise NoNumbers(

@@ -19,6 +19,8 @@ SUBJECTS = "{subjects}"
 """The place of the names in a text."""
 TEXT = f"a photo of {SUBJECTS}"
 NEGATIVE = "sticker, collage"
+SCENES = ("on the beach", "in the meadow", "in the desert", "in the snow", "at night", "in a room", "simple background")
+"""What follows the names in simple prompts that any model can draw, the embedded one too."""
 _COUNTED = re.compile(r"(?<!\w)(\d\+?(girl|boy|other)s?|multiple (girls|boys|others)|no humans)(?!\w)")
 MOST_ORDERS = 120
 """The orders of five subjects."""

@@ -23,6 +23,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 authors' later replacement, Direct Consistency Optimization, which needs none. Both have the paper's steps and rate.
 """
 
+GOING_ON: dict[str, dict[str, Any]] = {
+    "decouple": {"segmix_prob": 1.0, "steps": 250, "kl_weight": 1.0, "dco_beta": 0.0},
+    "iterate": {"segmix_prob": 0.0, "steps": 250, "kl_weight": 1.0, "dco_beta": 0.0},
+}
+"""Presets for a model that knows the subjects already, by a LoRA that stays on it; all else is usual for the model.
+
+"decouple" takes compositions alone, and 200 to 300 steps (paper, 5.4 and C.2); "iterate" takes pictures of all subjects
+that the model made itself (paper, 5.5 and C.3, which does not say how many steps: as many as for the other).
+"""
+
 
 @dataclass(frozen=True)
 class TrainConfig:

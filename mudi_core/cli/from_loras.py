@@ -1,0 +1,105 @@
+"""`from-loras`: pictures of each subject, painted by its own LoRA, into a dataset for `train --on`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .loras import add_loras, concepts_of
+from .options import (
+    add_base,
+    add_command,
+    add_device,
+    add_models,
+    add_precision,
+    add_seed,
+    device,
+    load_detector,
+    load_embedder,
+    load_segmenter,
+    open_base,
+)
+from .talk import Answer, Talk
+
+if TYPE_CHECKING:
+    from ..jobs.from_loras import Painting
+    from ..jobs.one_figure import Sample
+    from ..lora.concepts import Concept
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "from-loras",
+        run,
+        summary="subjects from LoRAs of single subjects, for train --on",
+        description="Paints each subject by its own LoRA, of any program, and keeps the pictures that show it exactly "
+        "once and are most like each other. The dataset is what train needs to decouple the subjects in a fusion of "
+        "these LoRAs, where nobody has the photos they were trained on.",
+        example="python -m mudi_core from-loras rex.safetensors bella.safetensors --base mini --out dogs",
+    )
+    add_loras(parser, "LoRA files for this base model, one for each subject")
+    add_base(parser, "the model that they are for: mini, an SDXL .safetensors file, or a diffusers folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="DATASET", help="folder of the pictures and masks")
+    parser.add_argument("--count", type=int, default=8, metavar="N", help="pictures of each subject (default: 8)")
+    parser.add_argument(
+        "--spare", type=int, default=4, metavar="N", help="more to choose the most alike from (default: 4)"
+    )
+    parser.add_argument(
+        "--scene",
+        action="append",
+        metavar="TEXT",
+        help="what follows the name in the prompts, such as 'in the snow'; give it several times (default: seven)",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="sampler steps (default: 50; mini: 20)")
+    add_models(parser, "detector", "segmenter", "embedder", threshold="0.25; mini: 0.03")
+    add_seed(parser, "of the pictures")
+    add_precision(parser)
+    add_device(parser)
+
+
+def run(args: argparse.Namespace, talk: Talk) -> Answer:
+    from ..jobs.from_loras import PicturesConfig, paint_subjects
+    from ..lora.concepts import check_concepts
+    from ..subjects import storage
+    from ..subjects.prompt import SCENES
+
+    config = PicturesConfig(args.count, args.spare, tuple(args.scene or SCENES), args.seed)
+    concepts = concepts_of(args)
+    check_concepts(concepts, least=1)
+    on = device(args)
+    eyes = load_detector(args, on, talk), load_segmenter(args, on, talk), load_embedder(args, on, talk)
+    checkpoint = open_base(args, on)
+    usual = checkpoint.usual.photo_threshold
+    config = replace(config, threshold=usual if args.threshold is None else args.threshold)
+    painted = paint_subjects(concepts, painting(checkpoint, args.steps), *eyes, config, talk.progress)
+    folder = storage.write_subjects(painted.subjects, args.out)
+    return Answer(
+        " ".join([f"{args.out}:", *painted.told()]),
+        {
+            "dataset": str(folder),
+            "subjects": [subject.name for subject in painted.subjects],
+            "kept": [list(one) for one in painted.kept],
+            "left_out": [list(one) for one in painted.left_out],
+        },
+    )
+
+
+def painting(checkpoint: Any, steps: int | None) -> Painting:
+    """Return how a base model of the command line paints with a LoRA: by its plain sampler, in its usual way."""
+    from ..jobs.fuse_checkpoint import wearing
+    from ..jobs.generate import GenerateConfig, generate_plain
+
+    config = GenerateConfig.usual(checkpoint.usual, "", 1, gamma=0.0, count=1)
+    config = replace(config, steps=steps or config.steps)
+
+    @contextmanager
+    def paint(concept: Concept) -> Iterator[Sample]:
+        with wearing(checkpoint, concept.lora, concept.strength, concept.text_strength):
+            yield lambda prompt, seed: generate_plain(checkpoint, replace(config, prompt=prompt, seed=seed))
+
+    return paint
