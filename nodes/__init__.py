@@ -24,6 +24,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             layout_parts,
             lora_subject,
             mini,
+            mini_lora,
             photos,
             preview,
             priors,
@@ -48,6 +49,6 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             init_latent.InitLatent, samplers.StartNoise, lora_subject.LoraSubject, fuse_loras.FuseLoras,
             from_loras.SubjectsFromLoras, separate_loras.SeparateLoras, regional_prompts.RegionalPrompts,
             layout_guidance.LayoutGuidance, compare.CompareSubjects, search.FindSeed, watermark.AddWatermark,
-            watermark.FindWatermark, mini.MiniCheckpoint, mini.MiniPhotos,
+            watermark.FindWatermark, mini.MiniCheckpoint, mini.MiniPhotos, mini_lora.MiniLora,
         ]  # fmt: skip
         return [checked(node) for node in nodes]

@@ -108,6 +108,7 @@ GRAPHS: dict[str, tuple[Placed, ...]] = {
     "MudiLoraSubject": (CHECKPOINT, SET, LAYOUT, OLIS, HTA, APART, MASKS),
     "MudiMakePriors": (CHECKPOINT, SET, Placed("MudiMakePriors", {**PRIORS, **PLAIN}), DATASET),
     "MudiMiniCheckpoint": (CHECKPOINT, SAMPLER),
+    "MudiMiniLora": (CHECKPOINT, SET, Placed("MudiMiniLora"), SAMPLER),
     "MudiMiniPhotos": (PHOTOS, FIND),
     "MudiNoise": (CHECKPOINT, Placed("BasicScheduler"), Placed("MudiNoise"), Placed("SamplerCustomAdvanced")),
     "MudiRegionalPrompts": (CHECKPOINT, SET, LAYOUT, Placed("MudiRegionalPrompts"), MASKS),

@@ -53,7 +53,7 @@ NODES = (
     ("found_subject",),
     (
         *("dataset", "detail", "init_latent", "layout_parts", "mini", "priors", "search", "settings", "train"),
-        *("from_loras",),
+        *("from_loras", "mini_lora"),
         *("watermark", "words", "fuse_loras", "layout_guidance", "lora_subject", "regional_prompts", "separate_loras"),
     ),
 )

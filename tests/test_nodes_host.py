@@ -47,6 +47,7 @@ NODES = {
     "MudiFindWatermark": ("Find Watermark (MuDI)", "MuDI/5 mark"),
     "MudiMiniCheckpoint": ("Mini Checkpoint (MuDI)", "MuDI/mini"),
     "MudiMiniPhotos": ("Mini Photos (MuDI)", "MuDI/mini"),
+    "MudiMiniLora": ("Mini LoRA (MuDI)", "MuDI/mini"),
 }
 """These are in people's workflows: a node keeps its id."""
 

@@ -37,6 +37,7 @@ MORE: Graph = {
     "guidance": node(
         "MudiLayoutGuidance", prompt="a photo of olis cat and hta cat", pull=2.5, push=2.5, words="", **PLACED
     ),
+    "ready": node("MudiMiniLora", model=["checkpoint", 0], train=False, subjects=["load", 0]),
     "mark": node("MudiWatermark", images=["photos", 0], key="words", strength=1.0),
     "marked": node("MudiFindWatermark", images=["photos", 0], key="words"),
     "words": node("CLIPTextEncode", clip=["checkpoint", 1], text="a photo of olis cat and hta cat"),

@@ -31,6 +31,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
     "layout": {"boxes": [dict(BOX), {**BOX, "x": 100}], "mode": "given boxes"},
     "subject": {"subjects": ["load", 0], "token": "lun"},
     "dataset": {"priors": ["load", 0]},
+    "ready": {"trained": ["checkpoint", 0]},
     "separate": {"latent": ["latent", 0]},
     "regions": {"latent": ["latent", 0]},
     "guidance": {"latent": ["latent", 0]},

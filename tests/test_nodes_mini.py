@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from comfyui import Comfy
+from tiny_models import tiny
 
 from mudi_core.bases import embedded as family
 from mudi_core.bases.checkpoint import open_checkpoint
+from mudi_core.bases.embedded.ready_lora import MADE_FOR, READY_LORA
 from mudi_core.lora.adapter import Adapter
-from mudi_core.lora.file import save_lora
+from mudi_core.lora.file import load_lora, save_lora
+from mudi_core.lora.metadata import read_lora_subjects
 from mudi_core.toy.world import PAIRS
+from mudi_core.types import SubjectSet
 
 PROMPT = "a photo of olis cat and hta cat, on the beach"
 
@@ -99,3 +104,45 @@ def test_the_mini_photos_are_those_of_the_pair(comfy: Comfy) -> None:
     again = comfy.run("MudiMiniPhotos", pair=pair, count=2, side=96, seed=5).result
     other = comfy.run("MudiMiniPhotos", pair=pair, count=2, side=96, seed=6).result
     assert torch.equal(a[1], again[0][1]) and not torch.equal(a[0], other[0][0])
+
+
+@pytest.fixture
+def ready(comfy: Comfy, mini_weights: None) -> Any:
+    """The mini model of today, with its own weights."""
+    return comfy.run("MudiMiniCheckpoint").result[0]
+
+
+def test_the_ready_lora_was_trained_on_the_weights_of_the_day(mini_weights: None) -> None:
+    """Otherwise: python -m workshop.ready_lora."""
+    about = load_lora(READY_LORA)[1]
+    assert about[MADE_FOR] == open_checkpoint("mini").denoiser().fingerprint()
+    assert read_lora_subjects(READY_LORA).names == [f"{one.token} {one.class_noun}" for one in PAIRS[0]]
+    assert READY_LORA.stat().st_size < 1_000_000
+
+
+def test_the_ready_lora_changes_every_layer_that_it_names_and_the_model_stays(comfy: Comfy, ready: Any) -> None:
+    (model,) = comfy.run("MudiMiniLora", model=ready, train=False).result
+    layers = [key for key in load_lora(READY_LORA)[0] if key.endswith(".alpha")]
+    assert len(model.patches) == len(layers) == 56 and not ready.patches
+
+
+def test_the_switch_takes_the_trained_model_and_asks_for_it_only_then(comfy: Comfy, ready: Any) -> None:
+    node = comfy.nodes["MudiMiniLora"]
+    assert node.check_lazy_status(model=ready, train=True, trained=None) == ["trained"]
+    assert node.check_lazy_status(model=ready, train=False, trained=None) == []
+    assert node.check_lazy_status(model=ready, train=True) == []
+    trained = ready.clone()
+    assert comfy.run("MudiMiniLora", model=ready, train=True, trained=trained).result == (trained,)
+    with pytest.raises(comfy.module("mini_lora").NotTrained, match="not muted"):
+        comfy.run("MudiMiniLora", model=ready, train=True)
+
+
+def test_the_ready_lora_is_refused_where_it_knows_nobody(comfy: Comfy, ready: Any, drawn_subjects: SubjectSet) -> None:
+    refusal = comfy.module("mini_lora").NotTheirs
+    (model,) = comfy.run("MudiMiniLora", model=ready, train=False, subjects=drawn_subjects).result
+    assert model.patches
+    bears = SubjectSet(tuple(replace(one, class_noun="bear") for one in drawn_subjects))
+    with pytest.raises(refusal, match="knows olis cat and hta cat, not olis bear and hta bear"):
+        comfy.run("MudiMiniLora", model=ready, train=False, subjects=bears)
+    with pytest.raises(refusal, match="for the mini model alone"):
+        comfy.run("MudiMiniLora", model=tiny(comfy, "flux1"), train=False)

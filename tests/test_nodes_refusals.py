@@ -16,7 +16,7 @@ from models import random_lora
 MINI = "mini (embedded)"
 AT_ONCE = {
     *("MudiLayoutParts", "MudiSubject", "MudiSubjectPrompt", "MudiNoise", "MudiTrainSettings"),
-    *("MudiWatermark", "MudiFindWatermark"),
+    *("MudiWatermark", "MudiFindWatermark", "MudiMiniLora"),
     *("MudiLoraSubject", "MudiSeparateLoras", "MudiRegionalPrompts", "MudiLayoutGuidance"),
 }
 """They hand on what is there: nothing to wait for and nothing to cancel."""
