@@ -297,6 +297,17 @@ class Verdict:
     """A sentence for the user."""
 
 
+@dataclass(frozen=True)
+class VerdictLimits:
+    """When a box shows a subject as itself."""
+
+    own: float = 2 / 3
+    """Least share of its likeness that belongs to the subject, 0.5..1: below it the box is mixed with another."""
+    alike: float = 2 / 3
+    """Least similarity to the subject, as a share of what the subject's own photos reach, 0..1: a blob may resemble
+    nobody else and still be nobody."""
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """The result of Detect-and-Compare for one picture (paper section 5, algorithm 3)."""

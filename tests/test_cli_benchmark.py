@@ -16,18 +16,23 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from mudi_core.bases.tokens import load_token, save_token
 from mudi_core.benchmark import run as work
+from mudi_core.benchmark.methods import METHODS
 from mudi_core.benchmark.results import OtherSpec, Result, Results
 from mudi_core.benchmark.run import Worker
-from mudi_core.benchmark.spec import METHODS, BadSpec, Cell, Judges, Spec, read_spec
-from mudi_core.benchmark.table import COLUMNS, clustered_interval, paired, summary, table
+from mudi_core.benchmark.spec import BadSpec, Cell, Judges, Spec, read_spec
+from mudi_core.benchmark.table import COLUMNS, nested, paired, summary, table
 from mudi_core.cli import main
 from mudi_core.eyes import embedded as eyes
 from mudi_core.report.chart import Bar, bar_chart
+from mudi_core.report.statistics import hierarchical_interval, hierarchical_means
+from mudi_core.toy.pairs import drawn
+from mudi_core.toy.world import PAIRS
 from mudi_core.train.config import SETTINGS as TRAIN_SETTINGS
 from mudi_core.types import Comparison, Detections, SubjectSet, Verdict
 
@@ -91,7 +96,7 @@ def test_the_specs_that_ship_are_whole(name: str, cells: int) -> None:
         (('base = "mini"', ""), "does not say 'base'"),
         (('base = "mini"', 'base = "mini'), "is not TOML"),
         (('"mudi"', '"magic"'), "no method 'magic'"),
-        (("seeds = 2", "seeds = 0"), "seeds is 1 or more"),
+        (("seeds = 2", "seeds = 0"), "seeds and trainings are 1 or more"),
         (("seeds = 2", "seeds = 2\nspeed = 3"), "no 'speed'"),
         (("{subjects}", "cats"), "has no {subjects}"),
         (("rank = 2", "ranks = 2"), r"\[train\] has no 'ranks'"),
@@ -146,6 +151,36 @@ def test_only_the_method_without_descriptive_class_calls_subjects_otherwise(draw
             spec.generate_config(cell, drawn_subjects).prompt == f"a photo of olis {noun} and hta {noun} in the meadow"
         )
         assert {subject.class_noun for subject in spec.as_named(cell, drawn_subjects)} == {noun}
+
+
+def test_trainings_have_seeds_and_files_of_their_own(spec_file: Path, tmp_path: Path) -> None:
+    spec = replace(read_spec(spec_file), trainings=3)
+    assert len(set(spec.cells())) == len(spec.cells()) == 3 * len(replace(spec, trainings=1).cells())
+    seeds = [spec.train_config("segmix", 192, training).samples.seed for training in range(3)]
+    assert seeds == [spec.seed, spec.seed + 1, spec.seed + 2]
+    with pytest.raises(BadSpec, match="seeds and trainings are 1 or more"):
+        replace(spec, trainings=0)
+    results = Results(tmp_path / "out", replace(spec, trainings=1))  # a folder of earlier, with one training
+    one = result("cats", "mudi", 0, 0.5)
+    results.add(one, torch.zeros(8, 8, 3))
+    more = Results(tmp_path / "out", spec)
+    assert [more.is_done(one.cell._replace(training=training)) for training in range(3)] == [True, False, False]
+    parts = Worker(more, eyes.load_detector(), eyes.load_embedder())._open_parts()
+    assert {"cats/segmix", "cats/segmix-2", "cats/segmix-3"} <= parts.keys()
+
+
+def test_pairs_that_a_seed_draws_take_the_place_of_the_built_in_ones(tmp_path: Path) -> None:
+    text = (SPECS / "embedded.toml").read_text()
+    (tmp_path / "spec.toml").write_text(text)
+    plain, by_seed = read_spec(tmp_path / "spec.toml"), read_spec(tmp_path / "spec.toml", pairs_seed=7)
+    assert plain.pair(2) == PAIRS[2] and by_seed.pair(2) == drawn(7, 5)[2]
+    Results(tmp_path / "out", plain)
+    with pytest.raises(OtherSpec, match="pairs_seed differ"):
+        Results(tmp_path / "out", by_seed)
+    (tmp_path / "spec.toml").write_text(text.replace("cats = 0", "cats = 6"))
+    with pytest.raises(BadSpec, match="there is no pair 6; there are 0 to 5"):
+        read_spec(tmp_path / "spec.toml")
+    assert read_spec(tmp_path / "spec.toml", pairs_seed=0).pairs_seed == 0
 
 
 def test_a_cell_is_read_as_it_was_written(spec_file: Path, tmp_path: Path) -> None:
@@ -405,25 +440,42 @@ def test_a_summary_counts_what_the_pictures_say() -> None:
     assert (one.count, one.mean, one.spectral, one.success, one.right_count) == (2, 0.5, 0.25, 0.5, 0.5)
     assert one.low == 0 and one.high == 1 and one.text_fidelity == pytest.approx(0.2)
     assert summary([result("a", "mudi", 0, 1.0)]).text_fidelity is None and one.combos_interval is None
-    assert summary([*done, result("b", "mudi", 0, 0.5)]).combos_interval == (0.5, 0.5)
+    assert summary([result(combo, "mudi", 0, 0.5) for combo in "ab"]).combos_interval == (0.5, 0.5)
     assert table(done).splitlines()[1:] == [
-        "a,mudi,0,0,2,2,1.000000,0.500000,1,2,0,0,0,0.300000",
-        "a,mudi,0,1,2,1,0.000000,0.000000,0,1,0,1,0,0.100000",
+        "a,mudi,0,0,0,2,2,1.000000,0.500000,1,2,0,0,0,0.300000",
+        "a,mudi,0,1,0,2,1,0.000000,0.000000,0,1,0,1,0,0.100000",
     ]
 
 
 def test_an_interval_over_combos_is_as_wide_as_the_combos_differ() -> None:
     alike = [result(combo, "mudi", seed, seed / 10) for combo in "abcd" for seed in range(10)]
     apart = [result(combo, "mudi", seed, "abcd".index(combo) / 3) for combo in "abcd" for seed in range(10)]
-    score = [clustered_interval(done, lambda one: one.comparison.score, 500) for done in (alike, apart)]
-    assert score[0] == pytest.approx((0.45, 0.45))
+    score = [hierarchical_interval(nested(done, lambda one: one.comparison.score)) for done in (alike, apart)]
+    assert 0.35 < score[0][0] < 0.4 and 0.5 < score[0][1] < 0.55  # 40 pictures whose deviation is 0.29
     assert score[1][0] < 0.3 and score[1][1] > 0.7
+
+
+def test_a_hierarchical_bootstrap_varies_as_its_formula_says() -> None:
+    rng = np.random.default_rng(1)
+    pairs, trainings, pictures = 6, 3, 8
+    table = rng.normal(size=(pairs, 1, 1)) + 0.7 * rng.normal(size=(pairs, trainings, 1))
+    table = table + 0.5 * rng.normal(size=(pairs, trainings, pictures))
+    groups = {str(p): {str(t): list(table[p, t]) for t in range(trainings)} for p in range(pairs)}
+    # What drawing with replacement adds at each level: the variance there, over how many are drawn in all.
+    of_pairs = table.mean((1, 2)).var() / pairs
+    of_trainings = table.mean(2).var(1).mean() / (pairs * trainings)
+    of_pictures = table.var(2).mean() / (pairs * trainings * pictures)
+    means = hierarchical_means(groups, 40_000)
+    assert means.mean() == pytest.approx(table.mean(), abs=0.01)
+    assert means.var() == pytest.approx(of_pairs + of_trainings + of_pictures, rel=0.03)
+    low, high = hierarchical_interval({"a": [1.0, 1.0], "b": [1.0]})
+    assert (low, high) == (1, 1)
 
 
 def test_differences_are_taken_from_the_same_noise() -> None:
     done = [result("a", method, seed, seed + (method == "mudi")) for method in ("mudi", "cutmix") for seed in range(3)]
-    assert paired(done, "mudi", "cutmix") == [1, 1, 1]
-    assert paired(done[:4], "mudi", "cutmix") == [1]
+    assert paired(done, "mudi", "cutmix") == {"a": {"0": [1, 1, 1]}}
+    assert paired(done[:4], "mudi", "cutmix") == {"a": {"0": [1]}}
 
 
 def test_bars_reach_from_zero_to_their_means() -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from mudi_core.toy import world
+from mudi_core.toy.pairs import MOST, drawn
+from mudi_core.toy.world import HELD_OUT_IDENTITIES
 from mudi_core.vocabulary import TOKENIZER
 
 
@@ -143,3 +145,16 @@ def test_names_are_single_clip_tokens():
     vocab = json.loads((TOKENIZER / "vocab.json").read_text(encoding="utf-8"))
     words = (*world.RARE_TOKENS, *world.SUBJECT_TOKENS, *world.COLORS, *world.SPECIES, *world.HEADWEAR)
     assert [w for w in words if w + "</w>" not in vocab] == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_drawn_pairs_are_similar_strangers(seed):
+    pairs = drawn(seed, MOST)
+    cast = [spec.character for pair in pairs for spec in pair]
+    assert len(set(cast)) == len(cast) and set(cast) <= set(HELD_OUT_IDENTITIES)
+    for a, b in pairs:
+        assert a.token != b.token and a.class_noun == b.class_noun == a.character.species == b.character.species
+        assert a.character.color != b.character.color
+    assert drawn(seed, 5) == pairs[:5] and drawn(seed + 1, 5) != pairs[:5]
+    with pytest.raises(ValueError, match="100 characters give"):
+        drawn(seed, 51)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from ..report.chart import Bar, bar_chart
 from ..report.html import SIGNS, frame, scored
-from ..report.statistics import interval
+from ..report.statistics import hierarchical_interval
 from ..score.compare import look_alike
+from .methods import METHODS
 from .results import Result, Results
-from .spec import METHODS, Cell, Spec
+from .spec import Cell, Spec
 from .table import Summary, paired, summaries
 
 PICTURE_SIDE = 256
@@ -27,8 +29,9 @@ def page(results: Results, done: Sequence[Result]) -> str:
     body = [
         f"<h1>{escape(spec.name)}</h1>",
         f'<p class="lead">Methods: {len(spec.methods)}. Combos of subjects: {len(spec.combos)}. Prompts: '
-        f"{len(spec.prompts)}. Seeds: {spec.seeds}. Here are {len(done)} of {len(spec.cells())} pictures. All methods "
-        "share the photos, the trainer, its steps, the prompts and the noise.</p>",
+        f"{len(spec.prompts)}. Seeds: {spec.seeds}. Trainings: {spec.trainings}. Here are {len(done)} of "
+        f"{len(spec.cells())} pictures. All methods share the photos, the trainer, its steps, the prompts and the "
+        "noise.</p>",
         _scores(by_method),
         _table(by_method),
         _differences(tuple(by_method), done),
@@ -62,18 +65,20 @@ def _table(by_method: Mapping[str, Summary]) -> str:
     return f"""<table class="wide"><tr><th>method</th><th>pictures</th><th>D&amp;C</th><th>over pictures</th>
 <th>over combos</th><th>spectral</th><th>success</th><th>right count</th>
 {"<th>text fidelity</th>" if with_text else ""}</tr>{rows}</table>
-<p class="soft">The second interval draws whole combos, since pictures of one combo share subjects and LoRAs: it says
-how sure the mean is for other subjects. Success: everybody there once, as themselves.</p>"""
+<p class="soft">The second interval draws combos, their trainings and then pictures, since pictures of one combo
+share subjects and LoRAs: it says how sure the mean is for other subjects and trainings. Success: everybody there once,
+as themselves.</p>"""
 
 
 def _differences(methods: Sequence[str], done: Sequence[Result]) -> str:
     *rivals, best = methods
     rows = ""
     for rival in rivals:
-        values = paired(done, best, rival)
+        differences = paired(done, best, rival)
+        values = [one for trainings in differences.values() for own in trainings.values() for one in own]
         if not values:
             continue
-        low, high = interval(values)
+        low, high = hierarchical_interval(differences)
         above = sum(value > 0 for value in values) / len(values)
         rows += (
             f"<tr><td>{METHODS[rival].title}</td><td>{sum(values) / len(values):+.3f}</td>"
@@ -106,16 +111,16 @@ def _combo(results: Results, combo: str, done: Sequence[Result]) -> str:
     grids = ""
     for number, prompt in enumerate(spec.prompts):
         cells = heads
-        for seed in range(spec.seeds):
+        for training, seed in product(range(spec.trainings), range(spec.seeds)):
             for method in spec.methods:
-                one = by_cell.get(Cell(combo, method, number, seed))
+                one = by_cell.get(Cell(combo, method, number, seed, training))
                 cells += _picture(results, one) if one is not None else "<figure></figure>"
         grids += f'<h3><code>{escape(prompt)}</code></h3><div class="rows" {columns}>{cells}</div>'
     first = done[0].comparison
     remarks = "".join(f'<p class="lead">{escape(words)}</p>' for words in look_alike(first.tokens, first.s_gt))
     return f"""<h2>{escape(combo)}</h2>
 {remarks}{_matrices(spec, done)}
-<details><summary>{len(done)} pictures, a row for each seed</summary>
+<details><summary>{len(done)} pictures, a row for each seed and training</summary>
 <p class="legend">{"".join(f'<span class="pill {s}">{SIGNS[s]} {s}</span>' for s in SIGNS)}</p>{grids}</details>"""
 
 

@@ -96,7 +96,8 @@ class Results:
         sweep(self.folder.glob(".*.lock"))
 
     def _path(self, cell: Cell, suffix: str) -> Path:
-        return self.folder / cell.combo / cell.method / f"{cell.prompt}-{cell.seed:03d}{suffix}"
+        again = f"-{cell.training + 1}" if cell.training else ""
+        return self.folder / cell.combo / f"{cell.method}{again}" / f"{cell.prompt}-{cell.seed:03d}{suffix}"
 
 
 def write_whole(path: Path, text: str) -> None:

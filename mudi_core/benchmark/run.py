@@ -22,11 +22,11 @@ from ..score.compare import References, compare
 from ..score.fidelity import every_order, text_fidelity
 from ..stage.cutouts import CutOuts, cut_outs
 from ..subjects import storage
-from ..toy.world import PAIRS
 from ..train.config import TrainConfig
 from ..types import SubjectSet
+from .methods import METHODS
 from .results import Result, Results
-from .spec import METHODS, BadSpec, Cell
+from .spec import Cell
 
 
 class Worker:
@@ -45,9 +45,6 @@ class Worker:
         self.results, self.spec = results, results.spec
         self.detector, self.embedder, self.text_scorer = detector, embedder, text_scorer
         self.device, self.dtype, self.progress = device, dtype, progress
-        for name, where in self.spec.combos.items():
-            if isinstance(where, int) and not 0 <= where < len(PAIRS):
-                raise BadSpec(f"Combo '{name}': there is no pair {where}; there are 0 to {len(PAIRS) - 1}.")
 
     def run(self) -> None:
         """Work until every cell is done, by this process or another."""
@@ -68,7 +65,8 @@ class Worker:
         parts: dict[str, list[Cell]] = {}
         for cell in self.spec.cells():
             if not self.results.is_done(cell):
-                parts.setdefault(f"{cell.combo}/{METHODS[cell.method].lora}", []).append(cell)
+                again = f"-{cell.training + 1}" if cell.training else ""
+                parts.setdefault(f"{cell.combo}/{METHODS[cell.method].lora}{again}", []).append(cell)
         return parts
 
     def _work(self, name: str, cells: list[Cell]) -> None:
@@ -97,7 +95,7 @@ class Worker:
     def _trained(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[None]:
         """Inside the block the base model has the LoRA of the cell's method; train it first if nobody has."""
         base, lora = self._checkpoint, self.results.folder / f"{name}.safetensors"
-        config = self.spec.train_config(cell.method, base.side)
+        config = self.spec.train_config(cell.method, base.side, cell.training)
         if self.dtype == torch.bfloat16:
             config = config.but(precision="bf16")
         embeddings = [
@@ -141,7 +139,7 @@ class Worker:
         place = self.results.folder / combo
         with self.results.claimed(f"{combo}/photos", wait=True):
             if not (place / "dataset" / storage.METADATA).is_file():
-                settings, pair = DemoSettings(), PAIRS[where]
+                settings, pair = DemoSettings(), self.spec.pair(where)
                 folders = [draw_photos(place / "photos", spec, self.spec.seed, settings) for spec in pair]
                 storage.write_subjects(prepare_photos(folders, pair, settings, self.progress), place / "dataset")
         return storage.read_subjects(place / "dataset")

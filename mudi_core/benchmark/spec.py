@@ -13,55 +13,14 @@ from ..bases.families import BUILT_IN, usual
 from ..eyes import eyes
 from ..files import NotText, read_text
 from ..jobs.generate import GenerateConfig
-from ..stage.layout_config import LayoutConfig
 from ..subjects.prompt import SUBJECTS, write_prompt
+from ..toy.pairs import MOST as MOST_DRAWN
+from ..toy.pairs import Pair, drawn
+from ..toy.world import PAIRS
 from ..train.config import SETTINGS, TrainConfig
 from ..types import MudiError, SubjectSet
 from .kinds import BadKind, of_their_kinds
-
-
-@dataclass(frozen=True)
-class Rival:
-    """One way to make the pictures."""
-
-    title: str
-    lora: str
-    """The name of the training: rivals with the same name share it."""
-    train: Mapping[str, Any]
-    """The settings of `TrainConfig` that define it."""
-    with_start: bool = False
-    """Start from the subjects' cut-outs (paper section 4.2), not from plain noise."""
-    general: bool = False
-    """Name the subjects by the combo's general noun, not by their own class nouns (paper section 5)."""
-
-
-METHODS: dict[str, Rival] = {
-    "textual_inversion": Rival(
-        "Textual Inversion",
-        "textual_inversion",
-        {"method": "dreambooth", "target_modules": (), "learn_tokens": True},
-    ),
-    "dreambooth": Rival("DreamBooth", "dreambooth", {"method": "dreambooth"}),
-    "custom_diffusion": Rival(
-        "Custom Diffusion",
-        "custom_diffusion",
-        {"method": "dreambooth", "target_modules": ("attn2.to_k", "attn2.to_v"), "learn_tokens": True},
-    ),
-    "cutmix": Rival("Cut-Mix", "cutmix", {"method": "cutmix"}),
-    "segmix": Rival("MuDI without start", "segmix", {"method": "segmix"}),
-    "general": Rival(
-        "MuDI without descriptive class", "segmix_general", {"method": "segmix"}, with_start=True, general=True
-    ),
-    "apart": Rival(
-        "MuDI without overlap",
-        "segmix_apart",
-        {"method": "segmix", "layout": LayoutConfig(max_overlap=0.0)},
-        with_start=True,
-    ),
-    "mudi": Rival("MuDI", "segmix", {"method": "segmix"}, with_start=True),
-}
-"""The rivals by their names in a spec. They share photos, steps, seeds and noise."""
-
+from .methods import METHODS
 
 MOST_PICTURES = 1_000_000
 
@@ -82,6 +41,8 @@ class Cell(NamedTuple):
     prompt: int
     """Index into the spec's prompts."""
     seed: int
+    training: int = 0
+    """Which of the trainings of its method."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +77,7 @@ class Spec:
     base: str
     """ "mini", or an SDXL file or folder."""
     combos: Mapping[str, str | int]
-    """A dataset folder by name, or the number of a pair of the toy world."""
+    """A dataset folder by name, or the number of a pair: of the toy world's six, or of those of `pairs_seed`."""
     methods: tuple[str, ...]
     """Names in `METHODS`; the report compares the last one with each of the others."""
     prompts: tuple[str, ...]
@@ -124,7 +85,11 @@ class Spec:
     seeds: int
     """Pictures of each combo, method and prompt."""
     seed: int = 0
-    """The seed of photos and training."""
+    """The seed of photos and of the first training."""
+    trainings: int = 1
+    """Trainings of each combo and method, each with the next seed: a mean moves with it by more than methods differ."""
+    pairs_seed: int | None = None
+    """Draws the pairs whose numbers are in `combos` (`toy.pairs`), so that nobody chose them."""
     general_nouns: Mapping[str, str] = field(default_factory=dict)
     """A noun for all subjects of a combo ("animal"), by combo, for the method "general"."""
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -134,8 +99,10 @@ class Spec:
     judges: Judges = field(default_factory=Judges)
 
     def __post_init__(self) -> None:
-        if not (self.combos and self.methods and self.prompts and self.seeds >= 1):
-            raise BadSpec(f"{self.name}: combos, methods and prompts need at least one entry, and seeds is 1 or more.")
+        if not (self.combos and self.methods and self.prompts and self.seeds >= 1 and self.trainings >= 1):
+            raise BadSpec(
+                f"{self.name}: combos, methods and prompts need at least one entry, seeds and trainings are 1 or more."
+            )
         for method in self.methods:
             if method not in METHODS:
                 raise BadSpec(f"{self.name}: there is no method {method!r}; there are: {', '.join(METHODS)}.")
@@ -145,6 +112,9 @@ class Spec:
         for name in self.combos:
             if not name or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
                 raise BadSpec(f"{self.name}: {name!r} cannot be the name of a combo, because a folder gets this name.")
+        for where in self.combos.values():
+            if isinstance(where, int):
+                self.pair(where)
         for combo, noun in self.general_nouns.items():
             if combo not in self.combos or not noun.strip():
                 raise BadSpec(
@@ -155,22 +125,24 @@ class Spec:
             raise BadSpec(f"{self.name}: [general_nouns] does not say what the subjects of '{nameless[0]}' all are.")
         if len(set(self.methods)) < len(self.methods):
             raise BadSpec(f"{self.name}: a method is named twice in 'methods'. Name each once.")
-        if (pictures := len(self.combos) * len(self.methods) * len(self.prompts) * self.seeds) > MOST_PICTURES:
+        pictures = len(self.combos) * len(self.methods) * len(self.prompts) * self.seeds * self.trainings
+        if pictures > MOST_PICTURES:
             raise BadSpec(f"{self.name} asks for {pictures} pictures; up to {MOST_PICTURES} can be made. Take fewer.")
 
     def cells(self) -> list[Cell]:
         """Return every picture, in the order of the spec."""
         return [
-            Cell(combo, method, prompt, seed)
+            Cell(combo, method, prompt, seed, training)
+            for training in range(self.trainings)
             for combo in self.combos
             for method in self.methods
             for prompt in range(len(self.prompts))
             for seed in range(self.seeds)
         ]
 
-    def train_config(self, method: str, side: int) -> TrainConfig:
+    def train_config(self, method: str, side: int, training: int = 0) -> TrainConfig:
         """Return how a method is trained; ``side``: of the base model's pictures, in pixels."""
-        start = TrainConfig.usual(usual(self.base), seed=self.seed, resolution=side)
+        start = TrainConfig.usual(usual(self.base), seed=self.seed + training, resolution=side)
         return start.but(**{**self.train, **METHODS[method].train})
 
     def generate_config(self, cell: Cell, subjects: SubjectSet) -> GenerateConfig:
@@ -188,14 +160,31 @@ class Spec:
         noun = self.general_nouns[cell.combo]
         return SubjectSet(tuple(replace(subject, class_noun=noun) for subject in subjects))
 
+    def pair(self, number: int) -> Pair:
+        """Return a drawn pair of characters by its number in `combos`. Raise `BadSpec`."""
+        most = len(PAIRS) if self.pairs_seed is None else MOST_DRAWN
+        if not 0 <= number < most:
+            raise BadSpec(f"{self.name}: there is no pair {number}; there are 0 to {most - 1}.")
+        return PAIRS[number] if self.pairs_seed is None else drawn(self.pairs_seed, number + 1)[number]
+
     def as_json(self) -> dict[str, Any]:
-        """Return what the result of a cell depends on; without methods and seeds, which may become more."""
-        others = ("name", "methods", "seeds", "judges")
+        """Return what the result of a cell depends on; without what may become more: methods, seeds and trainings."""
+        others = (
+            "name",
+            "methods",
+            "seeds",
+            "trainings",
+            "judges",
+            *(["pairs_seed"] if self.pairs_seed is None else []),
+        )
         return {**{k: v for k, v in vars(self).items() if k not in others}, "judges": vars(self.judges)}
 
 
-def read_spec(path: Path) -> Spec:
-    """Read a spec from a TOML file; relative folders are relative to the file. Raise `BadSpec`."""
+def read_spec(path: Path, pairs_seed: int | None = None) -> Spec:
+    """Read a spec from a TOML file; relative folders are relative to the file. Raise `BadSpec`.
+
+    ``pairs_seed`` replaces the spec's.
+    """
     toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         given = toml.loads(read_text(path))
@@ -205,7 +194,7 @@ def read_spec(path: Path) -> Spec:
         raise BadSpec(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise BadSpec(f"{path} is not TOML: {error}.") from error
-    return _spec(path, given)
+    return _spec(path, given if pairs_seed is None else {**given, "pairs_seed": pairs_seed})
 
 
 def _spec(path: Path, given: Mapping[str, Any]) -> Spec:

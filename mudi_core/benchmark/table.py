@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..report.statistics import interval
+from ..report.statistics import hierarchical_interval, interval
 from .results import Result
 
 STATUSES = ("found", "mixed", "missing", "duplicated")
 COLUMNS = (
-    *("combo", "method", "prompt", "seed", "subjects", "figures", "score", "score_spectral", "success"),
+    *("combo", "method", "prompt", "seed", "training", "subjects", "figures", "score", "score_spectral", "success"),
     *STATUSES,
     "text_fidelity",
 )
@@ -32,7 +31,8 @@ class Summary:
     high: float
     """Interval of the mean over pictures: how certain it is for these subjects and LoRAs."""
     combos_interval: tuple[float, float] | None
-    """The same over combos: how certain the mean is for other subjects; wide for few combos, None for one."""
+    """The same over combos, trainings and pictures: how certain the mean is for other subjects and LoRAs; wide for few
+    combos, None for one."""
     spectral: float
     success: float
     """Share of the pictures in which every subject is there once, as itself."""
@@ -78,7 +78,7 @@ def summary(results: Sequence[Result]) -> Summary:
         mean=float(np.mean(scores)),
         low=low,
         high=high,
-        combos_interval=clustered_interval(results, lambda result: result.comparison.score)
+        combos_interval=hierarchical_interval(nested(results, lambda result: result.comparison.score))
         if len(combos) > 1
         else None,
         spectral=float(np.mean([result.comparison.score_spectral for result in results])),
@@ -96,28 +96,19 @@ def summaries(methods: Sequence[str], results: Sequence[Result]) -> dict[str, Su
     return {method: summary(own) for method, own in of.items() if own}
 
 
-def clustered_interval(
-    results: Sequence[Result], value: Callable[[Result], float], draws: int = 10_000
-) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean over whole combos, whose pictures share subjects and LoRAs."""
-    by_combo: dict[str, list[float]] = {}
+def nested(results: Sequence[Result], value: Callable[[Result], float]) -> dict[str, dict[str, list[float]]]:
+    """Return the values of the results by combo and training, for `hierarchical_interval`."""
+    groups: dict[str, dict[str, list[float]]] = {}
     for result in results:
-        by_combo.setdefault(result.cell.combo, []).append(value(result))
-    groups, rng = list(by_combo.values()), random.Random(0)
-    sums, counts = [sum(group) for group in groups], [len(group) for group in groups]
-    means = []
-    for _ in range(draws):
-        drawn = rng.choices(range(len(groups)), k=len(groups))
-        means.append(sum(sums[i] for i in drawn) / sum(counts[i] for i in drawn))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+        trainings = groups.setdefault(result.cell.combo, {})
+        trainings.setdefault(str(result.cell.training), []).append(value(result))
+    return groups
 
 
-def paired(results: Sequence[Result], method: str, rival: str) -> list[float]:
-    """Return how much higher the method scores than the rival from the same noise, picture by picture."""
+def paired(results: Sequence[Result], method: str, rival: str) -> dict[str, dict[str, list[float]]]:
+    """Return how much higher the method scores than the rival from the same noise, picture by picture, as `nested`."""
     scores = {result.cell: result.comparison.score for result in results}
-    return [
-        score - scores[cell._replace(method=rival)]
-        for cell, score in scores.items()
-        if cell.method == method and cell._replace(method=rival) in scores
+    both = [
+        result for result in results if result.cell.method == method and result.cell._replace(method=rival) in scores
     ]
+    return nested(both, lambda one: one.comparison.score - scores[one.cell._replace(method=rival)])

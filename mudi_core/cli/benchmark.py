@@ -49,18 +49,25 @@ def add(commands: Any) -> None:
         action="store_true",
         help="make no pictures: only write the table and the report of the results so far",
     )
+    parser.add_argument(
+        "--pairs-seed",
+        type=int,
+        metavar="SEED",
+        help="draw the pairs of characters by this seed, not the spec's: a comparison on subjects that nobody chose",
+    )
     add_weights(parser)
     add_precision(parser)
     add_device(parser)
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer | None:
+    from ..benchmark.methods import METHODS
     from ..benchmark.page import page
     from ..benchmark.results import NoResults, Results, write_whole
-    from ..benchmark.spec import METHODS, read_spec
+    from ..benchmark.spec import read_spec
     from ..benchmark.table import summaries, table
 
-    spec = read_spec(args.spec)
+    spec = read_spec(args.spec, args.pairs_seed)
     leads = os.environ.get("RANK", "0") == "0"
     results = Results(args.out, spec)
     if not args.so_far:
@@ -75,7 +82,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer | None:
     by_method = summaries(spec.methods, done)
     lines = [f"{'D&C':>7}  {'95 % interval':18}{'success':>8}  method, of {len(done)} pictures"]
     for method, one in by_method.items():
-        bounds = f"{one.low:.3f} to {one.high:.3f}"
+        bounds = "{:.3f} to {:.3f}".format(*(one.combos_interval or (one.low, one.high)))
         lines.append(f"{one.mean:7.3f}  {bounds:18}{one.success:>8.0%}  {METHODS[method].title}")
     lines.append(f"Open {args.out / 'report.html'}; a row for each picture is in results.csv.")
     return Answer("\n".join(lines), {"pictures": len(done), "methods": {m: asdict(s) for m, s in by_method.items()}})

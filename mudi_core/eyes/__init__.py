@@ -44,7 +44,10 @@ class Segmenter(Protocol):
 
 
 class Embedder(Protocol):
-    """Turns pictures into vectors that say how alike they look."""
+    """Turns pictures into vectors that say how alike they look.
+
+    One whose verdicts were validated has an attribute `verdict_limits` (`VerdictLimits`).
+    """
 
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
         """Return unit vectors ``[n, d]`` on the CPU for n float images ``[h, w, 3]`` of any sizes."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..types import VerdictLimits
 from .pretrained import read_model
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Dinov2Embedder:
             raise ValueError(f"side {side} is not a multiple of the patch size {self.model.config.patch_size}")
         self.device = device
         self.side = side
+        self.verdict_limits = VerdictLimits()
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Tensor]) -> Tensor:

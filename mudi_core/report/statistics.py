@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+Nested = Mapping[str, "Nested"] | Sequence[float]
+"""Values in groups of groups: those of pictures in trainings, in pairs of subjects."""
 
 
 def interval(values: Sequence[float], level: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
@@ -13,6 +16,40 @@ def interval(values: Sequence[float], level: float = 0.95, draws: int = 10_000) 
     means = array[np.random.default_rng(0).integers(len(array), size=(draws, len(array)))].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def hierarchical_interval(values: Nested, level: float = 0.95, draws: int = 4000) -> tuple[float, float]:
+    """Return the bootstrap interval of the mean of nested values: how sure it is for other pairs, LoRAs and pictures.
+
+    Every draw takes groups with replacement, in each of them its own groups, and in the innermost its values (Davison
+    and Hinkley, Bootstrap Methods and their Application, section 3.8). A group counts by the number of its values.
+    """
+    low, high = np.quantile(hierarchical_means(values, draws), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def hierarchical_means(values: Nested, draws: int) -> np.ndarray:
+    """Return the means of so many draws of `hierarchical_interval`, float64 ``[draws]``."""
+    sums, counts = _resampled(values, np.random.default_rng(0), draws)
+    means: np.ndarray = sums / counts
+    return means
+
+
+def _resampled(values: Nested, rng: np.random.Generator, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum and the number of the values of each draw, ``[draws]``."""
+    if not isinstance(values, Mapping):
+        array = np.asarray(values, dtype=np.float64)
+        drawn = array[rng.integers(len(array), size=(draws, len(array)))]
+        return drawn.sum(axis=1), np.full(draws, float(len(array)))
+    groups = list(values.values())
+    times = rng.multinomial(len(groups), [1 / len(groups)] * len(groups), size=draws)
+    sums, counts = np.zeros(draws), np.zeros(draws)
+    for group, taken in zip(groups, times.T, strict=True):
+        own_sums, own_counts = _resampled(group, rng, int(taken.sum())) if taken.any() else (sums[:0], sums[:0])
+        into = np.repeat(np.arange(draws), taken)  # a group that is drawn twice is resampled twice
+        sums += np.bincount(into, own_sums, draws)
+        counts += np.bincount(into, own_counts, draws)
+    return sums, counts
 
 
 def smoothed(values: Sequence[float], points: int = 40) -> list[float]:

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from .. import boxes
 from ..masks import mask_box
-from ..types import Comparison, Detections, MudiError, Subject, SubjectSet
-from .verdicts import SMALLEST_GAP, gap, judge
+from ..types import Comparison, Detections, MudiError, Subject, SubjectSet, VerdictLimits
+from .verdicts import LAX, SMALLEST_GAP, gap, judge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,8 @@ class References:
         """Float ``[n, d]``: mean of the unit embeddings; products of them are means of pairwise similarities."""
         self.s_gt = self.means @ self.means.T
         """Float ``[n, n]``: mean similarity of the references of i to those of j, including a photo to itself."""
+        self.limits: VerdictLimits = getattr(embedder, "verdict_limits", LAX)
+        """When a figure is a subject itself: the embedder's own limits, if it has some."""
         self.remarks = look_alike([subject.name for subject in subjects], self.s_gt)
         """Sentences for the user about these references."""
         for remark in self.remarks:
@@ -162,7 +164,7 @@ def compare_boxes(
                 s_gt=s_gt,
                 s_dc=s_dc[order],
                 detections=_picked(detections, order),
-                verdicts=judge(subjects, s_gt, s_dc[order], queries),
+                verdicts=judge(subjects, s_gt, s_dc[order], queries, references.limits),
                 queries=tuple(queries),
             )
         )

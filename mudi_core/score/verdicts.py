@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..types import SubjectSet, Verdict
+from ..types import SubjectSet, Verdict, VerdictLimits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-FOUND_SHARE = 2 / 3
-"""A box shows a subject unmixed when at least this share of its likeness belongs to it, and when it is at least this
-share as similar to it as the subject's own photos are: a blob may resemble nobody else and still be nobody."""
+LAX = VerdictLimits()
+"""For an embedder that names none of its own: nobody has validated it with real models."""
 
 
 STRANGER = 0.5
@@ -24,7 +23,9 @@ SMALLEST_GAP = 0.02
 """Two subjects cannot be told apart when the similarity of their references differs by less than this."""
 
 
-def judge(subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor, queries: Sequence[str] = ()) -> tuple[Verdict, ...]:
+def judge(
+    subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor, queries: Sequence[str] = (), limits: VerdictLimits = LAX
+) -> tuple[Verdict, ...]:
     """Return a verdict per subject from the similarities ``s_gt [n, n]`` and ``s_dc [m, n]``, for any number of boxes.
 
     Every box belongs to its most similar subject. If that subject already has a better box, and this one is mixed with
@@ -39,7 +40,7 @@ def judge(subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor, queries: Sequence[st
     for box in range(len(s_dc)):
         owner = int(s_dc[box].argmax())
         closest = sorted((_share(s_gt, s_dc[box], owner, other), other) for other in range(n) if other != owner)
-        if s_dc[box, owner] >= _needed(s_gt, owner, _own_share(closest)):
+        if s_dc[box, owner] >= _needed(s_gt, owner, _own_share(closest), limits):
             rivals[box] = closest
             owned[owner].append(box)
     for mine in owned:
@@ -48,20 +49,20 @@ def judge(subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor, queries: Sequence[st
     verdicts: list[Verdict | None] = [None] * n
     for i in (i for i in range(n) if not owned[i]):
         spare = [box for mine in owned for box in mine[1:] if rivals[box][0][1] == i]
-        spare = [box for box in spare if rivals[box][0][0] < FOUND_SHARE]
+        spare = [box for box in spare if rivals[box][0][0] < limits.own]
         if spare:
             box = min(spare, key=lambda box: rivals[box][0][0])
             owner = next(k for k in range(n) if box in owned[k])
             owned[owner].remove(box)
             verdicts[i] = _mixed(subjects, i, owner, box, 1 - rivals[box][0][0])
         else:
-            verdicts[i] = _missing(subjects, i, s_gt, s_dc, queries)
+            verdicts[i] = _missing(subjects, i, s_gt, s_dc, queries, limits)
     for i in (i for i in range(n) if owned[i]):
         best = owned[i][0]
         share = _own_share(rivals[best])
         if len(owned[i]) > 1:
             verdicts[i] = _duplicated(subjects, i, sorted(owned[i]), share, float(s_dc[best, i]))
-        elif share < FOUND_SHARE:
+        elif share < limits.own:
             verdicts[i] = _mixed(subjects, i, rivals[best][0][1], best, share)
         else:
             rival = subjects.subjects[rivals[best][0][1]].name if rivals[best] else ""
@@ -73,12 +74,12 @@ def judge(subjects: SubjectSet, s_gt: Tensor, s_dc: Tensor, queries: Sequence[st
     return tuple(verdict for verdict in verdicts if verdict is not None)
 
 
-def _needed(s_gt: Tensor, i: int, share: float) -> float:
+def _needed(s_gt: Tensor, i: int, share: float, limits: VerdictLimits) -> float:
     """Return how similar a box must be to subject i to count as it, when this share of its likeness is its own.
 
     A mixed box is less similar to both subjects, so less is needed.
     """
-    return (FOUND_SHARE if share >= FOUND_SHARE else STRANGER) * float(s_gt[i, i])
+    return (limits.alike if share >= limits.own else STRANGER) * float(s_gt[i, i])
 
 
 def _mixed(subjects: SubjectSet, i: int, other: int, box: int, share: float) -> Verdict:
@@ -96,7 +97,9 @@ def _duplicated(subjects: SubjectSet, i: int, figures: Sequence[int], share: flo
     return Verdict(subjects.tokens[i], "duplicated", share, words)
 
 
-def _missing(subjects: SubjectSet, i: int, s_gt: Tensor, s_dc: Tensor, queries: Sequence[str]) -> Verdict:
+def _missing(
+    subjects: SubjectSet, i: int, s_gt: Tensor, s_dc: Tensor, queries: Sequence[str], limits: VerdictLimits
+) -> Verdict:
     """Return the verdict for a subject without a box: what is nearest, and whether it is somebody else."""
     name = subjects.subjects[i].name
     if not len(s_dc):
@@ -108,7 +111,7 @@ def _missing(subjects: SubjectSet, i: int, s_gt: Tensor, s_dc: Tensor, queries: 
     words = f"{name}: missing. Figure {nearest + 1} is nearest, {s_dc[nearest, i]:.2f} alike, "
     if owner == i:
         rest = [_share(s_gt, s_dc[nearest], i, other) for other in range(len(subjects)) if other != i]
-        words += f"{_needed(s_gt, i, min(rest, default=1.0)):.2f} needed."
+        words += f"{_needed(s_gt, i, min(rest, default=1.0), limits):.2f} needed."
     else:
         words += f"but more like {subjects.subjects[owner].name} ({s_dc[nearest, owner]:.2f})."
     return Verdict(subjects.tokens[i], "missing", 0.0, words)

@@ -1,0 +1,52 @@
+"""The methods that a benchmark compares: what each trains, and whether it starts from the subjects' cut-outs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..stage.layout_config import LayoutConfig
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to make the pictures."""
+
+    title: str
+    lora: str
+    """The name of the training: rivals with the same name share it."""
+    train: Mapping[str, Any]
+    """The settings of `TrainConfig` that define it."""
+    with_start: bool = False
+    """Start from the subjects' cut-outs (paper section 4.2), not from plain noise."""
+    general: bool = False
+    """Name the subjects by the combo's general noun, not by their own class nouns (paper section 5)."""
+
+
+METHODS: dict[str, Rival] = {
+    "textual_inversion": Rival(
+        "Textual Inversion",
+        "textual_inversion",
+        {"method": "dreambooth", "target_modules": (), "learn_tokens": True},
+    ),
+    "dreambooth": Rival("DreamBooth", "dreambooth", {"method": "dreambooth"}),
+    "custom_diffusion": Rival(
+        "Custom Diffusion",
+        "custom_diffusion",
+        {"method": "dreambooth", "target_modules": ("attn2.to_k", "attn2.to_v"), "learn_tokens": True},
+    ),
+    "cutmix": Rival("Cut-Mix", "cutmix", {"method": "cutmix"}),
+    "segmix": Rival("MuDI without start", "segmix", {"method": "segmix"}),
+    "general": Rival(
+        "MuDI without descriptive class", "segmix_general", {"method": "segmix"}, with_start=True, general=True
+    ),
+    "apart": Rival(
+        "MuDI without overlap",
+        "segmix_apart",
+        {"method": "segmix", "layout": LayoutConfig(max_overlap=0.0)},
+        with_start=True,
+    ),
+    "mudi": Rival("MuDI", "segmix", {"method": "segmix"}, with_start=True),
+}
+"""The rivals by their names in a spec. They share photos, steps, seeds and noise."""
