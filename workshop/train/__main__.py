@@ -15,7 +15,7 @@ from mudi_core.bases import embedded as family
 
 from .. import judge
 
-PARTS = ("vae", "text", "unet", "flux", "decoder", "owlv2", "sam", "dinov2", "judge")
+PARTS = ("vae", "text", "unet", "flux", "decoder", "owlv2", "sam", "dinov2", "judge", "looks")
 FURTHER = ("unet", "flux", "owlv2", "dinov2")
 """Parts whose training can go on from their present weights."""
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument(
         "part",
         choices=PARTS,
-        help="unet and flux need vae and text, decoder needs vae, judge needs vae, text and unet; others stand alone",
+        help="unet and flux need vae and text, decoder needs vae, judge and looks need vae, text and unet; others stand alone",
     )
     parser.add_argument("--work", type=Path, default=Path("mini-work"), help="rendered scenes and resumable state")
     parser.add_argument("--steps", type=int, help="another length than the recipe's, also for a run under way")
@@ -38,7 +38,7 @@ def main() -> None:
         parser.error(f"--further is for {', '.join(FURTHER)}; {args.part} starts afresh")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
-    out = args.out or (judge.WEIGHTS if args.part in ("judge", "flux") else family.WEIGHTS)
+    out = args.out or (judge.WEIGHTS if args.part in ("judge", "looks", "flux") else family.WEIGHTS)
     out.mkdir(parents=True, exist_ok=True)
     part = importlib.import_module(f".{args.part}", __package__)
     recipe = replace(part.RECIPE, steps=args.steps) if args.steps else part.RECIPE

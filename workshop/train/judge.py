@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
 from mudi_core.bases import embedded as family
-from mudi_core.toy import world
 from mudi_core.toy.draw import render
 
 from ..judge import SIDE, Judge, framed
-from .data import crowded, pool
+from .data import crowded, looks, pool
 from .loop import Recipe, fit, half_is_fast
 from .text import padded, tokenized
 from .unet import LENGTH, SCENES, encoded, tell
@@ -90,14 +89,14 @@ def painted(numbers: range, work: Path, device: torch.device, rng: random.Random
 
 
 def examples(work: Path, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Crops, uint8 ``[n, 3, SIDE, SIDE]``, with the index of the species and the colour ``[n, 2]``; made once."""
-    path = work / "judge-examples.pt"
+    """Crops, uint8 ``[n, 3, SIDE, SIDE]``, with the indices of their looks in `VALUES` ``[n, 8]``; made once."""
+    path = work / "judge-examples-all.pt"
     if not path.is_file():
         rng = random.Random(0)
         drawn = pool(work, SCENES, family.SIZE, crowded)[:DRAWN]
         pictures = [torch.from_numpy(np.array(picture)) / 255 for picture in drawn]
         pictures += painted(range(DRAWN, DRAWN + PAINTED), work, device, rng)
-        crops, looks = [], []
+        crops, seen = [], []
         for number, picture in enumerate(pictures):
             shown = crowded(number)
             for actor, box in zip(shown.actors, render(shown, family.SIZE // SHRUNK).boxes, strict=True):
@@ -106,47 +105,45 @@ def examples(work: Path, device: torch.device) -> tuple[Tensor, Tensor]:
                     error = [rng.gauss(0, JITTER) * side for side in (x1 - x0, y1 - y0, x1 - x0, y1 - y0)]
                     crop = framed(picture, torch.tensor([x0, y0, x1, y1]).float() + torch.tensor(error))
                     crops.append((crop * 255).round().to(torch.uint8))
-                    looks.append([f(actor.character) for f in (_species, _color)])
-        torch.save((torch.stack(crops), torch.tensor(looks)), path)
+                    seen.append(looks(actor.character))
+        torch.save((torch.stack(crops), torch.tensor(seen)), path)
     crops_, looks_ = torch.load(path, weights_only=True)
     return crops_, looks_
 
 
-def _species(character: world.Character) -> int:
-    return world.SPECIES.index(character.species)
+def disturbed(crops: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Return crops ``[b, 3, SIDE, SIDE]`` in 0..1: mirrored, cut, softened, wiped out in part, brighter or darker."""
 
+    def whole(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (1,), generator=generator))
 
-def _color(character: world.Character) -> int:
-    return world.COLORS.index(character.color)
+    x = crops.float().to(device) / 255
+    mirrored = torch.rand(len(x), generator=generator) < 0.5
+    x = torch.where(mirrored.view(-1, 1, 1, 1).to(device), x.flip(3), x)
+    window = whole(NARROWEST, SIDE + 1)
+    top, left = whole(0, SIDE - window + 1), whole(0, SIDE - window + 1)
+    side = whole(SOFTEST, SIDE + 1)
+    x = x[:, :, top : top + window, left : left + window]
+    x = interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    x = interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False)
+    for row in range(0, len(x), 2):
+        edge = whole(*ERASED)
+        top, left = whole(0, SIDE - edge), whole(0, SIDE - edge)
+        x[row, :, top : top + edge, left : left + edge] = torch.rand(3, 1, 1, generator=generator).to(device)
+    gain = 1 + 0.15 * torch.randn((len(x), 1, 1, 1), generator=generator).to(device)
+    return (x - 0.5) * gain + 0.5
 
 
 def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str, dict[str, Tensor]]:
     """Return the state dict under the name of its file."""
     torch.manual_seed(recipe.seed)
-    crops, looks = examples(work, device)
+    crops, seen = examples(work, device)
     model = Judge().to(device)
 
     def loss(generator: torch.Generator) -> Tensor:
-        def whole(low: int, high: int) -> int:
-            return int(torch.randint(low, high, (1,), generator=generator))
-
         index = torch.randint(len(crops), (BATCH,), generator=generator)
-        x = crops[index].float().to(device) / 255
-        mirrored = torch.rand(BATCH, generator=generator) < 0.5
-        x = torch.where(mirrored.view(-1, 1, 1, 1).to(device), x.flip(3), x)
-        window = whole(NARROWEST, SIDE + 1)
-        top, left = whole(0, SIDE - window + 1), whole(0, SIDE - window + 1)
-        side = whole(SOFTEST, SIDE + 1)
-        x = x[:, :, top : top + window, left : left + window]
-        x = interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
-        x = interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False)
-        for row in range(0, BATCH, 2):
-            edge = whole(*ERASED)
-            top, left = whole(0, SIDE - edge), whole(0, SIDE - edge)
-            x[row, :, top : top + edge, left : left + edge] = torch.rand(3, 1, 1, generator=generator).to(device)
-        gain = 1 + 0.15 * torch.randn((BATCH, 1, 1, 1), generator=generator).to(device)
-        species, colors = (logits.float() for logits in model((x - 0.5) * gain + 0.5))
-        wanted = looks[index].to(device)
+        species, colors = (logits.float() for logits in model(disturbed(crops[index], generator, device)))
+        wanted = seen[index].to(device)
         of_color = cross_entropy(colors, wanted[:, 1], label_smoothing=SMOOTHING)
         return cross_entropy(species, wanted[:, 0], label_smoothing=SMOOTHING) + 0.5 * of_color
 
