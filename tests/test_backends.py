@@ -11,9 +11,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from torch.nn import functional
+from transformers import BitImageProcessor
 
 from mudi_core import eyes as backends
-from mudi_core.eyes import dinov2, dreamsim, owlv2, sam
+from mudi_core.eyes import EYES, dinov2, dreamsim, owlv2, sam
 from mudi_core.eyes.weights import MissingWeights
 from mudi_core.tensor_file import BadWeights
 from mudi_core.types import MudiError
@@ -307,6 +308,30 @@ def test_a_picture_stands_in_the_middle_of_white(embedder):
 def test_a_side_that_is_no_multiple_of_the_patch_is_refused():
     with pytest.raises(ValueError, match="14"):
         dinov2.Dinov2Embedder(dinov2_model(), CPU, side=30)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 333), (100, 100), (256, 90)])
+def test_the_official_way_cuts_the_middle_as_transformers_does(size):
+    width, height = size
+    image = functional.interpolate(torch.rand(1, 3, 12, 12), (height, width), mode="bicubic")[0].clamp(0, 1)
+    image = (image.permute(1, 2, 0) * 255).round() / 255
+    processor = BitImageProcessor(size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, resample=3)
+    theirs = processor((image * 255).byte().numpy(), do_normalize=False, return_tensors="pt")["pixel_values"]
+    ours = dinov2.middle(image, 224)
+    assert ours.shape == theirs.shape == (1, 3, 224, 224)
+    assert (ours - theirs).abs().max() < 3 / 255  # theirs is rounded to bytes in between
+
+
+def test_official_models_see_pictures_as_the_official_code_shows_them(tmp_path, monkeypatch):
+    dinov2_model().save_pretrained(tmp_path)
+    wide = torch.rand(40, 90, 3)
+    plain, official = dinov2.load(tmp_path, CPU, side=28), dinov2.load_official(tmp_path, CPU)
+    assert torch.allclose(official.framed(wide, 28), dinov2.middle(wide, 28)) and official.side == 224
+    assert torch.equal(plain.framed(wide, 28), dinov2.to_square(wide, 28))
+    assert dreamsim.stretched(wide, 28).shape == (1, 3, 28, 28)
+    assert torch.allclose(dreamsim.stretched(torch.full((9, 4, 3), 0.3), 28), torch.full((1, 3, 28, 28), 0.3))
+    roles = {"owlv2-official": "detector", "dinov2-official": "embedder", "dreamsim-official": "embedder"}
+    assert {name: eye.role for name, eye in EYES if eye.official} == roles
 
 
 def test_dinov2_is_the_same_after_a_trip_to_disk(embedder, tmp_path):

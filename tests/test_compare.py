@@ -148,6 +148,25 @@ def test_matching_goes_column_by_column() -> None:
     assert score_matrices(torch.eye(2), s_dc).order == (1, 0)
 
 
+@given(st.integers(2, 5), st.integers(0, 1000))
+def test_no_order_scores_higher_than_the_optimal_one(n: int, seed: int) -> None:
+    s_gt, s_dc = similarities(n, n, seed)
+    best = score_matrices(s_gt, s_dc, "optimal")
+    every = [1 - float((s_gt - s_dc[list(order)]).double().square().sum()) for order in permutations(range(n))]
+    assert best.score == pytest.approx(max(every), abs=1e-6)
+    assert best.score >= score_matrices(s_gt, s_dc).score - 1e-9
+    swapped = list(reversed(range(n)))
+    turned = score_matrices(s_gt[swapped][:, swapped], s_dc[:, swapped], "optimal")
+    assert turned.score == pytest.approx(best.score, abs=1e-6)  # whoever is named first
+
+
+def test_in_order_the_first_takes_what_the_second_needed() -> None:
+    s_gt = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+    s_dc = torch.tensor([[0.6, 0.9], [0.5, 0.1]])
+    assert score_matrices(s_gt, s_dc).order == (0, 1)
+    assert score_matrices(s_gt, s_dc, "optimal").order == (1, 0)
+
+
 def test_mixing_lowers_the_score_and_the_share_step_by_step() -> None:
     results = [compared(between(RED[1], BLUE[1], s), BLUE[1]) for s in (1.0, 0.9, 0.8, 0.7, 0.6)]
     assert [r.score for r in results] == sorted((r.score for r in results), reverse=True)

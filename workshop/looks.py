@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from mudi_core.bases import embedded as family
 from mudi_core.benchmark.methods import METHODS
-from mudi_core.benchmark.results import Results
-from mudi_core.benchmark.spec import read_spec
+from mudi_core.benchmark.results import Result, Results
+from mudi_core.benchmark.spec import BadSpec, read_spec
 from mudi_core.benchmark.table import nested
 from mudi_core.report.statistics import hierarchical_interval
 from mudi_core.toy.world import Character
@@ -95,6 +95,25 @@ def _same(figure: Sequence[int] | None, wanted: Sequence[int]) -> int:
     return 0 if figure is None else sum(a == b for a, b in zip(figure, wanted, strict=True))
 
 
+def judged(results: Results, done: Sequence[Result], reader: Reader) -> dict[str, object]:
+    """Return the means over the pictures of a method, with their intervals over pairs, trainings and pictures."""
+    spec, values = results.spec, {}
+    for one in done:
+        where = spec.combos[one.cell.combo]
+        if not isinstance(where, int):
+            raise BadSpec(f"Combo '{one.cell.combo}' is a folder; only characters of the toy world have known looks.")
+        figures = read(reader, results.image(one.cell), one.comparison.detections.xyxy)
+        values[one.cell] = seen(figures, [subject.character for subject in spec.pair(where)])
+    about: dict[str, object] = {"pictures": len(done), "as themselves": np.mean([one.success for one in done])}
+    for name in ("right", "leaked"):
+
+        def value(one: Result, name: str = name) -> float:
+            return float(getattr(values[one.cell], name))
+
+        about[name] = (np.mean([value(one) for one in done]), *hierarchical_interval(nested(done, value)))
+    return about
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the benchmark's folder")
@@ -105,21 +124,9 @@ def main() -> None:
     results = Results(args.out, spec)
     table = {}
     for method in spec.methods:
-        cells = [cell for cell in spec.cells() if cell.method == method and results.is_done(cell)]
-        done, read_ = [results.read(cell) for cell in cells], {}
-        for one in done:
-            where = spec.combos[one.cell.combo]
-            assert isinstance(where, int), "only drawn pairs have known looks"
-            figures = read(reader, results.image(one.cell), one.comparison.detections.xyxy)
-            read_[one.cell] = seen(figures, [subject.character for subject in spec.pair(where)])
+        done = [results.read(cell) for cell in spec.cells() if cell.method == method and results.is_done(cell)]
         if done:
-            rows = {
-                "right": hierarchical_interval(nested(done, lambda one, of=read_: of[one.cell].right)),
-                "leaked": hierarchical_interval(nested(done, lambda one, of=read_: of[one.cell].leaked)),
-            }
-            means = {name: float(np.mean([getattr(one, name) for one in read_.values()])) for name in rows}
-            both = float(np.mean([one.comparison.themselves == 2 for one in done]))
-            table[METHODS[method].title] = {"pictures": len(done), "means": means, "intervals": rows, "both": both}
+            table[METHODS[method].title] = judged(results, done, reader)
     print(json.dumps(table, indent=1))
 
 

@@ -82,8 +82,14 @@ class Worker:
 
     def _picture(self, cell: Cell, subjects: SubjectSet, cutouts: CutOuts, references: References) -> None:
         (picture,) = generate(self._checkpoint, cutouts, self.spec.generate_config(cell, subjects))
+        judges = self.spec.judges
         compared = compare(
-            picture.image, references, self.detector, self.embedder, threshold=self.spec.judges.threshold
+            picture.image,
+            references,
+            self.detector,
+            self.embedder,
+            threshold=judges.threshold,
+            matching=judges.matching,
         )
         fidelity = None
         if self.text_scorer is not None:

@@ -13,6 +13,7 @@ from ..bases.families import BUILT_IN, usual
 from ..eyes import eyes
 from ..files import NotText, read_text
 from ..jobs.generate import GenerateConfig
+from ..score.matching import Matching
 from ..subjects.prompt import SUBJECTS, write_prompt
 from ..toy.pairs import MOST as MOST_DRAWN
 from ..toy.pairs import Pair, drawn
@@ -55,6 +56,7 @@ class Judges:
     cut_out: bool = False
     text_scorer: str = ""
     """Empty: no text fidelity."""
+    matching: Matching = "in order"
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -169,15 +171,14 @@ class Spec:
 
     def as_json(self) -> dict[str, Any]:
         """Return what the result of a cell depends on; without what may become more: methods, seeds and trainings."""
-        others = (
-            "name",
-            "methods",
-            "seeds",
-            "trainings",
-            "judges",
-            *(["pairs_seed"] if self.pairs_seed is None else []),
-        )
-        return {**{k: v for k, v in vars(self).items() if k not in others}, "judges": vars(self.judges)}
+        growing = ("name", "methods", "seeds", "trainings", "judges")
+        ours = {key: value for key, value in vars(self).items() if key not in growing}
+        judges = dict(vars(self.judges))
+        if self.pairs_seed is None:  # folders of before do not name these two
+            del ours["pairs_seed"]
+        if self.judges.matching == "in order":
+            del judges["matching"]
+        return {**ours, "judges": judges}
 
 
 def read_spec(path: Path, pairs_seed: int | None = None) -> Spec:

@@ -74,6 +74,8 @@ class Eye:
     """Its name in `weights.TABLE`; None: it has or finds its own weights."""
     folder: str | None = None
     """Its folder below ComfyUI's models folder; None: it comes with the package."""
+    official: bool = False
+    """It sees pictures as the method's official code shows them to it, for figures to compare with published ones."""
 
 
 EYES: tuple[tuple[str, Eye], ...] = (
@@ -86,6 +88,9 @@ EYES: tuple[tuple[str, Eye], ...] = (
     ("clip", Eye("embedder", "clip.load", "clip-vit-large", "clip_vit")),
     ("clip", Eye("text scorer", "clip.load_scorer", "clip-vit-large", "clip_vit")),
     ("image-reward", Eye("text scorer", "image_reward.load", None, "image_reward")),
+    ("owlv2-official", Eye("detector", "owlv2.load_official", "owlv2-base", "owlv2", official=True)),
+    ("dinov2-official", Eye("embedder", "dinov2.load_official", "dinov2-base", "dinov2", official=True)),
+    ("dreamsim-official", Eye("embedder", "dreamsim.load_official", None, "dreamsim", official=True)),
     (EMBEDDED, Eye("detector", "embedded.load_detector")),
     (EMBEDDED, Eye("segmenter", "embedded.load_segmenter")),
     (EMBEDDED, Eye("embedder", "embedded.load_embedder")),

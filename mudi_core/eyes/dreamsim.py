@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,22 @@ class DreamsimEmbedder:
     def __init__(self, model: Any, device: torch.device) -> None:
         self.model = model
         self.device = device
+        self.framed: Callable[[Tensor, int], Tensor] = to_square
+        """Makes of a picture ``[h, w, 3]`` what the model sees, ``[1, 3, side, side]``, 0..1."""
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
         vectors = []
         for start in range(0, len(images), BATCH):
-            batch = torch.cat([to_square(image.to(self.device), SIDE) for image in images[start : start + BATCH]])
+            batch = torch.cat([self.framed(image.to(self.device), SIDE) for image in images[start : start + BATCH]])
             vectors.append(functional.normalize(self.model.embed(batch).float(), dim=1).cpu())
         return torch.cat(vectors) if vectors else torch.empty(0, 0)
+
+
+def stretched(image: Tensor, side: int) -> Tensor:
+    """Stretch a picture ``[h, w, 3]`` to ``[1, 3, side, side]``, 0..1, as DreamSim's own preprocessing does."""
+    pixels = image.permute(2, 0, 1)[None].float()
+    return functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
 def load(path: Path | None, device: torch.device) -> DreamsimEmbedder:
@@ -68,3 +76,10 @@ def load(path: Path | None, device: torch.device) -> DreamsimEmbedder:
         ) from error
     model, _ = dreamsim(pretrained=True, device=str(device), cache_dir=str(folder), dreamsim_type="ensemble")
     return DreamsimEmbedder(model, device)
+
+
+def load_official(path: Path | None, device: torch.device) -> DreamsimEmbedder:
+    """Load DreamSim as `load` does; it sees stretched pictures. Raise `MissingPackage` or `MissingWeights`."""
+    embedder = load(path, device)
+    embedder.framed = stretched
+    return embedder

@@ -18,6 +18,7 @@ from torch.nn import functional
 from .. import boxes
 from ..masks import mask_box
 from ..types import Comparison, Detections, MudiError, Subject, SubjectSet, VerdictLimits
+from .matching import Matching, matched
 from .verdicts import LAX, SMALLEST_GAP, gap, judge
 
 if TYPE_CHECKING:
@@ -103,13 +104,15 @@ def compare(
     embedder: Embedder,
     queries: Sequence[str] | None = None,
     threshold: float = 0.25,
+    matching: Matching = "in order",
 ) -> Comparison:
     """Run Detect-and-Compare on a float image ``[h, w, 3]``, 0..1 (paper section 5, algorithm 3).
 
     ``queries``: the words to detect (default: the subjects' class nouns). ``threshold``: least confidence of the
-    detector, 0..1. The detections of the result are in the order of the rows of ``s_dc``. Raise `NoNumbers`.
+    detector, 0..1. ``matching``: how figures are given to subjects (`score.matching`). The detections of the result
+    are in the order of the rows of ``s_dc``. Raise `NoNumbers`.
     """
-    return next(compare_all([image], references, detector, embedder, queries, threshold))
+    return next(compare_all([image], references, detector, embedder, queries, threshold, matching=matching))
 
 
 def compare_all(
@@ -120,6 +123,7 @@ def compare_all(
     queries: Sequence[str] | None = None,
     threshold: float = 0.25,
     batch: int = 8,
+    matching: Matching = "in order",
 ) -> Iterator[Comparison]:
     """Run `compare` on any number of pictures of any sizes, in their order.
 
@@ -130,7 +134,7 @@ def compare_all(
     waiting = iter(images)
     while held := list(islice(waiting, batch)):
         found = [detector(image, words, threshold) for image in held]
-        yield from compare_boxes(held, found, references, embedder, words)
+        yield from compare_boxes(held, found, references, embedder, words, matching)
 
 
 def compare_boxes(
@@ -139,6 +143,7 @@ def compare_boxes(
     references: References,
     embedder: Embedder,
     queries: Sequence[str] = (),
+    matching: Matching = "in order",
 ) -> list[Comparison]:
     """Run Detect-and-Compare on pictures ``[h, w, 3]``, 0..1, with the boxes that any detector found in each.
 
@@ -154,7 +159,7 @@ def compare_boxes(
     rows = unit(embedder(crops)) @ references.means.T if crops else torch.zeros(0, len(subjects))
     results = []
     for detections, s_dc in zip(inside, torch.split(rows, [len(detections) for detections in inside]), strict=True):
-        scores = score_matrices(s_gt, s_dc)
+        scores = score_matrices(s_gt, s_dc, matching)
         order = list(scores.order)
         results.append(
             Comparison(
@@ -171,22 +176,16 @@ def compare_boxes(
     return results
 
 
-def score_matrices(s_gt: Tensor, s_dc: Tensor) -> Scores:
+def score_matrices(s_gt: Tensor, s_dc: Tensor, matching: Matching = "in order") -> Scores:
     """Match the rows of ``s_dc`` ``[m, n]`` to the subjects of ``s_gt`` ``[n, n]`` and score them (algorithm 3).
 
-    Each subject in turn takes the unused row most similar to it, as in the official code. When m is not n, both scores
-    are 0 and the rows are ordered by their most similar subject.
+    When m is not n, both scores are 0 and the rows are ordered by their most similar subject.
     """
     m, n = s_dc.shape
     if m != n:
         nearest = s_dc.argmax(dim=1).tolist()
         return Scores(0.0, 0.0, tuple(sorted(range(m), key=lambda row: nearest[row])))
-    free = list(range(m))
-    order = []
-    for column in range(n):
-        best = max(free, key=lambda row: float(s_dc[row, column]))
-        free.remove(best)
-        order.append(best)
+    order = matched(s_gt, s_dc, matching)
     difference = (s_gt - s_dc[order]).double()
     frobenius = float(torch.linalg.matrix_norm(difference, "fro"))
     return Scores(1 - frobenius**2, 1 - float(torch.linalg.matrix_norm(difference, 2)), tuple(order))

@@ -51,7 +51,7 @@ class _Choices(list[str]):
 
 def eye_choices(role: backends.Role) -> list[str]:
     """Return the choices of a model widget: models with a known link, others in their folders, the embedded model."""
-    known = {name: eye for name, eye in backends.eyes(role).items() if name != EMBEDDED}
+    known = {name: eye for name, eye in backends.eyes(role).items() if name != EMBEDDED and not eye.official}
     choices = [eye.weights or name for name, eye in known.items()]
     own = [name for eye in known.values() for name in _local_models(eye)]
     return _Choices([*dict.fromkeys([*choices, *own]), MINI])
@@ -135,7 +135,7 @@ def _find(role: backends.Role, choice: str, download: bool) -> tuple[str, Path |
     """Return the library's name of the backend, and the path of its weights."""
     if choice in (MINI, _OLD_MINI):
         return EMBEDDED, None
-    known = {name: eye for name, eye in backends.eyes(role).items() if name != EMBEDDED}
+    known = {name: eye for name, eye in backends.eyes(role).items() if name != EMBEDDED and not eye.official}
     for name, eye in known.items():
         if choice == eye.weights:
             with progress()(f"downloading {choice}") as update:

@@ -25,7 +25,8 @@ def main() -> None:
     parser.add_argument(
         "part",
         choices=PARTS,
-        help="unet and flux need vae and text, decoder needs vae, judge and looks need vae, text and unet; others stand alone",
+        help="unet and flux need vae and text, decoder needs vae, judge and looks need vae, text and unet; the others "
+        "stand alone",
     )
     parser.add_argument("--work", type=Path, default=Path("mini-work"), help="rendered scenes and resumable state")
     parser.add_argument("--steps", type=int, help="another length than the recipe's, also for a run under way")

@@ -1,0 +1,47 @@
+"""The verdict "themselves" against rendered truth: right pictures pass, mixes do not; with looser limits they do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.verdicts import Drawn, compared, pairs_of, shares
+from mudi_core.eyes.embedded import VERDICT_LIMITS, load_embedder
+from mudi_core.score.compare import References
+from mudi_core.score.verdicts import LAX, judge
+from mudi_core.types import VerdictLimits
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Drawn]:
+    kinds = ("right", "all clothes: swapped", "neckwear: swapped", "body colour: borrowed")
+    return compared(pairs_of("others", 0)[:4], 2, kinds)
+
+
+def holds(passed: dict[str, float]) -> bool:
+    right, *mixes = passed.values()
+    return right >= 0.95 and max(mixes) <= 0.05
+
+
+def test_right_pictures_pass_and_mixes_do_not(drawn: list[Drawn]) -> None:
+    assert holds(shares(drawn, VERDICT_LIMITS))
+
+
+@pytest.mark.parametrize("looser", [LAX, VerdictLimits(2 / 3, 0.75), VerdictLimits(0.75, 2 / 3)])
+def test_looser_limits_let_mixes_pass(drawn: list[Drawn], looser: VerdictLimits) -> None:
+    assert not holds(shares(drawn, looser))
+
+
+def test_limits_come_with_the_embedder_that_they_were_chosen_for(drawn: list[Drawn]) -> None:
+    subjects = drawn[0].subjects
+    embedded = load_embedder()
+    assert References(subjects, embedded).limits == VERDICT_LIMITS
+    assert References(subjects, lambda images: embedded(images)).limits == LAX
+
+
+def test_a_figure_below_the_limits_is_told_with_what_it_needed(drawn: list[Drawn]) -> None:
+    s_gt = torch.tensor([[0.8, 0.2], [0.2, 0.8]])
+    s_dc = torch.tensor([[0.62, 0.0], [0.1, 0.8]])
+    words = [one.text for one in judge(drawn[0].subjects, s_gt, s_dc, limits=VERDICT_LIMITS)]
+    assert "0.62 alike, 0.69 needed" in words[0] and "found" in words[1]
+    assert "found" in judge(drawn[0].subjects, s_gt, s_dc)[0].text
