@@ -134,7 +134,7 @@ def test_rivals_share_steps_seed_and_noise(drawn_subjects: SubjectSet) -> None:
     assert [method for method, overlap in overlaps.items() if overlap != 0.2] == ["apart"] and overlaps["apart"] == 0
     made = {method: spec.generate_config(Cell("cats", method, 1, 7), drawn_subjects) for method in METHODS}
     assert {(config.seed, config.steps, config.guidance, config.count) for config in made.values()} == {(7, 20, 5.0, 1)}
-    assert {method for method, config in made.items() if config.gamma > 0} == {"apart", "general", "mudi"}
+    assert {method for method, config in made.items() if config.gamma > 0} == {"apart", "general", "dco", "mudi"}
     assert len({method.lora for method in METHODS.values()}) == len(METHODS) - 1
     assert METHODS["segmix"].lora == METHODS["mudi"].lora
 

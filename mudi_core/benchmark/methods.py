@@ -47,6 +47,7 @@ METHODS: dict[str, Rival] = {
         {"method": "segmix", "layout": LayoutConfig(max_overlap=0.0)},
         with_start=True,
     ),
+    "dco": Rival("MuDI with DCO", "segmix_dco", {"method": "segmix", "dco_beta": 1000.0}, with_start=True),
     "mudi": Rival("MuDI", "segmix", {"method": "segmix"}, with_start=True),
 }
 """The rivals by their names in a spec. They share photos, steps, seeds and noise."""

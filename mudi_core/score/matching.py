@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Matching = Literal["in order", "optimal"]
-"""Each subject in turn takes what is left and most similar to it (the official code); or the order that gives the highest
-score, so that it does not matter who is named first."""
+"""Each subject in turn takes what is left and most similar to it (the official code); or the order that scores highest,
+so that it does not matter who is named first."""
 MOST_ORDERED = 7
 """Subjects of which all orders are tried: 5,040. Of more, each in turn takes its best."""
 
