@@ -30,7 +30,7 @@ from mudi_core.benchmark.table import COLUMNS, nested, paired, summary, table
 from mudi_core.cli import main
 from mudi_core.eyes import embedded as eyes
 from mudi_core.report.chart import Bar, bar_chart
-from mudi_core.report.statistics import hierarchical_interval, hierarchical_means
+from mudi_core.report.statistics import hierarchical_interval, hierarchical_means, smallest_seen
 from mudi_core.toy.pairs import drawn
 from mudi_core.toy.world import PAIRS
 from mudi_core.train.config import SETTINGS as TRAIN_SETTINGS
@@ -468,8 +468,22 @@ def test_a_hierarchical_bootstrap_varies_as_its_formula_says() -> None:
     means = hierarchical_means(groups, 40_000)
     assert means.mean() == pytest.approx(table.mean(), abs=0.01)
     assert means.var() == pytest.approx(of_pairs + of_trainings + of_pictures, rel=0.03)
+    seen = smallest_seen(groups)
+    assert seen is not None and seen == pytest.approx(2.8 * table.mean((1, 2)).std(ddof=1) / pairs**0.5)
+    assert smallest_seen({"a": {"0": [1.0, 2.0]}}) is None
     low, high = hierarchical_interval({"a": [1.0, 1.0], "b": [1.0]})
     assert (low, high) == (1, 1)
+
+
+def test_a_difference_that_is_just_seen_is_found_in_four_of_five_repetitions() -> None:
+    rng, pairs = np.random.default_rng(2), 24
+
+    def comparison(true: float) -> dict[str, dict[str, list[float]]]:
+        return {str(pair): {"0": [value]} for pair, value in enumerate(true + 0.3 * rng.normal(size=pairs))}
+
+    seen = float(np.mean([smallest_seen(comparison(0)) for _ in range(500)]))
+    found = [hierarchical_interval(comparison(seen), draws=400)[0] > 0 for _ in range(500)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.06)
 
 
 def test_differences_are_taken_from_the_same_noise() -> None:
