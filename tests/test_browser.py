@@ -1,6 +1,6 @@
 """The real frontend in a real browser: a workflow from the template browser, Run, the pictures and the score.
 
-`MUDI_PICTURES=1` trains in full and then writes docs/graph.png and the workflows' thumbnails.
+`MUDI_PICTURES=1` samples in full and then writes docs/graph.png and the workflows' thumbnails.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from browser import SIZE, command
 from comfyui_server import ROOT, Server
 from PIL import Image, ImageOps
-from test_workflows import NAMES, workflow
+from test_workflows import MUTED, NAMES, workflow
 from test_workflows import nodes as of_type
 from wires import crossings, drawn, passes
 
@@ -35,6 +35,7 @@ FIT = """([width, height, room]) => {
     canvas.ds.offset[0] = room / scale - x
     canvas.ds.offset[1] = room / scale - y
     canvas.setDirty(true, true)
+    return Math.round((right - x) * scale + 2 * room)
 }"""
 
 
@@ -45,11 +46,7 @@ PASSES = {
         ("MudiLoadPhotos 6.captions", "MudiDetectSubjects 7"),
         ("MudiLoadPhotos 6.captions", "MudiSamMask 8"),
     },
-    "quickstart_mini": {
-        ("MudiMiniCheckpoint 22.vae", "MudiLayout 19"),
-        *(("MudiTrainLora 14.model", behind) for behind in ("CLIPTextEncode 15", "CLIPTextEncode 16")),
-        *(("MudiTrainLora 14.model", behind) for behind in ("EmptyLatentImage 17", "MudiLayout 19")),
-    },
+    "0_quickstart": {("MudiSubjectPrompt 13.negative", "CLIPTextEncode 14")},
     **{
         name: {
             ("CheckpointLoaderSimple 2.VAE", "MudiLayout 7"),
@@ -82,6 +79,8 @@ CROSS = {
     },
 }
 """The wires that must cross, since sockets of two nodes stand in other orders."""
+CROSS_AT_MOST = {"0_quickstart": 47}
+"""How many cross in a graph laid out to fill a screen: in the gaps between its columns, hardly behind a node."""
 
 
 def open_template(page: Page, name: str) -> None:
@@ -117,7 +116,10 @@ def test_workflows_open_from_the_template_browser_as_they_were_saved(
     assert page.get_by_text("Missing Node").count() == 0
     page.evaluate(FIT, [WIDTH, HEIGHT, ROOM])
     shown_wires = drawn(page)
-    assert set(crossings(*shown_wires)) == CROSS.get(name, set())
+    if name in CROSS_AT_MOST:
+        assert len(crossings(*shown_wires)) <= CROSS_AT_MOST[name]
+    else:
+        assert set(crossings(*shown_wires)) == CROSS.get(name, set())
     assert passes(*shown_wires) == PASSES.get(name, set())
 
 
@@ -131,15 +133,46 @@ def test_a_wire_that_crosses_another_is_found(page: Page) -> None:
     assert f"{model} crosses {dataset}" in crossings(wires, bodies)
 
 
+def test_the_quickstart_opens_whole_and_readable(page: Page) -> None:
+    """On a usual screen: 8 px of letters are the least that the frontend draws."""
+    page.set_viewport_size({"width": 1920, "height": 1080})
+    open_template(page, "0_quickstart")
+    page.wait_for_timeout(2000)
+    scale, left, top, right, low, width, height = page.evaluate("""() => {
+        const {scale, offset} = app.canvas.ds, boxes = app.graph.groups.map(group => group._bounding)
+        const area = app.canvas.canvas.getBoundingClientRect()
+        const x = value => (value + offset[0]) * scale, y = value => (value + offset[1]) * scale
+        return [scale, x(Math.min(...boxes.map(b => b[0]))), y(Math.min(...boxes.map(b => b[1]))),
+            x(Math.max(...boxes.map(b => b[0] + b[2]))), y(Math.max(...boxes.map(b => b[1] + b[3]))),
+            area.width, area.height]
+    }""")
+    assert 14 * scale >= 8
+    assert 0 <= left and right <= width and 0 <= top and low <= height
+
+
+def test_the_switch_of_mini_lora_switches_training_on_and_off(page: Page) -> None:
+    open_template(page, "0_quickstart")
+    mode = "() => app.graph.nodes.find(node => node.type === 'MudiTrainLora').mode"
+    flip = """value => {
+        const widget = app.graph.nodes.find(node => node.type === 'MudiMiniLora').widgets.find(w => w.name === 'train')
+        widget.value = value
+        widget.callback(value)
+    }"""
+    sent = "async () => Object.values((await app.graphToPrompt()).output).map(node => node.class_type)"
+    assert page.evaluate(mode) == MUTED and "MudiTrainLora" not in page.evaluate(sent)
+    page.evaluate(flip, True)
+    assert page.evaluate(mode) == 0 and "MudiTrainLora" in page.evaluate(sent)
+    page.evaluate(flip, False)
+    assert page.evaluate(mode) == MUTED
+
+
 def test_the_quickstart_shows_its_pictures_and_the_score(page: Page, comfyui_server: Server) -> None:
-    open_template(page, "quickstart_mini")
+    open_template(page, "0_quickstart")
     page.evaluate(FIT, [WIDTH, HEIGHT, ROOM])  # the frontend fetches the pictures of nodes in sight
     if not IN_FULL:
         page.evaluate("""() => {
-            const small = {MudiTrainLora: {steps: 3, batch_size: 1}, KSampler: {steps: 2}}
-            for (const node of app.graph.nodes)
-                for (const [name, value] of Object.entries(small[node.type] ?? {}))
-                    node.widgets.find(widget => widget.name === name).value = value
+            for (const node of app.graph.nodes.filter(node => node.type === 'KSampler'))
+                node.widgets.find(widget => widget.name === 'steps').value = 2
         }""")
     page.evaluate("""() => {
         app.api.addEventListener('execution_success', event => { window.ended = {id: event.detail.prompt_id} })
@@ -149,9 +182,12 @@ def test_the_quickstart_shows_its_pictures_and_the_score(page: Page, comfyui_ser
     page.wait_for_function("() => window.ended", timeout=SECONDS * 1000)
     ended = page.evaluate("() => window.ended")
     assert "error" not in ended, ended
-    page.wait_for_function(
-        "() => app.graph.nodes.filter(n => n.type === 'SaveImage' && n.imgs?.length === 4).length === 2"
-    )
+    shown = {"SaveImage": 4, "MudiSubjectFromPhotos": 5, "MudiInitLatent": 4, "MudiCompare": 4}
+    for kind, pictures in shown.items():
+        page.wait_for_function(  # the browser fetches previews after the run has ended
+            "([kind, count]) => app.graph.nodes.filter(n => n.type === kind).every(n => n.imgs?.length === count)",
+            arg=[kind, pictures],
+        )
 
     def texts(kind: str) -> list[str]:
         found: list[str] = page.evaluate(
@@ -160,14 +196,8 @@ def test_the_quickstart_shows_its_pictures_and_the_score(page: Page, comfyui_ser
         )
         return found
 
-    assert sum("mean of 4: " in text for text in texts("PreviewAny")) == 2
-    assert sum("mean of 4: " in text for text in texts("MudiCompare")) == 2
-    assert any("Prompt it with 'hta cat' and 'olis cat'." in text for text in texts("MudiTrainLora"))
-    for kind, pictures in (("MudiDetectSubjects", 5), ("MudiSamMask", 5), ("MudiInitLatent", 4), ("MudiCompare", 4)):
-        page.wait_for_function(  # the browser fetches previews after the run has ended
-            "([kind, count]) => app.graph.nodes.filter(n => n.type === kind).every(n => n.imgs?.length === count)",
-            arg=[kind, pictures],
-        )
+    assert sum("mean of 4: " in text for text in texts("MudiCompare")) == 1
+    assert any("the ready LoRA: olis cat and hta cat" in text for text in texts("MudiMiniLora"))
     picture = graph_picture(page)
     assert len(picture.getcolors(1 << 24) or []) > 1000
     if IN_FULL:
@@ -180,9 +210,9 @@ def graph_picture(page: Page) -> Image.Image:
     """The whole graph without the frontend's panels."""
     command(page, "Workspace.ToggleFocusMode")
     page.wait_for_timeout(2000)
-    page.evaluate(FIT, [WIDTH, HEIGHT, ROOM])
+    width = page.evaluate(FIT, [WIDTH, HEIGHT, ROOM])
     page.wait_for_timeout(2000)
-    return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    return Image.open(io.BytesIO(page.screenshot())).convert("RGB").crop((0, 0, width, HEIGHT))
 
 
 def _thumbnails(server: Server, prompt_id: str) -> None:
@@ -193,16 +223,16 @@ def _thumbnails(server: Server, prompt_id: str) -> None:
     def shown(kind: str) -> list[Path]:
         return [file for node in of_type(graph, kind) for file in server.files(run, node)]
 
-    cut_outs, saved = shown("MudiSamMask"), shown("SaveImage")
+    cut_outs, saved = shown("MudiSubjectFromPhotos"), shown("SaveImage")
     sheets: dict[str, tuple[Sequence[Path], int]] = {
-        "quickstart_mini": (saved[4:8], 2),
+        "0_quickstart": (saved[:4], 2),
         "1_prepare": (cut_outs[:2] + cut_outs[5:7], 2),
         "2_train": (shown("MudiSegMixDataset"), 1),
-        "3_generate": ((shown("MudiInitLatent")[0], saved[4]), 2),
-        "4_compare": (shown("MudiCompare")[4:5], 1),
-        "5_best_seed": (shown("MudiCompare")[4:8], 2),
-        "6_flow_model": ((shown("MudiInitLatent")[1], saved[5]), 2),
-        "7_anime_tags": (saved[6:8], 2),
+        "3_generate": ((shown("MudiInitLatent")[0], saved[0]), 2),
+        "4_compare": (shown("MudiCompare")[:1], 1),
+        "5_best_seed": (shown("MudiCompare"), 2),
+        "6_flow_model": ((shown("MudiInitLatent")[1], saved[1]), 2),
+        "7_anime_tags": (saved[2:4], 2),
     }
     for name, (files, columns) in sheets.items():
         _sheet(files, columns).save(ROOT / "workflows" / f"{name}.jpg", quality=85)

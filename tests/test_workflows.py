@@ -19,7 +19,7 @@ from mudi_core.toy.world import PAIRS, photo
 
 FOLDER = ROOT / "workflows"
 NAMES = (
-    "quickstart_mini",
+    "0_quickstart",
     "1_prepare",
     "2_train",
     "3_generate",
@@ -68,14 +68,20 @@ def widgets(node: dict[str, Any], info: Info) -> dict[str, Any]:
     return found
 
 
-def api_graph(name: str, info: Info) -> Graph:
-    """A workflow as POST /prompt takes it."""
-    links = {link[0]: link for link in workflow(name)["links"]}
+MUTED = 2
+"""The mode of a node that the frontend leaves out of the prompt."""
+
+
+def api_graph(name: str, info: Info, *, awake: bool = False) -> Graph:
+    """A workflow as POST /prompt takes it; ``awake``: with its muted nodes, too."""
+    at_work = [node for node in working(name) if awake or node["mode"] != MUTED]
+    known = {node["id"] for node in at_work}
+    links = {link[0]: link for link in workflow(name)["links"] if link[1] in known}
     graph = {}
-    for node in working(name):
+    for node in at_work:
         inputs = widgets(node, info[node["type"]])
         for socket in node["inputs"]:
-            if socket["link"] is not None:
+            if socket["link"] in links:
                 _, origin, slot, *_ = links[socket["link"]]
                 inputs[socket["name"]] = [str(origin), slot]
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
@@ -157,13 +163,19 @@ def test_no_node_covers_another_and_each_stands_in_a_group(name: str) -> None:
 
 
 def test_the_quickstart_has_the_settings_of_the_demo(info: Info) -> None:
-    graph, demo = api_graph("quickstart_mini", info), DemoSettings()
+    graph, demo = api_graph("0_quickstart", info, awake=True), DemoSettings()
     train = demo.train_config("segmix", 0)
     picture = demo.generate_config("", True, 0)
     sizes = {"width": demo.size, "height": demo.size}
     expected: dict[str, dict[str, Any]] = {
         "MudiMiniPhotos": {"count": demo.photos, "side": demo.photo_side, "seed": 0},
-        "MudiDetectSubjects": {"threshold": demo.photo_threshold, "which": "best", "detector": MINI},
+        "MudiSubjectFromPhotos": {
+            "threshold": demo.photo_threshold,
+            "which": "best",
+            "query": "",
+            "detector": MINI,
+            "segmenter": MINI,
+        },
         "MudiSegMixDataset": {
             "probability": train.samples.segmix_prob,
             "overlap": train.samples.layout.max_overlap,
@@ -176,7 +188,6 @@ def test_the_quickstart_has_the_settings_of_the_demo(info: Info) -> None:
             "seed": train.samples.seed,
         },
         "MudiLayout": {**sizes, "mode": "random", "overlap": picture.layout.max_overlap},
-        "EmptyLatentImage": sizes,
         "MudiInitLatent": {"gamma": picture.gamma},
         "KSampler": {
             "steps": picture.steps,
@@ -197,18 +208,28 @@ def test_the_quickstart_has_the_settings_of_the_demo(info: Info) -> None:
         for node in nodes(graph, kind):
             inputs = graph[node]["inputs"]
             assert {name: inputs[name] for name in settings} == settings, kind
-    (empty,), (start,) = nodes(graph, "EmptyLatentImage"), nodes(graph, "MudiInitLatent")
-    counts = [graph[node]["inputs"]["batch_size"] for node in (empty, start)]
-    parts = [graph[node]["inputs"] for node in nodes(graph, "ImageFromBatch")]
-    assert [(one["batch_index"], one["length"]) for one in parts] == [(0, counts[0]), (counts[0], counts[1])]
-    first, second = PAIRS[0]
-    subjects = [graph[node]["inputs"] for node in nodes(graph, "MudiSubject")]
-    assert [(one["token"], one["class_noun"]) for one in subjects] == [
-        (one.token, one.class_noun) for one in (first, second)
-    ]
-    prompts = {graph[node]["inputs"]["text"] for node in nodes(graph, "CLIPTextEncode")}
-    names = [f"{one.token} {one.class_noun}" for one in (first, second)]
-    assert prompts == {f"a photo of {names[0]} and {names[1]}", ""}
+    (pair,), (prompt,) = nodes(graph, "MudiMiniPhotos"), nodes(graph, "MudiSubjectPrompt")
+    wording = graph[prompt]["inputs"]
+    assert (wording["text"], wording["kind"], wording["negative"]) == ("a photo of {subjects}", "", "")
+    given = {node: graph[node]["inputs"] for node in graph if graph[node]["class_type"] != "MudiMiniPhotos"}
+    names = [one[name] for one in given.values() for name in ("token", "class_noun") if name in one]
+    assert names == [[pair, slot] for slot in (2, 3, 4, 5)]  # the pair is chosen in one place
+    texts = [one["text"] for node, one in given.items() if graph[node]["class_type"] == "CLIPTextEncode"]
+    assert texts == [[prompt, 0], [prompt, 1]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_workflow_has_a_deprecated_node(info: Info, name: str) -> None:
+    assert not [node["type"] for node in working(name) if info[node["type"]].get("deprecated")]
+
+
+def test_the_quickstart_is_at_most_twice_as_wide_as_high_and_reads_from_left_to_right() -> None:
+    bounds = [group["bounding"] for group in workflow("0_quickstart")["groups"]]
+    titles = [group["title"][:1] for group in workflow("0_quickstart")["groups"]]
+    assert titles == ["1", "2", "3", "4"]
+    assert [x for x, *_ in bounds] == sorted(x for x, *_ in bounds) and len({y for _, y, *_ in bounds}) == 1
+    width = max(x + w for x, _, w, _ in bounds) - min(x for x, *_ in bounds)
+    assert width <= 2 * max(height for *_, height in bounds)
 
 
 @pytest.fixture(scope="module")
@@ -266,47 +287,61 @@ def test_the_server_knows_every_node_and_offers_the_workflow(server: Server, inf
     assert server.get(f"/api/workflow_templates/mudi/{name}.json") == workflow(name)
 
 
-def small_quickstart(info: Info) -> Graph:
-    """With two pictures of each start."""
-    graph = with_settings(
-        api_graph("quickstart_mini", info),
+def small_quickstart(info: Info, *, trains: bool) -> Graph:
+    """With two pictures; the ready LoRA, or Train LoRA and its switch on."""
+    return with_settings(
+        api_graph("0_quickstart", info, awake=trains),
         {
             "MudiMiniPhotos": {"count": 2, "side": 192},
+            "MudiMiniLora": {"train": trains},
             "MudiTrainLora": {"steps": 2, "batch_size": 1},
-            "EmptyLatentImage": {"batch_size": 2},
             "MudiInitLatent": {"batch_size": 2},
             "KSampler": {"steps": 2},
         },
     )
-    for first, node in zip((0, 2), nodes(graph, "ImageFromBatch"), strict=True):
-        graph[node]["inputs"].update(batch_index=first, length=2)
-    return graph
 
 
-def test_the_quickstart_runs_in_one_go(server: Server, info: Info) -> None:
-    graph = small_quickstart(info)
+@pytest.mark.parametrize("trains", [False, True])
+def test_the_quickstart_runs_in_one_go(server: Server, info: Info, trains: bool) -> None:
+    graph = small_quickstart(info, trains=trains)
     run = twice(server, graph)
-    (train,) = nodes(graph, "MudiTrainLora")
-    assert re.search(r"two_cats_\d+\.safetensors: 2 steps of segmix", run.outputs[train]["text"][0])
-    assert list((server.base / "models" / "loras").glob("two_cats_*.safetensors"))
-    without, started = (server.files(run, node) for node in nodes(graph, "SaveImage"))
-    assert len(without) == len(started) == 2 and all(map(is_picture, without + started))
-    assert all(one.read_bytes() != other.read_bytes() for one, other in zip(without, started, strict=True))
-    assert len(scores(run, graph)) == 2
-    for kind, pictures in (("MudiDetectSubjects", 2), ("MudiSamMask", 2), ("MudiLayout", 1), ("MudiInitLatent", 2)):
+    for train in nodes(graph, "MudiTrainLora"):
+        assert re.search(r"two_cats_\d+\.safetensors: 2 steps of segmix", run.outputs[train]["text"][0])
+    assert bool(list((server.base / "models" / "loras").glob("two_cats_*.safetensors"))) == trains
+    (lora,), (saved,) = nodes(graph, "MudiMiniLora"), nodes(graph, "SaveImage")
+    pictures = server.files(run, saved)
+    assert len(pictures) == 2 and all(map(is_picture, pictures))
+    assert len(scores(run, graph)) == 1
+    for kind, count in (("MudiSubjectFromPhotos", 2), ("MudiLayout", 1), ("MudiInitLatent", 2), ("MudiCompare", 2)):
         for node in nodes(graph, kind):
-            assert len(server.files(run, node)) == pictures
-    told = [run.outputs[node]["text"] for node in nodes(graph, "PreviewAny")]
-    assert told == [run.outputs[node]["text"] for node in nodes(graph, "MudiCompare")]
+            assert len(server.files(run, node)) == count
+    said = "the LoRA that was trained here" if trains else "the ready LoRA: olis cat and hta cat"
+    assert run.outputs[lora]["text"] == [said]
 
 
-def test_the_quickstart_compares_starts_that_have_the_same_noise(server: Server, info: Info) -> None:
-    """Init Latent's start is Empty Latent Image's where gamma is 0, and so must the pictures be."""
-    graph = with_settings(small_quickstart(info), {"MudiInitLatent": {"gamma": 0.0}})
+def test_another_pair_needs_a_training_and_no_other_change(server: Server, info: Info) -> None:
+    (pair,) = info["MudiMiniPhotos"]["input"]["required"]["pair"][1]["options"][2:3]
+    graph = with_settings(small_quickstart(info, trains=False), {"MudiMiniPhotos": {"pair": pair}})
+    refused = server.wait(server.queue(graph))
+    assert "knows olis cat and hta cat, not ult dog and amg dog. Switch this node to 'train'" in refused.error
+    graph = with_settings(small_quickstart(info, trains=True), {"MudiMiniPhotos": {"pair": pair}})
     run = server.run(graph)
-    without, started = (
-        [np.asarray(Image.open(file), dtype=np.int16) for file in server.files(run, node)]
-        for node in nodes(graph, "SaveImage")
+    ((train,), (prompt,)) = nodes(graph, "MudiTrainLora"), nodes(graph, "MudiSubjectPrompt")
+    assert "Prompt it with 'ult dog' and 'amg dog'." in run.outputs[train]["text"][0]
+    assert run.outputs[prompt]["text"] == ["a photo of ult dog and amg dog"]
+
+
+def test_gamma_0_is_empty_latent_image(server: Server, info: Info) -> None:
+    """Init Latent's start is Empty Latent Image's where gamma is 0, and so must the pictures be."""
+    graph = with_settings(small_quickstart(info, trains=False), {"MudiInitLatent": {"gamma": 0.0}})
+    (sampler,) = nodes(graph, "KSampler")
+    empty = {"class_type": "EmptyLatentImage", "inputs": {"width": 192, "height": 192, "batch_size": 2}}
+    plain = {**copy.deepcopy(graph), "empty": empty}
+    plain[sampler]["inputs"]["latent_image"] = ["empty", 0]
+    (save,) = nodes(graph, "SaveImage")
+    started, without = (
+        [np.asarray(Image.open(file), dtype=np.int16) for file in server.files(server.run(one), save)]
+        for one in (graph, plain)
     )
     for one, other in zip(without, started, strict=True):
         assert np.abs(one - other).max() <= 1
