@@ -80,13 +80,21 @@ def result(combo: str, method: str, seed: int, score: float, found: int = 2, fid
 
 
 @pytest.mark.parametrize(
-    ("name", "cells"), [("embedded", 6 * 6 * 4 * 16), ("embedded_quick", 6 * 6 * 4), ("paper", 8 * 7 * 5 * 10)]
+    ("name", "cells"),
+    [
+        ("embedded", 6 * 6 * 4 * 16),
+        ("embedded_quick", 6 * 6 * 4),
+        ("held_out", 12 * 3 * 7 * 4 * 8),
+        ("paper", 8 * 7 * 5 * 10),
+        ("official", 8 * 7 * 5 * 10),
+    ],
 )
 def test_the_specs_that_ship_are_whole(name: str, cells: int) -> None:
     spec = read_spec(SPECS / f"{name}.toml")
     assert len(spec.cells()) == cells == len(set(spec.cells()))
     for method in spec.methods:
-        assert spec.train_config(method, 1024).samples.steps == spec.train_config("mudi", 1024).samples.steps
+        steps = spec.steps_of.get(method) or spec.train_config("mudi", 1024).samples.steps
+        assert spec.train_config(method, 1024).samples.steps == steps
     assert spec.methods[-1] == "mudi"
 
 
@@ -167,6 +175,41 @@ def test_trainings_have_seeds_and_files_of_their_own(spec_file: Path, tmp_path: 
     assert [more.is_done(one.cell._replace(training=training)) for training in range(3)] == [True, False, False]
     parts = Worker(more, eyes.load_detector(), eyes.load_embedder())._open_parts()
     assert {"cats/segmix", "cats/segmix-2", "cats/segmix-3"} <= parts.keys()
+
+
+def test_the_papers_spec_is_the_papers_and_the_official_one_the_codes() -> None:
+    paper, official = (read_spec(SPECS / f"{name}.toml") for name in ("paper", "official"))
+    losses = [one.train_config("segmix", 1024).learning.dco_beta for one in (paper, official)]
+    assert (losses, paper.priors, official.priors) == ([0.0, 1000.0], 50, 0)
+    for one in (paper, official):
+        steps = [one.train_config(method, 1024, combo="combo_1").samples.steps for method in ("dreambooth", "segmix")]
+        assert steps == [1000, 1200] and one.judges.matching == "in order"
+    harder = replace(paper, steps_of={"dreambooth": 1000, "combo_1": 1600})
+    steps = [harder.train_config(method, 1024, combo="combo_1").samples.steps for method in ("dreambooth", "segmix")]
+    assert steps == [1000, 1600]
+    with pytest.raises(BadSpec, match=r"\[steps_of\] has magic = 5"):
+        replace(paper, steps_of={"magic": 5})
+
+
+def test_priors_are_made_once_and_trained_on(
+    random_mini: None, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, seen = [], []
+
+    def make(subjects: SubjectSet, *_: Any) -> SubjectSet:
+        made.append(subjects.tokens)
+        return subjects
+
+    train = work.train_lora
+    monkeypatch.setattr(work, "make_priors", make)
+    monkeypatch.setattr(work, "train_lora", lambda training, *a, **k: (seen.append(training), train(training, *a, **k)))
+    spec = replace(read_spec(spec_file), methods=("dreambooth", "mudi"), seeds=1, priors=2)
+    results = Results(tmp_path / "out", spec)
+    Worker(results, eyes.load_detector(), eyes.load_embedder(), segmenter=eyes.load_segmenter()).run()
+    assert len(made) == 1 and (tmp_path / "out" / "cats" / "priors" / "metadata.jsonl").is_file()
+    assert len(seen) == 2 and all(one.priors is not None and one.priors.tokens == made[0] for one in seen)
+    with pytest.raises(OtherSpec, match="priors differ"):
+        Results(tmp_path / "out", replace(spec, priors=0))
 
 
 def test_pairs_that_a_seed_draws_take_the_place_of_the_built_in_ones(tmp_path: Path) -> None:

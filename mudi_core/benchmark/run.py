@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from ..bases.checkpoint import Checkpoint, open_checkpoint
-from ..bases.tokens import TokenVectors, load_token
+from ..bases.tokens import load_token
 from ..demo.job import draw_photos, prepare_photos
 from ..demo.settings import DemoSettings
-from ..eyes import Detector, Embedder, TextScorer
+from ..eyes import Detector, Embedder, Segmenter, TextScorer
 from ..jobs.generate import generate
+from ..jobs.priors import PROMPT, PriorsConfig, make_priors, sampler
 from ..jobs.train import LoraFiles, Training, train_lora
 from ..lora.adapter import apply_lora
 from ..progress import Progress, Update, silent
@@ -22,7 +23,6 @@ from ..score.compare import References, compare
 from ..score.fidelity import every_order, text_fidelity
 from ..stage.cutouts import CutOuts, cut_outs
 from ..subjects import storage
-from ..train.config import TrainConfig
 from ..types import SubjectSet
 from .methods import METHODS
 from .results import Result, Results
@@ -38,12 +38,13 @@ class Worker:
         detector: Detector,
         embedder: Embedder,
         text_scorer: TextScorer | None = None,
+        segmenter: Segmenter | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         progress: Progress = silent,
     ) -> None:
         self.results, self.spec = results, results.spec
-        self.detector, self.embedder, self.text_scorer = detector, embedder, text_scorer
+        self.detector, self.embedder, self.text_scorer, self.segmenter = detector, embedder, text_scorer, segmenter
         self.device, self.dtype, self.progress = device, dtype, progress
 
     def run(self) -> None:
@@ -101,7 +102,7 @@ class Worker:
     def _trained(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[None]:
         """Inside the block the base model has the LoRA of the cell's method; train it first if nobody has."""
         base, lora = self._checkpoint, self.results.folder / f"{name}.safetensors"
-        config = self.spec.train_config(cell.method, base.side, cell.training)
+        config = self.spec.train_config(cell.method, base.side, cell.training, cell.combo)
         if self.dtype == torch.bfloat16:
             config = config.but(precision="bf16")
         embeddings = [
@@ -110,7 +111,9 @@ class Worker:
         with ExitStack() as stack:
             vectors = stack.enter_context(base.token_vectors(subjects.tokens)) if config.learning.learn_tokens else None
             if not all(path.is_file() for path in [*embeddings, *([lora] if config.learning.target_modules else [])]):
-                self._train(name, config, self.spec.as_named(cell, subjects), vectors, lora, embeddings)
+                priors = self._priors(cell.combo, subjects)
+                training = Training(base, self.spec.as_named(cell, subjects), config, priors, vectors=vectors)
+                self._train(name, training, lora, embeddings)
             if vectors is not None:
                 loaded = [load_token(path) for path in embeddings]
                 vectors.load({encoder: torch.cat([one[encoder] for one in loaded]) for encoder in loaded[0]})
@@ -118,19 +121,10 @@ class Worker:
                 stack.enter_context(apply_lora(base.unet, lora))
             yield
 
-    def _train(
-        self,
-        name: str,
-        config: TrainConfig,
-        subjects: SubjectSet,
-        vectors: TokenVectors | None,
-        lora: Path,
-        embeddings: list[Path],
-    ) -> None:
+    def _train(self, name: str, training: Training, lora: Path, embeddings: list[Path]) -> None:
         lora.parent.mkdir(parents=True, exist_ok=True)
-        training = Training(self._checkpoint, subjects, config, vectors=vectors)
         stopped = lora.with_suffix(".stopped.safetensors")
-        files = LoraFiles(lora if config.learning.target_modules else None, stopped, tuple(embeddings))
+        files = LoraFiles(lora if training.config.learning.target_modules else None, stopped, tuple(embeddings))
 
         def progress(words: str) -> AbstractContextManager[Update]:
             return self.progress(f"{words} {name}")
@@ -149,6 +143,22 @@ class Worker:
                 folders = [draw_photos(place / "photos", spec, self.spec.seed, settings) for spec in pair]
                 storage.write_subjects(prepare_photos(folders, pair, settings, self.progress), place / "dataset")
         return storage.read_subjects(place / "dataset")
+
+    def _priors(self, combo: str, subjects: SubjectSet) -> SubjectSet | None:
+        """Return the pictures of the classes of a combo, made when first needed; None when the spec asks for none."""
+        if not self.spec.priors:
+            return None
+        assert self.segmenter is not None, "priors are cut out"
+        place, base = self.results.folder / combo / "priors", self._checkpoint
+        with self.results.claimed(f"{combo}/priors", wait=True):
+            if not (place / storage.METADATA).is_file():
+                wanted = PriorsConfig(
+                    self.spec.priors, self.spec.seed, base.usual.photo_threshold, base.usual.prior_prompt or PROMPT
+                )
+                with self.progress(f"priors of {combo}") as update:
+                    made = make_priors(subjects, sampler(base), self.detector, self.segmenter, wanted, update)
+                storage.write_subjects(made, place)
+        return storage.read_priors(place, subjects)
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:

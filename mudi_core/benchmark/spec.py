@@ -92,6 +92,10 @@ class Spec:
     """Trainings of each combo and method, each with the next seed: a mean moves with it by more than methods differ."""
     pairs_seed: int | None = None
     """Draws the pairs whose numbers are in `combos` (`toy.pairs`), so that nobody chose them."""
+    priors: int = 0
+    """Pictures of other members of each class that the base model makes for prior preservation (paper, appendix B)."""
+    steps_of: Mapping[str, int] = field(default_factory=dict)
+    """Steps of the trainings of a method, or else of a combo, that differ from those of `train`."""
     general_nouns: Mapping[str, str] = field(default_factory=dict)
     """A noun for all subjects of a combo ("animal"), by combo, for the method "general"."""
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -117,6 +121,11 @@ class Spec:
         for where in self.combos.values():
             if isinstance(where, int):
                 self.pair(where)
+        for name, steps in self.steps_of.items():
+            if name not in (*METHODS, *self.combos) or steps < 1:
+                raise BadSpec(f"{self.name}: [steps_of] has {name} = {steps}; give 1 or more for a method or combo.")
+        if self.priors < 0:
+            raise BadSpec(f"{self.name}: priors is {self.priors}; it must be 0 or more.")
         for combo, noun in self.general_nouns.items():
             if combo not in self.combos or not noun.strip():
                 raise BadSpec(
@@ -142,10 +151,12 @@ class Spec:
             for seed in range(self.seeds)
         ]
 
-    def train_config(self, method: str, side: int, training: int = 0) -> TrainConfig:
-        """Return how a method is trained; ``side``: of the base model's pictures, in pixels."""
+    def train_config(self, method: str, side: int, training: int = 0, combo: str = "") -> TrainConfig:
+        """Return how a method is trained on a combo; ``side``: of the base model's pictures, in pixels."""
         start = TrainConfig.usual(usual(self.base), seed=self.seed + training, resolution=side)
-        return start.but(**{**self.train, **METHODS[method].train})
+        config = start.but(**{**self.train, **METHODS[method].train})
+        steps = self.steps_of.get(method) or self.steps_of.get(combo)
+        return config.but(steps=steps) if steps else config
 
     def generate_config(self, cell: Cell, subjects: SubjectSet) -> GenerateConfig:
         """Return how the picture of a cell is made. Cells with the same seed and combo share noise and places."""
@@ -174,8 +185,9 @@ class Spec:
         growing = ("name", "methods", "seeds", "trainings", "judges")
         ours = {key: value for key, value in vars(self).items() if key not in growing}
         judges = dict(vars(self.judges))
-        if self.pairs_seed is None:  # folders of before do not name these two
-            del ours["pairs_seed"]
+        for name, usual_one in (("pairs_seed", None), ("priors", 0), ("steps_of", {})):
+            if ours[name] == usual_one:  # folders of before do not name these
+                del ours[name]
         if self.judges.matching == "in order":
             del judges["matching"]
         return {**ours, "judges": judges}

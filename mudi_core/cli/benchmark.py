@@ -16,6 +16,7 @@ from .options import (
     device,
     load_detector,
     load_embedder,
+    load_segmenter,
     load_text_scorer,
     precision,
 )
@@ -97,6 +98,7 @@ def _worker(args: argparse.Namespace, talk: Talk, results: Results) -> Worker:
     judges = results.spec.judges
     args.base = results.spec.base
     args.detector, args.embedder, args.text_scorer = judges.detector, judges.embedder, judges.text_scorer
+    args.segmenter = None
     talk.on_disk = f"The results so far are in {args.out}; the same command continues from there."
     on = device(args)
     if on.type == "cuda" and team_size() > 1:
@@ -106,6 +108,7 @@ def _worker(args: argparse.Namespace, talk: Talk, results: Results) -> Worker:
         load_detector(args, on, talk),
         load_embedder(args, on, talk),
         load_text_scorer(args, on, talk) if args.text_scorer else None,
+        load_segmenter(args, on, talk) if results.spec.priors else None,
         on,
         torch.bfloat16 if precision(args, on) == "bf16" else torch.float32,
         talk.progress,

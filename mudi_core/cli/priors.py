@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from .options import (
 from .talk import Answer, Talk
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 def add(commands: Any) -> None:
@@ -50,7 +49,6 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..jobs import priors
-    from ..jobs.generate import GenerateConfig, generate_plain
     from ..subjects import storage
 
     subjects = storage.read_subjects(args.dataset, packed=True)
@@ -58,14 +56,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     detector, segmenter = load_detector(args, on, talk), load_segmenter(args, on, talk)
     checkpoint = open_base(args, on)
     family = checkpoint.usual
-    config = GenerateConfig.usual(family, "", 1, gamma=0.0, count=1)
-    if family.prior_prompt is None:
-        config = replace(config, negative_prompt=priors.NEGATIVE_PROMPT)
-    config = replace(config, steps=args.steps or config.steps)
-
-    def sample(text: str, seed: int) -> Tensor:
-        return generate_plain(checkpoint, replace(config, prompt=text, seed=seed))
-
+    sample = priors.sampler(checkpoint, args.steps or None)
     wanted = priors.PriorsConfig(
         args.count,
         args.seed,

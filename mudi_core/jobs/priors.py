@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ..bases.checkpoint import Checkpoint
 from ..eyes import Detector, Segmenter
 from ..types import MudiError, Photo, Subject, SubjectSet
+from .generate import GenerateConfig, generate_plain
 from .one_figure import NoneUsable, Sample, with_one_figure
 
 PROMPT = "a photo of a {}, simple background, full body view, award winning photography, highly detailed"
@@ -74,3 +76,17 @@ def make_priors(
             raise NoPriors(f"{error} Or choose another class noun.") from error
         made.append(Subject(subject.token, subject.class_noun, tuple(photos), tuple(masks)))
     return SubjectSet(tuple(made))
+
+
+def sampler(base: Checkpoint, steps: int | None = None) -> Sample:
+    """Return what makes the picture of a text and a seed with the base model, by its usual settings and no start."""
+    config = replace(GenerateConfig.usual(base.usual, "", 1), gamma=0.0, count=1)
+    if base.usual.prior_prompt is None:
+        config = replace(config, negative_prompt=NEGATIVE_PROMPT)
+    if steps is not None:
+        config = replace(config, steps=steps)
+
+    def sample(text: str, seed: int) -> Tensor:
+        return generate_plain(base, replace(config, prompt=text, seed=seed))
+
+    return sample
