@@ -12,10 +12,11 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .files import whole
@@ -87,6 +88,35 @@ def read_tensors(
         ) from error
     metadata.pop(_CHECKSUM, None)
     return tensors if mapped else {key: value.clone() for key, value in tensors.items()}, metadata
+
+
+def read_foreign(path: Path, what: str) -> dict[str, Any]:
+    """Return what a file of another program holds by name: safetensors, or a pickle from which only tensors are read.
+
+    ``what`` it should be, such as "SAM checkpoint", stands in the message. Raise `BadWeights`.
+    """
+    if path.suffix != ".safetensors" and _torch() < (2, 6):
+        raise BadWeights(
+            f"{path} is a {path.suffix} file, and in torch {torch.__version__} such a file can run code even when only "
+            f"tensors are read (CVE-2025-32434). Update torch to 2.6 or newer, or use the same {what} as .safetensors."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            check_header(path)
+            return load_file(path)
+        # Tensors only: a downloaded checkpoint must not be able to run code.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file can raise any error
+        raise BadWeights(
+            f"{path} could not be read as a {what}: damaged, or not tensors. Download it again."
+        ) from error
+    return state if isinstance(state, dict) else {}
+
+
+def _torch() -> tuple[int, int]:
+    """Return the major and minor version of torch."""
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 def check_header(path: Path) -> None:

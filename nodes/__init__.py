@@ -28,6 +28,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             photos,
             preview,
             priors,
+            reference_adapter,
             regional_prompts,
             samplers,
             search,
@@ -48,7 +49,8 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             generate.MakeLayout, words.AskLayout, detail.DetailSubjects, layout_parts.LayoutParts,
             init_latent.InitLatent, samplers.StartNoise, lora_subject.LoraSubject, fuse_loras.FuseLoras,
             from_loras.SubjectsFromLoras, separate_loras.SeparateLoras, regional_prompts.RegionalPrompts,
-            layout_guidance.LayoutGuidance, compare.CompareSubjects, search.FindSeed, watermark.AddWatermark,
-            watermark.FindWatermark, mini.MiniCheckpoint, mini.MiniPhotos, mini_lora.MiniLora,
+            layout_guidance.LayoutGuidance, reference_adapter.ReferenceAdapter, compare.CompareSubjects,
+            search.FindSeed, watermark.AddWatermark, watermark.FindWatermark, mini.MiniCheckpoint, mini.MiniPhotos,
+            mini_lora.MiniLora,
         ]  # fmt: skip
         return [checked(node) for node in nodes]

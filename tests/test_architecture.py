@@ -53,7 +53,7 @@ NODES = (
     ("found_subject",),
     (
         *("dataset", "detail", "init_latent", "layout_parts", "mini", "priors", "search", "settings", "train"),
-        *("from_loras", "mini_lora"),
+        *("from_loras", "mini_lora", "reference_adapter"),
         *("watermark", "words", "fuse_loras", "layout_guidance", "lora_subject", "regional_prompts", "separate_loras"),
     ),
 )
@@ -62,7 +62,7 @@ NODES = (
 HOST = (
     ("listing", "page", "written"),
     ("folders", "lora_files", "models"),
-    ("widgets",),
+    ("adapters", "widgets"),
     ("sampling",),
 )
 """The floors inside the host: what it shows and reads, folders and models, widgets, sampling."""

@@ -57,12 +57,12 @@ def attend(
 def _rows(
     q: Tensor, k: Tensor, v: Tensor, heads: int, changes: Sequence[Local], bias: Bias | None, rows: slice
 ) -> Tensor:
-    width, plain = q.shape[-1] // heads, _apart(q, heads)
+    width, plain = q.shape[-1] // heads, apart(q, heads)
     keyed, valued = ([one for one in changes if getattr(one, name) is not None] for name in ("keys", "values"))
     # All changes side by side: (q, w q) (k, dk)' = q k' + w q dk'.
     queries = torch.cat([plain, *(plain * one.weight[:, None] for one in keyed)], -1)
-    keys = torch.cat([_apart(k, heads), *(_apart(one.keys, heads) for one in keyed if one.keys is not None)], -1)
-    values = torch.cat([_apart(v, heads), *(_apart(one.values, heads) for one in valued if one.values is not None)], -1)
+    keys = torch.cat([apart(k, heads), *(apart(one.keys, heads) for one in keyed if one.keys is not None)], -1)
+    values = torch.cat([apart(v, heads), *(apart(one.values, heads) for one in valued if one.values is not None)], -1)
     if bias is None:
         answers = scaled_dot_product_attention(queries, keys, values, scale=width**-0.5)
     else:
@@ -76,6 +76,6 @@ def _rows(
     return joined
 
 
-def _apart(x: Tensor, heads: int) -> Tensor:
+def apart(x: Tensor, heads: int) -> Tensor:
     """Return ``[b, heads, p, c / heads]``."""
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)

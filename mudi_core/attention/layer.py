@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from .call import Call
 from .guidance import LayoutGuidance
 from .lora import SeparateLoras
 from .prompts import RegionalPrompts
+from .references.worn import References
 
-Part = SeparateLoras | RegionalPrompts | LayoutGuidance
+Part = SeparateLoras | RegionalPrompts | LayoutGuidance | References
 """What can be worn in attention."""
 Attention = Callable[[Tensor, Tensor, Tensor, tuple[int, ...]], Tensor]
 """The attention of q, k and v ``[b, p, c]``; the last: which rows of the call they are."""
@@ -40,8 +42,8 @@ class Layer:
     _inputs: tuple[Tensor, Tensor, Tensor] | None = None
     _first: int = 0
     """Tokens of the picture's own prompt."""
-    _pieces: list[tuple[RegionalPrompts, list[int]]] = field(default_factory=list)
-    """The lengths of the prompts that were put behind it."""
+    _pieces: list[tuple[RegionalPrompts | References, list[slice]]] = field(default_factory=list)
+    """Where the texts are that were put behind it."""
     _answer: Tensor | None = None
 
     def before(self, n: Tensor, context: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,10 +58,10 @@ class Layer:
             )
         self._first = context.shape[1]
         for part in self.parts if self.cross else ():
-            if isinstance(part, RegionalPrompts) and self.call.positive and part.contexts:
-                texts = part.texts(context)
+            if isinstance(part, RegionalPrompts | References) and self.call.positive and (texts := part.texts(context)):
+                ends = list(accumulate((text.shape[1] for text in texts), initial=context.shape[1]))
                 context, value = torch.cat([context, *texts], 1), torch.cat([value, *texts], 1)
-                self._pieces.append((part, [text.shape[1] for text in texts]))
+                self._pieces.append((part, [slice(*pair) for pair in pairwise(ends)]))
         self._inputs = n, context, value
         return n, context, value
 
@@ -81,16 +83,26 @@ class Layer:
             answer = torch.empty_like(q)
             for rows, added in ((positive, bias), (others, None)):
                 answer[list(rows)] = hand(q, k[:, prompt], v[:, prompt], own, added, rows)
-        begin = self._first
-        for part, lengths in self._pieces:
-            inside = []
-            for length in lengths:
-                piece = slice(begin, begin + length)
-                begin += length
-                inside.append(hand(q, k[:, piece], v[:, piece], [one.tokens(piece) for one in changes], None, positive))
-            blended = part.blend(answer[list(positive)], inside, self.call.only_positive(), self.size)
-            answer = answer.index_copy(0, torch.tensor(positive, device=answer.device), blended)
-        self._answer = answer
+        for part, pieces in self._pieces:
+            if isinstance(part, RegionalPrompts):
+                inside = [
+                    hand(q, k[:, piece], v[:, piece], [one.tokens(piece) for one in changes], None, positive)
+                    for piece in pieces
+                ]
+                blended = part.blend(answer[list(positive)], inside, self.call.only_positive(), self.size)
+                answer = answer.index_copy(0, torch.tensor(positive, device=answer.device), blended)
+        self._answer = self._with_references(answer, q, k, heads)
+        return self._answer
+
+    def _with_references(self, text: Tensor, q: Tensor, k: Tensor, heads: int) -> Tensor:
+        """Return the answer to the text with what is seen of references."""
+        answer = text
+        for part in self.parts if self.cross else ():
+            if isinstance(part, References):
+                pieces = next((some for one, some in self._pieces if one is part), [])
+                names = [k[:, piece] for piece in pieces]
+                more = part.seen(self.name, q, text, names, self.call, self.size, heads)
+                answer = answer if more is None else answer + more
         return answer
 
     def after(self, n: Tensor) -> Tensor:

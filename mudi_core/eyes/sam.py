@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..levels import to_bytes
-from ..tensor_file import BadWeights, check_header
+from ..tensor_file import BadWeights, read_foreign
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -68,30 +68,7 @@ def load(path: Path, device: torch.device) -> SamSegmenter:
     return SamSegmenter(sam, device)
 
 
-def _torch() -> tuple[int, int]:
-    """Return the major and minor version of torch."""
-    major, minor = torch.__version__.split(".")[:2]
-    return int(major), int(minor)
-
-
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BadWeights(f"There is no file {path}: name the SAM checkpoint itself, such as sam_vit_b_01ec64.pth.")
-    if path.suffix != ".safetensors" and _torch() < (2, 6):
-        raise BadWeights(
-            f"{path} is a .pth file, and in torch {torch.__version__} such a file can run code even when only tensors "
-            "are read (CVE-2025-32434). Update torch to 2.6 or newer, or use the same SAM as .safetensors."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            check_header(path)
-            return load_file(path)
-        # Tensors only: a downloaded checkpoint must not be able to run code.
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or foreign file can raise any error
-        raise BadWeights(
-            f"{path} could not be read as a SAM checkpoint: damaged, or not tensors. Download it again."
-        ) from error
-    return state if isinstance(state, dict) else {}
+    return read_foreign(path, "SAM checkpoint")

@@ -57,8 +57,8 @@ class Places:
         )
 
 
-def place_inputs() -> list[io.Input]:
-    """Return the inputs of every node that wants to know where subjects stand."""
+def place_inputs(shape: str = FIGURES, grow: float = 0.1) -> list[io.Input]:
+    """Return the inputs of every node that wants to know where subjects stand, with these defaults."""
     return [
         LayoutSocket.Input("layout", optional=True, tooltip="From Layout: its figures are the subjects' places."),
         io.Mask.Input(
@@ -76,13 +76,13 @@ def place_inputs() -> list[io.Input]:
         io.Combo.Input(
             "shape",
             options=list(SHAPES),
-            default=FIGURES,
+            default=shape,
             optional=True,
             tooltip="Of a layout's places: figures are the cut-outs' outlines, boxes the boxes around them.",
         ),
         io.Float.Input(
             "grow",
-            default=0.1,
+            default=grow,
             min=0.0,
             max=1.0,
             step=0.01,

@@ -41,6 +41,11 @@ def word_tokens(clip: Any, prompt: str, names: Sequence[str]) -> Tensor:
     )
 
 
+def count_tokens(clip: Any, words: str) -> int:
+    """Return how many tokens some words are. Raise `BadModel` for a CLIP unlike SD's and SDXL's."""
+    return sum(is_word for _, is_word in _ids(clip, words))
+
+
 def _ids(clip: Any, text: str) -> list[tuple[int, bool]]:
     """Return each token of a text, padded as the text encoder reads it, and whether it belongs to a word."""
     tokens = clip.tokenize(text, return_word_ids=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .adapters import adapter, adapters, find_adapter
 from .folders import cache_folder, datasets, input_folder, input_root, is_plain_name, photo_folders
 from .lora_files import (
     NO_LORA,
@@ -28,6 +29,8 @@ __all__ = [
     "MissingModel",
     "ReadOnly",
     "Sampler",
+    "adapter",
+    "adapters",
     "cache_folder",
     "check_choice",
     "check_sampler",
@@ -36,6 +39,7 @@ __all__ = [
     "device",
     "embedder",
     "eye_choices",
+    "find_adapter",
     "find_lora",
     "hear_cancel",
     "input_folder",

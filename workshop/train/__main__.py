@@ -15,7 +15,7 @@ from mudi_core.bases import embedded as family
 
 from .. import judge
 
-PARTS = ("vae", "text", "unet", "flux", "decoder", "owlv2", "sam", "dinov2", "judge", "looks")
+PARTS = ("vae", "text", "unet", "flux", "decoder", "owlv2", "sam", "dinov2", "judge", "looks", "reference")
 FURTHER = ("unet", "flux", "owlv2", "dinov2")
 """Parts whose training can go on from their present weights."""
 

@@ -168,11 +168,13 @@ def unknown(features: list[Tensor], heads: nn.ModuleList, batch: Told, device: t
 
 
 @torch.no_grad()
-def encode_text(encoders: Sequence[nn.Module], lines: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the context ``[b, LENGTH, d]`` and the pooled vectors of captions by their tokens."""
+def encode_text(
+    encoders: Sequence[nn.Module], lines: list[list[int]], device: torch.device, length: int = LENGTH
+) -> tuple[Tensor, Tensor]:
+    """Return the context ``[b, length, d]`` and the pooled vectors of captions by their tokens."""
     first, second = (
         encoder(ids.to(device), output_hidden_states=True)
-        for encoder, ids in zip(encoders, padded(lines, LENGTH), strict=True)
+        for encoder, ids in zip(encoders, padded(lines, length), strict=True)
     )
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
 
