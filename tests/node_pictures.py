@@ -111,6 +111,7 @@ GRAPHS: dict[str, tuple[Placed, ...]] = {
     "MudiMiniLora": (CHECKPOINT, SET, Placed("MudiMiniLora"), SAMPLER),
     "MudiMiniPhotos": (PHOTOS, FIND),
     "MudiNoise": (CHECKPOINT, Placed("BasicScheduler"), Placed("MudiNoise"), Placed("SamplerCustomAdvanced")),
+    "MudiReferenceAdapter": (CHECKPOINT, SET, LAYOUT, Placed("MudiReferenceAdapter", {"adapter": MINI}), MASKS),
     "MudiRegionalPrompts": (CHECKPOINT, SET, LAYOUT, Placed("MudiRegionalPrompts"), MASKS),
     "MudiSamMask": (PHOTOS, FIND, CUT, SUBJECT),
     "MudiSaveSubjectSet": (SET, Placed("MudiSaveSubjectSet", {"name": "cats_kept"})),

@@ -41,6 +41,7 @@ NODES = {
     "MudiSeparateLoras": ("Separate LoRAs (MuDI)", "MuDI/3 generate"),
     "MudiRegionalPrompts": ("Regional Prompts (MuDI)", "MuDI/3 generate"),
     "MudiLayoutGuidance": ("Layout Guidance (MuDI)", "MuDI/3 generate"),
+    "MudiReferenceAdapter": ("Reference Adapter (MuDI)", "MuDI/3 generate"),
     "MudiCompare": ("D&C Score (MuDI)", "MuDI/4 compare"),
     "MudiFindSeed": ("Find Best Seed (MuDI)", "MuDI/4 compare"),
     "MudiWatermark": ("Watermark (MuDI)", "MuDI/5 mark"),

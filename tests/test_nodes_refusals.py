@@ -18,6 +18,7 @@ AT_ONCE = {
     *("MudiLayoutParts", "MudiSubject", "MudiSubjectPrompt", "MudiNoise", "MudiTrainSettings"),
     *("MudiWatermark", "MudiFindWatermark", "MudiMiniLora"),
     *("MudiLoraSubject", "MudiSeparateLoras", "MudiRegionalPrompts", "MudiLayoutGuidance"),
+    "MudiReferenceAdapter",
 }
 """They hand on what is there: nothing to wait for and nothing to cancel."""
 ELSEWHERE = {
