@@ -38,6 +38,9 @@ MORE: Graph = {
         "MudiLayoutGuidance", prompt="a photo of olis cat and hta cat", pull=2.5, push=2.5, words="", **PLACED
     ),
     "ready": node("MudiMiniLora", model=["checkpoint", 0], train=False, subjects=["load", 0]),
+    "reference": node(
+        "MudiReferenceAdapter", adapter="embedded (drawn toys only)", where="places and words", photos=1, **PLACED
+    ),
     "mark": node("MudiWatermark", images=["photos", 0], key="words", strength=1.0),
     "marked": node("MudiFindWatermark", images=["photos", 0], key="words"),
     "words": node("CLIPTextEncode", clip=["checkpoint", 1], text="a photo of olis cat and hta cat"),

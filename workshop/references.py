@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file
@@ -112,8 +113,6 @@ class Painter:
 
 def reference(one: SubjectSpec) -> Any:
     """Return a picture of a held-out character, cut out on white."""
-    import numpy as np
-
     drawn = photo(one.character, random.Random(f"shown/{one.token}/{one.character}"), 160)
     return view(drawn.image, owner_map(drawn.masks), 2, np.random.default_rng(0))[0]
 
@@ -134,10 +133,9 @@ def main() -> None:
             right[way] += [one.right for one in some]
         shots = [cv2.resize((reference(one) * 255).astype("uint8"), (family.SIZE, family.SIZE)) for one in pair]
         tiles += [*shots, *(levels(some[index].image) for some in made.values() for index in range(2))]
-    for way, some in right.items():
-        print(
-            f"{way}: the reference's colour in {100 * sum(some) / len(some):.0f} % of {2 * len(some)} boxes", flush=True
-        )
+    for way, shares in right.items():
+        mean, boxes = sum(shares) / len(shares), 2 * len(shares)
+        print(f"{way}: the reference's colour in {100 * mean:.0f} % of {boxes} boxes")
     if args.sheet:
         cv2.imwrite(str(args.sheet), sheet(tiles, 8)[..., ::-1])
 
