@@ -228,12 +228,14 @@ def test_pairs_that_a_seed_draws_take_the_place_of_the_built_in_ones(tmp_path: P
 
 def test_a_cell_is_read_as_it_was_written(spec_file: Path, tmp_path: Path) -> None:
     results = Results(tmp_path / "out", read_spec(spec_file))
-    for one in (result("cats", "mudi", 0, 0.5, fidelity=0.2), result("cats", "mudi", 1, 0.0, found=0)):
+    alike = replace(result("cats", "mudi", 0, 0.5, fidelity=0.2), similarities=(0.25, 0.5))
+    for one in (alike, result("cats", "mudi", 1, 0.0, found=0)):
         assert not results.is_done(one.cell)
         image = (torch.rand(64, 64, 3) * 255).round() / 255
         results.add(one, image)
         assert results.is_done(one.cell) and torch.allclose(results.image(one.cell), image)
         again = results.read(one.cell)
+        assert again.similarities == one.similarities
         assert (again.cell, again.text_fidelity, again.success) == (one.cell, one.text_fidelity, one.success)
         ours, theirs = one.comparison, again.comparison
         assert (ours.tokens, ours.score, ours.verdicts) == (theirs.tokens, theirs.score, theirs.verdicts)
@@ -482,11 +484,14 @@ def test_a_summary_counts_what_the_pictures_say() -> None:
     one = summary(done)
     assert (one.count, one.mean, one.spectral, one.success, one.right_count) == (2, 0.5, 0.25, 0.5, 0.5)
     assert one.low == 0 and one.high == 1 and one.text_fidelity == pytest.approx(0.2)
+    done[0] = replace(done[0], similarities=(0.7, 0.5))
+    one = summary(done)
+    assert (one.similarity, one.similarity_product) == (pytest.approx(0.6), pytest.approx(0.35))
     assert summary([result("a", "mudi", 0, 1.0)]).text_fidelity is None and one.combos_interval is None
     assert summary([result(combo, "mudi", 0, 0.5) for combo in "ab"]).combos_interval == (0.5, 0.5)
     assert table(done).splitlines()[1:] == [
-        "a,mudi,0,0,0,2,2,1.000000,0.500000,1,2,0,0,0,0.300000",
-        "a,mudi,0,1,0,2,1,0.000000,0.000000,0,1,0,1,0,0.100000",
+        "a,mudi,0,0,0,2,2,1.000000,0.500000,1,2,0,0,0,0.300000,0.600000,0.350000",
+        "a,mudi,0,1,0,2,1,0.000000,0.000000,0,1,0,1,0,0.100000,,",
     ]
 
 

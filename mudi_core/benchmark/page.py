@@ -18,6 +18,8 @@ from .results import Result, Results
 from .spec import Cell, Spec
 from .table import Summary, paired, summaries
 
+MEASURES = {"text_fidelity": "text fidelity", "similarity": "similarity", "similarity_product": "its product"}
+"""The other measures of a `Summary`, shown when there is one, by their heads."""
 PICTURE_SIDE = 256
 """Pixels: larger pictures are made smaller, so that the page is small enough to send."""
 
@@ -52,22 +54,24 @@ other.</p>"""
 
 
 def _table(by_method: Mapping[str, Summary]) -> str:
-    with_text = any(one.text_fidelity is not None for one in by_method.values())
+    shown = [name for name in MEASURES if any(getattr(one, name) is not None for one in by_method.values())]
     rows = ""
     for method, one in by_method.items():
         combos = "–" if one.combos_interval is None else "{:.3f} to {:.3f}".format(*one.combos_interval)
-        fidelity = f"<td>{one.text_fidelity:.3f}</td>" if one.text_fidelity is not None else ""
+        values = [getattr(one, name) for name in shown]
+        measures = "".join(f"<td>{'–' if value is None else f'{value:.3f}'}</td>" for value in values)
         rows += (
             f"<tr><td>{METHODS[method].title}</td><td>{one.count}</td><td>{one.mean:.3f}</td>"
             f"<td>{one.low:.3f} to {one.high:.3f}</td><td>{combos}</td>"
-            f"<td>{one.spectral:.3f}</td><td>{one.success:.0%}</td><td>{one.right_count:.0%}</td>{fidelity}</tr>"
+            f"<td>{one.spectral:.3f}</td><td>{one.success:.0%}</td><td>{one.right_count:.0%}</td>{measures}</tr>"
         )
     return f"""<table class="wide"><tr><th>method</th><th>pictures</th><th>D&amp;C</th><th>over pictures</th>
 <th>over combos</th><th>spectral</th><th>success</th><th>right count</th>
-{"<th>text fidelity</th>" if with_text else ""}</tr>{rows}</table>
+{"".join(f"<th>{MEASURES[name]}</th>" for name in shown)}</tr>{rows}</table>
 <p class="soft">The second interval draws combos, their trainings and then pictures, since pictures of one combo
 share subjects and LoRAs: it says how sure the mean is for other subjects and trainings. Success: everybody there once,
-as themselves.</p>"""
+as themselves. Similarity: of whole pictures to the photos, which does not notice who is mixed; its product over the
+subjects is called M-DINO with DINO.</p>"""
 
 
 def _differences(methods: Sequence[str], done: Sequence[Result]) -> str:

@@ -37,6 +37,9 @@ class Result:
     cell: Cell
     comparison: Comparison
     text_fidelity: float | None
+    similarities: tuple[float, ...] = ()
+    """Of the whole picture to the photos of each subject, as in the tables of zero-shot systems; older results have
+    none."""
 
     @property
     def success(self) -> bool:
@@ -70,13 +73,18 @@ class Results:
         path = self._path(result.cell, ".png")
         with whole(path) as part:
             Image.fromarray((image * 255).round().to(torch.uint8).numpy()).save(part, "PNG")
-        about = {"text_fidelity": result.text_fidelity, "comparison": _plain(result.comparison)}
+        about = {
+            "text_fidelity": result.text_fidelity,
+            "similarities": result.similarities,
+            "comparison": _plain(result.comparison),
+        }
         write_whole(self._path(result.cell, ".json"), json.dumps(about) + "\n")
 
     def read(self, cell: Cell) -> Result:
         """Return the result of a cell that is done."""
         about = json.loads(self._path(cell, ".json").read_text(encoding="utf-8"))
-        return Result(cell, _comparison(about["comparison"]), about["text_fidelity"])
+        similarities = tuple(about.get("similarities", ()))
+        return Result(cell, _comparison(about["comparison"]), about["text_fidelity"], similarities)
 
     def image(self, cell: Cell) -> Tensor:
         """Return the picture of a cell, float ``[h, w, 3]``, 0..1."""

@@ -20,7 +20,7 @@ from ..jobs.train import LoraFiles, Training, train_lora
 from ..lora.adapter import apply_lora
 from ..progress import Progress, Update, silent
 from ..score.compare import References, compare
-from ..score.fidelity import every_order, text_fidelity
+from ..score.fidelity import every_order, similarities, text_fidelity
 from ..stage.cutouts import CutOuts, cut_outs
 from ..subjects import storage
 from ..types import SubjectSet
@@ -96,7 +96,8 @@ class Worker:
         if self.text_scorer is not None:
             texts = every_order(subjects, self.spec.prompts[cell.prompt])
             fidelity = float(text_fidelity([picture.image], texts, self.text_scorer))
-        self.results.add(Result(cell, compared, fidelity), picture.image)
+        (alike,) = similarities([picture.image], references, self.embedder).tolist()
+        self.results.add(Result(cell, compared, fidelity, tuple(alike)), picture.image)
 
     @contextmanager
     def _trained(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[None]:

@@ -8,15 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..report.statistics import hierarchical_interval, interval
+from ..score.fidelity import mean_similarity, product_similarity
 from .results import Result
 
 STATUSES = ("found", "mixed", "missing", "duplicated")
 COLUMNS = (
     *("combo", "method", "prompt", "seed", "training", "subjects", "figures", "score", "score_spectral", "success"),
     *STATUSES,
-    "text_fidelity",
+    *("text_fidelity", "similarity", "similarity_product"),
 )
 
 
@@ -40,6 +42,10 @@ class Summary:
     success_high: float
     right_count: float
     text_fidelity: float | None
+    similarity: float | None
+    """Mean similarity of the whole picture to the photos of each subject: called DINO or CLIP-I, by the embedder."""
+    similarity_product: float | None
+    """The product in the place of the mean: M-DINO with DINO."""
 
 
 def table(results: Sequence[Result]) -> str:
@@ -49,7 +55,7 @@ def table(results: Sequence[Result]) -> str:
     writer.writerow(COLUMNS)
     for result in results:
         compared, statuses = result.comparison, [verdict.status for verdict in result.comparison.verdicts]
-        fidelity = "" if result.text_fidelity is None else f"{result.text_fidelity:.6f}"
+        fidelities = (result.text_fidelity, *_similarity(result))
         writer.writerow(
             [
                 *result.cell,
@@ -59,7 +65,7 @@ def table(results: Sequence[Result]) -> str:
                 f"{compared.score_spectral:.6f}",
                 int(result.success),
                 *(statuses.count(status) for status in STATUSES),
-                fidelity,
+                *("" if value is None else f"{value:.6f}" for value in fidelities),
             ]
         )
     return text.getvalue()
@@ -72,7 +78,6 @@ def summary(results: Sequence[Result]) -> Summary:
     low, high = interval(scores)
     success_low, success_high = interval(successes)
     combos = {result.cell.combo for result in results}
-    fidelities = [result.text_fidelity for result in results if result.text_fidelity is not None]
     return Summary(
         count=len(results),
         mean=float(np.mean(scores)),
@@ -86,8 +91,24 @@ def summary(results: Sequence[Result]) -> Summary:
         success_low=success_low,
         success_high=success_high,
         right_count=float(np.mean([result.comparison.count_is_right for result in results])),
-        text_fidelity=float(np.mean(fidelities)) if fidelities else None,
+        text_fidelity=_mean([result.text_fidelity for result in results]),
+        similarity=_mean([_similarity(result)[0] for result in results]),
+        similarity_product=_mean([_similarity(result)[1] for result in results]),
     )
+
+
+def _similarity(result: Result) -> tuple[float | None, float | None]:
+    """Return the mean and the product of a picture's similarities to its subjects."""
+    if not result.similarities:
+        return None, None
+    values = torch.tensor(result.similarities)
+    return float(mean_similarity(values)), float(product_similarity(values))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are there."""
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
 
 
 def summaries(methods: Sequence[str], results: Sequence[Result]) -> dict[str, Summary]:
