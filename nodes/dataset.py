@@ -12,6 +12,7 @@ from ..mudi_core.stage.captions import SENTENCE, STYLES, check_template, composi
 from ..mudi_core.stage.layout import random_layout
 from ..mudi_core.stage.layout_config import LayoutConfig, parse_relative_scale
 from ..mudi_core.stage.segmix import SegMixConfig, compose, cut_outs, segmix
+from ..mudi_core.stage.strangers import strangers_of, with_strangers
 from ..mudi_core.train.draw import canvas
 from ..mudi_core.types import MudiError, SubjectSet
 from . import drawing, host
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 CAPTIONS = ("auto", *STYLES)
 EXAMPLES, COLUMNS, EXAMPLE_SIDE = 12, 4, 256
 """Compositions in the preview, in a row of it, and pixels of each side."""
+
+
+class NoOthers(MudiError):
+    """Compositions with others, and nobody else there."""
 
 
 class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
@@ -41,7 +46,7 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
             search_aliases=["segmix", "dataset", "augmentation", "training images"],
             is_output_node=True,
             inputs=[
-                Subjects.Input("subjects", tooltip="The subjects to learn, at least two."),
+                Subjects.Input("subjects", tooltip="The subjects to learn, at least two, or one with others."),
                 io.Float.Input(
                     "probability",
                     default=0.3,
@@ -106,6 +111,19 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
                     tooltip="The model of Train LoRA, to see in the preview how compositions are made for its kind: "
                     "how large the subjects are, on which canvas, with which captions. It changes nothing else.",
                 ),
+                io.Boolean.Input(
+                    "compose_with_others",
+                    default=False,
+                    optional=True,
+                    tooltip="Compose the subjects with strangers too: the pictures of others and of priors, who are "
+                    "called by their class nouns. For a LoRA of a single subject that is to stand beside others.",
+                ),
+                Subjects.Input(
+                    "others",
+                    optional=True,
+                    tooltip="Strangers for compose_with_others, with masks: from Make Priors, of the subject's class "
+                    "and others, or any subjects. Their names are not learnt.",
+                ),
             ],
             outputs=[
                 Dataset.Output(display_name="dataset", tooltip="For Train LoRA."),
@@ -134,17 +152,21 @@ class SegMixDataset(io.ComfyNode):  # type: ignore[misc]
         captions: str = CAPTIONS[0],
         template: str = "",
         model: Any = None,
+        compose_with_others: bool = False,
+        others: SubjectSet | None = None,
     ) -> io.NodeOutput:
         host.check_choice("style of captions", captions, CAPTIONS)
         template = template.strip()
         _check(template)
         layout = LayoutConfig(relative_scale=_relative_scale(relative_sizes), max_overlap=overlap)
-        dataset = TrainingSet(subjects, priors, probability, layout, background_weight, captions, template)
+        strangers = _strangers(others, priors) if compose_with_others else None
+        dataset = TrainingSet(subjects, priors, probability, layout, background_weight, captions, template, strangers)
         family = Family() if model is None else usual_of(model)
         if model is not None and captions == "auto":
             captions = family.captions
-        sheet = drawing.grid(_examples(subjects, layout_for(family, layout), _black_share(family)), COLUMNS)
-        words = f"{EXAMPLES} examples of what training will see{_caption_shown(subjects, captions, template)}"
+        layout, black = layout_for(family, layout), _black_share(family)
+        sheet = drawing.grid(_examples(subjects, strangers, layout, black), COLUMNS)
+        words = f"{EXAMPLES} examples of what training will see{_caption_shown(dataset, captions)}"
         return io.NodeOutput(dataset, sheet[None], ui=host.preview([sheet], cls, words))
 
 
@@ -154,12 +176,15 @@ def _check(template: str) -> None:
         check_template(template)
 
 
-def _caption_shown(subjects: SubjectSet, captions: str, template: str) -> str:
+def _caption_shown(dataset: TrainingSet, captions: str) -> str:
     """Return the caption of a composition, in words for the node; nothing where no composition has one."""
-    if len(subjects) < 2 or (captions == "auto" and not template):
+    names = [(subject.token, subject.class_noun) for subject in dataset.subjects.subjects[:2]]
+    if dataset.others is not None:
+        names = [*names[:1], ("", dataset.others.subjects[0].class_noun)]
+    template = dataset.caption_template
+    if len(names) < 2 or (captions == "auto" and not template):
         return ""
     style = SENTENCE if captions == "auto" else captions
-    names = [(subject.token, subject.class_noun) for subject in subjects.subjects[:2]]
     usual = ", if its style is usual for the model" if captions == "auto" else ""
     return f", such as '{composition(style, names, SegMixConfig().background, template)}'{usual}"
 
@@ -172,20 +197,32 @@ def _black_share(family: Family) -> float:
     return float(family.training.get("black_canvas", 0.0))
 
 
-def _examples(subjects: SubjectSet, layout: LayoutConfig, black: float) -> list[Tensor]:
-    """Draw compositions as training does, always the same ones. A single subject stands alone.
+def _strangers(others: SubjectSet | None, priors: SubjectSet | None) -> SubjectSet:
+    """Return everybody that the subjects may be composed with. Raise `NoOthers`."""
+    there = [one for one in (others, priors) if one is not None]
+    if not there:
+        raise NoOthers(
+            "compose_with_others is on, and there are no pictures of others. Connect Make Priors to others, or turn it "
+            "off."
+        )
+    return strangers_of(*there)
+
+
+def _examples(subjects: SubjectSet, others: SubjectSet | None, layout: LayoutConfig, black: float) -> list[Tensor]:
+    """Draw compositions as training does, always the same ones. A single subject without others stands alone.
 
     ``black``: as `Samples.black_canvas`.
     """
     size = (EXAMPLE_SIDE, EXAMPLE_SIDE)
     examples = []
+    subjects, strangers = (subjects, frozenset[str]()) if others is None else with_strangers(subjects, others)
     with host.progress()("composing examples") as update:
         cutouts = cut_outs(subjects, max_side=EXAMPLE_SIDE)
         for number in range(EXAMPLES):
             rng, coin = random.Random(f"preview/{number}"), random.Random(f"preview/canvas/{number}")
             background = canvas(black, coin)
             if len(subjects) > 1:
-                mix = segmix(cutouts, rng, SegMixConfig(size, layout, background))
+                mix = segmix(cutouts, rng, SegMixConfig(size, layout, background, strangers=strangers))
             else:
                 mix = compose(random_layout(cutouts.figures(rng), rng, size, layout), cutouts, background)
             examples.append(mix.image)

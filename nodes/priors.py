@@ -61,6 +61,14 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
                     tooltip="Least confidence of the detector; 0.03 for the mini model.",
                 ),
                 widgets.download(),
+                io.String.Input(
+                    "also",
+                    default="",
+                    optional=True,
+                    placeholder="dog, robot",
+                    tooltip="Further class nouns, separated by commas, for compose_with_others of Seg-Mix Dataset: "
+                    "strangers of the subject's own class and of these.",
+                ),
             ],
             outputs=[
                 Subjects.Output(
@@ -90,6 +98,7 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
         segmenter: str,
         threshold: float,
         download: bool,
+        also: str = "",
     ) -> io.NodeOutput:
         from ..mudi_core.jobs.priors import PriorsConfig, make_priors
 
@@ -105,6 +114,8 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
                 latest[:] = convert.decoded(vae, sampler.sample(sampler.empty(width, height), noise_seed))
                 return latest[-1]
 
-            made = make_priors(subjects, sample, detect, segment, PriorsConfig(count, seed, threshold, prompt), update)
+            nouns = tuple(filter(None, map(str.strip, also.split(","))))
+            wanted = PriorsConfig(count, seed, threshold, prompt, nouns)
+            made = make_priors(subjects, sample, detect, segment, wanted, update)
         sheet = drawing.grid([drawing.small(photo.image) for one in made for photo in one.photos], COLUMNS)
         return io.NodeOutput(made, ui=host.preview([drawing.small(sheet)], cls, f"{count} pictures of each class"))

@@ -50,6 +50,8 @@ class TrainingSet:
     captions: str = "auto"
     """A style of `stage.captions.STYLES`, or "auto": what is usual for the kind of model."""
     caption_template: str = ""
+    others: SubjectSet | None = None
+    """Strangers to compose the subjects with; their tokens mean nothing."""
 
 
 @dataclass(frozen=True)

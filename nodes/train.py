@@ -192,7 +192,8 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         if usual.remark:
             host.log.warning(usual.remark)
         start = None if settings.start is None else load_lora(settings.start)[0]
-        training = Training(base, dataset.subjects, config, dataset.priors, start, carried(model, on_lora))
+        on = carried(model, on_lora)
+        training = Training(base, dataset.subjects, config, dataset.priors, dataset.others, start, on)
         plan = training.plan(host.progress(), host.cache_folder())
         make_room()
         run = Run(training, plan, name, preview)

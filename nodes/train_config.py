@@ -56,6 +56,7 @@ def config_of(
         "background_weight": dataset.background_weight,
         "captions": family.captions if dataset.captions == "auto" else dataset.captions,
         "caption_template": dataset.caption_template,
+        "compose_with_others": dataset.others is not None,
         "black_canvas": usual.samples.black_canvas,
         "precision": "bf16" if computes_in_bf16(family) else "fp32",
         "preview_every": preview_every,

@@ -33,6 +33,7 @@ TRAIN = (
     ("config",),
     ("cache", "ctrl_c", "loss", "optimizer", "pace", "recompute", "team"),
     ("draw", "encode"),
+    ("sources",),
     ("plan",),
     ("step", "resume"),
     ("memory", "best"),

@@ -38,6 +38,13 @@ def add(commands: Any) -> None:
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="the subjects, whose class nouns are used")
     add_base(parser, "the model that will be trained: mini, an SDXL .safetensors file, or a diffusers folder")
     parser.add_argument("--out", type=Path, required=True, metavar="DATASET", help="folder of the pictures and masks")
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        metavar="NOUN",
+        help="further class nouns, for train --others: strangers of the subject's own class and of these",
+    )
     parser.add_argument("--count", type=int, default=50, metavar="N", help="pictures of each class (default: 50)")
     parser.add_argument("--prompt", metavar="TEXT", help="prompt with {} for the class noun (default: the paper's)")
     parser.add_argument("--steps", type=int, metavar="N", help="sampler steps (default: 50; mini: 20)")
@@ -62,6 +69,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
         args.seed,
         family.photo_threshold if args.threshold is None else args.threshold,
         args.prompt or family.prior_prompt or priors.PROMPT,
+        tuple(args.also),
     )
     with talk.progress("making pictures of each class") as progress:
         made = priors.make_priors(subjects, sample, detector, segmenter, wanted, progress)

@@ -56,6 +56,14 @@ def add(commands: Any) -> None:
         "--priors", type=Path, metavar="DATASET", help="pictures of other members of each class, with masks"
     )
     parser.add_argument(
+        "--others",
+        type=Path,
+        nargs="+",
+        metavar="DATASET",
+        help="strangers to compose the subjects with, such as those that the command priors makes: a subject that is "
+        "trained alone then learns to be one figure among others",
+    )
+    parser.add_argument(
         "--on",
         type=Path,
         metavar="FILE",
@@ -111,6 +119,7 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     from ..jobs.train import LoraFiles, Training, train_lora
     from ..lora.file import load_lora
     from ..lora.reading import read_lora
+    from ..stage.strangers import strangers_of
     from ..subjects import storage
     from ..train.best import BestLora
     from .journal import Journal
@@ -122,12 +131,16 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     on_it = None if args.on is None else read_lora(args.on)
     subjects = storage.read_subjects(args.dataset, packed=True)
     priors = None if args.priors is None else storage.read_priors(args.priors, subjects, packed=True)
+    others = None
+    if args.others is not None:
+        others = strangers_of(*(storage.read_subjects(one, packed=True) for one in args.others))
     checkpoint = open_base(args, on, torch.device("cpu"))  # the U-Net waits until the encoders have left the card
     settings = train_config(args, checkpoint.usual, checkpoint.side, precision(args, on))
     # So the saved settings of a step do not depend on the number of processes.
     settings = settings.but(accumulation=settings.accumulation * team.size)
+    settings = settings.but(compose_with_others=others is not None)
     with wearing(checkpoint, on_it):
-        training = Training(checkpoint, subjects, settings, priors, start, on_it)
+        training = Training(checkpoint, subjects, settings, priors, others, start, on_it)
         there = None if args.overwrite else read_existing(args.out, training)
         previews = open_previews(args, talk, checkpoint, settings, subjects) if team.leads else None
         plan = training.plan_of_team(talk.progress, args.cache, team, args.out.with_name(f".{args.out.stem}.plan"))

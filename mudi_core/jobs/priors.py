@@ -37,6 +37,8 @@ class PriorsConfig:
     """Least confidence of the detector, 0..1."""
     prompt: str = PROMPT
     """The prompt, with {} in place of the class noun."""
+    also: tuple[str, ...] = ()
+    """Class nouns of others than the subjects, for `stage.strangers`."""
 
 
 def make_priors(
@@ -49,32 +51,36 @@ def make_priors(
 ) -> SubjectSet:
     """Return pictures of each subject's class with masks, under the subject's own token and class noun (appendix B).
 
+    Further classes get tokens of their own, which mean nothing.
     A picture is kept only when exactly one member of the class is detected and segmented in it. ``on_step`` is called
     with the pictures kept and the pictures in all. Raise `NoPriors` when `one_figure.TRIES` in a row cannot be used.
     """
-    made = []
-    for place, subject in enumerate(subjects):
+    made: list[Subject] = []
+    names = [(subject.token, subject.class_noun) for subject in subjects]
+    names += [(f"other{number}", noun) for number, noun in enumerate(config.also, start=1)]
+    for place, (token, noun) in enumerate(names):
 
-        def pictures(subject: Subject = subject, place: int = place) -> Iterator[Photo]:
-            text = config.prompt.replace("{}", subject.class_noun)
+        def pictures(noun: str = noun, place: int = place) -> Iterator[Photo]:
+            text = config.prompt.replace("{}", noun)
             for tried in itertools.count():
                 seed = random.Random(f"{config.seed}/{place}/prior/{tried}").getrandbits(63)
                 yield Photo("prior", sample(text, seed))
 
         photos: list[Photo] = []
         masks: list[Tensor] = []
-        name, noun = f"{subject.token}_prior", subject.class_noun
         try:
-            for photo, mask in with_one_figure(pictures(), name, noun, detector, segmenter, config.threshold):
+            for photo, mask in with_one_figure(
+                pictures(), f"{token}_prior", noun, detector, segmenter, config.threshold
+            ):
                 photos.append(photo)
                 masks.append(mask)
                 if on_step is not None:
-                    on_step(place * config.count + len(photos), config.count * len(subjects))
+                    on_step(place * config.count + len(photos), config.count * len(names))
                 if len(photos) == config.count:
                     break
         except NoneUsable as error:
             raise NoPriors(f"{error} Or choose another class noun.") from error
-        made.append(Subject(subject.token, subject.class_noun, tuple(photos), tuple(masks)))
+        made.append(Subject(token, noun, tuple(photos), tuple(masks)))
     return SubjectSet(tuple(made))
 
 

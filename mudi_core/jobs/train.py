@@ -41,6 +41,8 @@ class Training:
     config: TrainConfig
     priors: SubjectSet | None = None
     """Pictures of other members of each class, with masks (paper, appendix B)."""
+    others: SubjectSet | None = None
+    """Strangers to compose the subjects with, where the settings say so; their tokens mean nothing."""
     start: LoraState | None = None
     """A LoRA to start from, of the same rank or less."""
     on: Lora | None = None
@@ -65,6 +67,7 @@ class Training:
                 self.base.encode_image,
                 self.base.condition,
                 priors=self.priors,
+                others=self.others,
                 on_step=lambda stage, done, total: update(done, total, stage),
                 cache_dir=cache_dir,
             )

@@ -15,7 +15,7 @@ from ..types import LONGEST_CAPTION, MudiError, listed
 from .counting import PLAIN, count_tags
 
 Name = tuple[str, str]
-"""Token and class noun of a subject."""
+"""Token and class noun of a subject; the token is "" for somebody without a name."""
 
 SENTENCE, TAGS = "sentence", "tags"
 FIELDS = ("subjects", "classes", "count", "background")
@@ -142,7 +142,7 @@ def _filled(template: str, style: str, names: Sequence[Name], background: str, a
         }
     else:
         values = {
-            "subjects": listed([f"{article}{token} {noun}" for token, noun in names]),
+            "subjects": listed([f"{article}{f'{token} {noun}'.strip()}" for token, noun in names]),
             "classes": listed([f"{article}{noun}" for noun in nouns]),
             "count": str(len(names)),
         }
@@ -153,7 +153,7 @@ def _filled(template: str, style: str, names: Sequence[Name], background: str, a
 def tag_of(name: Name) -> str:
     """Return the tag of a subject: "olis" for a girl, whom the count names already, "olis corgi" for a corgi."""
     token, noun = name
-    return token if noun.lower() in PLAIN else f"{token} {noun}"
+    return token if noun.lower() in PLAIN else f"{token} {noun}".strip()
 
 
 def background_word(colour: tuple[float, float, float]) -> str:

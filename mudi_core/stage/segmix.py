@@ -48,6 +48,8 @@ class SegMixConfig:
     """The user's own template, with `captions.FIELDS` in braces; empty: that of the style."""
     priors: bool = False
     """The subjects are prior images, whose captions say class nouns alone: the tokens mean nothing."""
+    strangers: frozenset[str] = frozenset()
+    """Tokens of figures without a name, who stand beside a subject and whose captions say class nouns alone."""
     mirror_prob: float = 0.0
     """Probability that a figure is mirrored. Text and one-sided marks then look wrong."""
 
@@ -79,7 +81,7 @@ def segmix(
     cutouts.check(config.layout.relative_scale or {}, "relative_scale")
     pair = [
         cutouts.figure(token, photo, config.mirror_prob > 0 and rng.random() < config.mirror_prob)
-        for token, photo in _draw_pair(cutouts.subjects, rng, first)
+        for token, photo in _draw_pair(cutouts.subjects, rng, first, config.strangers)
     ]
     layout = pair_layout(pair[0], pair[1], rng, config.size, config.layout)
     return compose(layout, cutouts, config.background, _caption(cutouts.subjects, pair, config))
@@ -96,7 +98,7 @@ def cutmix(
     """
     config = config or SegMixConfig()
     width, height = config.size
-    pair = _draw_pair(cutouts.subjects, rng, first)
+    pair = _draw_pair(cutouts.subjects, rng, first, config.strangers)
     sides = pair if rng.random() < 0.5 else pair[::-1]
     canvas = np.empty((height, width, 3), dtype=np.uint8)
     masks = torch.zeros(2, height, width)
@@ -155,21 +157,29 @@ def compose(
 
 
 def _draw_pair(
-    subjects: SubjectSet, rng: random.Random, first: tuple[str, int] | None
+    subjects: SubjectSet, rng: random.Random, first: tuple[str, int] | None, strangers: frozenset[str]
 ) -> tuple[tuple[str, int], tuple[str, int]]:
-    """Draw token and photo of two different subjects; every photo of the set is equally likely to be the first."""
+    """Draw token and photo of two different subjects; every photo of the set is equally likely to be the first.
+
+    Strangers are never two; who of a subject and a stranger is named first is a coin's choice.
+    """
     if len(subjects) < 2:
         raise TooFewSubjects(
             f"Seg-Mix composes two subjects, but there is only '{subjects.tokens[0]}'. Add another subject."
         )
     if first is None:
-        first = rng.choice([(subject.token, i) for subject in subjects for i in range(len(subject.photos))])
+        own = [subject for subject in subjects if subject.token not in strangers]
+        first = rng.choice([(subject.token, i) for subject in own for i in range(len(subject.photos))])
     token = rng.choice([other for other in subjects.tokens if other != first[0]])
-    return first, (token, rng.randrange(len(subjects[token].photos)))
+    second = (token, rng.randrange(len(subjects[token].photos)))
+    return (second, first) if token in strangers and rng.random() < 0.5 else (first, second)
 
 
 def _caption(subjects: SubjectSet, figures: Sequence[Figure], config: SegMixConfig, halves: bool = False) -> str:
-    names = [(subjects[figure.token].token, subjects[figure.token].class_noun) for figure in figures]
+    names = [
+        ("" if figure.token in config.strangers else figure.token, subjects[figure.token].class_noun)
+        for figure in figures
+    ]
     return composition(config.captions, names, config.background, config.caption, prior=config.priors, halves=halves)
 
 

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from ..stage.captions import of_photo
 from ..stage.layout_config import LayoutConfig
 from ..stage.segmix import SegMixConfig, cut_outs, cutmix, segmix
+from ..stage.strangers import with_strangers
 from ..types import Mix, Photo, Subject, SubjectSet
 from .parts import Samples
 
@@ -116,9 +117,16 @@ def draw_steps(settings: Samples, pools: Sequence[int], can_mix: bool, *, prior:
 
 
 def render(
-    draws: Sequence[Draw], subjects: SubjectSet, priors: SubjectSet | None, settings: Samples
+    draws: Sequence[Draw],
+    subjects: SubjectSet,
+    priors: SubjectSet | None,
+    settings: Samples,
+    others: SubjectSet | None = None,
 ) -> Iterator[Sample]:
-    """Yield the samples of sorted ``draws``, one at a time: first compositions, then the photos, each resized once."""
+    """Yield the samples of sorted ``draws``, one at a time: first compositions, then the photos, each resized once.
+
+    ``others``: strangers that the subjects are composed with.
+    """
     mix = cutmix if settings.method == "cutmix" else segmix
     for prior, own in ((False, subjects), (True, priors)):
         chosen = [draw for draw in draws if draw.prior == prior]
@@ -126,8 +134,9 @@ def render(
             continue
         who = "prior" if prior else "own"
         photos = all_photos(own)
-        mix_config = _mix_config(settings, own, prior)
-        cuts = cut_outs(own, max_side=max(settings.size)) if chosen[0].photo < 0 else None
+        together, strangers = (own, frozenset[str]()) if prior or others is None else with_strangers(own, others)
+        mix_config = replace(_mix_config(settings, own, prior), strangers=strangers)
+        cuts = cut_outs(together, max_side=max(settings.size)) if chosen[0].photo < 0 else None
         at, image, mask, corners = -1, torch.empty(0), torch.empty(0), [(0, 0)]
         for draw in chosen:
             if cuts is not None and draw.photo < 0:

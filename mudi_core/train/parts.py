@@ -27,7 +27,7 @@ COMPOSED_PIXELS = 8192 * 1024 * 1024
 and masks take 2.5 GB. It does not depend on the memory of the machine, so that a run is the same everywhere."""
 
 
-CAME_LATER = {"captions": SENTENCE, "caption_template": "", "black_canvas": 0.0}
+CAME_LATER = {"captions": SENTENCE, "caption_template": "", "black_canvas": 0.0, "compose_with_others": False}
 """Settings that earlier versions did not have, and what these did. A run with these values is the same as theirs, so
 they are left out where runs, plans and LoRAs are told apart: stopped runs and caches of before go on."""
 
@@ -82,6 +82,9 @@ class Samples:
     """The user's own caption of compositions, with {subjects} for the names; empty: that of the style."""
     black_canvas: float = 0.0
     """Share of the compositions whose canvas is black instead of white, 0..1: 0.25 in the official code for FLUX."""
+    compose_with_others: bool = False
+    """Compose subjects with strangers, too, who are called by their class nouns: a subject that is trained alone then
+    learns to be one figure among others."""
 
     def __post_init__(self) -> None:
         _check_choices(self, method=get_args(Method))

@@ -21,22 +21,18 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..bases.promise import Conditions, EncodeImage, EncodeText
-from ..stage.captions import says
-from ..subjects.find import doubts
-from ..types import MudiError, SubjectSet
+from ..types import SubjectSet
 from .cache import Cache, content_key
 from .config import plan_json
-from .draw import COMPOSITION, Draw, all_photos, crop_counts, draw_steps, label, render, sizes
+from .draw import COMPOSITION, Draw, crop_counts, draw_steps, label, render, sizes
 from .encode import Encoder, OnEncoded
 from .parts import Samples
+from .sources import OneSubject as OneSubject
+from .sources import checked, contents, warn
 
 log = logging.getLogger(__name__)
 
 _FORMAT = "mudi plan 2"
-
-
-class OneSubject(MudiError):
-    """A single subject where compositions of two are needed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,34 +77,34 @@ def make_plan(
     encode_text: EncodeText,
     *,
     priors: SubjectSet | None = None,
+    others: SubjectSet | None = None,
     on_step: OnEncoded | None = None,
     cache_dir: Path | None = None,
 ) -> Plan:
     """Draw all samples of a run from ``settings.seed`` and encode each image and each caption once.
 
     ``encode_image`` and ``encode_text`` are those of the base model (`bases.promise`). ``priors``: pictures of other
-    members of each class, with masks (paper, appendix B). ``cache_dir`` saves the plan and the encoded images and
-    captions by content: a second run with the same samples reads the plan at once, any other encodes only what is new.
+    members of each class, with masks (paper, appendix B). ``others``: strangers for ``compose_with_others``, with
+    masks; their tokens mean nothing. ``cache_dir`` saves the plan and the encoded images and captions by content: a
+    second run with the same samples reads the plan at once, any other encodes only what is new.
     Raise `OneSubject`, `encode.BadEncoding`, and the errors of Seg-Mix when the subjects cannot be composed.
     """
-    if len(subjects) < 2 and settings.method != "dreambooth":
-        raise OneSubject(
-            f"There is only one subject, '{subjects.subjects[0].name}', and {settings.method} composes two. Add "
-            "another subject, or train with the method 'dreambooth'."
-        )
+    others = checked(subjects, settings, others)
     if settings.prior_loss_weight == 0:
         priors = None
-    _warn(subjects)
+    warn(subjects)
     cache = Cache(cache_dir)
     encoder = Encoder(encode_image, encode_text, cache)
     key = ""
     if cache_dir is not None:
-        made_of = (plan_json(settings), *_contents(subjects), "priors", *_contents(priors))
+        made_of = [plan_json(settings), *contents(subjects), "priors", *contents(priors)]
+        if others is not None:
+            made_of += ["others", *contents(others)]
         key = content_key(_FORMAT, encoder.identity, *made_of)
         if cached := _read(cache, key):
             return cached
 
-    plan = _drawn(subjects, settings, encoder, priors, on_step)
+    plan = _drawn(subjects, settings, encoder, priors, others, on_step)
     log.info("%s", plan.composed or "no compositions")
     _write(cache, key, plan)
     cache.prune()
@@ -120,10 +116,11 @@ def _drawn(
     settings: Samples,
     encoder: Encoder,
     priors: SubjectSet | None,
+    others: SubjectSet | None,
     on_step: OnEncoded | None,
 ) -> Plan:
     """Draw what each step shows, render it, and encode it."""
-    table = draw_steps(settings, crop_counts(subjects, settings), len(subjects) > 1)
+    table = draw_steps(settings, crop_counts(subjects, settings), len(subjects) > 1 or others is not None)
     prior_table: list[list[Draw]] = [[] for _ in table]
     if priors is not None:
         prior_table = draw_steps(settings, crop_counts(priors, settings), len(priors) > 1, prior=True)
@@ -136,7 +133,7 @@ def _drawn(
     time_ids: list[tuple[int, ...]] = []
 
     def images() -> Iterator[Tensor]:
-        for draw, size, sample in zip(draws, size_of, render(draws, subjects, priors, settings), strict=True):
+        for draw, size, sample in zip(draws, size_of, render(draws, subjects, priors, settings, others), strict=True):
             # At the size of the latents a mask is small enough to keep; the picture is freed after encoding.
             masks.append(interpolate(sample.mask[None, None].float(), (size[1] // 8, size[0] // 8), mode="area")[0])
             captions.append(sample.caption)
@@ -167,28 +164,6 @@ def _drawn(
         priors=prior_steps,
         plan_hash=digest.hexdigest(),
     )
-
-
-def _warn(subjects: SubjectSet) -> None:
-    """Warn about masks and captions that teach something else than the subject."""
-    for doubt in doubts(subjects):
-        log.warning(doubt)
-    for subject, photo, _ in all_photos(subjects):
-        if photo.caption and not says(photo.caption, subject.token):
-            log.warning(
-                "%s: its caption '%s' does not say '%s', so the photo will not teach that name. Add it.",
-                photo.name,
-                photo.caption,
-                subject.token,
-            )
-
-
-def _contents(subjects: SubjectSet | None) -> Iterator[str | Tensor]:
-    """Yield everything in a set that can affect a plan."""
-    for subject, photo, mask in [] if subjects is None else all_photos(subjects):
-        yield json.dumps([subject.token, subject.class_noun, photo.name, photo.caption])
-        yield photo.image
-        yield mask
 
 
 _WHOLE = ("time_ids", "steps", "priors")
