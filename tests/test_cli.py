@@ -29,7 +29,19 @@ from mudi_core.stage.layout_text import Place
 from mudi_core.subjects.storage import read_subjects, write_subjects
 from mudi_core.types import Detections, SubjectSet
 
-COMMANDS = ("prepare", "priors", "train", "fuse", "prompt", "generate", "compare", "demo", "benchmark")
+COMMANDS = (
+    "prepare",
+    "priors",
+    "train",
+    "fuse",
+    "from-loras",
+    "iterate",
+    "prompt",
+    "generate",
+    "compare",
+    "demo",
+    "benchmark",
+)
 FAST_TRAIN = ("--steps", "3", "--batch", "1", "--rank", "2", "--resolution", "64")
 FAST_PICTURES = ("--steps", "2", "--count", "2", "--size", "64x64")
 

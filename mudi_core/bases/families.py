@@ -65,6 +65,8 @@ class Family:
     """Whether it computes in bfloat16 on cards that can."""
     captions: str = "sentence"
     """How its texts are usually written: a style of Seg-Mix's captions."""
+    scenes: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    """Where its pictures can play, as prompts say it: to learn from, and to check with; None: anywhere."""
     sampling: Sampling = Sampling(25, 4.0, "euler", "simple", "general")
     """For pictures of a LoRA while it is trained."""
     diffusers: Literal["kohya", "own", "none"] = "kohya"
@@ -186,6 +188,10 @@ FAMILIES: dict[str, Family] = {
         },
         pictures={"steps": 20, "guidance": 5.0, "gamma": 2.0, "batch_size": 8},
         layout={"max_overlap": 0.2},
+        scenes=(
+            ("on the beach", "in the meadow", "in the desert", "in the snow", "in a room"),
+            ("at night", "simple background"),
+        ),
         eye=EMBEDDED,
         threshold=0.05,  # low, because the detector is unsure about the pictures of a small model
         photo_threshold=0.03,

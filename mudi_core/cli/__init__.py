@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 
 from ..types import MudiError, readable
-from . import benchmark, compare, demo, from_loras, fuse, generate, prepare, priors, prompt, train
+from . import benchmark, compare, demo, from_loras, fuse, generate, iterate, prepare, priors, prompt, train
 from .talk import Answer, Talk, speak_anywhere
 
 _EPILOG = """from photos to pictures of both, with the embedded model:
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for command in (prepare, priors, train, fuse, from_loras, prompt, generate, compare, demo, benchmark):
+    for command in (prepare, priors, train, fuse, from_loras, prompt, generate, iterate, compare, demo, benchmark):
         command.add(commands)
     return top
 

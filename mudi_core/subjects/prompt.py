@@ -21,6 +21,18 @@ TEXT = f"a photo of {SUBJECTS}"
 NEGATIVE = "sticker, collage"
 SCENES = ("on the beach", "in the meadow", "in the desert", "in the snow", "at night", "in a room", "simple background")
 """What follows the names in simple prompts that any model can draw, the embedded one too."""
+MANY_SCENES = (
+    "watching birds from a window sill", "sitting on a sofa", "walking through a forest", "standing on a beach",
+    "in a flower garden", "on a city street", "in a kitchen", "under an apple tree", "beside a campfire",
+    "on a wooden bridge", "in a library", "in a snowy village", "at a picnic on the grass", "in front of a castle",
+    "on a farm", "in a field of sunflowers", "at a market", "by a lake", "in a playground", "on a mountain path",
+)  # fmt: skip
+"""The same for models that know the world: simple prompts for pictures of one's own (paper, C.3; the first is its)."""
+OTHER_SCENES = (
+    "on a train", "in the desert at sunset", "in a cafe", "on a boat", "in the rain", "in a museum", "on a rooftop",
+    "in an autumn park",
+)  # fmt: skip
+"""More of these, to see whether what was learned holds elsewhere."""
 _COUNTED = re.compile(r"(?<!\w)(\d\+?(girl|boy|other)s?|multiple (girls|boys|others)|no humans)(?!\w)")
 MOST_ORDERS = 120
 """The orders of five subjects."""
