@@ -11,6 +11,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""
         from . import (  # fmt: skip
+            best_pictures,
             compare,
             dataset,
             detail,
@@ -48,7 +49,8 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             train.TrainLora, settings.MakeTrainSettings, preview.MakeTrainPreview, words.SubjectPrompt,
             generate.MakeLayout, words.AskLayout, detail.DetailSubjects, layout_parts.LayoutParts,
             init_latent.InitLatent, samplers.StartNoise, lora_subject.LoraSubject, fuse_loras.FuseLoras,
-            from_loras.SubjectsFromLoras, separate_loras.SeparateLoras, regional_prompts.RegionalPrompts,
+            from_loras.SubjectsFromLoras, best_pictures.BestPictures,
+            separate_loras.SeparateLoras, regional_prompts.RegionalPrompts,
             layout_guidance.LayoutGuidance, reference_adapter.ReferenceAdapter, compare.CompareSubjects,
             search.FindSeed, watermark.AddWatermark, watermark.FindWatermark, mini.MiniCheckpoint, mini.MiniPhotos,
             mini_lora.MiniLora,

@@ -77,10 +77,16 @@ PAINTED = {
     "segmenter": MINI,
     "threshold": 0.03,
 }
+BEST = {**JUDGES, "prompts": "on the beach", "count": 4, "keep": 2, "least": 1, "steps": 12, "threshold": 0.05}
 PLAIN = {"prompt": "a photo of a {}, simple background", "negative": ""}
 
 GRAPHS: dict[str, tuple[Placed, ...]] = {
     "MudiAskLayout": (SET, Placed("MudiAskLayout", {"prompt": WORDS.values["text"], "ask": False}), LAYOUT),
+    "MudiBestPictures": (
+        *(CHECKPOINT, SET, LAYOUT),
+        Placed("MudiBestPictures", BEST),
+        TRAIN,
+    ),
     "MudiCompare": (SET, PICTURE, Placed("MudiCompare", JUDGES), Placed("SaveImage")),
     "MudiDetail": (CHECKPOINT, SET, PICTURE, Placed("MudiDetail", DETAIL), Placed("PreviewImage")),
     "MudiDetectSubjects": (PHOTOS, FIND, CUT),
@@ -133,7 +139,14 @@ GRAPHS: dict[str, tuple[Placed, ...]] = {
     "MudiTrainSettings": (Placed("MudiTrainSettings"), TRAIN),
     "MudiWatermark": (PICTURE, MARK, Placed("PreviewImage")),
 }
-AT_REST = {"MudiTrainPreview", "MudiTrainSettings", "MudiNoise", "MudiMiniCheckpoint", "MudiFindSeed"}
+AT_REST = {
+    "MudiBestPictures",
+    "MudiTrainPreview",
+    "MudiTrainSettings",
+    "MudiNoise",
+    "MudiMiniCheckpoint",
+    "MudiFindSeed",
+}
 """They have nothing to show when they have run, or nothing good without a LoRA."""
 
 BUILD = """([placed, gap]) => {

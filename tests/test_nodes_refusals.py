@@ -23,7 +23,7 @@ AT_ONCE = {
 """They hand on what is there: nothing to wait for and nothing to cancel."""
 ELSEWHERE = {
     *("MudiAskLayout", "MudiDetail", "MudiFuseLoras", "MudiFindSeed", "MudiTrainPreview", "MudiMakePriors"),
-    *("MudiSubjectsFromLoras",),
+    *("MudiSubjectsFromLoras", "MudiBestPictures"),
 }
 """One waits for a language model, the others sample: their own tests have what they need."""
 

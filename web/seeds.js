@@ -4,7 +4,7 @@
 import { app } from "../../scripts/app.js"
 
 const FIXED = ["MudiTrainLora", "MudiTrainPreview", "MudiMakePriors", "MudiMiniPhotos", "MudiInitLatent",
-  "MudiSubjectsFromLoras"]
+  "MudiSubjectsFromLoras", "MudiBestPictures"]
 
 app.registerExtension({
   name: "mudi.seeds",

@@ -90,7 +90,7 @@ class Tried:
     path: Path | None = None
 
     def is_sound(self, subjects: int) -> bool:
-        """Whether it shows each of so many subjects once, as itself."""
+        """Return whether it shows each of so many subjects once, as itself."""
         return self.figures == self.themselves == subjects
 
 

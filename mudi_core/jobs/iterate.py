@@ -99,7 +99,7 @@ class Round:
         return mean, (sum((one - mean) ** 2 for one in each) / (n - 1) / n) ** 0.5
 
     def improves(self, before: Round) -> bool:
-        """Whether it is better than before by more than the standard error."""
+        """Return whether it is better than before by more than the standard error."""
         gain, error = self.gain(before)
         return gain > error
 

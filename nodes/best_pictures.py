@@ -1,0 +1,207 @@
+"""Best Pictures: pictures of all subjects from many prompts, of which a training goes on from the best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..mudi_core.names import plain_name
+from ..mudi_core.subjects.prompt import MANY_SCENES
+from . import convert, drawing, host
+from .host import widgets
+from .painting import Painter
+from .sockets import Dataset, LayoutSocket, PlacedSubjects, TrainingSet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..mudi_core.jobs.best_pictures import Best
+    from ..mudi_core.jobs.picture_shelf import FolderShelf
+    from ..mudi_core.jobs.search import Judge
+
+COLUMNS, SHOWN = 8, 32
+
+
+class BestPictures(io.ComfyNode):  # type: ignore[misc]
+    """Paint pictures of all subjects and keep the best to train on."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="MudiBestPictures",
+            display_name="Best Pictures (MuDI)",
+            category="MuDI/2 train",
+            description="Makes pictures of all subjects from many prompts with their LoRA, and keeps the best of those "
+            "in which every subject is itself. Train LoRA goes on from them (preset iterate), to mix less.",
+            search_aliases=["iterative training", "self-training", "best of n", "synthetic dataset", "iterate"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="With the LoRA of all subjects on it."),
+                io.Clip.Input("clip", tooltip="Reads the prompts."),
+                io.Vae.Input("vae", tooltip="The VAE of the checkpoint that samples."),
+                LayoutSocket.Input("layout", tooltip="From Layout: which subjects to show, and the pictures' size."),
+                io.String.Input(
+                    "prompts",
+                    default="\n".join(MANY_SCENES),
+                    multiline=True,
+                    tooltip="What the subjects do or where they are, a line each, in turn; or whole prompts with "
+                    "{subjects} for the names. The prompt becomes the picture's caption.",
+                ),
+                io.String.Input(
+                    "negative", default="sticker, collage", multiline=True, tooltip="What the pictures should not be."
+                ),
+                io.Int.Input("count", default=200, min=1, max=10_000, tooltip="Pictures that are made."),
+                io.Int.Input("keep", default=50, min=1, max=10_000, tooltip="Pictures that are kept, the best ones."),
+                io.Int.Input(
+                    "per_prompt",
+                    default=0,
+                    min=0,
+                    max=10_000,
+                    tooltip="Most that are kept of one prompt. 0: twice an even share.",
+                ),
+                io.Int.Input(
+                    "least",
+                    default=10,
+                    min=1,
+                    max=10_000,
+                    tooltip="With fewer pictures in which every subject is itself the node stops and says why.",
+                ),
+                widgets.seed("Of the pictures: each has a seed and places of its own."),
+                *host.sampler_widgets(scheduler="ddim_uniform"),
+                io.Float.Input(
+                    "gamma",
+                    default=-1.0,
+                    min=-1.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="As in Init Latent. -1: chosen by the number of subjects.",
+                ),
+                widgets.model("detector", "The model that finds the figures."),
+                widgets.model("embedder", "The model that compares them."),
+                widgets.threshold("Least confidence of a figure, as in D&C Score."),
+                widgets.query(),
+                widgets.cut_out("Compare with the cut-out subjects, as in D&C Score."),
+                widgets.download(),
+                io.String.Input(
+                    "name",
+                    default="best",
+                    tooltip="Of the folder in output/mudi with the pictures, their scores and seeds; a number is put "
+                    "after it. A plain name without a path.",
+                ),
+            ],
+            outputs=[
+                Dataset.Output(
+                    display_name="dataset", tooltip="For Train LoRA with the preset iterate, on this model."
+                ),
+                io.Image.Output("images", display_name="images", tooltip="The kept pictures."),
+                io.String.Output("kept_prompts", display_name="prompts", is_output_list=True, tooltip="Their prompts."),
+                io.Int.Output("seeds", display_name="seeds", is_output_list=True, tooltip="Their seeds."),
+                io.Float.Output("scores", display_name="scores", is_output_list=True, tooltip="Their scores."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return host.is_plain_name(name, "folder of pictures")
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        layout: PlacedSubjects,
+        prompts: str,
+        negative: str,
+        count: int,
+        keep: int,
+        per_prompt: int,
+        least: int,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        gamma: float,
+        detector: str,
+        embedder: str,
+        threshold: float,
+        query: str,
+        cut_out: bool,
+        download: bool,
+        name: str,
+    ) -> io.NodeOutput:
+        from ..mudi_core.jobs.best_pictures import BestConfig, best_pictures
+        from ..mudi_core.jobs.picture_shelf import FolderShelf
+        from ..mudi_core.start.init_latent import default_gamma
+        from ..mudi_core.subjects.prompt import write_prompt
+
+        host.check_sampler(sampler_name, scheduler)
+        subjects = layout.cutouts.subjects
+        names, lines = [one.name for one in subjects], list(filter(None, map(str.strip, prompts.splitlines())))
+        whole = tuple(write_prompt(names, line) for line in lines)
+        config = BestConfig(whole, count, keep, per_prompt, least, seed)
+        judge = _judge(layout, detector, embedder, threshold, query, cut_out, download)
+        shelf = FolderShelf(_folder(name))
+        read = cache(lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text)))
+        sampler = host.Sampler(model, None, read(negative), steps, cfg, sampler_name, scheduler)
+        strength = default_gamma(len(subjects)) if gamma < 0 else gamma
+
+        def paint(prompt: str, one: int) -> Tensor:
+            host.hear_cancel()
+            wanted = replace(sampler, positive=read(prompt))
+            return Painter(wanted, vae, layout, _no_bar, 1).paint(one, strength)[1]
+
+        best = best_pictures(config, subjects, paint, judge, shelf, host.progress())
+        return cls._given(best, layout, shelf)
+
+    @classmethod
+    def _given(cls, best: Best, layout: PlacedSubjects, shelf: FolderShelf) -> io.NodeOutput:
+        from ..mudi_core.jobs.best_pictures import as_subjects
+
+        subjects = as_subjects(best, layout.cutouts.subjects, shelf)
+        images = [shelf.image(one) for one in best.kept]
+        sheet = drawing.small(drawing.grid([drawing.small(image) for image in images[:SHOWN]], COLUMNS))
+        text = f"{best.words} They are in {shelf.folder}."
+        return io.NodeOutput(
+            TrainingSet(subjects, segmix_prob=0.0),
+            convert.image_batch(images),
+            [one.prompt for one in best.kept],
+            [one.seed for one in best.kept],
+            [one.score for one in best.kept],
+            ui=host.preview([sheet], cls, text),
+        )
+
+
+def _no_bar(done: int, total: int, words: str = "") -> None:
+    """Say nothing of single steps: the bar counts pictures."""
+
+
+def _folder(name: str) -> Path:
+    """Return a new folder of this name in ComfyUI's output folder."""
+    root = Path(folder_paths.get_output_directory()) / "mudi"
+    root.mkdir(parents=True, exist_ok=True)
+    return host.numbered(root, plain_name(name, "folder of pictures"), "")
+
+
+def _judge(
+    layout: PlacedSubjects, detector: str, embedder: str, threshold: float, query: str, cut_out: bool, download: bool
+) -> Judge:
+    """Return Detect-and-Compare with the subjects' photos, which are embedded once."""
+    from ..mudi_core.score.compare import References, compare_all
+
+    words = [word.strip() for word in query.split(",") if word.strip()] or None
+    references = References(layout.cutouts.subjects, host.embedder(embedder, download), cut_out)
+    host.detector(detector, download)  # before an hour of sampling: it may be missing
+
+    def judge(pictures: Sequence[Tensor]) -> list[Any]:
+        detect, embed = host.detector(detector, download), host.embedder(embedder, download)
+        return list(compare_all(pictures, references, detect, embed, words, threshold))
+
+    return judge
