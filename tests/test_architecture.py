@@ -54,7 +54,7 @@ NODES = (
     ("found_subject",),
     (
         *("dataset", "detail", "init_latent", "layout_parts", "mini", "priors", "search", "settings", "train"),
-        *("from_loras", "mini_lora", "reference_adapter"),
+        *("best_pictures", "from_loras", "mini_lora", "reference_adapter"),
         *("watermark", "words", "fuse_loras", "layout_guidance", "lora_subject", "regional_prompts", "separate_loras"),
     ),
 )
