@@ -26,6 +26,7 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
     def define_schema(cls) -> io.Schema:
         return host.schema(
             node_id="MudiCompare",
+            essentials_category="Characters",
             display_name="D&C Score (MuDI)",
             category="MuDI/4 compare",
             description="Detect-and-Compare: finds the figures in each picture, compares each with the photos of every "

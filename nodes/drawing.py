@@ -146,14 +146,29 @@ def loss_curve(losses: Sequence[float], steps: int) -> Tensor:
 
 
 def preview_sheet(preview: Preview, title: str) -> Tensor:
-    """Draw a training's preview: a row for each start, a picture for each seed, and their scores above."""
-    rows = list(preview.pictures.values())
-    sheet = pil(grid([small(picture) for row in rows for picture in row], len(rows[0])))
-    font = ImageFont.load_default(14)
+    """Draw a training's preview: a row for each start, whose name is on it, a picture for each seed with its score,
+    and the mean scores above."""
+    from ..mudi_core.jobs.previews import STARTS
+
+    font, rows = ImageFont.load_default(14), []
+    for start, row in preview.pictures.items():
+        scores = preview.scores[start]
+        words = [f"{STARTS[start]}, {scores[0]:.2f}", *(f"{score:.2f}" for score in scores[1:])]
+        rows.append([_labelled(picture, said, font) for picture, said in zip(row, words, strict=True)])
+    sheet = pil(grid([picture for row in rows for picture in row], len(rows[0])))
     head = f"{title}: {preview.words}"
     whole = Image.new("RGB", (max(sheet.width, round(font.getlength(head)) + GAP), sheet.height + 2 * GAP), "white")
     ImageDraw.Draw(whole).text((GAP // 2, GAP // 2), head, "black", font)
     whole.paste(sheet, (0, 2 * GAP))
+    return _tensor(whole)
+
+
+def _labelled(image: Tensor, words: str, font: Font) -> Tensor:
+    """Return a small copy of a picture with words on white under it."""
+    picture = pil(small(image))
+    whole = Image.new("RGB", (picture.width, picture.height + 2 * GAP), "white")
+    whole.paste(picture)
+    ImageDraw.Draw(whole).text((GAP // 2, picture.height + GAP // 2), words, "black", font)
     return _tensor(whole)
 
 

@@ -31,6 +31,7 @@ class FindSubject(io.ComfyNode):  # type: ignore[misc]
     def define_schema(cls) -> io.Schema:
         return host.schema(
             node_id="MudiSubjectFromPhotos",
+            essentials_category="Characters",
             display_name="Subject from Photos (MuDI)",
             category=CATEGORY,
             has_intermediate_output=True,

@@ -29,6 +29,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
     def define_schema(cls) -> io.Schema:
         return host.schema(
             node_id="MudiLayout",
+            essentials_category="Characters",
             display_name="Layout (MuDI)",
             category=CATEGORY,
             description="Puts the subjects' cut-outs on a canvas of the picture's size. Init Latent makes a start of "

@@ -23,6 +23,7 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
     def define_schema(cls) -> io.Schema:
         return host.schema(
             node_id="MudiInitLatent",
+            essentials_category="Characters",
             display_name="Init Latent (MuDI)",
             category=CATEGORY,
             description="Replaces Empty Latent Image: the noise begins where the subjects are, so that each looks like "

@@ -34,6 +34,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
     def define_schema(cls) -> io.Schema:
         return host.schema(
             node_id="MudiTrainLora",
+            essentials_category="Characters",
             display_name="Train LoRA (MuDI)",
             category="MuDI/2 train",
             description="Trains one LoRA for all subjects of the dataset. Cancel stops within a step; queued again "

@@ -346,3 +346,17 @@ def test_a_listing_takes_up_what_a_killed_writer_left(comfy: Comfy, tmp_path: Pa
     assert read_subjects(complete).tokens == ("red",)
     assert not [path for path in complete.iterdir() if path.name.startswith(".")]
     shutil.rmtree(complete)
+
+
+def test_the_line_of_a_stage_that_ended_in_an_error_does_not_count_on(
+    comfy: Comfy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, said = comfy.module("host.page"), []
+    monkeypatch.setattr(page, "say", said.append)
+    with pytest.raises(ValueError), page.progress()("encoding") as update:
+        update(3, 8)
+        raise ValueError
+    assert said == ["encoding: 3 / 8", "encoding: stopped at 3 / 8"]
+    with page.progress()("encoding") as update:
+        update(8, 8)
+    assert said[-1] == "encoding: 8 / 8"

@@ -45,21 +45,25 @@ def progress(preview: Callable[[], Tensor] | None = None) -> Progress:
 
     @contextmanager
     def stage(what: str) -> Iterator[Update]:
-        bar = comfy.utils.ProgressBar(1)
-        drawn = 0.0
+        bar, drawn, last = comfy.utils.ProgressBar(1), 0.0, ""
 
         def update(done: int, total: int, words: str = "") -> None:
-            nonlocal drawn
+            nonlocal drawn, last
             hear_cancel()
             shown = None
             if preview is not None and time.monotonic() - drawn > PREVIEW_SECONDS:
                 drawn = time.monotonic()
                 shown = ("JPEG", Image.fromarray(to_bytes(preview())), PREVIEW_SIDE)
             bar.update_absolute(done, total, shown)
+            last = f" at {done} / {total}"
             say(f"{what}: {done} / {total}{', ' + words if words else ''}")
 
         hear_cancel()
-        yield update
+        try:
+            yield update
+        except BaseException:  # Cancel and errors alike: a line that still counts would look like work
+            say(f"{what}: stopped{last}")
+            raise
 
     def begin(words: str) -> AbstractContextManager[Update]:
         return stage(words)
