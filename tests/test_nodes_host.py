@@ -37,6 +37,8 @@ NODES = {
     "MudiDetail": ("Detail Subjects (MuDI)", "MuDI/3 generate"),
     "MudiNoise": ("Noise (MuDI)", "MuDI/3 generate"),
     "MudiFuseLoras": ("Fuse LoRAs (MuDI)", "MuDI/2 train"),
+    "MudiSubjectsFromLoras": ("Subjects from LoRAs (MuDI)", "MuDI/2 train"),
+    "MudiBestPictures": ("Best Pictures (MuDI)", "MuDI/2 train"),
     "MudiLoraSubject": ("LoRA Subject (MuDI)", "MuDI/3 generate"),
     "MudiSeparateLoras": ("Separate LoRAs (MuDI)", "MuDI/3 generate"),
     "MudiRegionalPrompts": ("Regional Prompts (MuDI)", "MuDI/3 generate"),
@@ -82,7 +84,9 @@ def test_every_input_and_output_is_explained(comfy: Comfy, node_id: str) -> None
 
 SEARCHED = {
     "multi subject": {"MudiSubjectFromPhotos", "MudiTrainLora"},
-    "character": {"MudiSubjectFromPhotos", "MudiSubject", "MudiTrainLora", "MudiLoraSubject"},
+    "character": {
+        *("MudiSubjectFromPhotos", "MudiSubject", "MudiTrainLora", "MudiLoraSubject", "MudiSubjectsFromLoras"),
+    },
     "consistent character": {"MudiSubjectFromPhotos", "MudiTrainLora"},
     "two characters": {"MudiSubjectFromPhotos", "MudiTrainLora"},
     "dreambooth": {"MudiSubjectFromPhotos", "MudiSubject", "MudiTrainLora", "MudiMakePriors"},
@@ -252,7 +256,7 @@ def test_every_model_widget_starts_on_one_that_knows_photos(comfy: Comfy) -> Non
                 assert "mini (embedded)" in checked, "what older workflows have saved"
                 assert "mini (embedded)" not in list(checked) and "another" not in checked
                 seen.append(one.id)
-    assert sorted(seen) == ["detector"] * 7 + ["embedder"] * 4 + ["segmenter"] * 4
+    assert sorted(seen) == ["detector"] * 9 + ["embedder"] * 5 + ["segmenter"] * 6
 
 
 def test_a_missing_model_names_the_folder_and_the_link(comfy: Comfy, host: Any) -> None:
