@@ -256,7 +256,7 @@ def test_every_model_widget_starts_on_one_that_knows_photos(comfy: Comfy) -> Non
                 assert "mini (embedded)" in checked, "what older workflows have saved"
                 assert "mini (embedded)" not in list(checked) and "another" not in checked
                 seen.append(one.id)
-    assert sorted(seen) == ["detector"] * 9 + ["embedder"] * 5 + ["segmenter"] * 6
+    assert sorted(seen) == ["detector"] * 9 + ["embedder"] * 6 + ["segmenter"] * 5
 
 
 def test_a_missing_model_names_the_folder_and_the_link(comfy: Comfy, host: Any) -> None:
