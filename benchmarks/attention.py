@@ -1,10 +1,12 @@
-"""What Separate LoRAs, Regional Prompts and Layout Guidance cost: KSampler of 30 steps with each, over it alone.
+"""What the nodes in attention cost: KSampler of 30 steps with each, over it alone.
 
     COMFYUI_DIR=~/ComfyUI python benchmarks/attention.py
     COMFYUI_DIR=~/ComfyUI python benchmarks/attention.py --checkpoint sd_xl_base_1.0.safetensors --side 1024 --gpu
 
-Two drawn characters at random places, a random LoRA for each. In every round each method samples once, so that all see
-the same machine. Times are CPU time on a CPU, else the clock's; a ratio is the median of the rounds' ratios.
+Separate LoRAs, Regional Prompts, Layout Guidance, and Reference Adapter by the embedded adapter, which fits the
+embedded model alone. Two drawn characters at random places, a random LoRA for each. In every round each method samples
+once, so that all see the same machine. Times are CPU time on a CPU, else the clock's; a ratio is the median of the
+rounds' ratios.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from typing import Any
 
 from init_latent import clock, pack, subjects
 
-TARGETS = {"Separate LoRAs": 1.1, "Regional Prompts": 1.3, "Layout Guidance": 1.15}
-ALONE, TOGETHER = "KSampler alone", "all three"
+TARGETS = {"Separate LoRAs": 1.1, "Regional Prompts": 1.3, "Layout Guidance": 1.15, "Reference Adapter": 1.1}
+ALONE, TOGETHER = "KSampler alone", "all together"
 PROMPT = "a photo of olis cat and hta cat"
 
 
@@ -67,11 +69,20 @@ def worn(load: Any, options: argparse.Namespace, base: Path) -> tuple[dict[str, 
         "Regional Prompts": regional(model, clip, "a photo of {}", 1.0, layout).result[0],
         "Layout Guidance": guided(model, clip, PROMPT, 0.08, 2.5, 1e8, "", layout).result[0],
     }
+    if not options.checkpoint:
+        models["Reference Adapter"] = _with_references(load, model, clip, layout)
     both = regional(models["Separate LoRAs"], clip, "a photo of {}", 1.0, layout).result[0]
-    models[TOGETHER] = guided(both, clip, PROMPT, 0.08, 2.5, 1e8, "", layout).result[0]
+    every = guided(both, clip, PROMPT, 0.08, 2.5, 1e8, "", layout).result[0]
+    models[TOGETHER] = every if options.checkpoint else _with_references(load, every, clip, layout)
     (words,) = stock["CLIPTextEncode"]().encode(clip, PROMPT)
     (latent,) = stock["EmptyLatentImage"]().generate(side, side, options.batch)
     return models, words, latent
+
+
+def _with_references(load: Any, model: Any, clip: Any, layout: Any) -> Any:
+    embedded = load("nodes.host").MINI
+    node = load("nodes.reference_adapter").ReferenceAdapter
+    return node.execute(model, clip, embedded, 1.0, "places", 1, layout).result[0]
 
 
 def measured(options: argparse.Namespace, base: Path) -> dict[str, list[float]]:

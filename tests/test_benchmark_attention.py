@@ -23,7 +23,7 @@ def test_it_times_every_method_over_the_sampler_alone(mini_weights: None) -> Non
     found = json.loads(done.stdout.splitlines()[-1])
     alone, *methods = found["seconds"]
     assert alone == "KSampler alone" and methods == list(found["ratios"])
-    assert methods == ["Separate LoRAs", "Regional Prompts", "Layout Guidance", "all three"]
+    assert methods == ["Separate LoRAs", "Regional Prompts", "Layout Guidance", "Reference Adapter", "all together"]
     for name, ratio in found["ratios"].items():
         pairs = zip(found["seconds"][name], found["seconds"][alone], strict=True)
         assert ratio == pytest.approx(statistics.median(took / plain for took, plain in pairs)) and ratio > 0

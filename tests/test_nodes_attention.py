@@ -526,23 +526,52 @@ def test_a_lora_finds_its_subject_by_name_by_its_file_or_by_order(
     assert "random1.safetensors is there 2 times for one subject" in again.ui["text"][0]
 
 
-def test_places_work_beside_a_control(comfy: Comfy, mini: Any, loras: Any) -> None:
-    """A control model adds to the network's answers, and is not patched itself."""
-    control = comfy.core("comfy.controlnet")
+def control_net(comfy: Comfy, mini: Any) -> Any:
+    """ComfyUI's own ControlNet of random weights, of the embedded U-Net's blocks."""
+    config = dict(mini[0].model.model_config.unet_config)
+    for name in ("transformer_depth_output", "out_channels", "dtype", "device", "disable_unet_model_creation"):
+        config.pop(name, None)
+    operations = comfy.core("comfy.ops").disable_weight_init
+    network = comfy.core("comfy.cldm.cldm").ControlNet(
+        hint_channels=3, operations=operations, dtype=torch.float32, device=torch.device("cpu"), **config
+    )
+    generator = torch.Generator().manual_seed(11)
+    state = network.state_dict()
+    network.load_state_dict({name: torch.randn(one.shape, generator=generator) * 0.1 for name, one in state.items()})
+    made = comfy.core("comfy.controlnet").ControlNet(network, load_device=torch.device("cpu"))
+    return made.set_cond_hint(torch.rand(1, 3, 192, 192, generator=generator), 0.3)
 
-    class Shift(control.ControlBase):  # type: ignore[misc, name-defined]
+
+@pytest.mark.parametrize("real", [True, False])
+def test_places_work_beside_a_control(comfy: Comfy, mini: Any, loras: Any, real: bool) -> None:
+    """A control model adds to the network's answers, and is not patched itself, though its layers have the same names.
+
+    All parts of no strength leave its pictures as they are, and LoRAs everywhere are those of Load LoRA beside it.
+    """
+
+    class Shift(comfy.core("comfy.controlnet").ControlBase):  # type: ignore[misc]
         def get_control(self, x: torch.Tensor, *more: Any) -> Any:
             return {"input": [], "middle": [torch.full((1, 192, 1, 1), 3.0)], "output": []}
 
         def copy(self) -> Any:
             return self
 
-    steered = [[words, {**more, "control": Shift()}] for words, more in text(comfy, mini, PROMPT)]
+    control = control_net(comfy, mini) if real else Shift()
+    steered = [[words, {**more, "control": control}] for words, more in text(comfy, mini, PROMPT)]
     both = stacked(comfy, mini[0], *(random_lora(comfy, mini[0], number) for number in (1, 2)))
     wanted = sampled(comfy, mini, both, prompt=steered)
-    assert differ(wanted, sampled(comfy, mini, both)) > 0.05
+    assert wanted.isfinite().all() and differ(wanted, sampled(comfy, mini, both)) > 0.05
     got = sampled(comfy, mini, separate(comfy, mini, loras, torch.ones(2, 24, 24)), prompt=steered)
     assert differ(got, wanted) < 1e-2
+    plain = sampled(comfy, mini, mini[0], prompt=steered)
+    nothing = regional(comfy, mini, "a red cat", halves(), strength=0.0)
+    nothing = guided(comfy, mini, halves(), nothing, strength=0.0)
+    assert differ(sampled(comfy, mini, nothing, prompt=steered), plain) < 1e-4
+    worn_all = sampled(comfy, mini, worn(comfy, mini, loras, mini[0], "srg"), prompt=steered)
+    assert (
+        min(differ(worn_all, plain), differ(worn_all, sampled(comfy, mini, worn(comfy, mini, loras, mini[0], "srg"))))
+        > 0.05
+    )
 
 
 def test_what_has_no_places_is_refused(comfy: Comfy, mini: Any, loras: Any, layout: Any) -> None:
