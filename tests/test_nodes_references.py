@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from comfyui import Comfy
@@ -15,6 +17,8 @@ from tiny_models import tiny
 from torch import Tensor, nn
 
 from mudi_core.attention.references.projector import ImageProjector, Resampler, Sizes
+from mudi_core.toy.draw import Rendered
+from mudi_core.toy.world import DEV_PAIRS, photo
 from mudi_core.types import MudiError, SubjectSet
 
 __all__ = ["layout", "loras", "mini"]
@@ -221,6 +225,34 @@ def test_the_layouts_subjects_are_cut_out_on_white(comfy: Comfy, drawn_subjects:
     (shown,) = reading._cut_out(subject, 1)
     assert shown[0, 0].tolist() == [1.0, 1.0, 1.0] and float(shown.mean()) < 0.99
     assert shown.shape[0] < subject.photos[0].image.shape[0]
+
+
+def test_the_embedded_adapter_shows_each_character_in_its_box(comfy: Comfy, mini: Any, refer: Any) -> None:
+    """A green and a pink bear that it has never seen, and a prompt that says nothing of their colours."""
+    photos = [photo(one.character, random.Random(one.token), 192) for one in DEV_PAIRS[1]]
+    references = torch.stack([torch.from_numpy(_on_white(one)).float() / 255 for one in photos])
+    masks = torch.zeros(2, 24, 24)
+    masks[0, 6:22, 1:11], masks[1, 6:22, 13:23] = 1, 1
+
+    def greens(places: Tensor) -> list[float]:
+        """How much more green than red there is in the left box and in the right one."""
+        given = {"masks": places, "references": references, "names": "bear\nbear"}
+        model = refer(adapter="embedded (drawn toys only)", clip_vision=None, **given).result[0]
+        prompt = "a photo of a bear and a bear, simple background"
+        made = sampled(comfy, mini, model, (2, 4, 24, 24), prompt, steps=12, cfg=5.0)
+        with torch.inference_mode():
+            pictures = mini[2].decode(made)
+        shown = [pictures[:, 48:176, left : left + 80] for left in (8, 104)]
+        return [float((one[..., 1] - one[..., 0]).mean()) for one in shown]
+
+    left, right = greens(masks)
+    assert left > right + 0.1
+    left, right = greens(masks.flip(0))
+    assert right > left + 0.1
+
+
+def _on_white(drawn: Rendered) -> Any:
+    return np.where(drawn.masks[0][..., None] > 0, drawn.image, 255)
 
 
 def test_more_references_than_taught_are_told(refer: Any) -> None:
