@@ -48,10 +48,17 @@ def shipped() -> set[str]:
 
 def test_a_release_has_all_that_runs_and_nothing_else(shipped: set[str]) -> None:
     assert {name.split("/")[0] for name in shipped} == {
-        *("__init__.py", "nodes", "mudi_core", "web", "workflows", "locales"),
+        *("__init__.py", "nodes", "mudi_core", "web", "workflows", "subgraphs", "locales"),
         *("pyproject.toml", "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md"),
     }
-    for folder in ("nodes", "web", "workflows", "mudi_core/bases/embedded/weights", "mudi_core/vocabulary/tokenizer"):
+    for folder in (
+        "nodes",
+        "web",
+        "workflows",
+        "subgraphs",
+        "mudi_core/bases/embedded/weights",
+        "mudi_core/vocabulary/tokenizer",
+    ):
         files = {str(path.relative_to(ROOT).as_posix()) for path in (ROOT / folder).rglob("*") if path.suffix != ".pyc"}
         assert {name for name in files if (ROOT / name).is_file()} <= shipped, folder
 

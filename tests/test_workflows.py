@@ -223,6 +223,17 @@ def test_no_workflow_has_a_deprecated_node(info: Info, name: str) -> None:
     assert not [node["type"] for node in working(name) if info[node["type"]].get("deprecated")]
 
 
+def test_app_mode_shows_widgets_and_results_that_exist() -> None:
+    """In newer ComfyUI: a page of the few widgets that matter, in the place of the graph."""
+    apps = {name: workflow(name)["extra"]["linearData"] for name in NAMES if "linearData" in workflow(name)["extra"]}
+    assert set(apps) == {"0_quickstart", "3_generate"}
+    for name, shown in apps.items():
+        by_id = {node["id"]: node for node in workflow(name)["nodes"]}
+        for node, widget in shown["inputs"]:
+            assert widget in [one["name"] for one in by_id[node]["inputs"] if "widget" in one], (name, node)
+        assert {by_id[node]["type"] for node in shown["outputs"]} <= {"SaveImage", "MudiCompare"}
+
+
 def test_the_quickstart_is_at_most_twice_as_wide_as_high_and_reads_from_left_to_right() -> None:
     bounds = [group["bounding"] for group in workflow("0_quickstart")["groups"]]
     titles = [group["title"][:1] for group in workflow("0_quickstart")["groups"]]

@@ -1,0 +1,58 @@
+"""Subgraph blueprints: parts of a graph that newer ComfyUI offers as one node, and which older ones open as a graph."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+from typing import Any
+
+import pytest
+from comfyui_server import ROOT, Server
+
+FOLDER = ROOT / "subgraphs"
+NAMES = ("MuDI Prepare", "MuDI Train", "MuDI Generate", "MuDI Compare")
+INPUT, OUTPUT = -10, -20
+"""The ids of a subgraph's own ends."""
+
+
+def blueprint(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The one node of a file, and the subgraph behind it."""
+    whole = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    (node,), (inside,) = whole["nodes"], whole["definitions"]["subgraphs"]
+    return node, inside
+
+
+def test_there_are_no_others() -> None:
+    assert {path.name for path in FOLDER.iterdir()} == {f"{name}.json" for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_blueprint_is_one_node_whose_wires_and_widgets_exist(comfyui_server: Server, name: str) -> None:
+    node, inside = blueprint(name)
+    assert node["type"] == inside["id"] and node["title"] == inside["name"] == name
+    assert inside["category"] == "MuDI" and inside["description"].endswith(".")
+    nodes = {one["id"]: one for one in inside["nodes"]}
+    for link in inside["links"]:
+        origin = inside["inputs"] if link["origin_id"] == INPUT else nodes[link["origin_id"]]["outputs"]
+        target = inside["outputs"] if link["target_id"] == OUTPUT else nodes[link["target_id"]]["inputs"]
+        given, taken = origin[link["origin_slot"]], target[link["target_slot"]]
+        assert given["type"] == link["type"] and taken["type"] == given["type"]
+        assert link["target_id"] == OUTPUT or taken["link"] == link["id"]
+    for ends, ours in ((inside["inputs"], node["inputs"]), (inside["outputs"], node["outputs"])):
+        assert [(one["name"], one["type"]) for one in ends] == [(one["name"], one["type"]) for one in ours]
+    known = comfyui_server.get("/object_info")
+    for one in nodes.values():
+        about = known[one["type"]]["input"]
+        wanted = {*about.get("required", {}), *about.get("optional", {})}
+        assert {socket["name"] for socket in one["inputs"]} <= wanted
+    for number, widget in node["properties"]["proxyWidgets"]:
+        assert widget in [socket["name"] for socket in nodes[int(number)]["inputs"] if "widget" in socket]
+
+
+def test_newer_comfyui_offers_them(comfyui_server: Server) -> None:
+    try:
+        offered = comfyui_server.get("/global_subgraphs").values()
+    except urllib.error.HTTPError as error:
+        assert error.code == 404
+        pytest.skip("this ComfyUI knows no blueprints: it starts as if there were none")
+    assert {one["name"] for one in offered if one["source"] == "custom_node"} == set(NAMES)
