@@ -15,6 +15,7 @@ from mudi_core import boxes
 from mudi_core.bases import embedded as family
 from mudi_core.demo.settings import DemoSettings
 from mudi_core.toy import world
+from mudi_core.types import listed
 
 from .figures import Figure, checkpoint, detector, held_out, pixels, reconstructed
 from .judge import Judge, framed, load, named
@@ -68,7 +69,7 @@ def caption_of(number: int, characters: int = 2) -> tuple[str, list[tuple[str, s
     who = [(rng.choice(world.SPECIES), color) for color in colors]
     words = [f"{'an' if c == 'orange' else 'a'} {c} {s}" for s, c in who]
     place = rng.choice(("simple background", "on the beach", "in the meadow", "in a room", "in the snow"))
-    return f"a photo of {' and '.join(words)}, {place}", who
+    return f"a photo of {listed(words)}, {place}", who
 
 
 def figures_in(image: Tensor) -> Tensor:
