@@ -216,7 +216,7 @@ def graph_picture(page: Page) -> Image.Image:
 
 
 def _thumbnails(server: Server, prompt_id: str) -> None:
-    """The workflows' pictures, of what the quickstart's run made."""
+    """The workflows' pictures, of what the quickstart's run made; that of 8_two_loras is its own."""
     entry = server.get(f"/history/{prompt_id}")[prompt_id]
     run, graph = server.wait(prompt_id), entry["prompt"][2]
 

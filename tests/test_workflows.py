@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from comfyui_server import ROOT, Graph, Run, Server
+from models import random_lora
 from PIL import Image
 
 from mudi_core.demo.settings import DemoSettings
@@ -27,6 +28,7 @@ NAMES = (
     "5_best_seed",
     "6_flow_model",
     "7_anime_tags",
+    "8_two_loras",
 )
 NOTES = ("Note", "MarkdownNote")
 MINI = "embedded (drawn toys only)"
@@ -451,6 +453,33 @@ def test_one_graph_trains_and_draws(server: Server, info: Info, name: str, promp
     told = [run.outputs[node]["text"] for node in nodes(graph, "MudiSubjectPrompt")]
     typed = [graph[node]["inputs"]["text"] for node in nodes(graph, "CLIPTextEncode")]
     assert prompt in (told[0][0].split("\n") if told else typed)
+
+
+SINGLES = (("olis", "corgi"), ("hta", "poodle"))
+
+
+@pytest.fixture
+def single_loras(server: Server) -> None:
+    """A LoRA of each character, without names in their files."""
+    for seed, (_, name) in enumerate(SINGLES, start=1):
+        random_lora(server.base / "models" / "loras" / f"my_{name}.safetensors", seed)
+
+
+def test_two_loras_draw_one_picture_each_in_its_place(server: Server, info: Info, single_loras: None) -> None:
+    server.run(in_small("1_prepare", info))
+    graph = in_small("8_two_loras", info)
+    run = twice(server, graph)
+    ((apart,), (start,), (save,)) = (
+        nodes(graph, kind) for kind in ("MudiSeparateLoras", "MudiInitLatent", "SaveImage")
+    )
+    said = run.outputs[apart]["text"][0].split("\n")
+    assert said == [f"my_{name}.safetensors: 28 layers where {who} {name} stands" for who, name in SINGLES]
+    assert len(server.files(run, save)) == 2 and all(map(is_picture, server.files(run, save)))
+    (sampler,) = nodes(graph, "KSampler")
+    inputs = graph[sampler]["inputs"]
+    assert (inputs["model"], inputs["latent_image"], inputs["denoise"]) == ([apart, 0], [start, 0], 1)
+    assert graph[apart]["inputs"]["latent"] == [start, 0]  # each picture of the batch has its own places
+    assert graph[apart]["inputs"]["layout"] == graph[start]["inputs"]["layout"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,255 @@
+"""LoRAs of single characters in one picture: stacked, fused, decoupled, separate, taught to compose, and MuDI.
+
+    COMFYUI_DIR=~/ComfyUI python benchmarks/loras.py --out OUT
+    COMFYUI_DIR=~/ComfyUI python benchmarks/loras.py --out OUT --table
+
+Drawn pairs of the embedded model, each trained several times. All methods have the same photos, seeds, places, start
+and sampler; pictures are painted by ComfyUI's nodes. Every LoRA and every picture is a file: the same command goes on
+where it was stopped, and prints the table of what is there. `--dev` takes the pairs on which settings are chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from init_latent import pack
+
+METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "stacked": ("stacked", ("a", "b")),
+    "fused": ("stacked", ("fused",)),
+    "decoupled": ("stacked", ("decoupled-whole",)),
+    "separate": ("separate", ("a", "b")),
+    "composing, stacked": ("stacked", ("a-composing", "b-composing")),
+    "composing, separate": ("separate", ("a-composing", "b-composing")),
+    "MuDI": ("stacked", ("both",)),
+}
+"""How LoRAs are put on, and which files of a training."""
+PROMPTS = ("{} in the meadow", "{} on the beach", "{} in the snow", "{} simple background")
+Names = dict[str, str]
+"""Subjects by "a" and "b"."""
+
+
+def commands(place: Path, pair: Path, seed: int, quick: bool) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the files of a training and the command that makes each, in their order."""
+    short = ["--steps", "2", "--batch", "1", "--rank", "2"] if quick else []
+    fast = ["--steps", "2", "--rows", "400"] if quick else []
+    few = ["--count", "1", "--spare", "0"] if quick else []
+    for one in "ab":
+        crowd, other = pair / f"crowd-{one}", (pair / "other-nouns.txt").read_text(encoding="utf-8").split("\n")
+        count = ["--count", "1"] if quick else ["--count", "12"]
+        yield crowd, ["priors", str(pair / one), "--out", str(crowd), "--also", *other, *count]
+        train = ["train", str(pair / one), "--seed", str(seed), *short]
+        plain, composing = place / f"{one}.safetensors", place / f"{one}-composing.safetensors"
+        yield plain, [*train, "--method", "dreambooth", "--out", str(plain)]
+        yield composing, [*train, "--others", str(crowd), "--segmix-prob", "0.5", "--out", str(composing)]
+    singles = [str(place / f"{one}.safetensors") for one in "ab"]
+    fused, painted, apart, both = (place / name for name in ("fused", "painted", "decoupled", "both"))
+    fusion = fused.with_suffix(".safetensors")
+    yield fusion, ["fuse", *singles, "--out", str(fusion), "--seed", str(seed), *fast]
+    yield painted, ["from-loras", *singles, "--out", str(painted), "--seed", str(seed), *few]
+    train = ["train", str(painted), "--on", str(fusion), "--preset", "decouple", "--seed", str(seed), *short]
+    yield place / "decoupled-whole.safetensors", [*train, "--out", f"{apart}.safetensors"]
+    train = ["train", str(pair / "both"), "--seed", str(seed), *short]
+    yield place / "both.safetensors", [*train, "--out", f"{both}.safetensors"]
+
+
+def photos(pair: Path, specs: Any) -> None:
+    """Draw and prepare the photos of a pair: one set of both, and one of each."""
+    from mudi_core.demo.job import draw_photos, prepare_photos
+    from mudi_core.demo.settings import DemoSettings
+    from mudi_core.subjects.storage import write_subjects
+    from mudi_core.toy.world import PAIRS
+    from mudi_core.types import SubjectSet
+
+    if (pair / "other-nouns.txt").exists():
+        return
+    settings = DemoSettings()
+    subjects = prepare_photos([draw_photos(pair / "photos", one, 0, settings) for one in specs], specs, settings)
+    write_subjects(subjects, pair / "both")
+    for name, subject in zip("ab", subjects, strict=True):
+        write_subjects(SubjectSet((subject,)), pair / name)
+    own = {subject.class_noun for subject in subjects}
+    nouns = dict.fromkeys(spec.class_noun for every in PAIRS for spec in every if spec.class_noun not in own)
+    (pair / "other-nouns.txt").write_text("\n".join(list(nouns)[:3]), encoding="utf-8")
+
+
+def train(place: Path, pair: Path, seed: int, quick: bool) -> None:
+    """Make every file of a training that is not there."""
+    from mudi_core.cli import main as command
+
+    place.mkdir(parents=True, exist_ok=True)
+    for path, words in commands(place, pair, seed, quick):
+        stopped = path.with_name(path.name.replace("-whole", "")).with_suffix(".stopped.safetensors")
+        more = ["--resume"] if words[0] == "train" and stopped.exists() else []
+        if not path.exists() and command([*words, "--base", "mini", *more]):
+            sys.exit(f"{' '.join(words)} failed.")
+
+
+class Painter:
+    """Paints with the nodes of ComfyUI, and judges by the embedded eyes."""
+
+    def __init__(self, load: Callable[[str], Any], pair: Path, steps: int) -> None:
+        from mudi_core.eyes import load_detector, load_embedder
+        from mudi_core.score.compare import References
+        from mudi_core.subjects.storage import read_subjects
+
+        self.load, self.steps = load, steps
+        self.stock = importlib.import_module("nodes").NODE_CLASS_MAPPINGS
+        self.model, self.clip, self.vae = load("nodes.mini").MiniCheckpoint.execute().result
+        self.subjects = load("mudi_core.subjects.storage").read_subjects(pair / "both")
+        cpu = importlib.import_module("torch").device("cpu")
+        self.detector, self.embedder = load_detector("mini", None, cpu), load_embedder("mini", None, cpu)
+        self.references = References(read_subjects(pair / "both"), self.embedder, True)
+
+    def paint(self, method: str, place: Path, number: int) -> Any:
+        """Return a picture ``[h, w, 3]``."""
+        how, files = METHODS[method]
+        loras, start_of = [place / f"{name}.safetensors" for name in files], self.load("nodes.init_latent").InitLatent
+        layout = self.load("nodes.generate").MakeLayout.execute(self.subjects, 192, 192, "random", number, "", 0.2)
+        start = start_of.execute(layout.result[0], self.vae, -1.0, 1, number).result[0]
+        model, clip = self.model, self.clip
+        if how == "separate":
+            given = self.load("nodes.sockets").SubjectLora
+            own = tuple(given(path, name, 1.0, 1.0) for path, name in zip(loras, self.subjects.tokens, strict=True))
+            separate = self.load("nodes.separate_loras").SeparateLoras.execute
+            model, clip, _ = separate(model, clip, own, 1.0, 0.0, layout.result[0]).result
+        else:
+            for path in loras:
+                tensors = importlib.import_module("comfy.utils").load_torch_file(str(path), safe_load=True)
+                model, clip = importlib.import_module("comfy.sd").load_lora_for_models(model, clip, tensors, 1.0, 1.0)
+        names = " and ".join(subject.name for subject in self.subjects)
+        text = f"a photo of {PROMPTS[number % len(PROMPTS)].format(names)}"
+        encode = self.stock["CLIPTextEncode"]().encode
+        said, nothing = encode(clip, text)[0], encode(clip, "")[0]
+        latent = self.stock["KSampler"]().sample(
+            model, number, self.steps, 5.0, "euler", "ddim_uniform", said, nothing, start, denoise=1.0
+        )[0]
+        return self.stock["VAEDecode"]().decode(self.vae, latent)[0][0]
+
+    def judge(self, image: Any) -> dict[str, Any]:
+        """Return the score and the strict verdict of a picture."""
+        from mudi_core.score.compare import compare
+
+        found = compare(image, self.references, self.detector, self.embedder, threshold=0.05)
+        sound = found.count_is_right and found.themselves == len(found.tokens)
+        return {"score": found.score, "sound": sound, "boxes": found.detections.xyxy.tolist()}
+
+
+def paint_all(load: Callable[[str], Any], pair: Path, place: Path, options: argparse.Namespace) -> None:
+    """Paint and judge every picture of a training that is not there."""
+    import torch
+    from PIL import Image
+
+    painter: Painter | None = None
+    for method in METHODS:
+        folder = place / "pictures" / method
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(options.pictures):
+            path = folder / f"{number:03d}.json"
+            if path.exists():
+                continue
+            painter = painter or Painter(load, pair, options.steps)
+            with torch.inference_mode():
+                image = painter.paint(method, place, number).float().cpu().clone()
+            levels = (image * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+            Image.fromarray(levels).save(path.with_suffix(".png"))
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(painter.judge(image)), encoding="utf-8")
+            part.replace(path)
+
+
+def looks_of(specs: Any, path: Path, row: dict[str, Any]) -> dict[str, float]:
+    """Return the shares of right and leaked looks, by the judge that reads every look of every figure."""
+    import torch
+
+    from mudi_core.subjects.storage import read_photo
+    from workshop import looks
+
+    global _reader
+    _reader = _reader or looks.load()
+    boxes = torch.tensor(row["boxes"]).reshape(-1, 4)
+    seen = looks.seen(looks.read(_reader, read_photo(path).image, boxes), [spec.character for spec in specs])
+    return {"right": seen.right, "leaked": seen.leaked}
+
+
+_reader: Any = None
+
+
+def table(options: argparse.Namespace, pairs: Any) -> str:
+    """Return the table of what is there: means, with intervals over pairs, trainings and pictures."""
+    from mudi_core.report.statistics import hierarchical_interval
+
+    lines = [
+        "| method | pictures | D&C | both as themselves | looks right | looks leaked |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in METHODS:
+        rows: dict[str, dict[str, list[dict[str, float]]]] = {}
+        for i, specs in enumerate(pairs):
+            for seed in range(options.seeds):
+                folder = options.out / f"pair-{i}" / f"training-{seed}" / "pictures" / method
+                for path in sorted(folder.glob("*.json")):
+                    row = json.loads(path.read_text(encoding="utf-8"))
+                    own = rows.setdefault(str(i), {}).setdefault(str(seed), [])
+                    own.append({**row, **looks_of(specs, path.with_suffix(".png"), row)})
+        every = [row for group in rows.values() for own in group.values() for row in own]
+        if not every:
+            continue
+        cells = [method, str(len(every))]
+        for name in ("score", "sound", "right", "leaked"):
+            nested = {
+                i: {seed: [float(row[name]) for row in own] for seed, own in group.items()} for i, group in rows.items()
+            }
+            low, high = hierarchical_interval(nested)
+            cells.append(f"{sum(float(row[name]) for row in every) / len(every):.2f} ({low:.2f} to {high:.2f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@contextmanager
+def nodes_of(comfyui: Path) -> Iterator[Callable[[str], Any]]:
+    """Yield the pack's modules by name, in a ComfyUI without a server."""
+    with tempfile.TemporaryDirectory() as base:
+        yield pack(comfyui, Path(base), True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of all files")
+    parser.add_argument("--pairs", type=int, default=4, help="of held-out characters (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each pair (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=32, help="of each training and method (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="of the sampler (default: %(default)s)")
+    parser.add_argument("--dev", action="store_true", help="the pairs on which settings are chosen")
+    parser.add_argument("--quick", action="store_true", help="trainings of two steps, to try the program itself")
+    parser.add_argument("--table", action="store_true", help="print the table of what is there, and make nothing")
+    options = parser.parse_args()
+    options.comfyui = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "ComfyUI").expanduser()
+    from mudi_core.toy.world import DEV_PAIRS, PAIRS
+
+    pairs = (DEV_PAIRS if options.dev else PAIRS)[: options.pairs]
+    if not options.table:
+        if not (options.comfyui / "comfy" / "sd.py").is_file():
+            sys.exit(f"No ComfyUI in {options.comfyui}: set COMFYUI_DIR to a checkout.")
+        with nodes_of(options.comfyui) as load:
+            for seed in range(options.seeds):
+                for i, specs in enumerate(pairs):
+                    pair = options.out / f"pair-{i}"
+                    place = pair / f"training-{seed}"
+                    photos(pair, specs)
+                    train(place, pair, seed, options.quick)
+                    paint_all(load, pair, place, options)
+    print(table(options, pairs))
+
+
+if __name__ == "__main__":
+    main()
