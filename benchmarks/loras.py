@@ -167,21 +167,27 @@ def paint_all(load: Callable[[str], Any], pair: Path, place: Path, options: argp
             part.replace(path)
 
 
-def looks_of(specs: Any, path: Path, row: dict[str, Any]) -> dict[str, float]:
-    """Return the shares of right and leaked looks, by the judge that reads every look of every figure."""
-    import torch
+class Looks:
+    """The judge that reads every look of every figure, where its weights are part of the checkout."""
 
-    from mudi_core.subjects.storage import read_photo
-    from workshop import looks
+    def __init__(self) -> None:
+        from workshop import looks
 
-    global _reader
-    _reader = _reader or looks.load()
-    boxes = torch.tensor(row["boxes"]).reshape(-1, 4)
-    seen = looks.seen(looks.read(_reader, read_photo(path).image, boxes), [spec.character for spec in specs])
-    return {"right": seen.right, "leaked": seen.leaked}
+        self.there = (looks.WEIGHTS / "looks.safetensors").is_file()
+        self._reader = looks.load() if self.there else None
 
+    def of(self, specs: Any, path: Path, row: dict[str, Any]) -> dict[str, float]:
+        """Return the shares of right and leaked looks of a picture."""
+        import torch
 
-_reader: Any = None
+        from mudi_core.subjects.storage import read_photo
+        from workshop import looks
+
+        if self._reader is None:
+            return {}
+        figures = looks.read(self._reader, read_photo(path).image, torch.tensor(row["boxes"]).reshape(-1, 4))
+        seen = looks.seen(figures, [spec.character for spec in specs])
+        return {"right": seen.right, "leaked": seen.leaked}
 
 
 def table(options: argparse.Namespace, pairs: Any) -> str:
@@ -200,12 +206,12 @@ def table(options: argparse.Namespace, pairs: Any) -> str:
                 for path in sorted(folder.glob("*.json")):
                     row = json.loads(path.read_text(encoding="utf-8"))
                     own = rows.setdefault(str(i), {}).setdefault(str(seed), [])
-                    own.append({**row, **looks_of(specs, path.with_suffix(".png"), row)})
+                    own.append({**row, **looks.of(specs, path.with_suffix(".png"), row)})
         every = [row for group in rows.values() for own in group.values() for row in own]
         if not every:
             continue
         cells = [method, str(len(every))]
-        for name in ("score", "sound", "right", "leaked"):
+        for name in columns:
             nested = {
                 i: {seed: [float(row[name]) for row in own] for seed, own in group.items()} for i, group in rows.items()
             }

@@ -234,6 +234,14 @@ def test_a_base_model_wears_a_lora_only_inside_the_block(mini: Checkpoint) -> No
     assert all(torch.equal(a, b) for a, b in zip(values(), before, strict=True))
 
 
+def test_a_lora_of_another_base_model_is_told_with_its_kind(mini: Checkpoint) -> None:
+    given = {f"{layer}.{part}": torch.ones(size) for layer in ("lora_unet_double_blocks_0_img_attn_qkv",)
+             for part, size in (("lora_up.weight", (4, 1)), ("lora_down.weight", (1, 4)))}  # fmt: skip
+    with pytest.raises(BadLora, match="None of the 1 layers that flux.safetensors changes is in mini: FLUX calls them"):
+        with wearing(mini, lora(given, "flux")):
+            pass
+
+
 def test_the_command_paints_subjects_that_train_takes(
     mini: Checkpoint, mini_weights: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_nothing_is_lost import posix, with_full_disk
 from torch import Tensor
 
 from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
@@ -269,6 +270,24 @@ def test_the_command_makes_a_file(mini: Checkpoint, tmp_path: Path, capsys: Any)
     assert read_lora_subjects(out).names == ["x y", "z w"]
     assert main([*more, "--strength", "1"]) == 1 and "2 LoRAs and 1 times --strength" in capsys.readouterr().err
     assert main([*more, "--name", "x", "--name", ""]) == 1 and "no class noun" in capsys.readouterr().err
+
+
+@posix
+def test_a_full_disk_leaves_no_half_of_a_fusion(mini: Checkpoint, tmp_path: Path, capsys: Any) -> None:
+    for name, seed, phrase in (("a", 1, "olis corgi"), ("b", 2, "hta cat")):
+        save_file(tensors(mini, seed), tmp_path / f"{name}.safetensors", {"modelspec.trigger_phrase": phrase})
+    files, out = [str(tmp_path / f"{name}.safetensors") for name in "ab"], tmp_path / "ab.safetensors"
+    words = ["fuse", *files, "--base", "mini", "--out", str(out), "--method", "sum", "--overwrite"]
+    assert main(words) == 0
+    before, there = out.read_bytes(), set(tmp_path.iterdir())
+
+    def fuse_anew() -> None:
+        status = main([*words, "--strength", "0.5", "0.5"])
+        raise RuntimeError(f"{status}: {capsys.readouterr().err}")
+
+    told = with_full_disk(fuse_anew, 5000)
+    assert "RuntimeError: 1: " in told and f"Cannot write {out}" in told and "Traceback" not in told
+    assert out.read_bytes() == before and set(tmp_path.iterdir()) == there
 
 
 def test_what_a_fused_file_holds_is_close_to_what_was_solved(mini: Checkpoint, fused: Any, tmp_path: Path) -> None:

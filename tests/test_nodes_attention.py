@@ -613,6 +613,26 @@ def test_a_lora_of_another_base_and_a_broken_one_are_told(comfy: Comfy, mini: An
     path.unlink()
 
 
+def test_strength_0_is_the_base_and_a_lora_without_attention_is_told(comfy: Comfy, mini: Any, loras: Any) -> None:
+    base = sampled(comfy, mini, mini[0])
+    kind = type(loras[0])
+    none = tuple(kind(one.path, "", 0.0, 0.0) for one in loras)
+    assert differ(sampled(comfy, mini, separate(comfy, mini, none, halves())), base) < 1e-2
+    assert differ(sampled(comfy, mini, separate(comfy, mini, loras, halves(), strength=0.0)), base) < 1e-2
+    weights = mini[0].model.diffusion_model.state_dict()
+    key = next(key for key in weights if key.endswith("ff.net.2.weight")).removesuffix(".weight")
+    rows, columns = weights[f"{key}.weight"].shape
+    path = loras[0].path.with_name("ff.safetensors")
+    state = {"lora_up.weight": torch.ones(rows, 1), "lora_down.weight": torch.ones(1, columns)}
+    save_file({f"diffusion_model.{key}.{part}": value for part, value in state.items()}, path)
+    made = comfy.run(
+        "MudiSeparateLoras", model=mini[0], clip=mini[1], loras=(kind(path, "", 1.0, 1.0),), strength=1.0, rest=0.0,
+        masks=halves(),
+    )  # fmt: skip
+    assert "ff.safetensors: 0 layers where mask 1 stands, 1 others left out" in made.ui["text"][0]
+    assert torch.equal(sampled(comfy, mini, made.result[0]), base)
+
+
 def test_a_latent_of_another_shape_and_moved_places_are_told(comfy: Comfy, mini: Any, loras: Any) -> None:
     with pytest.raises(MudiError, match="a picture 2.00 : 1 .* a part of 1.00 : 1 is sampled"):
         sampled(comfy, mini, regional(comfy, mini, "a", torch.ones(1, 12, 24)))
