@@ -194,10 +194,11 @@ def table(options: argparse.Namespace, pairs: Any) -> str:
     """Return the table of what is there: means, with intervals over pairs, trainings and pictures."""
     from mudi_core.report.statistics import hierarchical_interval
 
-    lines = [
-        "| method | pictures | D&C | both as themselves | looks right | looks leaked |",
-        "|---|---|---|---|---|---|",
-    ]
+    looks = Looks()
+    columns = {"score": "D&C", "sound": "both as themselves"}
+    columns |= {"right": "looks right", "leaked": "looks leaked"} if looks.there else {}
+    heads = ("method", "pictures", *columns.values())
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method in METHODS:
         rows: dict[str, dict[str, list[dict[str, float]]]] = {}
         for i, specs in enumerate(pairs):
