@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workshop.references", description=__doc__)
     parser.add_argument("file", type=Path, help="the adapter")
     parser.add_argument("--each", type=int, default=8, help="pictures of each pair and way")
-    parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--strength", type=float, default=0.6, help="as MS-Diffusion's authors use it")
     parser.add_argument("--dev", action="store_true", help="with the pairs for choosing settings")
     parser.add_argument("--sheet", type=Path, help="write the first pictures of every pair: off, on, swapped")
     args = parser.parse_args()
@@ -132,12 +132,12 @@ def main() -> None:
         for way, some in made.items():
             right[way] += [one.right for one in some]
         shots = [cv2.resize((reference(one) * 255).astype("uint8"), (family.SIZE, family.SIZE)) for one in pair]
-        tiles += [*shots, *(levels(some[index].image) for some in made.values() for index in range(2))]
+        tiles += [*shots, *(levels(one.image) for some in made.values() for one in some[:2])]
     for way, shares in right.items():
         mean, boxes = sum(shares) / len(shares), 2 * len(shares)
         print(f"{way}: the reference's colour in {100 * mean:.0f} % of {boxes} boxes")
     if args.sheet:
-        cv2.imwrite(str(args.sheet), sheet(tiles, 8)[..., ::-1])
+        cv2.imwrite(str(args.sheet), sheet(tiles, len(tiles) // len(PAIRS))[..., ::-1])
 
 
 if __name__ == "__main__":
