@@ -290,7 +290,7 @@ class Verdict:
 
     token: str
     status: str
-    """"found", "mixed", "missing" or "duplicated"."""
+    """"found", "unlike" (its photos), "mixed", "missing" or "duplicated"."""
     share: float
     """0..1: how much of the likeness belongs to this subject, and not to the other subject that it resembles most."""
     text: str

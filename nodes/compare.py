@@ -30,8 +30,8 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
             display_name="D&C Score (MuDI)",
             category="MuDI/4 compare",
             description="Detect-and-Compare: finds the figures in each picture, compares each with the photos of every "
-            "subject, and says who is found, mixed, missing or doubled. 1 is a perfect score; a picture with a wrong "
-            "number of figures scores 0. Pictures of any model can be judged.",
+            "subject, and says who is found, unlike the photos, mixed, missing or doubled. 1 is a perfect score; a "
+            "picture with a wrong number of figures scores 0. Pictures of any model can be judged.",
             search_aliases=[
                 "Detect-and-Compare",
                 "identity",

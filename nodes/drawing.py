@@ -27,7 +27,7 @@ SIDE = 512
 """Pixels of a preview's longer side, at most."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#a5aa99", "#e68310", "#008695")
 """Colour-blind people can tell them apart, too. After the last the first is used again."""
-STATUS = {"found": "#1b7837", "mixed": "#b35806", "missing": "#b2182b", "duplicated": "#b2182b"}
+STATUS = {"found": "#1b7837", "unlike": "#7d7a1c", "mixed": "#b35806", "missing": "#b2182b", "duplicated": "#b2182b"}
 GAP = 16
 CARD_LETTERS = 96
 """Longest line of what a card says."""

@@ -222,7 +222,7 @@ def test_every_subject_gets_exactly_one_verdict(n: int, m: int, seed: int) -> No
     s_gt, s_dc = similarities(len(tokens), m, seed)
     verdicts = judge(coloured(*tokens, photos=1), s_gt, s_dc)
     assert tuple(verdict.token for verdict in verdicts) == tokens
-    assert {verdict.status for verdict in verdicts} <= {"found", "mixed", "missing", "duplicated"}
+    assert {verdict.status for verdict in verdicts} <= {"found", "unlike", "mixed", "missing", "duplicated"}
 
 
 def test_rows_and_detections_stand_in_the_subjects_order() -> None:

@@ -42,6 +42,9 @@ def test_limits_come_with_the_embedder_that_they_were_chosen_for(drawn: list[Dra
 def test_a_figure_below_the_limits_is_told_with_what_it_needed(drawn: list[Drawn]) -> None:
     s_gt = torch.tensor([[0.8, 0.2], [0.2, 0.8]])
     s_dc = torch.tensor([[0.62, 0.0], [0.1, 0.8]])
-    words = [one.text for one in judge(drawn[0].subjects, s_gt, s_dc, limits=VERDICT_LIMITS)]
-    assert "0.62 alike, 0.69 needed" in words[0] and "found" in words[1]
+    first, second = judge(drawn[0].subjects, s_gt, s_dc, limits=VERDICT_LIMITS)
+    assert (first.status, second.status) == ("unlike", "found")
+    assert "figure 1 is nobody else, but not alike enough (0.62 alike, 0.69 needed)" in first.text
+    far = torch.tensor([[0.5, 0.0], [0.1, 0.8]])
+    assert judge(drawn[0].subjects, s_gt, far, limits=VERDICT_LIMITS)[0].status == "missing"
     assert "found" in judge(drawn[0].subjects, s_gt, s_dc)[0].text

@@ -14,7 +14,7 @@ from ..report.statistics import hierarchical_interval, interval
 from ..score.fidelity import mean_similarity, product_similarity
 from .results import Result
 
-STATUSES = ("found", "mixed", "missing", "duplicated")
+STATUSES = ("found", "unlike", "mixed", "missing", "duplicated")
 COLUMNS = (
     *("combo", "method", "prompt", "seed", "training", "subjects", "figures", "score", "score_spectral", "success"),
     *STATUSES,

@@ -34,8 +34,8 @@ def add(commands: Any) -> None:
         run,
         summary="score pictures: is every subject there, as itself?",
         description="Detect-and-Compare: finds the figures in each picture and compares each with the photos of every "
-        "subject. 1 is a perfect score; a wrong number of figures scores 0. For every subject it says found, mixed, "
-        "missing or duplicated, and how much of the likeness is its own. Best pictures first. A picture that cannot be "
+        "subject. 1 is a perfect score; a wrong number of figures scores 0. For every subject it says found, unlike, "
+        "mixed, missing or duplicated, and how much of the likeness is its own. Best pictures first. A picture that cannot be "
         "read is skipped and named; the exit code is then 3.",
         example="python -m mudi_core compare pictures --dataset dogs --base mini --json",
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..types import Comparison
 
 STYLE = Path(__file__).parent / "page.css"
-SIGNS = {"found": "✓", "mixed": "≈", "missing": "–", "duplicated": "×2"}
+SIGNS = {"found": "✓", "unlike": "~", "mixed": "≈", "missing": "–", "duplicated": "×2"}
 
 
 def frame(title: str, body: str) -> str:

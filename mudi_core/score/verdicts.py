@@ -1,4 +1,4 @@
-"""What a picture shows of each subject, in words: found, mixed with another, duplicated or missing."""
+"""What a picture shows of each subject, in words: found, unlike its photos, mixed with another, twice or missing."""
 
 from __future__ import annotations
 
@@ -64,6 +64,8 @@ def judge(
             verdicts[i] = _duplicated(subjects, i, sorted(owned[i]), share, float(s_dc[best, i]))
         elif share < limits.own:
             verdicts[i] = _mixed(subjects, i, rivals[best][0][1], best, share)
+        elif s_dc[best, i] < limits.alike * s_gt[i, i]:
+            verdicts[i] = _unlike(subjects, i, best, share, float(s_dc[best, i]), limits.alike * float(s_gt[i, i]))
         else:
             rival = subjects.subjects[rivals[best][0][1]].name if rivals[best] else ""
             reached = f"{s_dc[best, i] / s_gt[i, i]:.0%} of what its own photos reach"
@@ -77,15 +79,23 @@ def judge(
 def _needed(s_gt: Tensor, i: int, share: float, limits: VerdictLimits) -> float:
     """Return how similar a box must be to subject i to count as it, when this share of its likeness is its own.
 
-    A mixed box is less similar to both subjects, so less is needed.
+    A mixed box is less similar to both subjects, so less is needed. To be the subject itself it takes `limits.alike`.
     """
-    return (limits.alike if share >= limits.own else STRANGER) * float(s_gt[i, i])
+    return (min(limits.alike, LAX.alike) if share >= limits.own else STRANGER) * float(s_gt[i, i])
 
 
 def _mixed(subjects: SubjectSet, i: int, other: int, box: int, share: float) -> Verdict:
     name, rival = subjects.subjects[i].name, subjects.subjects[other].name
     words = f"{name}: mixed with {rival} (figure {box + 1} is {share:.0%} its own, {1 - share:.0%} {rival})."
     return Verdict(subjects.tokens[i], "mixed", share, words)
+
+
+def _unlike(subjects: SubjectSet, i: int, box: int, share: float, alike: float, needed: float) -> Verdict:
+    words = (
+        f"{subjects.subjects[i].name}: figure {box + 1} is nobody else, but not alike enough ({alike:.2f} alike, "
+        f"{needed:.2f} needed)."
+    )
+    return Verdict(subjects.tokens[i], "unlike", share, words)
 
 
 def _duplicated(subjects: SubjectSet, i: int, figures: Sequence[int], share: float, alike: float) -> Verdict:
