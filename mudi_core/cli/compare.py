@@ -35,8 +35,8 @@ def add(commands: Any) -> None:
         summary="score pictures: is every subject there, as itself?",
         description="Detect-and-Compare: finds the figures in each picture and compares each with the photos of every "
         "subject. 1 is a perfect score; a wrong number of figures scores 0. For every subject it says found, unlike, "
-        "mixed, missing or duplicated, and how much of the likeness is its own. Best pictures first. A picture that cannot be "
-        "read is skipped and named; the exit code is then 3.",
+        "mixed, missing or duplicated, and how much of the likeness is its own. Best pictures first. A picture that "
+        "cannot be read is skipped and named; the exit code is then 3.",
         example="python -m mudi_core compare pictures --dataset dogs --base mini --json",
     )
     parser.add_argument("images", type=Path, metavar="IMAGES_DIR", help="folder of pictures")
