@@ -32,6 +32,12 @@ MORE: Graph = {
         **{"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "loras": ["taught", 0], "name": "fused"},
         **{"method": "sum", "rank": 0, "pictures": 1, "steps": 1, "width": 64, "height": 64, "seed": 0},
     ),
+    "from_loras": node(
+        "MudiSubjectsFromLoras",
+        **{"clip": ["checkpoint", 1], "loras": ["taught", 0], "count": 2, "spare": 0, "width": 64, "height": 64},
+        **{"scenes": "at sea", "negative": "", "segmenter": MINI, **MODELS, **SAMPLED},
+        **{name: value for name, value in JUDGES.items() if name != "cut_out"},
+    ),
     "separate": node("MudiSeparateLoras", loras=["taught", 0], rest=0.0, **PLACED),
     "regions": node("MudiRegionalPrompts", prompts="a photo of {}", **PLACED),
     "guidance": node(

@@ -103,7 +103,7 @@ def test_every_node_is_walked(comfy: Comfy) -> None:
 def test_markup_in_any_text_of_any_node_is_shown_plainly(
     comfy: Comfy, graph: Graph, kept: None, shown: list[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("mudi_core.jobs.priors.TRIES", 1)  # nobody is seen in pictures of markup
+    monkeypatch.setattr("mudi_core.jobs.one_figure.TRIES", 1)  # nobody is seen in pictures of markup
     given = everything(comfy, graph)
     node_id, good = given.graph[name]["class_type"], given.inputs(name)
     schema = comfy.node(node_id).GET_SCHEMA()
