@@ -233,6 +233,7 @@ def _thumbnails(server: Server, prompt_id: str) -> None:
         "5_best_seed": (shown("MudiCompare"), 2),
         "6_flow_model": ((shown("MudiInitLatent")[1], saved[1]), 2),
         "7_anime_tags": (saved[2:4], 2),
+        "9_score_any_picture": (shown("MudiCompare")[1:2], 1),
     }
     for name, (files, columns) in sheets.items():
         _sheet(files, columns).save(ROOT / "workflows" / f"{name}.jpg", quality=85)

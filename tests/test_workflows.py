@@ -29,6 +29,7 @@ NAMES = (
     "6_flow_model",
     "7_anime_tags",
     "8_two_loras",
+    "9_score_any_picture",
 )
 NOTES = ("Note", "MarkdownNote")
 MINI = "embedded (drawn toys only)"
@@ -294,7 +295,7 @@ def test_the_server_knows_every_node_and_offers_the_workflow(server: Server, inf
         assert set(about.get("required", {})) <= set(node["inputs"]) <= set(known), node["class_type"]
         for widget, value in node["inputs"].items():
             kind, *more = known[widget]
-            if kind == "COMBO" and widget not in ("name", "lora_name") and not isinstance(value, list):
+            if kind == "COMBO" and widget not in ("name", "lora_name", "folder") and not isinstance(value, list):
                 assert value in more[0]["options"], (node["class_type"], widget)
     assert name in server.get("/api/workflow_templates")["mudi"]
     assert server.get(f"/api/workflow_templates/mudi/{name}.json") == workflow(name)
@@ -425,6 +426,24 @@ def test_the_workflows_find_what_the_one_before_them_wrote(server: Server, info:
     assert sorted(int(seed) for seed, *_ in ranked) == [first, first + 1, first + 2]
     themselves = [int(count) for _, count, _ in ranked]
     assert themselves == sorted(themselves, reverse=True)
+
+
+def test_pictures_of_any_model_and_size_are_scored_and_kept_best_first(server: Server, info: Info) -> None:
+    server.run(in_small("1_prepare", info))
+    pictures = server.base / "input" / "my_pictures"
+    pictures.mkdir()
+    for number, side in enumerate((192, 160)):
+        drawn = photo(PAIRS[2][number].character, random.Random(number), side)
+        Image.fromarray(drawn.image).save(pictures / f"{number}.png")
+    graph = in_small("9_score_any_picture", info)
+    run = twice(server, graph)
+    ((score,), (save,)) = nodes(graph, "MudiCompare"), nodes(graph, "SaveImage")
+    assert run.outputs[score]["text"][0].count("1 figure, 2 expected") == 2
+    kept = []
+    for file in server.files(run, save):
+        with Image.open(file) as picture:
+            kept.append(picture.size)
+    assert sorted(kept) == [(160, 160), (192, 192)]
 
 
 @pytest.mark.parametrize(
