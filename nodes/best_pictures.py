@@ -137,7 +137,7 @@ class BestPictures(io.ComfyNode):  # type: ignore[misc]
         download: bool,
         name: str,
     ) -> io.NodeOutput:
-        from ..mudi_core.jobs.best_pictures import BestConfig, best_pictures
+        from ..mudi_core.jobs.best_pictures import BestConfig, NoneSound, best_pictures
         from ..mudi_core.jobs.picture_shelf import FolderShelf
         from ..mudi_core.start.init_latent import default_gamma
         from ..mudi_core.subjects.prompt import write_prompt
@@ -158,7 +158,10 @@ class BestPictures(io.ComfyNode):  # type: ignore[misc]
             wanted = replace(sampler, positive=read(prompt))
             return Painter(wanted, vae, layout, _no_bar, 1).paint(one, strength)[1]
 
-        best = best_pictures(config, subjects, paint, judge, shelf, host.progress())
+        try:
+            best = best_pictures(config, subjects, paint, judge, shelf, host.progress())
+        except NoneSound as error:
+            raise NoneSound(f"{error} The pictures are in {shelf.folder}.") from error
         return cls._given(best, layout, shelf)
 
     @classmethod

@@ -61,6 +61,12 @@ MORE: Graph = {
         **{"layout": ["layout", 0], "count": 1, "keep": 1, "vary_places": True, "gamma": 1.0, "query": ""},
         **{**MODELS, **WORDS, **SAMPLED, **JUDGES},
     ),
+    "pictures": node(
+        "MudiBestPictures",
+        **{"layout": ["layout", 0], "clip": ["checkpoint", 1], "prompts": "at sea", "negative": "", "count": 1},
+        **{"keep": 1, "per_prompt": 0, "least": 1, "gamma": 1.0, "query": "", "name": "best"},
+        **{**MODELS, **SAMPLED, **JUDGES},
+    ),
     "detail": node(
         "MudiDetail",
         **{"images": ["photos", 0], "subjects": ["load", 0], "clip": ["checkpoint", 1], "prompt": "{name}"},
@@ -137,7 +143,7 @@ def test_whatever_it_is_given_it_does_or_refuses_in_a_sentence(
     node_id, now = whole[name]["class_type"], whole[name]["inputs"]
     # A preset may ask for a thousand steps, and not every stock sampler can do with one.
     drawn = {
-        widget.id: values(io, widget, now.get(widget.id), name not in ("train", "best", "priors"))
+        widget.id: values(io, widget, now.get(widget.id), name not in ("train", "best", "priors", "pictures"))
         for widget in comfy.node(node_id).GET_SCHEMA().inputs
     }
     drawn = {widget: value for widget, value in drawn.items() if value is not None}
@@ -163,7 +169,10 @@ def test_whatever_it_is_given_it_does_or_refuses_in_a_sentence(
             assert run.error, error
             if run.status == "error":  # Python's own say nothing to whoever reads them
                 assert error["exception_type"].startswith(("mudi_core.", "mudi_pack.")), error
-        if run.status != "success" or name not in ("keep", "train"):
+        if name == "pictures":  # too few that are sound is a refusal, after which one may want to see them
+            mine = comfy.base / "output" / "mudi"
+            assert all(mine in file.parents for file in files(comfy).keys() ^ kept.keys())
+        elif run.status != "success" or name not in ("keep", "train"):
             assert files(comfy) == kept
         assert set(comfy.base.parent.iterdir()) == around and not Path("/etc/evil").exists()
 
