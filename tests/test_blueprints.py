@@ -15,6 +15,16 @@ INPUT, OUTPUT = -10, -20
 """The ids of a subgraph's own ends."""
 
 
+BESIDE = ("control_after_generate", "upload")
+"""Values that the frontend keeps beside those of a node's widgets."""
+
+
+def _is_widget(about: dict[str, dict[str, Any]], name: str) -> bool:
+    kind, *more = {**about.get("required", {}), **about.get("optional", {})}[name]
+    plain = isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+    return plain and not (more and more[0].get("forceInput"))
+
+
 def blueprint(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The one node of a file, and the subgraph behind it."""
     whole = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
@@ -45,6 +55,10 @@ def test_a_blueprint_is_one_node_whose_wires_and_widgets_exist(comfyui_server: S
         about = known[one["type"]]["input"]
         wanted = {*about.get("required", {}), *about.get("optional", {})}
         assert {socket["name"] for socket in one["inputs"]} <= wanted
+        named, values = one.get("widgets_values_named"), one.get("widgets_values", [])
+        if named is not None and one["type"].startswith("Mudi"):
+            widgets = [name for name in named if name not in BESIDE]
+            assert set(widgets) == {name for name in wanted if _is_widget(about, name)} and len(named) == len(values)
     for number, widget in node["properties"]["proxyWidgets"]:
         assert widget in [socket["name"] for socket in nodes[int(number)]["inputs"] if "widget" in socket]
 
