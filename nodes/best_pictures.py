@@ -188,9 +188,10 @@ def _no_bar(done: int, total: int, words: str = "") -> None:
 
 def _folder(name: str) -> Path:
     """Return a new folder of this name in ComfyUI's output folder."""
+    plain = plain_name(name, "folder of pictures")
     root = Path(folder_paths.get_output_directory()) / "mudi"
     root.mkdir(parents=True, exist_ok=True)
-    return host.numbered(root, plain_name(name, "folder of pictures"), "")
+    return host.numbered(root, plain, "")
 
 
 def _judge(

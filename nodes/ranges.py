@@ -69,6 +69,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "MODEL": ("a model", lambda value: hasattr(value, "get_model_object")),
     "CLIP": ("a CLIP", lambda value: hasattr(value, "cond_stage_model")),
+    "CLIP_VISION": ("a CLIP vision model", lambda value: hasattr(value, "encode_image")),
     "VAE": ("a VAE", lambda value: hasattr(value, "latent_channels")),  # also other packs' own
     "BOUNDING_BOX": ("boxes", lambda value: value is not None),
     "MUDI_SUBJECTS": ("subjects", lambda value: isinstance(value, SubjectSet)),

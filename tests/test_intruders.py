@@ -147,6 +147,11 @@ NAMES: dict[str, Place] = {
     ),
     "Train LoRA": train,
     "Train Settings": start_from,
+    "Train LoRA, on a LoRA": lambda comfy, folder, name: comfy.module("carried").carried(
+        None,
+        name or "..",  # without a name it is on none
+    ),
+    "Best Pictures": lambda comfy, folder, name: comfy.module("best_pictures")._folder(name),
     "Subject Prompt": prompt_of,
     "a detector": lambda comfy, folder, name: comfy.module("host").detector(name),
     "a segmenter": lambda comfy, folder, name: comfy.module("host").segmenter(name),
@@ -201,6 +206,8 @@ def test_every_widget_that_names_a_file_is_among_them(comfy: Comfy) -> None:
         ("MudiLoadSubjectSet", "name"),
         ("MudiSaveSubjectSet", "name"),
         ("MudiTrainLora", "name"),
+        ("MudiTrainLora", "on_lora"),
+        ("MudiBestPictures", "name"),
         ("MudiSubjectFromPhotos", "folder"),
         ("MudiLoraSubject", "lora_name"),
         ("MudiFuseLoras", "name"),
