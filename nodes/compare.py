@@ -140,7 +140,7 @@ def compared_with(
     cut_out: bool,
 ) -> tuple[list[Comparison], References]:
     """Score pictures as `compared` does; return the embedded photos of the subjects too."""
-    from ..mudi_core.score.compare import References, compare
+    from ..mudi_core.score.compare import References, compare, limits_of
 
     words = [word.strip() for word in query.split(",") if word.strip()] or None
     results: list[Comparison] = []
@@ -150,7 +150,7 @@ def compared_with(
             update(len(results), len(pictures))  # obeys Cancel between two subjects, too
             return embed(images)
 
-        references = References(subjects, embedded, cut_out)
+        references = References(subjects, embedded, cut_out, limits_of(embed))
         for picture in pictures:
             results.append(compare(picture, references, detect, embedded, words, threshold))
             update(len(results), len(pictures))

@@ -11,6 +11,7 @@ from coloured import COLOURS, SURROUNDINGS, coloured, ellipse
 from comfyui import Comfy
 from torch import Tensor
 
+from mudi_core.eyes.embedded import VERDICT_LIMITS
 from mudi_core.types import Detections
 
 SUBJECTS = coloured("red", "blue")
@@ -124,3 +125,10 @@ def test_the_embedded_eyes_tell_a_photo_of_both_from_one_of_one(
         download=[False],
     ).result[0]
     assert scores[0] > scores[1]
+
+
+def test_verdicts_have_the_limits_of_the_embedder(comfy: Comfy) -> None:
+    host, subjects = comfy.module("host"), SUBJECTS
+    detect, embed = (load("embedded (drawn toys only)") for load in (host.detector, host.embedder))
+    _, references = comfy.module("compare").compared_with([scene("red")], subjects, detect, embed, "", 0.25, True)
+    assert references.limits == VERDICT_LIMITS

@@ -36,11 +36,13 @@ class NoNumbers(MudiError):
 class References:
     """The photos of the subjects, embedded once, to compare many pictures with."""
 
-    def __init__(self, subjects: SubjectSet, embedder: Embedder, cut_out: bool = False) -> None:
+    def __init__(
+        self, subjects: SubjectSet, embedder: Embedder, cut_out: bool = False, limits: VerdictLimits | None = None
+    ) -> None:
         """Embed the photos of the subjects.
 
         ``cut_out``: show the embedder each subject on white, without its surroundings (the official code shows whole
-        photos). Raise `NoNumbers`.
+        photos). ``limits``: when a figure is a subject itself; None: the embedder's own, or `LAX`. Raise `NoNumbers`.
         """
         self.subjects = subjects
         self.means = torch.stack(
@@ -49,12 +51,18 @@ class References:
         """Float ``[n, d]``: mean of the unit embeddings; products of them are means of pairwise similarities."""
         self.s_gt = self.means @ self.means.T
         """Float ``[n, n]``: mean similarity of the references of i to those of j, including a photo to itself."""
-        self.limits: VerdictLimits = getattr(embedder, "verdict_limits", LAX)
-        """When a figure is a subject itself: the embedder's own limits, if it has some."""
+        self.limits = limits or limits_of(embedder)
+        """When a figure is a subject itself."""
         self.remarks = look_alike([subject.name for subject in subjects], self.s_gt)
         """Sentences for the user about these references."""
         for remark in self.remarks:
             _log.warning(remark)
+
+
+def limits_of(embedder: Embedder) -> VerdictLimits:
+    """Return an embedder's own limits of verdicts, or `LAX` when it has none."""
+    limits: VerdictLimits = getattr(embedder, "verdict_limits", LAX)
+    return limits
 
 
 def look_alike(names: Sequence[str], s_gt: Tensor) -> list[str]:
