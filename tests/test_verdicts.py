@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,6 +47,8 @@ def test_a_figure_below_the_limits_is_told_with_what_it_needed(drawn: list[Drawn
     first, second = judge(drawn[0].subjects, s_gt, s_dc, limits=VERDICT_LIMITS)
     assert (first.status, second.status) == ("unlike", "found")
     assert "figure 1 is nobody else, but not alike enough (0.62 alike, 0.69 needed)" in first.text
+    compared = replace(drawn[0].compared, verdicts=(first, second), tokens=drawn[0].subjects.tokens)
+    assert compared.in_words == "1 of 2 themselves, 1 near"
     far = torch.tensor([[0.5, 0.0], [0.1, 0.8]])
     assert judge(drawn[0].subjects, s_gt, far, limits=VERDICT_LIMITS)[0].status == "missing"
     assert "found" in judge(drawn[0].subjects, s_gt, s_dc)[0].text

@@ -131,7 +131,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
 
 def _told(name: str, result: Comparison, more: dict[str, float]) -> list[str]:
     """Return the lines on a picture: its score and how many are themselves, then the verdicts."""
-    seen = [f"{result.themselves} of {len(result.tokens)} themselves", result.figures, *_in_words(more)]
+    seen = [result.in_words, result.figures, *_in_words(more)]
     said = [words for words in (result.reason, *(verdict.text for verdict in result.verdicts)) if words]
     return [f"{result.score:6.3f}  {name}: {', '.join(seen)}", *(f"{'':8}{words}" for words in said)]
 
