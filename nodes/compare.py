@@ -140,7 +140,8 @@ def compared_with(
     cut_out: bool,
 ) -> tuple[list[Comparison], References]:
     """Score pictures as `compared` does; return the embedded photos of the subjects too."""
-    from ..mudi_core.score.compare import References, compare, limits_of
+    from ..mudi_core.score.compare import References, compare
+    from ..mudi_core.score.verdicts import limits_of
 
     words = [word.strip() for word in query.split(",") if word.strip()] or None
     results: list[Comparison] = []

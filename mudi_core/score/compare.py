@@ -19,7 +19,7 @@ from .. import boxes
 from ..masks import mask_box
 from ..types import Comparison, Detections, MudiError, Subject, SubjectSet, VerdictLimits
 from .matching import Matching, matched
-from .verdicts import LAX, SMALLEST_GAP, gap, judge
+from .verdicts import SMALLEST_GAP, gap, judge, limits_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class References:
         """Embed the photos of the subjects.
 
         ``cut_out``: show the embedder each subject on white, without its surroundings (the official code shows whole
-        photos). ``limits``: when a figure is a subject itself; None: the embedder's own, or `LAX`. Raise `NoNumbers`.
+        photos). ``limits``: when a figure is a subject itself; None: the embedder's, or lax ones. Raise `NoNumbers`.
         """
         self.subjects = subjects
         self.means = torch.stack(
@@ -57,12 +57,6 @@ class References:
         """Sentences for the user about these references."""
         for remark in self.remarks:
             _log.warning(remark)
-
-
-def limits_of(embedder: Embedder) -> VerdictLimits:
-    """Return an embedder's own limits of verdicts, or `LAX` when it has none."""
-    limits: VerdictLimits = getattr(embedder, "verdict_limits", LAX)
-    return limits
 
 
 def look_alike(names: Sequence[str], s_gt: Tensor) -> list[str]:

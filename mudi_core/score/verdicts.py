@@ -10,6 +10,8 @@ from ..types import SubjectSet, Verdict, VerdictLimits
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..eyes import Embedder
+
 
 LAX = VerdictLimits()
 """For an embedder that names none of its own: nobody has validated it with real models."""
@@ -21,6 +23,12 @@ STRANGER = 0.5
 
 SMALLEST_GAP = 0.02
 """Two subjects cannot be told apart when the similarity of their references differs by less than this."""
+
+
+def limits_of(embedder: Embedder) -> VerdictLimits:
+    """Return an embedder's own limits of verdicts, or `LAX` when it has none."""
+    limits: VerdictLimits = getattr(embedder, "verdict_limits", LAX)
+    return limits
 
 
 def judge(
