@@ -21,19 +21,24 @@ MARGIN = 0.18
 WIDTHS = (32, 64, 128, 192)
 
 
+def convolutions() -> nn.Sequential:
+    """Two convolutions for each of `WIDTHS`, the first of which halves the side."""
+    layers: list[nn.Module] = []
+    before = 3
+    for width in WIDTHS:
+        for stride, channels in ((2, before), (1, width)):
+            layers += [nn.Conv2d(channels, width, 3, stride, 1), nn.GroupNorm(8, width), nn.SiLU()]
+        before = width
+    return nn.Sequential(*layers)
+
+
 class Judge(nn.Module):
     """Logits of the species ``[b, 8]`` and of the body colours for pictures ``[b, 3, SIDE, SIDE]`` in 0..1."""
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        before = 3
-        for width in WIDTHS:
-            for stride, channels in ((2, before), (1, width)):
-                layers += [nn.Conv2d(channels, width, 3, stride, 1), nn.GroupNorm(8, width), nn.SiLU()]
-            before = width
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(before * 9, len(world.SPECIES) + len(world.COLORS))
+        self.body = convolutions()
+        self.head = nn.Linear(WIDTHS[-1] * 9, len(world.SPECIES) + len(world.COLORS))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         seen = nn.functional.adaptive_avg_pool2d(self.body(2 * x - 1), 3).flatten(1)

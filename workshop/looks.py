@@ -26,7 +26,7 @@ from mudi_core.benchmark.table import nested
 from mudi_core.report.statistics import hierarchical_interval
 from mudi_core.toy.world import Character
 
-from .judge import WEIGHTS, WIDTHS, framed
+from .judge import WEIGHTS, WIDTHS, convolutions, framed
 from .train.data import VALUES, looks
 
 
@@ -35,14 +35,8 @@ class Reader(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        before = 3
-        for width in WIDTHS:
-            for stride, channels in ((2, before), (1, width)):
-                layers += [nn.Conv2d(channels, width, 3, stride, 1), nn.GroupNorm(8, width), nn.SiLU()]
-            before = width
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(before * 25, sum(map(len, VALUES.values())))
+        self.body = convolutions()
+        self.head = nn.Linear(WIDTHS[-1] * 25, sum(map(len, VALUES.values())))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         seen = nn.functional.adaptive_avg_pool2d(self.body(2 * x - 1), 5).flatten(1)
