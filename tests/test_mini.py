@@ -195,7 +195,7 @@ def test_tokens_of_words_are_those_of_the_caption():
 
 def test_words_are_tied_to_where_their_character_stands():
     numbers = [next(n for n in range(100) if len(crowded(n).actors) == k) for k in (1, 2, 3, 5)]
-    batch = unet.tell([*numbers, None], random.Random(0))
+    batch = unet.tell([*map(crowded, numbers), None], random.Random(0))
     assert [int(row.any(1).sum()) for row in batch.words] == [1, 2, 3, 5, 0]
     assert [int(row.flatten(1).any(1).sum()) for row in batch.places] == [1, 2, 3, 5, 0]
     side = batch.places.shape[-1] // 2
@@ -211,7 +211,7 @@ def test_words_are_tied_to_where_their_character_stands():
 
 def test_features_are_asked_who_stands_where():
     numbers = [next(n for n in range(100) if len(crowded(n).actors) == k) for k in (1, 2)]
-    batch = unet.tell([*numbers, None], random.Random(0))
+    batch = unet.tell([*map(crowded, numbers), None], random.Random(0))
     who = batch.places.max(1).indices
     told = torch.stack([batch.looks[..., list(VALUES).index(name)].clamp(min=0) for name in unet.ASKED])
     answers = [

@@ -10,6 +10,7 @@ import random
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from ..types import listed
 from .backdrop import BACKGROUNDS
 from .character import (
     ARMS,
@@ -38,6 +39,8 @@ CROWDED = (0.3, 0.37, 0.15, 0.1, 0.08)
 """The same with crowds, for models that are to know them."""
 MOST = len(CROWDED)
 """Characters in a scene."""
+GROUPS = (0.0, 0.0, 0.7, 0.2, 0.1)
+"""Scenes of three and more alone."""
 
 PLACES = {
     "beach": "on the beach", "meadow": "in the meadow", "desert": "in the desert", "snow": "in the snow",
@@ -264,9 +267,10 @@ def told(
     if len(who) > 1 and rng.random() < 0.3:
         lead = f"{len(who)} {_plural(species.pop()) if len(species) == 1 else 'toys'}: "
     place = PLACES[scene.background]
+    cast = listed(who) if len(who) > 2 and rng.random() < 0.5 else " and ".join(who)
     if rng.random() < 0.1:
-        return lead + " and ".join(who), order
-    return lead + " and ".join(who) + (", " if "background" in place or rng.random() < 0.5 else " ") + place, order
+        return lead + cast, order
+    return lead + cast + (", " if "background" in place or rng.random() < 0.5 else " ") + place, order
 
 
 def _plural(species: str) -> str:

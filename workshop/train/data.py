@@ -47,8 +47,13 @@ def crowded(number: int) -> Scene:
     return random_scene(random.Random(number), shares=world.CROWDED, named_prob=0.25)
 
 
+def group(number: int) -> Scene:
+    """Return the scene of this number among those of three to `world.MOST` characters."""
+    return random_scene(random.Random(f"group {number}"), shares=world.GROUPS, named_prob=0.25)
+
+
 Source = Callable[[int], Scene]
-"""`scene` or `crowded`; a pool's file is called after it."""
+"""`scene`, `crowded` or `group`; a pool's file is called after it."""
 
 
 def picture(number: int, source: Source, size: int) -> np.ndarray:

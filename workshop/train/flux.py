@@ -17,7 +17,7 @@ from mudi_core.bases import embedded as family
 from mudi_core.bases.flux import packed, places
 
 from .. import judge
-from .data import VALUES
+from .data import VALUES, crowded
 from .loop import Recipe, fit
 from .unet import ASKED, BATCH, CAPTION_DROP, LENGTH, encode_text, encoded, misplaced, tell, unknown
 
@@ -127,7 +127,7 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         index = torch.randint(len(latents), (BATCH,), generator=generator)
         dropped = torch.rand(BATCH, generator=generator) < CAPTION_DROP
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
-        batch = tell([None if d else i for i, d in zip(index.tolist(), dropped.tolist(), strict=True)], rng)
+        batch = tell([None if d else crowded(i) for i, d in zip(index.tolist(), dropped.tolist(), strict=True)], rng)
         z0 = latents[index].float().to(device)
         eps = torch.randn(z0.shape, generator=generator).to(device)
         sigma = torch.randn(BATCH, generator=generator).sigmoid().to(device)

@@ -70,7 +70,7 @@ def painted(numbers: range, work: Path, device: torch.device, rng: random.Random
     for turn, begin in enumerate(range(numbers.start, numbers.stop, TOGETHER)):
         scenes = list(range(begin, min(begin + TOGETHER, numbers.stop)))
         guidance = GUIDANCES[turn % len(GUIDANCES)]
-        context, pooled = encode_text([empty] * len(scenes) + tell([*scenes], rng).lines)
+        context, pooled = encode_text([empty] * len(scenes) + tell([crowded(number) for number in scenes], rng).lines)
         added = {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
         z = latents[scenes].float().to(device)
         times = [*np.linspace(rng.uniform(*NOISED), 0, STEPS + 1).round().astype(int).tolist()]

@@ -16,15 +16,23 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, group_norm
 
 from mudi_core.bases import embedded as family
 from mudi_core.toy.draw import render
-from mudi_core.toy.world import MOST, NAMED, told
+from mudi_core.toy.world import MOST, NAMED, Scene, told
 
-from .data import VALUES, crowded, looks, pool, to_tensor
+from .data import VALUES, Source, crowded, group, looks, pool, to_tensor
 from .loop import Recipe, fit, half_is_fast
 from .text import NAMES, padded, read, tokenized
 
 RECIPE = Recipe(steps=12_600, learning_rate=1.0e-3, warmup=200, ema=0.998)
 BATCH = 24
 SCENES = 20_000
+GROUPS = 12_000
+"""Further scenes, of three and more."""
+GROUPED = 0.35
+"""Share of a batch that shows them."""
+NOISY = 600
+"""From this timestep on it is settled how many stand where; half of a batch is noised so much."""
+ENCODED = 10
+"""Pictures at once through the VAE."""
 CAPTION_DROP = 0.1
 """Share of empty captions, for classifier-free guidance."""
 MIN_SNR_GAMMA = 5.0
@@ -37,16 +45,17 @@ ASKED = ("species", "color", "pattern", "headwear", "neckwear")
 LENGTH = 77
 
 
-def encoded(work: Path, device: torch.device) -> Tensor:
-    """Return the latents of the scenes of the pool, fp16 ``[n, 4, SIZE / 8, SIZE / 8]``, encoded once and saved."""
-    path = work / f"latents-{crowded.__name__}-{SCENES}-{family.SIZE}.npy"
+def encoded(work: Path, device: torch.device, source: Source = crowded, count: int = SCENES) -> Tensor:
+    """Return the latents of the scenes of a pool, fp16 ``[n, 4, SIZE / 8, SIZE / 8]``, encoded once and saved."""
+    path = work / f"latents-{source.__name__}-{count}-{family.SIZE}.npy"
     if not path.is_file():
-        pictures = pool(work, SCENES, family.SIZE, crowded)
-        vae = family.load_vae().to(device)
+        pictures = pool(work, count, family.SIZE, source)
+        vae = family.load_vae().to(device, memory_format=torch.channels_last)
         rows = []
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half_is_fast(device)):
-            for i in range(0, len(pictures), 50):
-                z = vae.encode(to_tensor(pictures[i : i + 50]).to(device)).latent_dist.mode()
+            for i in range(0, len(pictures), ENCODED):
+                some = to_tensor(pictures[i : i + ENCODED]).to(device, memory_format=torch.channels_last)
+                z = vae.encode(some).latent_dist.mode()
                 rows.append((z.float() * family.LATENT_SCALE).half().cpu().numpy())
         np.save(path, np.concatenate(rows))
     return torch.from_numpy(np.load(path))
@@ -99,17 +108,16 @@ class Told:
     """Indices in `VALUES`, ``[b, MOST, len(VALUES)]``; -1 is nobody."""
 
 
-def tell(scenes: list[int | None], rng: random.Random) -> Told:
-    """Captions of scenes by number; none for None."""
+def tell(scenes: Sequence[Scene | None], rng: random.Random) -> Told:
+    """Captions of scenes; none for None."""
     side = family.SIZE // 8
     words, places = torch.zeros(len(scenes), MOST, LENGTH), torch.zeros(len(scenes), MOST, side, side)
     seen = torch.full((len(scenes), MOST, len(VALUES)), -1)
     lines = []
-    for row, number in enumerate(scenes):
-        if number is None:
+    for row, shown in enumerate(scenes):
+        if shown is None:
             lines.append(tokenized(())[0])
             continue
-        shown = crowded(number)
         caption, order = told(shown, rng, NAMES)
         understood = read(caption, NAMED)
         line, ends = tokenized(understood.words)
@@ -182,7 +190,7 @@ def encode_text(
 def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str, dict[str, Tensor]]:
     """Return the state dict under the name of its file."""
     torch.manual_seed(recipe.seed)
-    latents = encoded(work, device)
+    latents = torch.cat([encoded(work, device), encoded(work, device, group, GROUPS)])
     encoders = [encoder.to(device) for encoder in family.load_text_encoders()]
     painter = Painter()
     if recipe.further:
@@ -199,13 +207,17 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
     abar = family.scheduler().alphas_cumprod.to(device)
 
     def loss(generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(latents), (BATCH,), generator=generator)
-        dropped = torch.rand(BATCH, generator=generator) < CAPTION_DROP
+        chance = torch.rand(3, BATCH, generator=generator)
+        index = torch.randint(SCENES, (BATCH,), generator=generator)
+        index = torch.where(chance[0] < GROUPED, SCENES + index % GROUPS, index)
         rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
-        batch = tell([None if d else i for i, d in zip(index.tolist(), dropped.tolist(), strict=True)], rng)
+        shown = [crowded(i) if i < SCENES else group(i - SCENES) for i in index.tolist()]
+        dropped = (chance[1] < CAPTION_DROP).tolist()
+        batch = tell([None if d else one for one, d in zip(shown, dropped, strict=True)], rng)
         z0 = latents[index].float().to(device)
         eps = torch.randn(z0.shape, generator=generator).to(device)
-        t = torch.randint(1000, (BATCH,), generator=generator).to(device)
+        t = torch.randint(1000, (BATCH,), generator=generator)
+        t = torch.where(chance[2] < 0.5, NOISY + t * (1000 - NOISY) // 1000, t).to(device)
         signal = abar[t]
         context, pooled = encode_text(encoders, batch.lines, device)
         added = {"text_embeds": pooled, "time_ids": time_ids(generator).to(device)}
@@ -214,7 +226,9 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         features.clear()
         predicted: Tensor = model(noisy, t, context, added_cond_kwargs=added).sample.float()
         snr = signal / (1 - signal)
-        wrong = (predicted - eps).square().mean((1, 2, 3)) * snr.clamp(max=MIN_SNR_GAMMA) / snr
+        # As the error of the velocity: that of the noise alone hardly counts where all is noise, and there the number
+        # of figures is settled.
+        wrong = (predicted - eps).square().mean((1, 2, 3)) * (snr + 1).clamp(max=MIN_SNR_GAMMA) / snr
         # In much noise nobody can know who stands where.
         place, show = misplaced(seen, batch, device), unknown(features, painter.heads, batch, device)
         value: Tensor = (wrong + signal.sqrt() * (PLACING * place + SHOWING * show)).mean()
