@@ -44,7 +44,7 @@ TRAIN = (
 
 NODES = (
     ("host", "sockets", "drawing"),
-    ("carried", "convert", "editor", "mini_models", "ranges"),
+    ("carried", "convert", "editor", "mini_models", "ranges", "scene"),
     ("denoiser",),
     ("base", "samplers", "compare", "generate", "start"),
     ("attention", "painting", "train_config"),
@@ -310,7 +310,6 @@ def test_one_version() -> None:
 
 LONGER = {
     "mudi_core/bases/checkpoint.py": "one face over four kinds of files",
-    "mudi_core/stage/cutouts.py": "cutting out, turning and painting share their margins",
     "mudi_core/stage/layout.py": "three ways to arrange figures share their rooms",
     "mudi_core/subjects/find.py": "a subject's checks and their sentences",
     "mudi_core/subjects/saving.py": "every way in which saving may be cut short",

@@ -4,12 +4,14 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from coloured import COLOURS, coloured, ellipse, paint
 
 from mudi_core.masks import mask_box
-from mudi_core.stage.cutouts import BadPoses, CutOuts, Poses, cut_outs, old_numbers, parse_photos, turned_aspect
+from mudi_core.stage.cut import drawn, turned_aspect
+from mudi_core.stage.cutouts import BadPoses, CutOuts, Poses, cut_outs, old_numbers, parse_photos
 from mudi_core.stage.segmix import compose
 from mudi_core.types import BadLayout, Layout, Photo, Placement, Subject, SubjectSet
 
@@ -153,3 +155,63 @@ def test_poses_out_of_range_are_told() -> None:
         Poses(max_rotation=-1)
     with pytest.raises(BadPoses, match="random, best"):
         Poses("all")
+
+
+def disc(radius: float) -> torch.Tensor:
+    return ellipse(96, 96, (radius, radius))
+
+
+def one(mask: torch.Tensor, name: str = "it.png") -> SubjectSet:
+    return SubjectSet((Subject("it", "thing", (Photo(name, paint(mask, COLOURS["red"])),), (mask,)),))
+
+
+def test_the_edge_of_a_small_photo_is_round_where_it_is_enlarged() -> None:
+    """No step of the mask's own pixels, which are 8 pixels here, is seen in the outline."""
+    cut = cut_outs(one(disc(30))).get("it", 0)
+    side = 8 * cut.sizes[0].shape[0]
+    alpha = drawn(cut, (side, side), mirror=False)[..., 3] / 255.0
+    middle = (side - 1) / 2
+    angles = np.radians(np.arange(0, 360, 0.5))
+    reach = np.arange(200, 255, 0.25)
+    rays = [np.rint(middle + np.outer(turned(angles), reach)).astype(int) for turned in (np.cos, np.sin)]
+    radii = reach[(alpha[rays[1], rays[0]] > 0.5).sum(1) - 1]
+    assert radii.mean() == pytest.approx(240, abs=4)
+    assert np.abs(radii - radii.mean()).max() < 3
+    jumps = np.abs(np.diff(radii, append=radii[0]))
+    assert jumps.max() <= 1
+
+
+def test_what_is_thinner_than_the_smoothing_stays_where_it_is_enlarged() -> None:
+    mask = disc(30)
+    mask[47:49, 4:92] = 1  # limbs two pixels thick to both sides
+    mask[4:92, 48] = 1  # and one pixel thick, up and down
+    cut = cut_outs(one(mask)).get("it", 0)
+    height, width = cut.sizes[0].shape[:2]
+    alpha = drawn(cut, (width * 6, height * 6), mirror=False)[..., 3]
+    assert alpha[:, 6 * 8].max() > 150 and alpha[:, -6 * 8].max() > 150
+    assert alpha[6 * 8].max() > 100 and alpha[-6 * 8].max() > 100
+
+
+def test_enlarging_a_little_changes_a_little() -> None:
+    cut = cut_outs(one(disc(30))).get("it", 0)
+    side = cut.sizes[0].shape[0]
+    same, larger = (drawn(cut, (size, size), mirror=False)[..., 3].astype(float) for size in (side, side + 1))
+    assert abs(same.mean() - larger.mean()) < 1
+
+
+def test_specks_are_no_part_of_a_cut_out() -> None:
+    clean, specked = disc(30), disc(30)
+    specked[0, 0] = specked[95, 90:] = 1
+    own, found = (cut_outs(one(mask)).get("it", 0).sizes[0] for mask in (clean, specked))
+    assert np.array_equal(found[..., 3], own[..., 3]) and found.shape == own.shape
+    assert specked[0, 0] == 1  # the mask itself is the user's
+
+
+def test_a_speck_at_the_border_does_not_make_a_photo_cut_off() -> None:
+    masks = [disc(40), disc(30)]
+    masks[0][0, 0] = 1
+    photos = tuple(Photo(f"{n}.png", paint(mask, COLOURS["red"])) for n, mask in enumerate(masks))
+    people = SubjectSet((Subject("it", "thing", photos, tuple(masks)),))
+    assert cut_outs(people).best("it") == 0
+    masks[0][40:60] = 1
+    assert cut_outs(people).best("it") == 1

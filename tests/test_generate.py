@@ -22,7 +22,8 @@ from mudi_core.jobs.generate import (
     generate,
 )
 from mudi_core.jobs.picture_folder import CannotWritePictures, PictureFolder
-from mudi_core.stage.cutouts import CutOuts, Poses, cut_outs, turned_aspect
+from mudi_core.stage.cut import turned_aspect
+from mudi_core.stage.cutouts import CutOuts, Poses, cut_outs
 from mudi_core.stage.layout_config import LayoutConfig
 from mudi_core.stage.layout_text import Place
 from mudi_core.stage.segmix import compose

@@ -415,7 +415,6 @@ def test_a_layout_that_names_what_every_object_has_opens(editor: Editor) -> None
     assert editor.places.keys() == set(named) and all(place.mirror for place in editor.places.values())
 
 
-@pytest.mark.parametrize("editor", ["classic"], indirect=True)
 def test_the_turn_handle_turns_from_where_the_figure_is(editor: Editor) -> None:
     page = editor.page
     editor.keys("olis", *["."] * 6)
@@ -436,3 +435,23 @@ def test_the_turn_handle_turns_from_where_the_figure_is(editor: Editor) -> None:
     page.mouse.up()
     page.keyboard.up("Alt")
     assert 35 < (editor.places["olis"].rotation or 0) < 100
+
+
+def test_handle_and_name_stand_off_the_figure(editor: Editor) -> None:
+    """Wherever it stands: nothing of the editor covers a face, and the handle can be seen and grabbed."""
+    page = editor.page
+    for top in (0, 300):
+        text = f'{{"olis": [0, {top}, 500, {top + 700}], "hta": [500, 0, 1000, 1000]}}'
+        page.locator("textarea").first.fill(text)
+        page.wait_for_function("() => document.querySelector('.mudi-figure').ariaLabel.includes('olis')")
+        for token in ("olis", "hta"):
+            editor.figure(token).focus()
+            figure = editor.figure(token).bounding_box()
+            handle = editor.figure(token).locator(".mudi-turn").bounding_box()
+            name = editor.figure(token).locator(".mudi-name").bounding_box()
+            assert figure is not None and handle is not None and name is not None
+            assert handle["y"] + handle["height"] <= figure["y"]
+            assert name["y"] >= figure["y"] + figure["height"]
+            x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
+            reached = page.evaluate("([x, y]) => document.elementFromPoint(x, y).className", [x, y])
+            assert "mudi-turn" in reached

@@ -1,44 +1,24 @@
-"""Subjects cut out of their photos once, small and clean, to be drawn many times."""
+"""The cut-outs of a subject set, made once to be drawn many times, and the choice of which photo is shown how."""
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..levels import to_bytes
-from ..masks import mask_box
-from ..types import BadLayout, MudiError, Subject, SubjectSet
+from ..masks import large_pieces
+from ..types import BadLayout, MudiError, SubjectSet
+from .cut import CutOut, cut_out, turned_aspect
 from .layout import Figure
 from .layout_text import photo_index, photo_number
 
-Pixels = NDArray[Any]
-"""8-bit, 0..255."""
-
-SOFT = 0.1
-"""Mask values below this are noise (for example of a JPEG mask), not a soft edge."""
-_REACH = 6
-"""Pixels by which the subject's colours continue beyond its edge; smoothing and resizing reach no further."""
-_RIM = 400
-"""For every this many pixels of the cut-out's longer side, one pixel of its edge counts as mixed with the background;
-never more than two."""
-_SMALLEST = 48
-"""Pixels: no smaller copies of cut-outs are kept."""
 _HOW_TO_CHOOSE = (
     "{!r} does not choose photos. Write random, best, or olis:hta=#1:#3 with a number for each, counted from 1."
 )
 
 
 Value = TypeVar("Value")
-
-
-class EmptyMask(MudiError):
-    """A photo whose mask is empty, so that there is nothing to cut out."""
 
 
 class BadPoses(MudiError):
@@ -84,19 +64,6 @@ def old_numbers(text: str) -> str:
         return ""
     from_1 = f"{':'.join(choice)}={':'.join(map(photo_number, choice.values()))}"
     return f"photos: numbers without # count from 0, as in older versions. Counted from 1 this is {from_1}."
-
-
-@dataclass(frozen=True, eq=False)
-class CutOut:
-    """The subject of one photo without its surroundings."""
-
-    sizes: tuple[Pixels, ...]
-    """RGBA ``[h, w, 4]``, 0..255, not premultiplied: the full size, then halves of it for small figures."""
-
-    @property
-    def aspect(self) -> float:
-        """Width divided by height."""
-        return float(self.sizes[0].shape[1] / self.sizes[0].shape[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +132,9 @@ class CutOuts:
         masks = self.subjects[token].masks
 
         def rank(photo: int) -> tuple[bool, float]:
-            inside = masks[photo] > 0.5
+            inside = (masks[photo] > 0.5).numpy()
+            kept = large_pieces(inside)
+            inside = inside if kept is None else inside & kept
             cut_off = bool(inside[0].any() or inside[-1].any() or inside[:, 0].any() or inside[:, -1].any())
             return not cut_off, float(inside.sum())
 
@@ -185,100 +154,13 @@ class CutOuts:
 def cut_outs(subjects: SubjectSet, max_side: int = 1024, on_step: Callable[[int, int], None] | None = None) -> CutOuts:
     """Cut every subject out of its photos, once; no side is longer than `max_side` pixels (that of the largest canvas).
 
-    The crop is the box of the whole mask with its soft edge. `on_step` is called with photos done and photos in all.
-    Raise `EmptyMask` for a photo whose mask is empty.
+    The crop is the box of the mask with its soft edge, without specks beside the subject. `on_step` is called with
+    photos done and photos in all. Raise `EmptyMask` for a photo whose mask is empty.
     """
     photos = [(subject, photo) for subject in subjects for photo in range(len(subject.photos))]
     by_token: dict[str, tuple[CutOut, ...]] = {}
     for done, (subject, photo) in enumerate(photos, start=1):
-        by_token[subject.token] = (*by_token.get(subject.token, ()), _cut_out(subject, photo, max_side))
+        by_token[subject.token] = (*by_token.get(subject.token, ()), cut_out(subject, photo, max_side))
         if on_step is not None:
             on_step(done, len(photos))
     return CutOuts(subjects, by_token)
-
-
-def turned_aspect(aspect: float, rotation: float) -> float:
-    """Return width divided by height of the box around a box of this aspect, rotated by these degrees."""
-    cos, sin = _cos_sin(rotation)
-    return (aspect * cos + sin) / (aspect * sin + cos)
-
-
-def _cos_sin(rotation: float) -> tuple[float, float]:
-    return abs(math.cos(math.radians(rotation))), abs(math.sin(math.radians(rotation)))
-
-
-def drawn(cut_out: CutOut, size: tuple[int, int], mirror: bool, rotation: float = 0.0) -> Pixels:
-    """Return the cut-out as RGBA ``[h, w, 4]``, 0..255, at this width and height, mirrored or not, rotated clockwise.
-
-    It is made from the smallest copy that is not smaller than that.
-    """
-    import cv2
-
-    if rotation:
-        cos, sin = _cos_sin(rotation)
-        width = size[0] / (cos + sin / cut_out.aspect)
-        upright = max(round(width), 1), max(round(width / cut_out.aspect), 1)
-        turn: NDArray[Any] = cv2.getRotationMatrix2D(((upright[0] - 1) / 2, (upright[1] - 1) / 2), -rotation, 1.0)
-        turn[:, 2] += (size[0] - upright[0]) / 2, (size[1] - upright[1]) / 2
-        turned: Pixels = cv2.warpAffine(drawn(cut_out, upright, mirror), turn, size)
-        return turned
-    pixels: Pixels = cut_out.sizes[0]
-    for smaller in cut_out.sizes[1:]:
-        if smaller.shape[1] >= size[0] and smaller.shape[0] >= size[1]:
-            pixels = smaller
-    # Smaller, by less than half: linear uses every pixel. Larger: cubic is sharper.
-    grows = size[0] > pixels.shape[1] or size[1] > pixels.shape[0]
-    pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC if grows else cv2.INTER_LINEAR)
-    return cv2.flip(pixels, 1) if mirror else pixels
-
-
-def _cut_out(subject: Subject, index: int, max_side: int) -> CutOut:
-    import cv2
-
-    photo, mask = subject.photos[index], subject.masks[index]
-    box = mask_box(mask, SOFT)
-    if box is None:
-        raise EmptyMask(f"{photo.name}: the mask of '{subject.token}' is empty. Draw it again or leave the photo out.")
-    # Two more pixels on each side, where the smoothed edge can end.
-    x0, y0 = max(box[0] - 2, 0), max(box[1] - 2, 0)
-    x1, y1 = min(box[2] + 2, photo.size[0]), min(box[3] + 2, photo.size[1])
-    rgb: Pixels
-    alpha: Pixels
-    rgb, alpha = to_bytes(photo.image[y0:y1, x0:x1]), to_bytes(mask[y0:y1, x0:x1])
-    alpha[alpha < 255 * SOFT] = 0
-    shrink = max_side / max(alpha.shape)
-    if shrink < 1:
-        size = (max(round(alpha.shape[1] * shrink), 1), max(round(alpha.shape[0] * shrink), 1))
-        rgb, alpha = (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) for pixels in (rgb, alpha))
-    rgb = _carried_on(rgb, alpha, rim=min(round(max(alpha.shape) / _RIM), 2))
-    # The steps of a mask of zeros and ones would be visible when the figure is enlarged.
-    alpha = cv2.GaussianBlur(alpha, (3, 3), 0.7)
-    sizes = [cv2.merge([*cv2.split(rgb), alpha])]
-    while max(alpha.shape) >= 2 * _SMALLEST and min(alpha.shape) > 1:
-        size = ((alpha.shape[1] + 1) // 2, (alpha.shape[0] + 1) // 2)
-        rgb, alpha = (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) for pixels in (rgb, alpha))
-        rgb = _carried_on(rgb, alpha, rim=0)
-        sizes.append(cv2.merge([*cv2.split(rgb), alpha]))
-    return CutOut(tuple(sizes))
-
-
-def _carried_on(rgb: Pixels, alpha: Pixels, rim: int) -> Pixels:
-    """Replace the colours at the soft edge and `_REACH` pixels beyond by the subject's own; further out use black.
-
-    The edge pixels of a photo contain some background, which would show around the subject as a halo. They, and a rim
-    of this many pixels inside, get the colours of the nearest pixels that belong wholly to the subject.
-    """
-    import cv2
-
-    window = (2 * _REACH + 1, 2 * _REACH + 1)
-    own: Pixels = (alpha >= 250).astype(np.uint8)
-    if rim:
-        own = cv2.erode(own, np.ones((2 * rim + 1, 2 * rim + 1), np.uint8), borderValue=1)
-    # A limb thinner than its rim, or a mask that is nowhere 1, has no such pixels nearby: it keeps its colours.
-    own = np.where(cv2.dilate(own, np.ones(window, np.uint8)) > 0, own, alpha >= 128).astype(np.uint8)
-    # Both blurs are exactly 0 where no such pixel is near.
-    total = cv2.GaussianBlur(own.astype(np.float32), window, _REACH / 4)
-    summed = cv2.GaussianBlur(cv2.copyTo(rgb, own).astype(np.float32), window, _REACH / 4)
-    colours = np.rint(summed / np.maximum(total, 1e-12)[..., None]).clip(0, 255).astype(np.uint8)
-    carried: Pixels = cv2.copyTo(rgb, own, colours)
-    return carried

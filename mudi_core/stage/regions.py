@@ -20,6 +20,10 @@ from .segmix import compose
 FIGURES, BOXES = SHAPES = ("figures", "boxes")
 CELL = 8
 """Pixels of a picture that are one cell of its regions: those of a latent."""
+AROUND = 0.15
+"""How much of a picture changes around a figure that is put into it, as a share of its size."""
+_FAINT = 0.02
+"""A region fainter than this is none."""
 
 
 class BadShape(MudiError):
@@ -48,6 +52,14 @@ def regions(layout: Layout, cutouts: CutOuts, shape: str = FIGURES, grow: float 
     if shape == FIGURES:
         found *= (1 - (cores.sum(0) - cores)).clamp(0, 1)
     return found / found.sum(0).clamp(min=1)
+
+
+def drawn_anew(layout: Layout, cutouts: CutOuts, around: float = AROUND) -> Tensor:
+    """Return what changes of a picture that the figures are put into: float ``[height / 8, width / 8]``, 0 or 1.
+
+    ``around``: how far beyond a figure, as a share of its size, so that it finds room, and shadows and edges fit.
+    """
+    return (regions(layout, cutouts, FIGURES, around).sum(0) > _FAINT).float()
 
 
 def _boxes(layout: Layout, cells: tuple[int, int]) -> Tensor:

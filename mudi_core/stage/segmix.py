@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..boxes import to_pixels
 from ..levels import to_bytes
 from ..masks import mask_box
-from ..types import Layout, Mix, MudiError, Placement, Subject, SubjectSet
+from ..types import BadLayout, Layout, Mix, MudiError, Placement, Subject, SubjectSet
 from .captions import SENTENCE, STYLES, BadTemplate, check_fields, composition
-from .cutouts import SOFT, CutOut, CutOuts, EmptyMask, Pixels, cut_outs, drawn, turned_aspect
+from .cut import SOFT, CutOut, EmptyMask, Pixels, drawn, turned_aspect
+from .cutouts import CutOuts, cut_outs
 from .layout import Figure, pair_layout
 from .layout_config import LayoutConfig
 
@@ -116,20 +118,21 @@ def cutmix(
 def compose(
     layout: Layout,
     cutouts: CutOuts,
-    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    background: tuple[float, float, float] | Tensor = (1.0, 1.0, 1.0),
     caption: str | None = None,
 ) -> Mix:
     """Draw a layout: the image, the visible mask of each placement, and a caption (default: Seg-Mix's).
 
+    ``background``: a colour, or a picture ``[h, w, 3]``, 0..1, of the canvas's size.
+
     A cut-out fills the box of its placement. In a box of another shape it is as large as fits, centred, never
     stretched. The caption names the subjects in the order of the layout. Raise `BadLayout` when the layout names a
-    subject or photo that the set does not have.
+    subject or photo that the set does not have, and for a picture of another size.
     """
     import cv2
 
     width, height = layout.size
-    row = np.tile(np.array([round(255 * value) for value in background], dtype=np.uint8), width)
-    canvas = np.tile(row, height).reshape(height, width, 3)
+    canvas = _ground(background, layout.size)
     placed: list[tuple[slice, slice, Pixels]] = []
     for placement in layout.placements:
         cut_out = cutouts.get(placement.token, placement.photo)
@@ -152,8 +155,23 @@ def compose(
         masks[i, rows, columns] = _floats(visible)
     if caption is None:
         figures = [Figure(placement.token, 1.0) for placement in layout.placements]
-        caption = _caption(cutouts.subjects, figures, SegMixConfig(background=background))
+        colour = (1.0, 1.0, 1.0) if isinstance(background, Tensor) else background
+        caption = _caption(cutouts.subjects, figures, SegMixConfig(background=colour))
     return Mix(_floats(canvas), masks, layout, caption)
+
+
+def _ground(background: tuple[float, float, float] | Tensor, size: tuple[int, int]) -> Pixels:
+    """Return what is behind the figures, 8-bit ``[h, w, 3]``, to be painted on."""
+    width, height = size
+    if not isinstance(background, Tensor):
+        row = np.tile(np.array([round(255 * value) for value in background], dtype=np.uint8), width)
+        return np.tile(row, height).reshape(height, width, 3)
+    if background.shape != (height, width, 3):
+        raise BadLayout(
+            f"The picture behind the figures is {background.shape[1]}x{background.shape[0]} px, the canvas {width}x"
+            f"{height} px. Bring it to the canvas's size."
+        )
+    return to_bytes(background).copy()
 
 
 def _draw_pair(

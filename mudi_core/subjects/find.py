@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import boxes
 from ..eyes import Detector, Segmenter
 from ..levels import Levels, stacked
-from ..masks import coverage, mask_box
+from ..masks import coverage, large_pieces, mask_box
 from ..types import BadSubject, Detections, MudiError, Photo, Subject, SubjectSet
 from ..vocabulary import TOKENIZER
 
@@ -25,8 +25,6 @@ Which = Literal["exactly one", "best"]
 """What to do when a photo does not show the subject exactly once: refuse it, or take the most confident box."""
 WHOLE = 0.95
 """A box or a mask that covers more than this share of a photo says nothing about where the subject is."""
-SPECK = 0.01
-"""Pieces of a mask below this share of its largest piece are removed: they would enlarge the box of the cut-out."""
 CUT_OFF = 0.2
 """A subject that touches the photo's edge along more than this share of its own side is cut off there."""
 INVERTED = (
@@ -146,7 +144,7 @@ def _doubts(mask: Tensor) -> Iterator[str]:
         yield "its mask is empty. Draw it again, or leave the photo out"
         return
     if whole != own:
-        yield "its mask has specks beside the subject, which enlarge the cut-out. Paint them black"
+        yield "its mask has specks beside the subject, which are left out of the cut-out"
     inside, across, down = mask > 0.5, own[2] - own[0], own[3] - own[1]
     edges = {"left": (inside[:, 0], down), "right": (inside[:, -1], down)}
     edges |= {"top": (inside[0], across), "bottom": (inside[-1], across)}
@@ -259,19 +257,6 @@ def _checked(mask: Tensor, photo: Photo, which: Which) -> Tensor:
 
 
 def _without_specks(mask: Tensor) -> Tensor:
-    """Remove the small pieces of a mask ``[h, w]`` of 0 and 1; holes stay because they may be real."""
-    import cv2
-    import numpy as np
-
-    pieces, labels, stats, _ = cv2.connectedComponentsWithStats(mask.to(torch.uint8).numpy(), connectivity=8)
-    if pieces <= 2:
-        return mask
-    areas = stats[:, cv2.CC_STAT_AREA].copy()
-    areas[0] = 0  # the background
-    kept = areas >= SPECK * areas.max()
-    if kept[1:].all():
-        return mask
-    clean = torch.empty_like(mask)
-    for row, line in zip(clean, np.asarray(labels), strict=True):  # row by row: numpy makes indices of 8 bytes
-        row.copy_(torch.from_numpy(kept[line]))
-    return clean
+    """Remove the small pieces of a mask ``[h, w]``, uint8 of 0 and 1; holes stay because they may be real."""
+    kept = large_pieces(mask.numpy())
+    return mask if kept is None else mask * torch.from_numpy(kept)
