@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -190,8 +190,11 @@ class Looks:
         return {"right": seen.right, "leaked": seen.leaked}
 
 
-def table(options: argparse.Namespace, pairs: Any) -> str:
-    """Return the table of what is there: means, with intervals over pairs, trainings and pictures."""
+def table(out: Path, pairs: Mapping[str, Any], seeds: int, methods: Iterable[str]) -> str:
+    """Return the table of what is there: means, with intervals over pairs, trainings and pictures.
+
+    A picture's file is ``out / pair / training-SEED / pictures / method / NUMBER.json``.
+    """
     from mudi_core.report.statistics import hierarchical_interval
 
     looks = Looks()
@@ -199,14 +202,14 @@ def table(options: argparse.Namespace, pairs: Any) -> str:
     columns |= {"right": "looks right", "leaked": "looks leaked"} if looks.there else {}
     heads = ("method", "pictures", *columns.values())
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for method in METHODS:
+    for method in methods:
         rows: dict[str, dict[str, list[dict[str, float]]]] = {}
-        for i, specs in enumerate(pairs):
-            for seed in range(options.seeds):
-                folder = options.out / f"pair-{i}" / f"training-{seed}" / "pictures" / method
+        for pair, specs in pairs.items():
+            for seed in range(seeds):
+                folder = out / pair / f"training-{seed}" / "pictures" / method
                 for path in sorted(folder.glob("*.json")):
                     row = json.loads(path.read_text(encoding="utf-8"))
-                    own = rows.setdefault(str(i), {}).setdefault(str(seed), [])
+                    own = rows.setdefault(pair, {}).setdefault(str(seed), [])
                     own.append({**row, **looks.of(specs, path.with_suffix(".png"), row)})
         every = [row for group in rows.values() for own in group.values() for row in own]
         if not every:
@@ -214,7 +217,8 @@ def table(options: argparse.Namespace, pairs: Any) -> str:
         cells = [method, str(len(every))]
         for name in columns:
             nested = {
-                i: {seed: [float(row[name]) for row in own] for seed, own in group.items()} for i, group in rows.items()
+                pair: {seed: [float(row[name]) for row in own] for seed, own in group.items()}
+                for pair, group in rows.items()
             }
             low, high = hierarchical_interval(nested)
             cells.append(f"{sum(float(row[name]) for row in every) / len(every):.2f} ({low:.2f} to {high:.2f})")
@@ -243,19 +247,20 @@ def main() -> None:
     options.comfyui = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "ComfyUI").expanduser()
     from mudi_core.toy.world import DEV_PAIRS, PAIRS
 
-    pairs = (DEV_PAIRS if options.dev else PAIRS)[: options.pairs]
+    chosen = (DEV_PAIRS if options.dev else PAIRS)[: options.pairs]
+    pairs = {f"pair-{i}": specs for i, specs in enumerate(chosen)}
     if not options.table:
         if not (options.comfyui / "comfy" / "sd.py").is_file():
             sys.exit(f"No ComfyUI in {options.comfyui}: set COMFYUI_DIR to a checkout.")
         with nodes_of(options.comfyui) as load:
             for seed in range(options.seeds):
-                for i, specs in enumerate(pairs):
-                    pair = options.out / f"pair-{i}"
+                for name, specs in pairs.items():
+                    pair = options.out / name
                     place = pair / f"training-{seed}"
                     photos(pair, specs)
                     train(place, pair, seed, options.quick)
                     paint_all(load, pair, place, options)
-    print(table(options, pairs))
+    print(table(options.out, pairs, options.seeds, METHODS))
 
 
 if __name__ == "__main__":

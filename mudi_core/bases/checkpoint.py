@@ -287,12 +287,13 @@ def _open_mini() -> Checkpoint:
     return checkpoint
 
 
-def _open_mini_flux() -> Checkpoint:
+def open_mini_flux(folder: Path | None = None) -> Checkpoint:
+    """Return "mini-flux", whose transformer's weights lie in ``folder``. Raise `embedded.MissingMiniWeights`."""
     from . import embedded as family
 
     checkpoint = Checkpoint(
         EMBEDDED_FLUX,
-        family.load_flux(),
+        family.load_flux(folder),
         family.load_vae(),
         (vocabulary.tokenizer(), vocabulary.tokenizer("!")),
         family.load_text_encoders(),
@@ -303,7 +304,7 @@ def _open_mini_flux() -> Checkpoint:
     return checkpoint
 
 
-_BUILT_IN: dict[str, Callable[[], Checkpoint]] = {EMBEDDED: _open_mini, EMBEDDED_FLUX: _open_mini_flux}
+_BUILT_IN: dict[str, Callable[[], Checkpoint]] = {EMBEDDED: _open_mini, EMBEDDED_FLUX: open_mini_flux}
 """Base models that come with the package, by name."""
 
 

@@ -238,9 +238,9 @@ def load_unet() -> UNet2DConditionModel:
     return load(build_unet(), "unet")
 
 
-def load_flux() -> FluxTransformer2DModel:
-    """Return the trained FLUX transformer. Raise `MissingMiniWeights`: it is still being trained."""
-    return load(build_flux(), "flux")
+def load_flux(folder: Path | None = None) -> FluxTransformer2DModel:
+    """Return the FLUX transformer. Raise `MissingMiniWeights` without a folder: it is still being trained."""
+    return load(build_flux(), "flux", folder)
 
 
 def load_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
