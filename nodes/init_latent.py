@@ -83,6 +83,20 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **values: Any) -> int:
+        """Return another value where other remarks are due: they hang on what is wired behind the node, too."""
+        return hash(
+            tuple(
+                remark
+                for graph in host.running()
+                for name, node in graph.items()
+                if node["class_type"] == "MudiInitLatent"
+                for in_the_noise in (False, True)
+                for remark in samplers.remarks(graph, name, in_the_noise)
+            )
+        )
+
+    @classmethod
     def execute(
         cls,
         layout: PlacedSubjects,

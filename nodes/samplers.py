@@ -80,10 +80,14 @@ def remarks(prompt: dict[str, Any], node_id: str, in_the_noise: bool = False) ->
     ``in_the_noise``: whether the node's MODEL begins in noise alone, so that the sampler needs the node's MODEL.
     """
     found = []
-    for name, node in prompt.items():
+    sampled = {name: node for name, node in prompt.items() if node["inputs"].get("latent_image") == [node_id, 0]}
+    if in_the_noise and not sampled and _leads_on(prompt, [node_id, 0]) and not _leads_on(prompt, [node_id, 1]):
+        found.append(
+            "The latent alone counts nothing for this kind of model, and the model that comes out here is connected to "
+            "nothing, so the start is lost. Connect it to the sampler."
+        )
+    for name, node in sampled.items():
         inputs = node["inputs"]
-        if inputs.get("latent_image") != [node_id, 0]:
-            continue
         sampler = f"{node['class_type']} (node {name})"
         schedule, noise = _origin(prompt, inputs.get("sigmas")), _origin(prompt, inputs.get("noise"))
         denoise = inputs.get("denoise", 1.0)
@@ -107,6 +111,11 @@ def remarks(prompt: dict[str, Any], node_id: str, in_the_noise: bool = False) ->
                 "is lost. Connect its model to this node's model, and this node's model to the sampler."
             )
     return found
+
+
+def _leads_on(prompt: dict[str, Any], output: list[Any]) -> bool:
+    """Whether an output is connected to anything."""
+    return any(output in node["inputs"].values() for node in prompt.values())
 
 
 def _models(prompt: dict[str, Any], inputs: dict[str, Any]) -> list[str]:

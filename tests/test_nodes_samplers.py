@@ -283,3 +283,17 @@ def test_a_schedule_that_loses_the_start_is_seen_above_the_sampler(
     prompt["lora 2"]["inputs"]["model"] = ["start", 1]
     prompt["start"] = {"class_type": "MudiInitLatent", "inputs": {"model": ["patch", 0]}}
     assert comfy.module("samplers").remarks(prompt, "start", in_the_noise=True) == []
+
+
+@pytest.mark.parametrize(
+    ("wired", "told"),
+    [({"samples": ["start", 0]}, True), ({"samples": ["start", 0], "net": ["start", 1]}, False), ({}, False)],
+)
+def test_a_model_that_is_connected_to_nothing_is_told_whatever_samples(
+    comfy: Comfy, wired: dict[str, Any], told: bool
+) -> None:
+    """Samplers of other packs have sockets of other names; who only looks at the preview is told nothing."""
+    prompt = {"start": {"class_type": "MudiInitLatent", "inputs": {}}, "a": {"class_type": "Other", "inputs": wired}}
+    said = comfy.module("samplers").remarks(prompt, "start", in_the_noise=True)
+    assert len(said) == told and all("connected to nothing, so the start is lost" in one for one in said)
+    assert comfy.module("samplers").remarks(prompt, "start") == []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,3 +139,38 @@ def test_a_prompt_reads_a_replaced_lora_and_names_a_newer_one(
 def test_a_lora_that_is_not_there_has_no_newer_one(comfy: Comfy, name: str) -> None:
     assert comfy.module("host").newer_lora(name) is None
     assert comfy.node("MudiTrainSettings").fingerprint_inputs(start_from=name) == [()]
+
+
+def test_remarks_on_what_is_wired_behind_a_node_are_those_of_this_run(
+    comfy: Comfy, loras: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Init Latent itself is the same in all these graphs; ComfyUI keeps what it gave wherever the remarks stay."""
+    server = SimpleNamespace(queue_updated=lambda: None, send_progress_text=lambda *_: None)
+    queue = comfy.core("execution").PromptQueue(server)
+    server.prompt_queue = queue
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server)))
+
+    def run(denoise: float, steps: int) -> tuple[list[str], bool]:
+        graph = {
+            "base": node("MudiMiniCheckpoint"),
+            "set": node("MudiLoadSubjectSet", name="stale"),
+            "layout": node(
+                "MudiLayout", subjects=["set", 0], width=64, height=64, mode="random", seed=1, relative_sizes="",
+                overlap=0.2,
+            ),
+            "start": node("MudiInitLatent", layout=["layout", 0], vae=["base", 2], gamma=2.0, batch_size=1, seed=1),
+            "sampler": node("KSampler", model=["base", 0], latent_image=["start", 0], denoise=denoise, steps=steps),
+        }  # fmt: skip
+        queue.put((0, "run", graph, {}, ["start"]))
+        _, number = queue.get()
+        ran = comfy.queue(graph, "start")
+        queue.task_done(number, {}, None)
+        assert ran.status == "success", ran.messages
+        said = [] if "start" not in ran.outputs else ran.outputs["start"]["text"][0].split("\n")[1:]
+        return said, "start" in ran.cached
+
+    assert run(1.0, 4) == ([], False)
+    (told,), cached = run(0.5, 4)
+    assert told.startswith("KSampler (node sampler) has a denoise of 0.5") and not cached
+    assert run(0.5, 8) == ([told], True)
+    assert run(1.0, 8)[0] == []

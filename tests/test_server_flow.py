@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,10 +117,13 @@ def test_a_flux_is_trained_started_and_drawn_and_its_file_loads(
 
 
 def test_a_start_that_nobody_samples_with_is_told_on_the_node(server: Server, drawn_dataset: Path) -> None:
-    """Init Latent's model is not wired to the sampler that gets the latent."""
+    """Init Latent's model is not wired to the sampler that gets the latent: told though the node itself is the same,
+    and no longer once it is wired."""
     shutil.copytree(drawn_dataset, server.base / "input" / "to_learn", dirs_exist_ok=True)
-    graph = started("flux")
-    graph["with_start"]["inputs"]["model"] = ["flux", 0]
-    graph["start"]["inputs"]["gamma"] = 1.5  # what is under a node comes from the cache where its own inputs stay
-    (told,) = server.run(graph).outputs["start"]["text"]
-    assert "begins in noise alone" in told and "so the start is lost" in told
+    right, wrong = started("flux"), started("flux")
+    wrong["with_start"]["inputs"]["model"] = ["flux", 0]
+    for _ in range(2):
+        assert server.run(copy.deepcopy(right)).outputs["start"]["text"] == ["gamma 2"]
+        (told,) = server.run(copy.deepcopy(wrong)).outputs["start"]["text"]
+        assert "begins in noise alone" in told and "so the start is lost" in told
+    assert "start" in server.run(copy.deepcopy(wrong)).cached

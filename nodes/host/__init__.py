@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .adapters import adapter, adapters, find_adapter
 from .folders import cache_folder, datasets, input_folder, input_root, is_plain_name, photo_folders
+from .graphs import running
 from .lora_files import (
     NO_LORA,
     MissingLora,
@@ -55,6 +56,7 @@ __all__ = [
     "plain",
     "preview",
     "progress",
+    "running",
     "sampler_widgets",
     "say",
     "schema",
