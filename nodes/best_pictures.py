@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from comfy_api.latest import io
 from ..mudi_core.names import plain_name
 from ..mudi_core.subjects.prompt import MANY_SCENES
 from . import convert, drawing, host
+from .compare import Judge, Judging
 from .host import widgets
 from .painting import Painter
 from .sockets import Dataset, LayoutSocket, PlacedSubjects, TrainingSet
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from ..mudi_core.jobs.best_pictures import Best
     from ..mudi_core.jobs.picture_shelf import FolderShelf
-    from ..mudi_core.jobs.search import Judge
 
 COLUMNS, SHOWN = 8, 32
 
@@ -74,20 +73,8 @@ class BestPictures(io.ComfyNode):  # type: ignore[misc]
                 ),
                 widgets.seed("Of the pictures: each has a seed and places of its own."),
                 *host.sampler_widgets(scheduler="ddim_uniform"),
-                io.Float.Input(
-                    "gamma",
-                    default=-1.0,
-                    min=-1.0,
-                    max=10.0,
-                    step=0.1,
-                    tooltip="As in Init Latent. -1: chosen by the number of subjects.",
-                ),
-                widgets.model("detector", "The model that finds the figures."),
-                widgets.model("embedder", "The model that compares them."),
-                widgets.threshold("Least confidence of a figure, as in D&C Score."),
-                widgets.query(),
-                widgets.cut_out("Compare with the cut-out subjects, as in D&C Score."),
-                widgets.download(),
+                widgets.gamma(),
+                *widgets.judging(),
                 io.String.Input(
                     "name",
                     default="best",
@@ -129,17 +116,11 @@ class BestPictures(io.ComfyNode):  # type: ignore[misc]
         sampler_name: str,
         scheduler: str,
         gamma: float,
-        detector: str,
-        embedder: str,
-        threshold: float,
-        query: str,
-        cut_out: bool,
-        download: bool,
         name: str,
+        **judging: Any,
     ) -> io.NodeOutput:
         from ..mudi_core.jobs.best_pictures import BestConfig, NoneSound, best_pictures
         from ..mudi_core.jobs.picture_shelf import FolderShelf
-        from ..mudi_core.start.init_latent import default_gamma
         from ..mudi_core.subjects.prompt import write_prompt
 
         host.check_sampler(sampler_name, scheduler)
@@ -147,16 +128,15 @@ class BestPictures(io.ComfyNode):  # type: ignore[misc]
         names, lines = [one.name for one in subjects], list(filter(None, map(str.strip, prompts.splitlines())))
         whole = tuple(write_prompt(names, line) for line in lines)
         config = BestConfig(whole, count, keep, per_prompt, least, seed)
-        judge = _judge(layout, detector, embedder, threshold, query, cut_out, download)
+        judge = Judge(subjects, Judging(**judging))
         shelf = FolderShelf(_folder(name))
         read = cache(lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text)))
         sampler = host.Sampler(model, None, read(negative), steps, cfg, sampler_name, scheduler)
-        strength = default_gamma(len(subjects)) if gamma < 0 else gamma
 
         def paint(prompt: str, one: int) -> Tensor:
             host.hear_cancel()
             wanted = replace(sampler, positive=read(prompt))
-            return Painter(wanted, vae, layout, _no_bar, 1).paint(one, strength)[1]
+            return Painter(wanted, vae, layout, _no_bar, 1).paint(one, gamma)[1]
 
         try:
             best = best_pictures(config, subjects, paint, judge, shelf, host.progress())
@@ -192,20 +172,3 @@ def _folder(name: str) -> Path:
     root = Path(folder_paths.get_output_directory()) / "mudi"
     root.mkdir(parents=True, exist_ok=True)
     return host.numbered(root, plain, "")
-
-
-def _judge(
-    layout: PlacedSubjects, detector: str, embedder: str, threshold: float, query: str, cut_out: bool, download: bool
-) -> Judge:
-    """Return Detect-and-Compare with the subjects' photos, which are embedded once."""
-    from ..mudi_core.score.compare import References, compare_all
-
-    words = [word.strip() for word in query.split(",") if word.strip()] or None
-    references = References(layout.cutouts.subjects, host.embedder(embedder, download), cut_out)
-    host.detector(detector, download)  # before an hour of sampling: it may be missing
-
-    def judge(pictures: Sequence[Tensor]) -> list[Any]:
-        detect, embed = host.detector(detector, download), host.embedder(embedder, download)
-        return list(compare_all(pictures, references, detect, embed, words, threshold))
-
-    return judge

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..mudi_core.eyes import Detector, Embedder
-    from ..mudi_core.score.compare import References
+    from ..mudi_core.progress import Update
     from ..mudi_core.types import Comparison, SubjectSet
 
 
@@ -96,8 +97,8 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
         download: list[bool],
     ) -> io.NodeOutput:
         pictures = convert.pictures(images)
-        detect, embed = host.detector(detector[0], download[0]), host.embedder(embedder[0], download[0])
-        results = compared(pictures, subjects[0], detect, embed, query[0], threshold[0], cut_out[0])
+        how = Judging(detector[0], embedder[0], threshold[0], query[0], cut_out[0], download[0])
+        results = compared(pictures, subjects[0], how)
         titles = [f"picture {number}" for number in range(1, len(pictures) + 1)]
         order, cards, verdicts = ranking(pictures, results, subjects[0], titles)
         scores = [result.score for result in results]
@@ -113,49 +114,65 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
         )
 
 
-def compared(
-    pictures: Sequence[Tensor],
-    subjects: SubjectSet,
-    detect: Detector,
-    embed: Embedder,
-    query: str,
-    threshold: float,
-    cut_out: bool,
-) -> list[Comparison]:
-    """Score each picture ``[h, w, 3]`` by Detect-and-Compare.
+@dataclass(frozen=True)
+class Judging:
+    """How Detect-and-Compare is done: the values of `widgets.judging`."""
 
-    ``query``, ``threshold`` and ``cut_out`` are the values of the node's widgets: words separated by commas, the least
-    confidence of a figure (0 to 1), and whether to compare with cut-out subjects. Obeys Cancel.
-    """
-    return compared_with(pictures, subjects, detect, embed, query, threshold, cut_out)[0]
+    detector: str
+    embedder: str
+    threshold: float
+    """Least confidence of a figure, 0..1."""
+    query: str = ""
+    """Words separated by commas; empty: the subjects' class nouns."""
+    cut_out: bool = False
+    """Compare with cut-out subjects."""
+    download: bool = False
+
+    def eyes(self) -> tuple[Detector, Embedder]:
+        """Load detector and embedder. Raise `MissingWeights` or `MissingModel`: before an hour of sampling."""
+        return host.detector(self.detector, self.download), host.embedder(self.embedder, self.download)
 
 
-def compared_with(
-    pictures: Sequence[Tensor],
-    subjects: SubjectSet,
-    detect: Detector,
-    embed: Embedder,
-    query: str,
-    threshold: float,
-    cut_out: bool,
-) -> tuple[list[Comparison], References]:
-    """Score pictures as `compared` does; return the embedded photos of the subjects too."""
-    from ..mudi_core.score.compare import References, compare
-    from ..mudi_core.score.verdicts import limits_of
+class Judge:
+    """Detect-and-Compare with the photos of the subjects, which are embedded once. Obeys Cancel."""
 
-    words = [word.strip() for word in query.split(",") if word.strip()] or None
-    results: list[Comparison] = []
-    with host.progress()("comparing") as update:
+    def __init__(self, subjects: SubjectSet, how: Judging) -> None:
+        from ..mudi_core.score.compare import References
+        from ..mudi_core.score.verdicts import limits_of
 
-        def embedded(images: Sequence[Tensor]) -> Tensor:
-            update(len(results), len(pictures))  # obeys Cancel between two subjects, too
-            return embed(images)
+        self.how = how
+        _, embed = how.eyes()
+        self.references = References(subjects, _hearing(embed), how.cut_out, limits_of(embed))
 
-        references = References(subjects, embedded, cut_out, limits_of(embed))
+    def __call__(self, pictures: Sequence[Tensor], update: Update = lambda *done: None) -> list[Comparison]:
+        """Score each picture ``[h, w, 3]``; ``update`` hears how many are scored."""
+        from ..mudi_core.score.compare import compare
+
+        words = [word.strip() for word in self.how.query.split(",") if word.strip()] or None
+        detect, embed = self.how.eyes()  # ComfyUI may have moved them away since
+        results: list[Comparison] = []
         for picture in pictures:
-            results.append(compare(picture, references, detect, embedded, words, threshold))
+            host.hear_cancel()
+            results.append(compare(picture, self.references, detect, _hearing(embed), words, self.how.threshold))
             update(len(results), len(pictures))
-    return results, references
+        return results
+
+
+def _hearing(embed: Embedder) -> Embedder:
+    """Return the embedder, which obeys Cancel each time before it is used: between two subjects, too."""
+
+    def embedded(images: Sequence[Tensor]) -> Tensor:
+        host.hear_cancel()
+        return embed(images)
+
+    return embedded
+
+
+def compared(pictures: Sequence[Tensor], subjects: SubjectSet, how: Judging) -> list[Comparison]:
+    """Score each picture ``[h, w, 3]``, on the node's progress bar."""
+    how.eyes()  # fetching them has a bar of its own
+    with host.progress()("comparing") as update:
+        return Judge(subjects, how)(pictures, update)
 
 
 def ranking(

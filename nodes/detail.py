@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..mudi_core.bases.checkpoint import NEGATIVE_PROMPT
 from ..mudi_core.types import MudiError
 from . import convert, drawing, host
-from .compare import compared_with
+from .compare import Judge, Judging
 from .host import widgets
 from .redraw import Redraw, segs
 from .sockets import Subjects
@@ -178,9 +178,11 @@ class DetailSubjects(io.ComfyNode):  # type: ignore[misc]
         host.check_sampler(sampler_name[0], scheduler[0])
         config = DetailConfig(side[0], margin[0], feather[0], only_better[0])
         pictures, people = convert.pictures(images), subjects[0]
-        detect, segment = host.detector(detector[0], download[0]), host.segmenter(segmenter[0], download[0])
-        embed = host.embedder(embedder[0], download[0])
-        results, references = compared_with(pictures, people, detect, embed, query[0], threshold[0], cut_out[0])
+        how = Judging(detector[0], embedder[0], threshold[0], query[0], cut_out[0], download[0])
+        segment, (_, embed) = host.segmenter(segmenter[0], download[0]), how.eyes()
+        with host.progress()("comparing") as update:
+            judge = Judge(people, how)
+            results = judge(pictures, update)
         reads = cache(lambda text: clip[0].encode_from_tokens_scheduled(clip[0].tokenize(text)))
         positives = [reads(_prompted(prompt[0], one.token, one.class_noun)) for one in people]
         encode = convert.encode_image(vae[0], model[0])
@@ -189,7 +191,7 @@ class DetailSubjects(io.ComfyNode):  # type: ignore[misc]
             sampler = host.Sampler(model[0], None, reads(negative[0]), steps[0], cfg[0], sampler_name[0], scheduler[0])
             for number, (picture, result) in enumerate(zip(pictures, results, strict=True)):
                 redraw = Redraw(sampler, encode, vae[0], positives, seed[0] + number, denoise[0])
-                done.append(detail(picture, result, references, segment, embed, redraw, config))
+                done.append(detail(picture, result, judge.references, segment, embed, redraw, config))
                 update(number + 1, len(pictures))
         each = list(zip(pictures, results, done, strict=True))
         cards = [drawing.column([drawing.small(picture), drawing.small(one.image)]) for picture, _, one in each]

@@ -72,14 +72,7 @@ class SubjectsFromLoras(io.ComfyNode):  # type: ignore[misc]
                 widgets.model("detector", "The model that finds the character in a picture."),
                 widgets.model("segmenter", "The model that cuts it out."),
                 widgets.model("embedder", "The model that says how alike pictures are."),
-                io.Float.Input(
-                    "threshold",
-                    default=0.25,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Least confidence of the detector; 0.03 for the mini model.",
-                ),
+                widgets.threshold("Least confidence of the detector; 0.03 for the mini model."),
                 widgets.download(),
             ],
             outputs=[

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from ..mudi_core.start.init_latent import default_gamma
 from . import convert
 from .generate import drawn_layout
 from .host import Sampler
@@ -12,8 +16,6 @@ from .sockets import PlacedSubjects
 from .start import start, with_start
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..mudi_core.progress import Update
 
 
@@ -28,21 +30,25 @@ class Painter:
     in_all: int
     """Pictures that will be asked for."""
     done: int = 0
+    latest: Tensor = field(default_factory=lambda: torch.ones(8, 8, 3))
+    """The last picture; white before the first."""
 
     def paint(self, seed: int, gamma: float, places: int | None = None) -> tuple[Tensor, Tensor]:
         """Return a latent ``[1, c, ...]`` and its picture ``[h, w, 3]``, from a start of strength ``gamma``.
 
-        ``seed``: of the noise; ``places``: of the places where the subjects stand, the same if it is not given.
+        ``gamma``: below 0 it is chosen by the number of subjects. ``seed``: of the noise; ``places``: of the places
+        where the subjects stand, the same if it is not given.
         """
         from ..mudi_core.stage.segmix import compose
 
         canvas = compose(drawn_layout(self.layout, seed if places is None else places, 0), self.layout.cutouts)
         model = self.sampler.model
-        begin = start(canvas, self.vae, gamma, model)
+        strength = default_gamma(len(self.layout.cutouts.subjects)) if gamma < 0 else gamma
+        begin = start(canvas, self.vae, strength, model)
         latent = replace(self.sampler, model=with_start(model, begin)).sample(begin, seed, self._stepped)
         self.done += 1
-        (picture,) = convert.decoded(self.vae, latent)
-        return latent, picture
+        (self.latest,) = convert.decoded(self.vae, latent)
+        return latent, self.latest
 
     def _stepped(self, step: int) -> None:
         steps, total = self.sampler.steps, self.in_all * self.sampler.steps

@@ -10,7 +10,7 @@ import comfy.model_management
 from comfy_api.latest import io
 
 from . import host
-from .compare import compared
+from .compare import Judging, compared
 from .denoiser import usual_of
 from .host import widgets
 from .painting import Painter
@@ -48,11 +48,7 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
                 widgets.seed("The first seed; the others follow it. Leave it fixed, or training starts anew."),
                 io.Int.Input("count", default=2, min=1, max=16, tooltip="Seeds, each of which makes two pictures."),
                 *host.sampler_widgets("ddim_uniform", steps=25, auto=True),
-                widgets.model("detector", "The model that finds the figures."),
-                widgets.model("embedder", "The model that compares them."),
-                widgets.threshold("Least confidence of a figure, as in D&C Score."),
-                widgets.cut_out("Compare with the cut-out subjects, as in D&C Score."),
-                widgets.download(),
+                *widgets.judging(asks=False),
             ],
             outputs=[PreviewSocket.Output(display_name="preview", tooltip="For Train LoRA.")],
         )
@@ -78,9 +74,7 @@ class MakeTrainPreview(io.ComfyNode):  # type: ignore[misc]
     ) -> io.NodeOutput:
         if sampler_name != host.AUTO:
             host.check_sampler(sampler_name, scheduler)
-        # Before hours of training: they may be missing.
-        host.detector(detector, download)
-        host.embedder(embedder, download)
+        Judging(detector, embedder, threshold, download=download).eyes()  # before hours of training: may be missing
         seeds = tuple((seed + number) % 2**64 for number in range(count))
         return io.NodeOutput(
             TrainPreview(
@@ -98,8 +92,8 @@ def sampled(wanted: TrainPreview, model: Any, vae: Any) -> Preview:
     subjects, seeds = wanted.layout.cutouts.subjects, wanted.seeds
 
     def score(pictures: Iterable[Tensor]) -> list[float]:
-        detect, embed = host.detector(wanted.detector), host.embedder(wanted.embedder)
-        found = compared(list(pictures), subjects, detect, embed, "", wanted.threshold, wanted.cut_out)
+        how = Judging(wanted.detector, wanted.embedder, wanted.threshold, cut_out=wanted.cut_out)
+        found = compared(list(pictures), subjects, how)
         return [comparison.score for comparison in found]
 
     steps, cfg, sampler_name, scheduler = _settings(wanted, model)

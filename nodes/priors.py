@@ -52,14 +52,7 @@ class MakePriors(io.ComfyNode):  # type: ignore[misc]
                 ),
                 widgets.model("detector", "The model that finds the class in a picture."),
                 widgets.model("segmenter", "The model that cuts it out."),
-                io.Float.Input(
-                    "threshold",
-                    default=THRESHOLD,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Least confidence of the detector; 0.03 for the mini model.",
-                ),
+                widgets.threshold("Least confidence of the detector; 0.03 for the mini model.", THRESHOLD),
                 widgets.download(),
                 io.String.Input(
                     "also",

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from . import convert, drawing, host
-from .compare import compared, ranking
+from .compare import Judging, compared, ranking
 from .host import widgets
 from .painting import Painter
 from .sockets import LayoutSocket, PlacedSubjects
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..mudi_core.types import Comparison
+    from ..mudi_core.jobs.search import Found
+    from ..mudi_core.types import SubjectSet
 
 
 class FindSeed(io.ComfyNode):  # type: ignore[misc]
@@ -47,20 +46,8 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
                     tooltip="Each seed has its own places, as it has in Layout. Off: all have those that Layout shows.",
                 ),
                 *host.sampler_widgets("ddim_uniform", "As in KSampler. Fewer are enough to compare seeds."),
-                io.Float.Input(
-                    "gamma",
-                    default=-1.0,
-                    min=-1.0,
-                    max=10.0,
-                    step=0.1,
-                    tooltip="As in Init Latent. -1: chosen by the number of subjects.",
-                ),
-                widgets.model("detector", "The model that finds the figures."),
-                widgets.model("embedder", "The model that compares them."),
-                widgets.threshold("Least confidence of a figure, as in D&C Score."),
-                widgets.query(),
-                widgets.cut_out("Compare with the cut-out subjects, as in D&C Score."),
-                widgets.download(),
+                widgets.gamma(),
+                *widgets.judging(),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images", tooltip="The best pictures, best first."),
@@ -92,42 +79,31 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
         sampler_name: str,
         scheduler: str,
         gamma: float,
-        detector: str,
-        embedder: str,
-        threshold: float,
-        query: str,
-        cut_out: bool,
-        download: bool,
+        **judging: Any,
     ) -> io.NodeOutput:
-        import torch
-
         from ..mudi_core.jobs.search import search
-        from ..mudi_core.start.init_latent import default_gamma
 
         host.check_sampler(sampler_name, scheduler)
-        subjects = layout.cutouts.subjects
-        # Before an hour of sampling: they may be missing.
-        host.detector(detector, download)
-        host.embedder(embedder, download)
-        strength = default_gamma(len(subjects)) if gamma < 0 else gamma
-        latents: list[Tensor] = []
-        latest: list[Tensor] = [torch.ones(8, 8, 3)]
-
-        def judge(pictures: Sequence[Tensor]) -> list[Comparison]:
-            detect, embed = host.detector(detector, download), host.embedder(embedder, download)
-            return compared(pictures, subjects, detect, embed, query, threshold, cut_out)
-
-        with host.progress(lambda: latest[-1])("sampling") as update:
+        subjects, how, latents = layout.cutouts.subjects, Judging(**judging), list[Tensor]()
+        how.eyes()  # before an hour of sampling: they may be missing
+        with host.progress(lambda: painter.latest)("sampling") as update:
             sampler = host.Sampler(model, positive, negative, steps, cfg, sampler_name, scheduler)
             painter = Painter(sampler, vae, layout, update, count)
 
             def paint(one: int) -> Tensor:
-                latent, picture = painter.paint(one, strength, None if vary_places else layout.config.seed)
+                latent, picture = painter.paint(one, gamma, None if vary_places else layout.config.seed)
                 latents.append(latent)
-                latest[:] = [picture]
                 return picture
 
-            found = search([(seed + number) % 2**64 for number in range(count)], paint, judge)
+            seeds = [(seed + number) % 2**64 for number in range(count)]
+            found = search(seeds, paint, lambda pictures: compared(pictures, subjects, how))
+        return cls._given(found, latents, subjects, keep)
+
+    @classmethod
+    def _given(cls, found: list[Found], latents: list[Tensor], subjects: SubjectSet, keep: int) -> io.NodeOutput:
+        """Return what comes out of all pictures, of which ``keep`` are handed on."""
+        import torch
+
         pictures, results = [one.picture for one in found], [one.comparison for one in found]
         _, cards, verdicts = ranking(pictures, results, subjects, [f"seed {one.seed}" for one in found])
         best = found[:keep]

@@ -40,7 +40,7 @@ def judged(comfy: Comfy, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         seen.extend(pictures)
         return [RESULTS[len(seen) - 1]]
 
-    monkeypatch.setattr(comfy.module("best_pictures"), "_judge", lambda *how: judge)
+    monkeypatch.setattr(comfy.module("best_pictures"), "Judge", lambda *how: judge)
     return seen
 
 

@@ -128,7 +128,25 @@ def test_the_embedded_eyes_tell_a_photo_of_both_from_one_of_one(
 
 
 def test_verdicts_have_the_limits_of_the_embedder(comfy: Comfy) -> None:
-    host, subjects = comfy.module("host"), SUBJECTS
-    detect, embed = (load("embedded (drawn toys only)") for load in (host.detector, host.embedder))
-    _, references = comfy.module("compare").compared_with([scene("red")], subjects, detect, embed, "", 0.25, True)
-    assert references.limits == VERDICT_LIMITS
+    how = comfy.module("compare").Judging(
+        "embedded (drawn toys only)", "embedded (drawn toys only)", 0.25, cut_out=True
+    )
+    assert comfy.module("compare").Judge(SUBJECTS, how).references.limits == VERDICT_LIMITS
+
+
+def test_cancel_is_heard_between_two_references(comfy: Comfy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is embedded after it, wherever pictures are judged."""
+    compare, management = comfy.module("compare"), comfy.core("comfy.model_management")
+    seen: list[int] = []
+
+    def embed(images: list[Tensor]) -> Tensor:
+        seen.append(len(images))
+        management.interrupt_current_processing(True)
+        return torch.ones(len(images), 2)
+
+    monkeypatch.setattr(comfy.module("host"), "detector", lambda *choice: None)
+    monkeypatch.setattr(comfy.module("host"), "embedder", lambda *choice: embed)
+    assert len(SUBJECTS) > 1
+    with pytest.raises(management.InterruptProcessingException):
+        compare.Judge(SUBJECTS, compare.Judging("any", "any", 0.25))
+    assert len(seen) == 1

@@ -28,7 +28,7 @@ def judged(comfy: Comfy, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The pictures that were judged; they get `SCORES` in turn."""
     seen: list[Tensor] = []
 
-    def compared(pictures: list[Tensor], subjects: SubjectSet, *how: Any) -> list[Comparison]:
+    def compared(pictures: list[Tensor], subjects: SubjectSet, how: Any) -> list[Comparison]:
         seen.extend(pictures)
         nothing = Detections(torch.zeros(0, 4), torch.zeros(0), ())
         similar = torch.eye(len(subjects))

@@ -17,11 +17,7 @@ from .options import (
     add_models,
     add_precision,
     add_seed,
-    device,
-    load_detector,
-    load_embedder,
-    load_segmenter,
-    open_base,
+    base_and_eyes,
 )
 from .talk import Answer, Talk
 
@@ -71,12 +67,11 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     config = PicturesConfig(args.count, args.spare, tuple(args.scene or SCENES), args.seed)
     concepts = concepts_of(args)
     check_concepts(concepts, least=1)
-    on = device(args)
-    eyes = load_detector(args, on, talk), load_segmenter(args, on, talk), load_embedder(args, on, talk)
-    checkpoint = open_base(args, on)
+    checkpoint, (detector, segmenter, embedder) = base_and_eyes(args, talk, "detector", "segmenter", "embedder")
     usual = checkpoint.usual.photo_threshold
     config = replace(config, threshold=usual if args.threshold is None else args.threshold)
-    painted = paint_subjects(concepts, painting(checkpoint, args.steps), *eyes, config, talk.progress)
+    paint = painting(checkpoint, args.steps)
+    painted = paint_subjects(concepts, paint, detector, segmenter, embedder, config, talk.progress)
     folder = storage.write_subjects(painted.subjects, args.out)
     return Answer(
         " ".join([f"{args.out}:", *painted.told()]),

@@ -16,10 +16,7 @@ from .options import (
     add_models,
     add_precision,
     add_seed,
-    device,
-    load_detector,
-    load_embedder,
-    open_base,
+    base_and_eyes,
     precision,
 )
 from .talk import Answer, Talk
@@ -88,9 +85,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..subjects import storage
 
     subjects = storage.read_subjects(args.dataset, packed=True)
-    on = device(args)
-    detector, embedder = load_detector(args, on, talk), load_embedder(args, on, talk)
-    checkpoint = open_base(args, on)
+    checkpoint, (detector, embedder) = base_and_eyes(args, talk, "detector", "embedder")
     family = checkpoint.usual
     references = References(subjects, embedder, args.cut_out or family.cut_out)
     threshold = family.threshold if args.threshold is None else args.threshold

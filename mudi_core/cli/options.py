@@ -141,6 +141,18 @@ def open_base(args: argparse.Namespace, on: torch.device, unet_on: torch.device 
     return open_checkpoint(args.base, on, torch.bfloat16 if precision(args, on) == "bf16" else torch.float32, unet_on)
 
 
+def base_and_eyes(args: argparse.Namespace, talk: Talk, *roles: Role) -> tuple[Checkpoint, list[Any]]:
+    """Open the base model and load the eyes of these roles, in their order, all on the device asked for.
+
+    The eyes come first: they may be missing, and a base model takes its time. Raise as `open_base` and `load_detector`
+    do.
+    """
+    load = {"detector": load_detector, "segmenter": load_segmenter, "embedder": load_embedder}
+    on = device(args)
+    found = [load[role](args, on, talk) for role in roles]
+    return open_base(args, on), found
+
+
 def load_detector(args: argparse.Namespace, on: torch.device, talk: Talk) -> Detector:
     """Load the detector asked for, or the usual one. Raise `MissingWeights`, `BadWeights` or `DownloadFailed`."""
     from .. import eyes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .options import (
     add_base,
@@ -13,15 +13,9 @@ from .options import (
     add_models,
     add_precision,
     add_seed,
-    device,
-    load_detector,
-    load_segmenter,
-    open_base,
+    base_and_eyes,
 )
 from .talk import Answer, Talk
-
-if TYPE_CHECKING:
-    pass
 
 
 def add(commands: Any) -> None:
@@ -59,9 +53,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..subjects import storage
 
     subjects = storage.read_subjects(args.dataset, packed=True)
-    on = device(args)
-    detector, segmenter = load_detector(args, on, talk), load_segmenter(args, on, talk)
-    checkpoint = open_base(args, on)
+    checkpoint, (detector, segmenter) = base_and_eyes(args, talk, "detector", "segmenter")
     family = checkpoint.usual
     sample = priors.sampler(checkpoint, args.steps or None)
     wanted = priors.PriorsConfig(

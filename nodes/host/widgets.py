@@ -42,9 +42,15 @@ def size(tooltip: str) -> list[io.Int.Input]:
     return [io.Int.Input(side, default=1024, min=64, max=4096, step=8, tooltip=tooltip) for side in ("width", "height")]
 
 
-def threshold(tooltip: str) -> io.Float.Input:
+def gamma() -> io.Float.Input:
+    """Return the widget for the strength of the start of pictures that a node samples itself."""
+    words = "As in Init Latent. -1: chosen by the number of subjects."
+    return io.Float.Input("gamma", default=-1.0, min=-1.0, max=10.0, step=0.1, tooltip=words)
+
+
+def threshold(tooltip: str, default: float = 0.25) -> io.Float.Input:
     """Return the widget for the least confidence of a detection, 0 to 1."""
-    return io.Float.Input("threshold", default=0.25, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+    return io.Float.Input("threshold", default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
 
 
 def model(role: Role, tooltip: str) -> io.Combo.Input:
@@ -72,3 +78,18 @@ def cut_out(tooltip: str) -> io.Boolean.Input:
 def download() -> io.Boolean.Input:
     """Return the widget that allows fetching missing models."""
     return io.Boolean.Input("download", default=False, tooltip="Fetch missing models into ComfyUI's models folder.")
+
+
+def judging(*, asks: bool = True) -> list[Any]:
+    """Return the widgets of a node that judges pictures as D&C Score does.
+
+    Their values are a `compare.Judging`. ``asks``: whether "query" is among them.
+    """
+    return [
+        model("detector", "The model that finds the figures."),
+        model("embedder", "The model that compares them."),
+        threshold("Least confidence of a figure, as in D&C Score."),
+        *([query()] if asks else []),
+        cut_out("Compare with the cut-out subjects, as in D&C Score."),
+        download(),
+    ]
