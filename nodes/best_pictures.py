@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from ..mudi_core.subjects.prompt import MANY_SCENES
 from . import convert, drawing, host
 from .compare import Judge, Judging
 from .host import widgets
+from .identity import identity
 from .painting import Painter
 from .sockets import Dataset, LayoutSocket, PlacedSubjects, TrainingSet
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ..mudi_core.jobs.picture_shelf import FolderShelf
 
 COLUMNS, SHOWN = 8, 32
+KIND = "folder of pictures"
+STOPPED = "stopped_pictures"
+"""The folder in output/mudi for pictures of runs that have not ended."""
 
 
 class BestPictures(io.ComfyNode):  # type: ignore[misc]
@@ -95,7 +98,7 @@ class BestPictures(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
-        return host.is_plain_name(name, "folder of pictures")
+        return host.is_plain_name(name, KIND)
 
     @classmethod
     def execute(
@@ -120,38 +123,40 @@ class BestPictures(io.ComfyNode):  # type: ignore[misc]
         **judging: Any,
     ) -> io.NodeOutput:
         from ..mudi_core.jobs.best_pictures import BestConfig, NoneSound, best_pictures
-        from ..mudi_core.jobs.picture_shelf import FolderShelf
+        from ..mudi_core.jobs.unfinished import how_it_begins, unfinished
         from ..mudi_core.subjects.prompt import write_prompt
 
         host.check_sampler(sampler_name, scheduler)
-        subjects = layout.cutouts.subjects
-        names, lines = [one.name for one in subjects], list(filter(None, map(str.strip, prompts.splitlines())))
-        whole = tuple(write_prompt(names, line) for line in lines)
+        names = [one.name for one in layout.cutouts.subjects]
+        whole = tuple(write_prompt(names, line) for line in filter(None, map(str.strip, prompts.splitlines())))
         config = BestConfig(whole, count, keep, per_prompt, least, seed)
-        judge = Judge(subjects, Judging(**judging))
-        shelf = FolderShelf(_folder(name))
-        read = cache(lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text)))
-        sampler = host.Sampler(model, None, read(negative), steps, cfg, sampler_name, scheduler)
+        root = _folder(name).parent
+        judge = Judge(layout.cutouts.subjects, Judging(**judging))
+        said = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in {*whole, negative}}
+        sampler = host.Sampler(model, None, said[negative], steps, cfg, sampler_name, scheduler)
+        made_of = {"prompts": identity(whole, *map(said.get, whole)), "seed": seed}
+        made_of |= _made_of(sampler, vae, layout, judge, gamma)
 
         def paint(prompt: str, one: int) -> Tensor:
-            host.hear_cancel()
-            wanted = replace(sampler, positive=read(prompt))
-            return Painter(wanted, vae, layout, _no_bar, 1).paint(one, gamma)[1]
+            return Painter(replace(sampler, positive=said[prompt]), vae, layout, _hear_cancel, 1).paint(one, gamma)[1]
 
-        try:
-            best = best_pictures(config, subjects, paint, judge, shelf, host.progress())
-        except NoneSound as error:
-            raise NoneSound(f"{error} The pictures are in {shelf.folder}.") from error
-        return cls._given(best, layout, shelf)
+        with unfinished(root / STOPPED, made_of) as shelf:
+            begins = how_it_begins(shelf, made_of)
+            try:
+                best = best_pictures(config, layout.cutouts.subjects, paint, judge, shelf, host.progress())
+            except NoneSound as error:
+                raise NoneSound(f"{error} A higher count goes on from these, which are in {shelf.folder}.") from error
+            shelf.move(_folder(name))
+            return cls._given(best, layout, shelf, begins)
 
     @classmethod
-    def _given(cls, best: Best, layout: PlacedSubjects, shelf: FolderShelf) -> io.NodeOutput:
+    def _given(cls, best: Best, layout: PlacedSubjects, shelf: FolderShelf, begins: str) -> io.NodeOutput:
         from ..mudi_core.jobs.best_pictures import as_subjects
 
         subjects = as_subjects(best, layout.cutouts.subjects, shelf)
         images = [shelf.image(one) for one in best.kept]
         sheet = drawing.small(drawing.grid([drawing.small(image) for image in images[:SHOWN]], COLUMNS))
-        text = f"{best.words} They are in {shelf.folder}."
+        text = f"{best.words} They are in {shelf.folder}.{f' ({begins})' if begins else ''}"
         return io.NodeOutput(
             TrainingSet(subjects, segmix_prob=0.0),
             convert.image_batch(images),
@@ -162,13 +167,27 @@ class BestPictures(io.ComfyNode):  # type: ignore[misc]
         )
 
 
-def _no_bar(done: int, total: int, words: str = "") -> None:
-    """Say nothing of single steps: the bar counts pictures."""
+def _hear_cancel(done: int, total: int, words: str = "") -> None:
+    """Obey Cancel between two steps, and say nothing of them: the bar counts pictures."""
+    host.hear_cancel()
 
 
 def _folder(name: str) -> Path:
-    """Return a new folder of this name in ComfyUI's output folder."""
-    plain = plain_name(name, "folder of pictures")
-    root = Path(folder_paths.get_output_directory()) / "mudi"
-    root.mkdir(parents=True, exist_ok=True)
-    return host.numbered(root, plain, "")
+    """Return a new folder of this name in ComfyUI's output folder, which is not made yet."""
+    return host.numbered(Path(folder_paths.get_output_directory()) / "mudi", plain_name(name, KIND), "")
+
+
+def _made_of(sampler: host.Sampler, vae: Any, layout: PlacedSubjects, judge: Judge, gamma: float) -> dict[str, Any]:
+    """Return everything that pictures and scores depend on but prompts and seed, by name."""
+    from ..mudi_core import __version__
+
+    settings = (sampler.steps, sampler.cfg, sampler.sampler_name, sampler.scheduler, gamma)
+    return {
+        "version of MuDI": __version__,
+        "model": identity(sampler.model),
+        "vae": identity(vae),
+        "layout": identity(layout.cutouts, replace(layout.config, seed=0)),
+        "negative prompt": identity(sampler.negative),
+        "sampler settings": [repr(one) for one in settings],
+        "eyes": [repr(judge.how), *(identity(getattr(eye, "model", eye)) for eye in judge.how.eyes())],
+    }

@@ -47,7 +47,7 @@ NODES = (
     ("carried", "convert", "editor", "mini_models", "ranges", "scene"),
     ("denoiser",),
     ("base", "samplers", "compare", "generate", "start"),
-    ("attention", "painting", "train_config"),
+    ("attention", "identity", "painting", "train_config"),
     ("preview",),
     ("training",),
     ("find", "fusing", "photos", "redraw", "subject", "subject_sets"),

@@ -35,6 +35,7 @@ from mudi_core.jobs.best_pictures import (
 from mudi_core.jobs.iterate import CannotIterate, IterateConfig, Round, iterate
 from mudi_core.jobs.picture_shelf import LIST, FolderShelf
 from mudi_core.jobs.train import LoraFiles, whole_of
+from mudi_core.jobs.unfinished import InUse, how_it_begins, unfinished
 from mudi_core.lora.file import save_lora
 from mudi_core.lora.reading import Lora, read_lora
 from mudi_core.types import Comparison, Detections, SubjectSet, Verdict
@@ -173,6 +174,38 @@ def test_a_full_disk_is_told_and_nothing_is_painted_twice(tmp_path: Path, drawn_
     assert work(world).sound == 4 and len(world.painted) <= 4
     again = World(found(0.5))
     assert work(again).sound == 4 and not again.painted
+
+
+def test_a_stopped_run_is_in_use_by_one_and_says_from_where_it_goes_on(
+    tmp_path: Path, drawn_subjects: SubjectSet
+) -> None:
+    """Of the shelf, until it is moved to its own name."""
+    world, root, made_of = World(found(0.5)), tmp_path / "stopped", {"model": "a", "seed": 1}
+    config = BestConfig(("x",), count=4, keep=4, least=2)
+    said: list[str] = []
+
+    @contextmanager
+    def progress(what: str) -> Iterator[Any]:
+        yield lambda done, total, words="": said.append(words)
+
+    def cancelled(prompt: str, seed: int) -> Tensor:
+        if len(world.painted) == 2:
+            raise InterruptedError
+        return world.paint(prompt, seed)
+
+    with pytest.raises(InterruptedError), unfinished(root, made_of) as shelf:
+        with pytest.raises(InUse, match="in another process"), unfinished(root, made_of):
+            pass
+        best_pictures(config, drawn_subjects, cancelled, world.judge, shelf, progress)
+    with unfinished(root, {**made_of, "seed": 2}) as shelf:
+        assert how_it_begins(shelf, {**made_of, "seed": 2}).endswith("has other seed")
+    with unfinished(root, made_of) as shelf:
+        assert how_it_begins(shelf, made_of) == "going on from picture 3"
+        best = best_pictures(config, drawn_subjects, world.paint, world.judge, shelf, progress)
+        shelf.move(tmp_path / "best")
+        assert torch.equal(shelf.image(best.kept[0]), torch.zeros(SIDE, SIDE, 3)) and len(world.painted) == 4
+    assert said == ["", "", *["going on from picture 3"] * 4]
+    assert len(list(root.glob("*/"))) == 1 and len(list((tmp_path / "best").glob("*.png"))) == 4
 
 
 # ------------------------------------------------------------------------------------------------ rounds

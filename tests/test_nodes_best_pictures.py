@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from comfyui import Comfy
 from test_iterate import found
 from torch import Tensor
 
+from mudi_core.jobs.unfinished import how_it_begins
 from mudi_core.types import Comparison, MudiError, SubjectSet
 
 SIDE = 64
@@ -31,17 +35,42 @@ def mini(comfy: Comfy, random_mini: None) -> tuple[Any, Any, Any]:
     return model, clip, vae
 
 
+class FakeJudge:
+    """Gives the pictures that it sees `RESULTS` in turn, and one that it has seen the same again."""
+
+    how: Any = None
+    on_picture: Callable[[int], None] = staticmethod(lambda times: None)
+    """Hears how many times it has judged."""
+
+    def __init__(self) -> None:
+        self.known: list[Tensor] = []
+        self.times = 0
+
+    def __call__(self, pictures: list[Tensor]) -> list[Comparison]:
+        (picture,) = pictures
+        if not any(torch.equal(picture, one) for one in self.known):
+            self.known.append(picture)
+        self.times += 1
+        self.on_picture(self.times)
+        return [RESULTS[next(i for i, one in enumerate(self.known) if torch.equal(picture, one))]]
+
+    def of(self, subjects: SubjectSet, how: Any) -> FakeJudge:
+        self.how = how
+        return self
+
+
 @pytest.fixture
-def judged(comfy: Comfy, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The pictures that were judged; they get `RESULTS` in turn."""
-    seen: list[Tensor] = []
+def judge(comfy: Comfy, monkeypatch: pytest.MonkeyPatch) -> FakeJudge:
+    shutil.rmtree(comfy.base / "output" / "mudi" / "stopped_pictures", ignore_errors=True)  # of other tests
+    one = FakeJudge()
+    monkeypatch.setattr(comfy.module("best_pictures"), "Judge", one.of)
+    return one
 
-    def judge(pictures: list[Tensor]) -> list[Comparison]:
-        seen.extend(pictures)
-        return [RESULTS[len(seen) - 1]]
 
-    monkeypatch.setattr(comfy.module("best_pictures"), "Judge", lambda *how: judge)
-    return seen
+@pytest.fixture
+def judged(judge: FakeJudge) -> list[Tensor]:
+    """The pictures that were judged."""
+    return judge.known
 
 
 def layout(comfy: Comfy, subjects: SubjectSet, seed: int = 5) -> Any:
@@ -113,3 +142,121 @@ def test_train_lora_goes_on_from_them(
         preset="iterate", steps=1, rank=2, learning_rate=0.0, batch_size=1, seed=0,
     )  # fmt: skip
     assert "1 steps of segmix" in made.ui["text"][0]
+
+
+def stopped(comfy: Comfy) -> list[Path]:
+    return sorted((comfy.base / "output" / "mudi" / "stopped_pictures").glob("*/"))
+
+
+@pytest.fixture
+def cancel(comfy: Comfy) -> Iterator[Callable[[], None]]:
+    """Presses Cancel."""
+    management = importlib.import_module("comfy.model_management")
+    yield lambda: management.interrupt_current_processing(True)
+    management.interrupt_current_processing(False)
+
+
+@pytest.mark.parametrize(("where", "times", "done"), [("sampling", 1, 0), ("judging", 1, 1), ("sampling", 4, 3)])
+def test_cancelled_anywhere_it_goes_on_to_the_same_and_judges_nothing_twice(
+    comfy: Comfy,
+    mini: tuple[Any, Any, Any],
+    judge: FakeJudge,
+    drawn_subjects: SubjectSet,
+    cancel: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    times: int,
+    done: int,
+) -> None:
+    placed, management = layout(comfy, drawn_subjects), importlib.import_module("comfy.model_management")
+    wanted = make(comfy, mini, placed)
+    assert judge.times == 6 and not stopped(comfy)
+    sampled, sample = [0], comfy.core("comfy.sample").sample
+
+    def sampling(*given: Any, **named: Any) -> Tensor:
+        sampled[0] += 1
+        if where == "sampling" and sampled[0] == times:
+            cancel()
+        made: Tensor = sample(*given, **named)
+        return made
+
+    monkeypatch.setattr(comfy.core("comfy.sample"), "sample", sampling)
+    judge.on_picture = lambda judged: cancel() if (where, judged) == ("judging", 6 + times) else None  # type: ignore[method-assign]
+    with pytest.raises(management.InterruptProcessingException):
+        make(comfy, mini, placed)
+    (kept,) = stopped(comfy)
+    (kept / "pictures.jsonl").touch()
+    assert len((kept / "pictures.jsonl").read_text().splitlines()) == done
+    with (kept / "pictures.jsonl").open("a") as lines:  # as a crash could leave it
+        lines.write('{"number": 3, "pro')
+    made = make(comfy, mini, placed)
+    assert judge.times == 12 and not stopped(comfy) and not kept.parent.exists()
+    assert torch.equal(made.result[1], wanted.result[1]) and made.result[2:] == wanted.result[2:]
+    for one, other in zip(made.result[0].subjects, wanted.result[0].subjects, strict=True):
+        assert [photo.caption for photo in one.photos] == [photo.caption for photo in other.photos]
+        assert all(torch.equal(a.image, b.image) for a, b in zip(one.photos, other.photos, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one.masks, other.masks, strict=True))
+    said = f"going on from picture {done + 1}"
+    assert (said in made.ui["text"][0]) == (done > 0) and "going on" not in wanted.ui["text"][0]
+
+
+def test_any_other_setting_begins_anew_and_says_what_is_other(
+    comfy: Comfy,
+    mini: tuple[Any, Any, Any],
+    judge: FakeJudge,
+    drawn_subjects: SubjectSet,
+    cancel: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, clip, vae = mini
+    placed, management = layout(comfy, drawn_subjects), importlib.import_module("comfy.model_management")
+    judge.on_picture = lambda judged: cancel()  # type: ignore[method-assign]
+    with pytest.raises(management.InterruptProcessingException):
+        make(comfy, mini, placed)
+    begun: list[str] = []
+
+    def begins(shelf: Any, made_of: Any) -> str:
+        begun.append(how_it_begins(shelf, made_of))
+        raise InterruptedError
+
+    monkeypatch.setattr("mudi_core.jobs.unfinished.how_it_begins", begins)
+
+    def said(parts: Any = mini, on: Any = placed, **more: Any) -> str:
+        with pytest.raises(InterruptedError):
+            make(comfy, parts, on, **more)
+        for empty in stopped(comfy):
+            if not (empty / "pictures.jsonl").exists():
+                shutil.rmtree(empty)
+        return begun[-1]
+
+    there = "going on from picture 2"
+    assert said() == said(name="other", keep=2, count=9, least=1) == said(on=layout(comfy, drawn_subjects, 6)) == there
+    other = model.clone()
+    other.set_model_attn2_output_patch(lambda n, extra: n)
+    patched = model.clone()
+    weight = "diffusion_model.out.2.weight"
+    patched.add_patches({weight: ("diff", (torch.ones_like(model.model.diffusion_model.out[2].weight),))}, 0.5)
+    for change, parts in (
+        ({"seed": 4}, "seed"),
+        ({"cfg": 1.1}, "sampler settings"),
+        ({"gamma": 1.0}, "sampler settings"),
+        ({"prompts": "at sea"}, "prompts"),
+        ({"negative": "dark"}, "negative prompt"),
+        ({"threshold": 0.3}, "eyes"),
+        ({"parts": (other, clip, vae)}, "model"),
+        ({"parts": (patched, clip, vae)}, "model"),
+        ({"on": layout(comfy, SubjectSet(drawn_subjects.subjects[::-1]))}, "layout"),
+    ):
+        assert said(**change).endswith(f"has other {parts}") or parts == "layout" and "other layout, " in begun[-1], (
+            change
+        )
+
+
+def test_a_higher_count_goes_on_from_too_few_sound_pictures(
+    comfy: Comfy, mini: tuple[Any, Any, Any], judge: FakeJudge, drawn_subjects: SubjectSet
+) -> None:
+    placed = layout(comfy, drawn_subjects)
+    with pytest.raises(MudiError, match="Only 2 of 3 pictures .* A higher count goes on from these, which are in"):
+        make(comfy, mini, placed, count=3, least=3, keep=3)
+    made = make(comfy, mini, placed, least=3, keep=3)
+    assert judge.times == 6 and made.result[4] == [0.7, 0.5, 0.6] and not stopped(comfy)

@@ -97,6 +97,9 @@ class Tried:
 class Shelf(Protocol):
     """Where pictures that were tried are kept, so that nothing is painted twice."""
 
+    begun: int
+    """Pictures that are there from an earlier run."""
+
     def get(self, number: int, prompt: str, seed: int) -> Tried | None:
         """Return what came of a picture; None where it was not tried."""
 
@@ -109,6 +112,8 @@ class Shelf(Protocol):
 
 class InMemory:
     """A shelf that lasts as long as its pictures are used."""
+
+    begun = 0
 
     def get(self, number: int, prompt: str, seed: int) -> Tried | None:
         """Return None: nothing is kept from before."""
@@ -180,6 +185,7 @@ def best_pictures(
 ) -> Best:
     """Paint ``config.count`` pictures and return the best that show every subject as itself. Raise `NoneSound`."""
     n, kept, sound, wrong_count = len(subjects), list[Tried](), 0, 0
+    words = f"going on from picture {shelf.begun + 1}" if shelf.begun else ""
     with progress("painting pictures to choose from") as update:
         for one in try_all(asked(config.prompts, config.count, config.seed), n, paint, judge, shelf):
             if one.is_sound(n):
@@ -187,7 +193,7 @@ def best_pictures(
                 # Who is not among the best so far never is later: others can be forgotten.
                 kept = best_of([*kept, one], config.keep, config.most)
             wrong_count += one.figures != n
-            update(one.number + 1, config.count)
+            update(one.number + 1, config.count, words)
     if sound < max(config.least, n):
         raise NoneSound(_why(config, n, sound, wrong_count))
     return Best(tuple(kept), config.count, sound)

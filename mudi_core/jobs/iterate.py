@@ -25,6 +25,7 @@ from .best_pictures import BadPictures, BestConfig, Paint, as_subjects, asked, b
 from .picture_shelf import FolderShelf
 from .search import Judge
 from .train import LoraFiles, whole_of
+from .unfinished import MADE_OF, differences, remember
 
 STATE = "iterate.json"
 
@@ -209,22 +210,14 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _same(folder: Path, made_of: Mapping[str, Any]) -> None:
     """Write what an iteration is made of, or compare it with what is there. Raise `CannotIterate`."""
-    text = json.dumps(made_of, indent=1, sort_keys=True)
-    path = folder / "made-of.json"
-    if not path.exists():
-        with _writing(folder), whole(path) as part:
-            part.write_text(text, encoding="utf-8")
-        return
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        there = {}
-    now = json.loads(text)
-    for key in sorted(now):
-        if not isinstance(there, dict) or there.get(key) != now[key]:
-            raise CannotIterate(
-                f"{folder} holds an iteration with other {key}. Choose another folder, or give it what it had before."
-            )
+    if not (folder / MADE_OF).exists():
+        with _writing(folder):
+            remember(folder, made_of)
+    if different := differences(folder, made_of):
+        raise CannotIterate(
+            f"{folder} holds an iteration with other {different[0]}. Choose another folder, or give it what it had "
+            "before."
+        )
 
 
 def _write(folder: Path, rounds: Sequence[Round]) -> None:

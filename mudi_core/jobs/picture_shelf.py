@@ -32,9 +32,10 @@ class FolderShelf:
             folder.mkdir(parents=True, exist_ok=True)
             text = (folder / LIST).read_text(encoding="utf-8") if (folder / LIST).exists() else ""
         except OSError as error:
-            raise self._cannot(error) from error
+            raise cannot_write(folder, error) from error
         self._there = {one.number: one for one in map(self._read, text.splitlines()) if one is not None}
         self._whole_lines(text)
+        self.begun = len(self._there)
 
     def get(self, number: int, prompt: str, seed: int) -> Tried | None:
         """Return what came of a picture; None where it was not tried, or its file is gone."""
@@ -54,7 +55,7 @@ class FolderShelf:
             with (self.folder / LIST).open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(_row(kept)) + "\n")
         except OSError as error:
-            raise self._cannot(error) from error
+            raise cannot_write(self.folder, error) from error
         self._there[one.number] = kept
         return kept
 
@@ -62,7 +63,15 @@ class FolderShelf:
         """Read a sound picture. Raise `BadPhoto`."""
         if one.path is None:
             raise BadPhoto(f"Picture {one.number} of {self.folder} was not kept.")
-        return read_photo(one.path).image
+        return read_photo(self.folder / one.path.name).image
+
+    def move(self, folder: Path) -> None:
+        """Give the folder another name, which none has, on the same disk. Raise `CannotWriteShelf`."""
+        try:
+            self.folder.rename(folder)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        self.folder = folder
 
     def _read(self, line: str) -> Tried | None:
         """Return a line's picture; None for one that a killed process or another hand left."""
@@ -83,13 +92,15 @@ class FolderShelf:
                     rows = (json.dumps(_row(one)) + "\n" for one in self._there.values())
                     part.write_text("".join(rows), encoding="utf-8")
             except OSError as error:
-                raise self._cannot(error) from error
+                raise cannot_write(self.folder, error) from error
 
-    def _cannot(self, error: OSError) -> CannotWriteShelf:
-        return CannotWriteShelf(
-            f"Pictures cannot be written to {self.folder}: {error.strerror or error}. Make room there and start the "
-            "same command again: it goes on with what is there."
-        )
+
+def cannot_write(folder: Path, error: OSError) -> CannotWriteShelf:
+    """Return what to raise for a folder of pictures that cannot be written."""
+    return CannotWriteShelf(
+        f"Pictures cannot be written to {folder}: {error.strerror or error}. Make room there and start the same again: "
+        "it goes on with what is there."
+    )
 
 
 def _row(one: Tried) -> dict[str, Any]:
