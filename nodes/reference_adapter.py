@@ -121,6 +121,7 @@ class ReferenceAdapter(io.ComfyNode):  # type: ignore[misc]
         names: str = "",
         merge: str = BY_PLACE,
     ) -> io.NodeOutput:
+        from ..mudi_core.attention.references.given import everywhere
         from ..mudi_core.attention.references.worn import References
 
         host.check_choice("where", where, WHERE)
@@ -137,7 +138,7 @@ class ReferenceAdapter(io.ComfyNode):  # type: ignore[misc]
                 chosen,
                 reading.tokens_of(eye, pictures, clip, named, found),
                 layers,
-                found.regions() if where != WORDS else reading.everywhere(found),
+                found.regions() if where != WORDS else everywhere(found.masks),
                 strength * chosen.scale,
                 _words(clip, named, merge) if where != PLACES else None,
                 eye.nothing(),

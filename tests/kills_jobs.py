@@ -31,7 +31,7 @@ from coloured import coloured
 
 from mudi_core.benchmark.results import Results
 from mudi_core.benchmark.run import Worker
-from mudi_core.benchmark.spec import read_spec
+from mudi_core.benchmark.spec_file import read_spec
 from mudi_core.cli import main as mudi
 from mudi_core.eyes import embedded
 from mudi_core.subjects.storage import write_subjects

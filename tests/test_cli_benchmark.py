@@ -25,7 +25,8 @@ from mudi_core.benchmark import run as work
 from mudi_core.benchmark.methods import METHODS
 from mudi_core.benchmark.results import OtherSpec, Result, Results
 from mudi_core.benchmark.run import Worker
-from mudi_core.benchmark.spec import BadSpec, Cell, Judges, Spec, read_spec
+from mudi_core.benchmark.spec import BadSpec, Cell, Judges, Spec
+from mudi_core.benchmark.spec_file import read_spec
 from mudi_core.benchmark.table import COLUMNS, nested, paired, summary, table
 from mudi_core.cli import main
 from mudi_core.eyes import embedded as eyes
@@ -85,6 +86,7 @@ def result(combo: str, method: str, seed: int, score: float, found: int = 2, fid
         ("embedded", 6 * 6 * 4 * 16),
         ("embedded_quick", 6 * 6 * 4),
         ("held_out", 12 * 3 * 7 * 4 * 8),
+        ("rivals", 6 * 4 * 8 * (2 * 13 + 4)),
         ("paper", 8 * 7 * 5 * 10),
         ("official", 8 * 7 * 5 * 10),
     ],
@@ -142,9 +144,11 @@ def test_rivals_share_steps_seed_and_noise(drawn_subjects: SubjectSet) -> None:
     assert [method for method, overlap in overlaps.items() if overlap != 0.2] == ["apart"] and overlaps["apart"] == 0
     made = {method: spec.generate_config(Cell("cats", method, 1, 7), drawn_subjects) for method in METHODS}
     assert {(config.seed, config.steps, config.guidance, config.count) for config in made.values()} == {(7, 20, 5.0, 1)}
-    assert {method for method, config in made.items() if config.gamma > 0} == {"apart", "general", "dco", "mudi"}
-    assert len({method.lora for method in METHODS.values()}) == len(METHODS) - 1
-    assert METHODS["segmix"].lora == METHODS["mudi"].lora
+    started = {method for method, config in made.items() if config.gamma > 0}
+    assert started == {"apart", "general", "dco", "mudi", *(name for name in METHODS if name.endswith("_start"))}
+    shared = {name for name, rival in METHODS.items() if rival.wears or rival.singles} | {"segmix"}
+    assert len({rival.lora for name, rival in METHODS.items() if name not in shared}) == len(METHODS) - len(shared)
+    assert METHODS["segmix"].lora == METHODS["mudi"].lora and METHODS["regions"].lora == METHODS["dreambooth"].lora
 
 
 def test_only_the_method_without_descriptive_class_calls_subjects_otherwise(drawn_subjects: SubjectSet) -> None:
@@ -155,9 +159,8 @@ def test_only_the_method_without_descriptive_class_calls_subjects_otherwise(draw
     for method in METHODS:
         noun = "animal" if method == "general" else "cat"
         cell = Cell("cats", method, 1, 0)
-        assert (
-            spec.generate_config(cell, drawn_subjects).prompt == f"a photo of olis {noun} and hta {noun} in the meadow"
-        )
+        named = "a cat and a cat" if METHODS[method].zero_shot else f"olis {noun} and hta {noun}"
+        assert spec.generate_config(cell, drawn_subjects).prompt == f"a photo of {named} in the meadow"
         assert {subject.class_noun for subject in spec.as_named(cell, drawn_subjects)} == {noun}
 
 

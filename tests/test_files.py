@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mudi_core.benchmark.spec import read_spec
+from mudi_core.benchmark.spec_file import read_spec
 from mudi_core.cli.generate import places
 from mudi_core.files import LONGEST_TEXT, NotText, read_text
 from mudi_core.subjects.storage import read_subjects, write_subjects

@@ -434,7 +434,7 @@ from mudi_core.lora import file as lora
 from mudi_core.lora.metadata import read_lora_subjects
 from mudi_core.subjects import picture_file, storage
 from mudi_core.eyes import sam
-from mudi_core.benchmark.spec import read_spec
+from mudi_core.benchmark.spec_file import read_spec
 from mudi_core.stage.layout_text import parse_places
 from mudi_core.train import resume
 from mudi_core.tensor_file import read_tensors

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mudi_core import boxes, masks
-from mudi_core.benchmark.spec import read_spec
+from mudi_core.benchmark.spec_file import read_spec
 from mudi_core.lora.file import load_lora
 from mudi_core.lora.metadata import read_lora_subjects
 from mudi_core.score.compare import score_matrices

@@ -16,6 +16,7 @@ from test_references import nested
 from tiny_models import tiny
 from torch import Tensor, nn
 
+from mudi_core.attention.references.given import boxes_of, cut_out
 from mudi_core.attention.references.projector import ImageProjector, Resampler, Sizes
 from mudi_core.toy.draw import Rendered
 from mudi_core.toy.world import DEV_PAIRS, photo
@@ -135,7 +136,7 @@ def test_grounding_tells_phrase_and_box(comfy: Comfy, mini: Any, refer: Any) -> 
     assert differ(sampled(comfy, mini, refer(names="cat\nbear").result[0]), first) > 1e-3
     reading, masks = comfy.module("attention.references"), torch.zeros(3, 10, 20)
     masks[0, 2:5, 4:16], masks[1, :, :] = 1, 1
-    boxes = reading.boxes_of(masks)
+    boxes = boxes_of(masks)
     assert torch.allclose(boxes, torch.tensor([[0.2, 0.2, 0.8, 0.5], [0, 0, 1, 1], [0, 0, 0, 0]]))
     phrase = reading.phrase(mini[1], "dog")
     assert phrase.shape == (1, PHRASE) and differ(phrase, reading.phrase(mini[1], "cat")) > 1e-3
@@ -220,9 +221,9 @@ def test_a_layouts_subjects_are_the_references(comfy: Comfy, mini: Any, refer: A
     assert differ(own[0], first[0]) < 1e-2 and differ(own[1], first[1]) > 0.05
 
 
-def test_the_layouts_subjects_are_cut_out_on_white(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
-    reading, subject = comfy.module("attention.references"), drawn_subjects.subjects[0]
-    (shown,) = reading._cut_out(subject, 1)
+def test_the_layouts_subjects_are_cut_out_on_white(drawn_subjects: SubjectSet) -> None:
+    subject = drawn_subjects.subjects[0]
+    (shown,) = cut_out(subject, 1)
     assert shown[0, 0].tolist() == [1.0, 1.0, 1.0] and float(shown.mean()) < 0.99
     assert shown.shape[0] < subject.photos[0].image.shape[0]
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from mudi_core.bases import embedded as family
 from mudi_core.benchmark.methods import METHODS
 from mudi_core.benchmark.results import Result, Results
-from mudi_core.benchmark.spec import BadSpec, read_spec
+from mudi_core.benchmark.spec import BadSpec
+from mudi_core.benchmark.spec_file import read_spec
 from mudi_core.benchmark.table import nested
 from mudi_core.report.statistics import hierarchical_interval
 from mudi_core.toy.world import Character

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from ..stage.layout_config import LayoutConfig
 
@@ -22,7 +22,34 @@ class Rival:
     """Start from the subjects' cut-outs (paper section 4.2), not from plain noise."""
     general: bool = False
     """Name the subjects by the combo's general noun, not by their own class nouns (paper section 5)."""
+    wears: Literal["", "regions", "guidance", "references", "merge"] = ""
+    """What acts in attention: Mix-of-Show's regions, Cones 2's layout guidance, a reference adapter where the subjects
+    stand, or one whose answers are merged by the subjects' words (MIP-Adapter)."""
+    singles: Literal["", "stacked", "fused", "separate"] = ""
+    """How LoRAs of single subjects come together; empty: one is trained on all subjects."""
 
+    @property
+    def zero_shot(self) -> bool:
+        """Whether nothing is trained, so that no token means anybody."""
+        return not self.lora
+
+    @property
+    def in_attention(self) -> bool:
+        """Whether anything acts in the U-Net's attention."""
+        return bool(self.wears) or self.singles == "separate"
+
+
+_DREAMBOOTH = {"method": "dreambooth"}
+_OTHERS = {
+    "regions": Rival("Region control", "dreambooth", _DREAMBOOTH, wears="regions"),
+    "guidance": Rival("Layout guidance", "dreambooth", _DREAMBOOTH, wears="guidance"),
+    "references": Rival("Reference adapter", "", {}, wears="references"),
+    "merge": Rival("MIP merge", "", {}, wears="merge"),
+    "stacked": Rival("Stacked LoRAs", "singles", _DREAMBOOTH, singles="stacked"),
+    "fused": Rival("Fused LoRAs", "singles", _DREAMBOOTH, singles="fused"),
+    "separate": Rival("Separate LoRAs", "singles", _DREAMBOOTH, singles="separate"),
+}
+"""Systems that act at another place than MuDI does, so that its start can join them."""
 
 METHODS: dict[str, Rival] = {
     "textual_inversion": Rival(
@@ -30,7 +57,7 @@ METHODS: dict[str, Rival] = {
         "textual_inversion",
         {"method": "dreambooth", "target_modules": (), "learn_tokens": True},
     ),
-    "dreambooth": Rival("DreamBooth", "dreambooth", {"method": "dreambooth"}),
+    "dreambooth": Rival("DreamBooth", "dreambooth", _DREAMBOOTH),
     "custom_diffusion": Rival(
         "Custom Diffusion",
         "custom_diffusion",
@@ -49,5 +76,10 @@ METHODS: dict[str, Rival] = {
     ),
     "dco": Rival("MuDI with DCO", "segmix_dco", {"method": "segmix", "dco_beta": 1000.0}, with_start=True),
     "mudi": Rival("MuDI", "segmix", {"method": "segmix"}, with_start=True),
+    **_OTHERS,
+    **{
+        f"{name}_start": replace(rival, title=f"{rival.title}, our start", with_start=True)
+        for name, rival in _OTHERS.items()
+    },
 }
 """The rivals by their names in a spec. They share photos, steps, seeds and noise."""

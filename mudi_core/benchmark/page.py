@@ -18,7 +18,12 @@ from .results import Result, Results
 from .spec import Cell, Spec
 from .table import Summary, paired, summaries
 
-MEASURES = {"text_fidelity": "text fidelity", "similarity": "similarity", "similarity_product": "its product"}
+MEASURES = {
+    "text_fidelity": "text fidelity",
+    "similarity": "similarity",
+    "similarity_product": "its product",
+    "seconds": "seconds",
+}
 """The other measures of a `Summary`, shown when there is one, by their heads."""
 PICTURE_SIDE = 256
 """Pixels: larger pictures are made smaller, so that the page is small enough to send."""

@@ -40,6 +40,8 @@ class Result:
     similarities: tuple[float, ...] = ()
     """Of the whole picture to the photos of each subject, as in the tables of zero-shot systems; older results have
     none."""
+    seconds: float | None = None
+    """That the picture took to make; older results have none."""
 
     @property
     def success(self) -> bool:
@@ -76,6 +78,7 @@ class Results:
         about = {
             "text_fidelity": result.text_fidelity,
             "similarities": result.similarities,
+            "seconds": result.seconds,
             "comparison": _plain(result.comparison),
         }
         write_whole(self._path(result.cell, ".json"), json.dumps(about) + "\n")
@@ -84,7 +87,9 @@ class Results:
         """Return the result of a cell that is done."""
         about = json.loads(self._path(cell, ".json").read_text(encoding="utf-8"))
         similarities = tuple(about.get("similarities", ()))
-        return Result(cell, _comparison(about["comparison"]), about["text_fidelity"], similarities)
+        return Result(
+            cell, _comparison(about["comparison"]), about["text_fidelity"], similarities, about.get("seconds")
+        )
 
     def image(self, cell: Cell) -> Tensor:
         """Return the picture of a cell, float ``[h, w, 3]``, 0..1."""

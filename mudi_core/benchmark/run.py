@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 
 import torch
 
+from ..attention.lora import Change
 from ..bases.checkpoint import Checkpoint, open_checkpoint
 from ..bases.tokens import load_token
 from ..demo.job import draw_photos, prepare_photos
 from ..demo.settings import DemoSettings
 from ..eyes import Detector, Embedder, Segmenter, TextScorer
+from ..jobs.fusion import FuseConfig
 from ..jobs.generate import generate
 from ..jobs.priors import PROMPT, PriorsConfig, make_priors, sampler
 from ..jobs.train import LoraFiles, Training, train_lora
 from ..lora.adapter import apply_lora
+from ..lora.reading import read_lora
 from ..progress import Progress, Update, silent
 from ..score.compare import References, compare
 from ..score.fidelity import every_order, similarities, text_fidelity
-from ..stage.cutouts import CutOuts, cut_outs
+from ..stage.cutouts import cut_outs
 from ..subjects import storage
+from ..train.config import TrainConfig
 from ..types import SubjectSet
 from .methods import METHODS
 from .results import Result, Results
+from .singles import changes_of, fused, stacked
 from .spec import Cell
+from .worn import Wardrobe
+
+Apart = tuple[Mapping[str, Change], ...]
+"""LoRAs by subject, to act each where its subject stands."""
 
 
 class Worker:
@@ -67,7 +78,7 @@ class Worker:
         for cell in self.spec.cells():
             if not self.results.is_done(cell):
                 again = f"-{cell.training + 1}" if cell.training else ""
-                parts.setdefault(f"{cell.combo}/{METHODS[cell.method].lora}{again}", []).append(cell)
+                parts.setdefault(f"{cell.combo}/{METHODS[cell.method].lora or 'zero-shot'}{again}", []).append(cell)
         return parts
 
     def _work(self, name: str, cells: list[Cell]) -> None:
@@ -76,13 +87,21 @@ class Worker:
         subjects = self._subjects(cells[0].combo)
         cutouts = cut_outs(subjects, max_side=self._checkpoint.side)
         references = References(subjects, self.embedder, self.spec.judges.cut_out)
-        with self._trained(name, cells[0], subjects), self.progress(f"pictures of {name}") as update:
-            for done, cell in enumerate(cells, 1):
-                self._picture(cell, subjects, cutouts, references)
-                update(done, len(cells))
+        wardrobe = Wardrobe(self.spec, self._checkpoint, cutouts)
+        for method, own in groupby(cells, lambda cell: cell.method):
+            some = list(own)
+            what = f"pictures of {METHODS[method].title}, {name}"
+            with self._trained(name, some[0], subjects) as loras, self.progress(what) as update:
+                for done, cell in enumerate(some, 1):
+                    self._picture(cell, wardrobe, loras, references)
+                    update(done, len(some))
 
-    def _picture(self, cell: Cell, subjects: SubjectSet, cutouts: CutOuts, references: References) -> None:
-        (picture,) = generate(self._checkpoint, cutouts, self.spec.generate_config(cell, subjects))
+    def _picture(self, cell: Cell, wardrobe: Wardrobe, loras: Apart, references: References) -> None:
+        subjects, begun = wardrobe.subjects, time.perf_counter()
+        config = self.spec.generate_config(cell, subjects)
+        with wardrobe.wearing(cell, config, loras):
+            (picture,) = generate(self._checkpoint, wardrobe.cutouts, config)
+        seconds = time.perf_counter() - begun
         judges = self.spec.judges
         compared = compare(
             picture.image,
@@ -97,15 +116,51 @@ class Worker:
             texts = every_order(subjects, self.spec.prompts[cell.prompt])
             fidelity = float(text_fidelity([picture.image], texts, self.text_scorer))
         (alike,) = similarities([picture.image], references, self.embedder).tolist()
-        self.results.add(Result(cell, compared, fidelity, tuple(alike)), picture.image)
+        self.results.add(Result(cell, compared, fidelity, tuple(alike), seconds), picture.image)
 
     @contextmanager
-    def _trained(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[None]:
-        """Inside the block the base model has the LoRA of the cell's method; train it first if nobody has."""
+    def _trained(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[Apart]:
+        """Inside the block the base model has the LoRA of the cell's method; train it first if nobody has.
+
+        Yield LoRAs that are to act apart, which the base model does not have.
+        """
+        rival = METHODS[cell.method]
+        if rival.zero_shot:
+            yield ()
+        elif rival.singles:
+            with self._singles(name, cell, subjects) as apart:
+                yield apart
+        else:
+            with self._joint(name, cell, subjects):
+                yield ()
+
+    @contextmanager
+    def _singles(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[Apart]:
+        """Do the same with the LoRAs of single subjects."""
+        base, how = self._checkpoint, METHODS[cell.method].singles
+        files = [self.results.folder / f"{name}.{subject.token}.safetensors" for subject in subjects]
+        for file, subject in zip(files, subjects, strict=True):
+            if not file.is_file():
+                training = Training(base, SubjectSet((subject,)), self._config(cell))
+                self._train(f"{name}, {subject.name}", training, file, [])
+        if how == "separate":
+            yield tuple(changes_of(base, read_lora(file)) for file in files)
+            return
+        if how == "fused":
+            config = FuseConfig(**self.spec.fuse, seed=self.spec.seed + cell.training)
+            files = [fused(base, subjects, files, config, self.progress)]
+        with stacked(base, files):
+            yield ()
+
+    def _config(self, cell: Cell) -> TrainConfig:
+        config = self.spec.train_config(cell.method, self._checkpoint.side, cell.training, cell.combo)
+        return config.but(precision="bf16") if self.dtype == torch.bfloat16 else config
+
+    @contextmanager
+    def _joint(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[None]:
+        """Do the same with a LoRA of all subjects."""
         base, lora = self._checkpoint, self.results.folder / f"{name}.safetensors"
-        config = self.spec.train_config(cell.method, base.side, cell.training, cell.combo)
-        if self.dtype == torch.bfloat16:
-            config = config.but(precision="bf16")
+        config = self._config(cell)
         embeddings = [
             lora.with_suffix(f".{token}.safetensors") for token in subjects.tokens if config.learning.learn_tokens
         ]

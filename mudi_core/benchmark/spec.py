@@ -1,33 +1,24 @@
-"""What a benchmark runs: combos of subjects, methods, prompts and seeds, from a TOML file."""
+"""What a benchmark runs: combos of subjects, methods, prompts and seeds."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
-from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
-from ..bases.families import BUILT_IN, usual
+from ..bases.families import EMBEDDED, EMBEDDED_FLUX, usual
 from ..eyes import eyes
-from ..files import NotText, read_text
 from ..jobs.generate import GenerateConfig
 from ..score.matching import Matching
 from ..subjects.prompt import SUBJECTS, write_prompt
 from ..toy.pairs import MOST as MOST_DRAWN
 from ..toy.pairs import Pair, drawn
 from ..toy.world import PAIRS
-from ..train.config import SETTINGS, TrainConfig
+from ..train.config import TrainConfig
 from ..types import MudiError, SubjectSet
-from .kinds import BadKind, of_their_kinds
 from .methods import METHODS
 
 MOST_PICTURES = 1_000_000
-
-_NOT_TRAIN = ("method", "seed", "layout")
-_NOT_GENERATE = ("prompt", "count", "seed", "batch_size", "layout", "places", "arrangement", "poses")
-"""Settings that a spec may not set, since methods and cells decide them."""
 
 
 class BadSpec(MudiError):
@@ -102,6 +93,8 @@ class Spec:
     """Settings of `TrainConfig` that differ from the base model's usual ones."""
     generate: Mapping[str, Any] = field(default_factory=dict)
     """The same of `GenerateConfig`."""
+    fuse: Mapping[str, Any] = field(default_factory=dict)
+    """The same of `FuseConfig`."""
     judges: Judges = field(default_factory=Judges)
 
     def __post_init__(self) -> None:
@@ -112,6 +105,7 @@ class Spec:
         for method in self.methods:
             if method not in METHODS:
                 raise BadSpec(f"{self.name}: there is no method {method!r}; there are: {', '.join(METHODS)}.")
+            self._check_base(method)
         for prompt in self.prompts:
             if SUBJECTS not in prompt:
                 raise BadSpec(f"{self.name}: the prompt {prompt!r} has no {SUBJECTS} where the subjects are named.")
@@ -140,8 +134,18 @@ class Spec:
         if pictures > MOST_PICTURES:
             raise BadSpec(f"{self.name} asks for {pictures} pictures; up to {MOST_PICTURES} can be made. Take fewer.")
 
+    def _check_base(self, method: str) -> None:
+        """Raise `BadSpec` for a method that the base model cannot have."""
+        rival = METHODS[method]
+        if rival.in_attention and self.base == EMBEDDED_FLUX:
+            raise BadSpec(
+                f"{self.name}: '{method}' acts in a U-Net's cross-attention, which {self.base} does not have."
+            )
+        if rival.wears in ("references", "merge") and self.base != EMBEDDED:
+            raise BadSpec(f"{self.name}: '{method}' has an adapter for the base model '{EMBEDDED}' only.")
+
     def cells(self) -> list[Cell]:
-        """Return every picture, in the order of the spec."""
+        """Return every picture, in the order of the spec. Where nothing is trained there is only one training."""
         return [
             Cell(combo, method, prompt, seed, training)
             for training in range(self.trainings)
@@ -149,6 +153,7 @@ class Spec:
             for method in self.methods
             for prompt in range(len(self.prompts))
             for seed in range(self.seeds)
+            if training == 0 or not METHODS[method].zero_shot
         ]
 
     def train_config(self, method: str, side: int, training: int = 0, combo: str = "") -> TrainConfig:
@@ -160,11 +165,17 @@ class Spec:
 
     def generate_config(self, cell: Cell, subjects: SubjectSet) -> GenerateConfig:
         """Return how the picture of a cell is made. Cells with the same seed and combo share noise and places."""
-        names = [subject.name for subject in self.as_named(cell, subjects)]
-        prompt = write_prompt(names, self.prompts[cell.prompt])
+        prompt = write_prompt(self.names(cell, subjects), self.prompts[cell.prompt])
         start = GenerateConfig.usual(usual(self.base), prompt, len(subjects))
         config = replace(start, count=1, seed=cell.seed, **self.generate)
         return config if METHODS[cell.method].with_start else replace(config, gamma=0.0)
+
+    def names(self, cell: Cell, subjects: SubjectSet) -> list[str]:
+        """Return what the subjects are called in the cell's prompt: "a corgi" where no token means anybody."""
+        named = self.as_named(cell, subjects)
+        if METHODS[cell.method].zero_shot:
+            return [f"{'an' if one.class_noun[:1].lower() in 'aeiou' else 'a'} {one.class_noun}" for one in named]
+        return [subject.name for subject in named]
 
     def as_named(self, cell: Cell, subjects: SubjectSet) -> SubjectSet:
         """Return the subjects with the class nouns that the cell's method uses."""
@@ -185,66 +196,9 @@ class Spec:
         growing = ("name", "methods", "seeds", "trainings", "judges")
         ours = {key: value for key, value in vars(self).items() if key not in growing}
         judges = dict(vars(self.judges))
-        for name, usual_one in (("pairs_seed", None), ("priors", 0), ("steps_of", {})):
+        for name, usual_one in (("pairs_seed", None), ("priors", 0), ("steps_of", {}), ("fuse", {})):
             if ours[name] == usual_one:  # folders of before do not name these
                 del ours[name]
         if self.judges.matching == "in order":
             del judges["matching"]
         return {**ours, "judges": judges}
-
-
-def read_spec(path: Path, pairs_seed: int | None = None) -> Spec:
-    """Read a spec from a TOML file; relative folders are relative to the file. Raise `BadSpec`.
-
-    ``pairs_seed`` replaces the spec's.
-    """
-    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    try:
-        given = toml.loads(read_text(path))
-    except NotText as error:
-        raise BadSpec(str(error)) from error
-    except OSError as error:
-        raise BadSpec(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
-        raise BadSpec(f"{path} is not TOML: {error}.") from error
-    return _spec(path, given if pairs_seed is None else {**given, "pairs_seed": pairs_seed})
-
-
-def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
-    for name in ("base", "combos", "methods", "prompts", "seeds"):
-        if name not in given:
-            raise BadSpec(f"{path} does not say '{name}'.")
-    here, family = path.absolute().parent, usual(given["base"])
-    judging = Judges(threshold=family.threshold, cut_out=family.cut_out)
-    if family.eye is not None:
-        judging = replace(judging, detector=family.eye, embedder=family.eye)
-    try:
-        values = of_their_kinds(
-            {key: value for key, value in given.items() if key != "judges"}, get_type_hints(Spec), str(path)
-        )
-        judges = of_their_kinds(given.get("judges", {}), get_type_hints(Judges), f"{path}, [judges]")
-        train = of_their_kinds(given.get("train", {}), SETTINGS, f"{path}, [train]", _NOT_TRAIN)
-        generate = of_their_kinds(
-            given.get("generate", {}), get_type_hints(GenerateConfig), f"{path}, [generate]", _NOT_GENERATE
-        )
-    except BadKind as error:
-        raise BadSpec(str(error)) from error
-    combos = {name: str(here / where) if isinstance(where, str) else where for name, where in values["combos"].items()}
-    made = {"combos": combos, "judges": replace(judging, **judges), "train": train, "generate": generate}
-    spec = Spec(
-        **{
-            "name": path.stem,
-            **values,
-            "base": values["base"] if values["base"] in BUILT_IN else str(here / values["base"]),
-            **made,
-        }
-    )
-    table = "train"
-    try:
-        for method in spec.methods:
-            spec.train_config(method, 64)
-        table = "generate"
-        replace(GenerateConfig(""), **generate)
-    except MudiError as error:
-        raise BadSpec(f"{path}, [{table}]: {error}") from error
-    return spec

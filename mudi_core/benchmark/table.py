@@ -18,7 +18,7 @@ STATUSES = ("found", "unlike", "mixed", "missing", "duplicated")
 COLUMNS = (
     *("combo", "method", "prompt", "seed", "training", "subjects", "figures", "score", "score_spectral", "success"),
     *STATUSES,
-    *("text_fidelity", "similarity", "similarity_product"),
+    *("text_fidelity", "similarity", "similarity_product", "seconds"),
 )
 
 
@@ -46,6 +46,8 @@ class Summary:
     """Mean similarity of the whole picture to the photos of each subject: called DINO or CLIP-I, by the embedder."""
     similarity_product: float | None
     """The product in the place of the mean: M-DINO with DINO."""
+    seconds: float | None
+    """Mean time to make a picture."""
 
 
 def table(results: Sequence[Result]) -> str:
@@ -55,7 +57,7 @@ def table(results: Sequence[Result]) -> str:
     writer.writerow(COLUMNS)
     for result in results:
         compared, statuses = result.comparison, [verdict.status for verdict in result.comparison.verdicts]
-        fidelities = (result.text_fidelity, *_similarity(result))
+        fidelities = (result.text_fidelity, *_similarity(result), result.seconds)
         writer.writerow(
             [
                 *result.cell,
@@ -94,6 +96,7 @@ def summary(results: Sequence[Result]) -> Summary:
         text_fidelity=_mean([result.text_fidelity for result in results]),
         similarity=_mean([_similarity(result)[0] for result in results]),
         similarity_product=_mean([_similarity(result)[1] for result in results]),
+        seconds=_mean([result.seconds for result in results]),
     )
 
 

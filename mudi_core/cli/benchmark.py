@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer | None:
     from ..benchmark.methods import METHODS
     from ..benchmark.page import page
     from ..benchmark.results import NoResults, Results, write_whole
-    from ..benchmark.spec import read_spec
+    from ..benchmark.spec_file import read_spec
     from ..benchmark.table import summaries, table
 
     spec = read_spec(args.spec, args.pairs_seed)

@@ -51,11 +51,9 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
-    from ..jobs.fuse import fuse
-    from ..jobs.fuse_checkpoint import CheckpointToFuse
+    from ..jobs.fuse_checkpoint import fuse_to_file
     from ..jobs.fusion import FuseConfig
-    from ..lora.concepts import check_concepts, fused_metadata
-    from ..lora.file import save_lora
+    from ..lora.concepts import check_concepts
     from .lora_output import OutputExists
 
     if args.out.exists() and not args.overwrite:
@@ -64,11 +62,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     concepts = concepts_of(args)
     check_concepts(concepts)
     checkpoint = open_base(args, device(args))
-    fused = fuse(concepts, CheckpointToFuse(checkpoint), config, talk.progress)
-    about = fused_metadata(
-        concepts, config.described(), base=checkpoint.name, family=checkpoint.family, side=checkpoint.side
-    )
-    save_lora(args.out, fused.state(), about, style=checkpoint.usual.file_names)
+    fused = fuse_to_file(concepts, checkpoint, config, args.out, talk.progress)
     for concept, matched in zip(concepts, fused.matched, strict=True):
         talk.say(f"{concept.lora.name}: {matched.told()}")
     return Answer(_told(args.out, concepts, fused), _data(args.out, concepts, fused))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,14 @@ from torch import Tensor, nn
 
 from ..bases.checkpoint import Checkpoint
 from ..bases.sampling import sample
+from ..lora.concepts import Concept, fused_metadata
+from ..lora.file import save_lora
 from ..lora.names import TEXT, UNET
 from ..lora.reading import Lora
 from ..lora.wear import Worn, layers_of, sizes_of, worn
+from ..progress import Progress, silent
+from .fuse import fuse
+from .fusion import FuseConfig, Fused
 from .generate import draw_noise
 
 
@@ -83,6 +89,18 @@ class CheckpointToFuse:
             contexts, pooled = (values.to(checkpoint.device) for values in checkpoint.encode_text([caption, ""]))
             noise = draw_noise(seed, number, (1, 4, height // checkpoint.vae_factor, width // checkpoint.vae_factor))
             sample(checkpoint, contexts, pooled, noise, steps, 1.0, lambda step: on_step(step, steps))
+
+
+def fuse_to_file(
+    concepts: Sequence[Concept], checkpoint: Checkpoint, config: FuseConfig, out: Path, progress: Progress = silent
+) -> Fused:
+    """Fuse LoRAs for a base model and write the file. Raise as `fuse.fuse` and `lora.file.save_lora` do."""
+    fused = fuse(concepts, CheckpointToFuse(checkpoint), config, progress)
+    about = fused_metadata(
+        concepts, config.described(), base=checkpoint.name, family=checkpoint.family, side=checkpoint.side
+    )
+    save_lora(out, fused.state(), about, style=checkpoint.usual.file_names)
+    return fused
 
 
 @contextmanager

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ...mudi_core.attention.references import given
 from ...mudi_core.attention.references.adapter import Adapter
-from ...mudi_core.attention.regions import Regions
-from ...mudi_core.eyes.dinov2 import IMAGENET_MEAN, IMAGENET_STD, to_square
-from ...mudi_core.masks import mask_box
+from ...mudi_core.attention.references.given import cut_out, patches_seen
+from ...mudi_core.eyes.dinov2 import to_square
 from ...mudi_core.types import MudiError
 from .. import convert, host
 from ..convert import BadModel
 from .blocks import blocks_of
 from .places import Places
 from .words import count_tokens
-
-if TYPE_CHECKING:
-    from ...mudi_core.types import Subject
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
@@ -58,16 +55,7 @@ def pictures_of(found: Places, references: Any, photos: int) -> list[list[Tensor
         return [[one] for one in given]
     if found.subjects is None:
         raise NoReferences("With masks alone nobody knows the subjects. Connect references, or a layout.")
-    return [_cut_out(subject, photos) for subject in found.subjects]
-
-
-def _cut_out(subject: Subject, photos: int) -> list[Tensor]:
-    shown = []
-    for photo, mask in zip(subject.photos[:photos], subject.masks, strict=False):
-        x0, y0, x1, y1 = mask_box(mask) or (0, 0, mask.shape[1], mask.shape[0])
-        soft = mask[y0:y1, x0:x1, None]
-        shown.append(photo.image[y0:y1, x0:x1] * soft + (1 - soft))
-    return shown
+    return [cut_out(subject, photos) for subject in found.subjects]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +71,7 @@ class Eye:
     def __call__(self, pictures: Sequence[Tensor]) -> Tensor:
         """Return what it sees of pictures, as the adapter wants it. Raise `OtherEncoder`."""
         if self.embedded:
-            eye: Any = host.embedder(host.MINI)
-            pixels = torch.cat([to_square(one, eye.side) for one in pictures]).to(eye.device)
-            mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-            found: Tensor = eye.model(pixel_values=(pixels - mean) / std).last_hidden_state.float().cpu()
-            return found
+            return patches_seen(host.embedder(host.MINI), pictures)
         return torch.cat([self._encoded(one) for one in pictures])
 
     def nothing(self) -> Tensor | None:
@@ -124,16 +108,9 @@ class Eye:
 def tokens_of(eye: Eye, pictures: Sequence[Sequence[Tensor]], clip: Any, named: Sequence[str], found: Places) -> Tensor:
     """Return the tokens of each subject in each picture of a batch, ``[pictures, n, t, context]``; the mean over a
     subject's pictures. Where the adapter is not grounded, one picture's count for all."""
-    whose = torch.tensor([who for who, some in enumerate(pictures) for _ in some])
-    seen = eye([one for some in pictures for one in some])
-
-    def joined(tokens: Tensor) -> Tensor:
-        return torch.stack([tokens[whose == who].mean(0) for who in range(len(pictures))])
-
-    if not eye.adapter.grounded:
-        return joined(eye.adapter.tokens(seen))[None]
-    phrases = torch.cat([phrase(clip, words) for words in named])[whose]
-    return torch.stack([joined(eye.adapter.tokens(seen, phrases, boxes_of(one)[whose])) for one in found.masks])
+    whose = [who for who, some in enumerate(pictures) for _ in some]
+    phrases = torch.cat([phrase(clip, words) for words in named]) if eye.adapter.grounded else None
+    return given.tokens_of(eye.adapter, eye([one for some in pictures for one in some]), whose, found.masks, phrases)
 
 
 def names_of(found: Places, names: str) -> list[str]:
@@ -146,18 +123,6 @@ def names_of(found: Places, names: str) -> list[str]:
             "or connect a layout, whose subjects have class nouns."
         )
     return lines
-
-
-def everywhere(found: Places) -> Regions:
-    """Return the whole picture as the place of every subject that has one."""
-    return Regions((found.masks.amax((2, 3), keepdim=True) > 0).float().expand_as(found.masks))
-
-
-def boxes_of(masks: Tensor) -> Tensor:
-    """Return the box around each place, xyxy in 0..1, ``[n, 4]`` of ``[n, h, w]``; zeros where there is none."""
-    height, width = masks.shape[-2:]
-    found = [mask_box(mask) or (0, 0, 0, 0) for mask in masks]
-    return torch.tensor(found) / torch.tensor([width, height, width, height])
 
 
 def phrase(clip: Any, words: str) -> Tensor:

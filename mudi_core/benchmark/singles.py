@@ -1,0 +1,59 @@
+"""LoRAs of single subjects in one picture: stacked as loaders do, fused, or each where its subject stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from ..attention.lora import Change
+from ..bases.checkpoint import Checkpoint
+from ..jobs.fuse_checkpoint import fuse_to_file, wearing
+from ..jobs.fusion import FuseConfig
+from ..lora.concepts import Concept
+from ..lora.names import UNET, our_name
+from ..lora.reading import Lora, read_lora
+from ..lora.wear import layers_of, sizes_of
+from ..progress import Progress
+from ..types import SubjectSet
+
+
+def fused(
+    base: Checkpoint, subjects: SubjectSet, files: Sequence[Path], config: FuseConfig, progress: Progress
+) -> Path:
+    """Return the file in which the LoRAs of single subjects are one, made when first needed."""
+    out = files[0].with_name(files[0].name.replace(f".{subjects.tokens[0]}.", ".fused."))
+    if not out.is_file():
+        pairs = zip(files, subjects, strict=True)
+        concepts = [Concept(read_lora(file), ((one.token, one.class_noun),), 1.0) for file, one in pairs]
+        fuse_to_file(concepts, base, config, out, progress)
+    return out
+
+
+@contextmanager
+def stacked(base: Checkpoint, files: Sequence[Path]) -> Iterator[None]:
+    """Inside the block the base model has all these LoRAs at full strength."""
+    with ExitStack() as stack:
+        for file in files:
+            stack.enter_context(wearing(base, read_lora(file)))
+        yield
+
+
+def changes_of(base: Checkpoint, lora: Lora) -> Mapping[str, Change]:
+    """Return what a LoRA adds to each layer of the U-Net, by the layer's name there, to act in a region."""
+    ours = lora.on(sizes_of(base.unet), base.name).changes
+    layers = layers_of(base.unet)
+    found = {}
+    for name, _ in base.unet.named_modules():
+        if (change := ours.get(our_name(UNET + name.replace(".", "_")))) is None:
+            continue
+        weight = layers[our_name(UNET + name.replace(".", "_"))].weight
+        assert isinstance(weight, torch.Tensor)
+        factors = change.factors(weight)
+        if factors is None:
+            found[name] = Change(change.delta(weight).flatten(1))
+        else:
+            found[name] = Change(factors[1].flatten(1), factors[0])
+    return found

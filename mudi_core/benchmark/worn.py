@@ -1,0 +1,115 @@
+"""What a benchmark's methods wear in the U-Net's attention, for the picture of a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..attention import unet
+from ..attention.guidance import LayoutGuidance
+from ..attention.layer import Part
+from ..attention.lora import Change, SeparateLoras
+from ..attention.prompts import RegionalPrompts
+from ..attention.references import adapter as adapters
+from ..attention.references.given import cut_out, everywhere, patches_seen, tokens_of
+from ..attention.references.worn import References, Words
+from ..attention.regions import Regions
+from ..bases import embedded
+from ..bases.checkpoint import Checkpoint
+from ..eyes.embedded import load_embedder
+from ..jobs.fuse_checkpoint import places_of
+from ..jobs.generate import GenerateConfig, draw_layout
+from ..stage.cutouts import CutOuts
+from ..stage.regions import BOXES, FIGURES, regions
+from ..subjects.prompt import write_prompt
+from .methods import METHODS
+from .spec import Cell, Spec
+
+PHOTOS = 4
+"""Of each subject that a reference adapter sees."""
+_GROW = {FIGURES: 0.1, BOXES: 0.0}
+"""By shape, as the nodes have it."""
+
+
+class Wardrobe:
+    """What is worn in the pictures of a combo."""
+
+    def __init__(self, spec: Spec, base: Checkpoint, cutouts: CutOuts) -> None:
+        self.spec, self.base, self.cutouts, self.subjects = spec, base, cutouts, cutouts.subjects
+
+    @contextmanager
+    def wearing(self, cell: Cell, config: GenerateConfig, loras: Sequence[Mapping[str, Change]] = ()) -> Iterator[None]:
+        """Inside the block the U-Net wears what the cell's method does; ``loras``: of each subject, to act apart."""
+        if not METHODS[cell.method].in_attention:
+            yield
+            return
+        with torch.no_grad():
+            part = self._part(cell, config, loras)
+        alphas = self.base.scheduler.alphas_cumprod
+        with unet.wearing(self.base.unet, [part], alphas, config.guidance > 1):
+            yield
+
+    def _part(self, cell: Cell, config: GenerateConfig, loras: Sequence[Mapping[str, Change]]) -> Part:
+        wears = METHODS[cell.method].wears
+        shape = BOXES if wears in ("references", "merge") else FIGURES
+        layout = draw_layout(self.cutouts, config, 0, config.size or (self.base.side, self.base.side))
+        masks = regions(layout, self.cutouts, shape, _GROW[shape])[None]
+        names = self.spec.names(cell, self.subjects)
+        if wears == "regions":
+            contexts = self._contexts([write_prompt([name], self.spec.prompts[cell.prompt]) for name in names])
+            return RegionalPrompts(contexts, Regions(masks))
+        if wears == "guidance":
+            return LayoutGuidance([self._words(config.prompt, name) for name in names], Regions(masks))
+        if wears:
+            words = self._merge() if wears == "merge" else None
+            return self._references(masks, everywhere(masks) if words else Regions(masks), words)
+        return SeparateLoras(loras, Regions(masks))
+
+    def _references(self, masks: Tensor, where: Regions, words: Words | None) -> References:
+        tokens = tokens_of(self._adapter, *self._seen, masks, self._phrases)
+        layers = unet.cross_layers(self.base.unet)
+        return References(self._adapter, tokens, layers, where, self._adapter.scale, words)
+
+    def _contexts(self, texts: Sequence[str]) -> list[Tensor]:
+        return [one[None] for one in self.base.encode_text(texts)[0]]
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.base.tokenizers[0](text, add_special_tokens=False).input_ids
+        return ids
+
+    def _words(self, prompt: str, name: str) -> Tensor:
+        """Return 1 for each of the prompt's 77 tokens that is one of a name's, and 0 for others."""
+        tokenizer = self.base.tokenizers[0]
+        found = torch.zeros(tokenizer.model_max_length)
+        found[places_of([self._ids(name)], tokenizer(prompt, truncation=True).input_ids)] = 1
+        return found
+
+    def _merge(self) -> Words:
+        names = [subject.class_noun for subject in self.subjects]
+        return Words(self._contexts(names), [len(self._ids(name)) for name in names])
+
+    @cached_property
+    def _adapter(self) -> adapters.Adapter:
+        found = adapters.read(embedded.WEIGHTS / "reference.safetensors")
+        found.check(*unet.widths_of(self.base.unet))
+        return found
+
+    @cached_property
+    def _seen(self) -> tuple[Tensor, list[int]]:
+        """What the adapter's eye sees of the subjects' photos, and whose each is."""
+        pictures = [cut_out(subject, PHOTOS) for subject in self.subjects]
+        seen = patches_seen(load_embedder(), [one for some in pictures for one in some])
+        return seen, [who for who, some in enumerate(pictures) for _ in some]
+
+    @cached_property
+    def _phrases(self) -> Tensor:
+        """What CLIP-L gives at the end of each class noun, before its projection, ``[n, c]``."""
+        nouns = [subject.class_noun for subject in self.subjects]
+        encoder = self.base.text_encoders[0]
+        ids = self.base.tokenizers[0](nouns, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        phrases: Tensor = encoder(ids.to(encoder.device)).pooler_output.float().cpu()
+        return phrases

@@ -1,0 +1,170 @@
+"""Rivals in the benchmark: what acts in the attention of diffusers' U-Net, and LoRAs of single subjects."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_fuse_job import tensors
+
+from mudi_core.attention import unet
+from mudi_core.attention.guidance import LayoutGuidance
+from mudi_core.attention.lora import SeparateLoras
+from mudi_core.attention.prompts import RegionalPrompts
+from mudi_core.attention.regions import Regions
+from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
+from mudi_core.benchmark import run as work
+from mudi_core.benchmark.methods import METHODS
+from mudi_core.benchmark.results import Results
+from mudi_core.benchmark.run import Worker
+from mudi_core.benchmark.singles import changes_of, stacked
+from mudi_core.benchmark.spec import BadSpec
+from mudi_core.benchmark.spec_file import read_spec
+from mudi_core.benchmark.table import table
+from mudi_core.eyes import embedded as eyes
+from mudi_core.lora.file import save_lora
+from mudi_core.lora.reading import read_lora
+
+SPECS = Path(__file__).parent.parent / "benchmarks"
+HEIGHT, WIDTH = 20, 12
+
+
+@pytest.fixture(scope="module")
+def base(mini_weights: None) -> Checkpoint:
+    return open_checkpoint("mini")
+
+
+def asked(base: Checkpoint, parts: list[Any], prompt: str = "a red cat and a blue dog") -> torch.Tensor:
+    """The U-Net's answers to noise for a negative and a positive prompt."""
+    contexts, pooled = base.encode_text(["sticker", prompt])
+    noise = torch.randn(1, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
+    sizes = torch.tensor([[192.0, 192.0, 0, 0, 192, 192]]).repeat(2, 1)
+    with torch.no_grad(), unet.wearing(base.unet, parts, base.scheduler.alphas_cumprod, guided=True):
+        found: torch.Tensor = base.unet(
+            noise, torch.tensor(700), contexts, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}
+        ).sample
+    return found
+
+
+def halves() -> Regions:
+    masks = torch.zeros(1, 2, HEIGHT, WIDTH)
+    masks[:, 0, :, : WIDTH // 2] = masks[:, 1, :, WIDTH // 2 :] = 1
+    return Regions(masks)
+
+
+def whole() -> Regions:
+    return Regions(torch.ones(1, 1, HEIGHT, WIDTH))
+
+
+def test_regions_act_on_the_positive_prompt_alone_and_everywhere_they_are_that_prompt(base: Checkpoint) -> None:
+    own = dict(base.unet.attn_processors)
+    plain, other = asked(base, []), asked(base, [], "a bear")
+    context = base.encode_text(["a bear"])[0].detach()
+    changed = asked(base, [RegionalPrompts([context], whole())])
+    pooled_counts = (changed[1] - other[1]).abs().max()  # the pooled vector stays the picture's own
+    assert torch.allclose(changed[0], plain[0], atol=1e-5) and pooled_counts < (plain[1] - other[1]).abs().max()
+    words = torch.zeros(77)
+    words[2:4] = 1
+    guided = asked(base, [LayoutGuidance([words], Regions(halves().masks[:, :1]))])
+    assert torch.allclose(guided[0], plain[0], atol=1e-5) and not torch.allclose(guided[1], plain[1], atol=1e-3)
+    none = asked(base, [LayoutGuidance([words], halves(), strength=0.0), RegionalPrompts([context], whole(), 0.0)])
+    assert torch.allclose(none, plain, atol=1e-5)
+    assert {name: id(one) for name, one in base.unet.attn_processors.items()} == {n: id(o) for n, o in own.items()}
+
+
+def test_separate_loras_everywhere_are_stacked_ones_and_nowhere_none(base: Checkpoint, tmp_path: Path) -> None:
+    files = [tmp_path / f"{seed}.safetensors" for seed in (1, 2)]
+    for seed, file in enumerate(files, 1):
+        save_lora(file, tensors(base, seed), {})
+    plain = asked(base, [])
+    with stacked(base, files):
+        together = asked(base, [])
+    changes = [changes_of(base, read_lora(file)) for file in files]
+    everywhere = Regions(torch.ones(1, 2, HEIGHT, WIDTH))
+    apart = asked(base, [SeparateLoras(changes, everywhere)])
+    assert (together - plain).abs().max() > 0.05
+    assert (apart - together).abs().max() < 1e-3 * (together - plain).abs().max()
+    assert torch.allclose(asked(base, [SeparateLoras(changes, Regions(torch.zeros(1, 2, HEIGHT, WIDTH)))]), plain)
+    first = asked(base, [SeparateLoras(changes, halves())])
+    assert not torch.allclose(first, together, atol=1e-3) and not torch.allclose(first, plain, atol=1e-3)
+
+
+def test_noise_levels_are_those_of_the_schedule_also_between_two(base: Checkpoint) -> None:
+    alphas = base.scheduler.alphas_cumprod
+    sigmas = ((1 - alphas) / alphas).sqrt()
+    worn = unet._Worn([], sigmas.log(), [0])
+    assert torch.allclose(worn._sigma(torch.tensor(700)), sigmas[700:701])
+    between = worn._sigma(torch.tensor([700.5]))
+    assert torch.allclose(between, (sigmas[700] * sigmas[701]).sqrt()[None])
+    assert len(unet.cross_layers(base.unet)) == len(base.unet.attn_processors) // 2
+
+
+def test_every_rival_is_painted_alone_and_with_the_start(
+    mini_weights: None, drawn_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: Counter[str] = Counter()
+    train = work.train_lora
+
+    def counted(*about: Any, **more: Any) -> Any:
+        done["trained"] += 1
+        return train(*about, **more)
+
+    monkeypatch.setattr(work, "train_lora", counted)
+    rivals = [name for name, rival in METHODS.items() if rival.wears or rival.singles]
+    path = tmp_path / "rivals.toml"
+    path.write_text(
+        f"""
+base = "mini"
+methods = {["dreambooth", *rivals]}
+prompts = ["a photo of {{subjects}} at sea"]
+seeds = 1
+[combos]
+cats = "{drawn_dataset}"
+[train]
+steps = 1
+rank = 2
+learning_rate = 0.1
+batch_size = 1
+resolution = 64
+crops_per_photo = 1
+[generate]
+steps = 2
+size = [64, 64]
+[fuse]
+steps = 1
+rows = 64
+"""
+    )
+    spec = read_spec(path)
+    results = Results(tmp_path / "out", spec)
+    worker = Worker(results, eyes.load_detector(), eyes.load_embedder())
+    worker.run()
+    assert done["trained"] == 3, "one of both, one of each"
+    cells = {cell.method: cell for cell in spec.cells()}
+    assert len(cells) == 15 and all(results.is_done(cell) for cell in cells.values())
+    pictures = {method: results.image(cell) for method, cell in cells.items()}
+    names = list(pictures)
+    for i, one in enumerate(names):
+        for other in names[:i]:
+            assert not torch.equal(pictures[one], pictures[other]), f"{one} is {other}"
+    rows = list(csv.DictReader(table([results.read(cell) for cell in cells.values()]).splitlines()))
+    assert all(float(row["seconds"]) > 0 for row in rows)
+    files = {path.name for path in (tmp_path / "out" / "cats").glob("*.safetensors")}
+    singles = {f"singles.{name}.safetensors" for name in ("olis", "hta", "fused")}
+    assert files == {"dreambooth.safetensors"} | singles
+    worker.run()
+    assert done["trained"] == 3
+
+
+def test_rivals_that_a_base_model_cannot_have_are_told() -> None:
+    spec = read_spec(SPECS / "rivals.toml")
+    assert all(cell.training == 0 for cell in spec.cells() if METHODS[cell.method].zero_shot)
+    with pytest.raises(BadSpec, match="'regions' acts in a U-Net's cross-attention, which mini-flux does not have"):
+        replace(spec, base="mini-flux")
+    with pytest.raises(BadSpec, match="'references' has an adapter for the base model 'mini' only"):
+        replace(spec, base="/sdxl.safetensors")
