@@ -182,6 +182,32 @@ def test_a_lora_on_the_model_is_trained_upon(comfy: Comfy, mini: tuple[Any, Any,
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+def test_weights_that_comfyui_gives_out_per_use_teach_the_same(
+    comfy: Comfy, mini: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card too small for the MODEL: ComfyUI keeps its weights elsewhere and puts a LoRA on each at its use."""
+    path = random_lora(comfy.base / "models" / "loras" / "offloaded.safetensors")
+    (wearing,) = comfy.run_stock("LoraLoaderModelOnly", model=mini[0], lora_name=path.name, strength_model=0.5)
+    management, found = comfy.core("comfy.model_management"), []
+
+    def load_little(models: list[Any], *more: Any, **named: Any) -> None:
+        for one in models:
+            one.load(torch.device("cpu"), lowvram_model_memory=1)
+
+    for offloads in (False, True):
+        if offloads:
+            management.unload_all_models()
+            monkeypatch.setattr(management, "load_models_gpu", load_little)
+        denoiser, encoded = of_mini(comfy, mini, wearing)
+        with worn(denoiser) as adapter:
+            asked = sum(bool(getattr(layer, "weight_function", ())) for layer in denoiser.layers().values())
+            found.append(gradients(Trainee(denoiser, adapter, encoded, PLAIN), "full" if offloads else "off"))
+            assert (asked > 0) == offloads
+    wearing.detach()
+    (loss, whole), (same, in_parts) = found
+    assert same == pytest.approx(loss, rel=1e-5) and apart(whole, in_parts) < 1e-4
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_model_in_fewer_bits_is_trained_upon_without_a_copy(

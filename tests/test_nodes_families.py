@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from mudi_core.types import SubjectSet
 
 NOT_LEARNED = ("*mod*", "*adaLN*", "*embed*", "*llm_adapter*", "*refiner*", "*guidance*", "*txt*", "*context*")
 """Modulation, embedders and what reads the text."""
+QUICK, SECONDS = ("flux1", "chroma", "sd3", "lumina2", "qwen_image"), 12
+"""Families that every ComfyUI here has, and the CPU time of each: less than a minute for the five."""
 
 
 @pytest.fixture(params=list(TINY))
@@ -85,7 +88,7 @@ def test_a_family_is_learned_saved_and_loaded(comfy: Comfy, family: str) -> None
 
     ``MUDI_LAWS`` names a file that gets a row of the table in docs/families.md.
     """
-    model = tiny(comfy, family)
+    model, began = tiny(comfy, family), time.process_time()
     before, own = weights(model), sampled(comfy, model, family)
     denoiser = comfy.module("denoiser").ComfyDenoiser(model)
     denoiser.check(encoded(family, 1)[0], conditions(family), bf16=False)
@@ -134,6 +137,7 @@ def test_a_family_is_learned_saved_and_loaded(comfy: Comfy, family: str) -> None
     assert apart(loaded, trained) < 1e-5
     assert apart(loaded, own) > 1e-3
     assert all(map(torch.equal, weights(model), before)) and torch.equal(sampled(comfy, model, family), own)
+    assert family not in QUICK or time.process_time() - began < SECONDS
     if path := os.environ.get("MUDI_LAWS"):
         with Path(path).open("a", encoding="utf-8") as table:
             fell = f"{falling[0]:.3f} to {falling[-1]:.3f}"
@@ -204,7 +208,9 @@ class Clip:
         return {"cond": read.pop("cross_attn")[None], "pooled_output": None} | {n: v[None] for n, v in read.items()}
 
 
-@pytest.mark.parametrize("family", ["flux1", "flux1-schnell", "aura_flow", "qwen_image", "sd3", "cosmos_predict2"])
+@pytest.mark.parametrize(
+    "family", ["flux1", "flux1-schnell", "aura_flow", "qwen_image", "sd3", "cosmos_predict2", "hidream"]
+)
 def test_the_same_graph_trains_and_starts_every_family(
     comfy: Comfy, drawn_subjects: SubjectSet, family: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -225,6 +231,7 @@ def test_the_same_graph_trains_and_starts_every_family(
     assert learned["layout"]["scale"] == ([0.9, 1.0] if family.startswith("flux1") else [0.75, 1.0])
     assert learned["layout"]["max_overlap"] == 0.2 and learned["accumulation"] == 4
     assert (usual("", family).remark or "Prompt it with") in output.ui["text"][0]
+    assert ("trained with general ones" in output.ui["text"][0]) == (family == "hidream")
     assert (
         about["ss_base_model_version"] == (family if family in FAMILIES else OTHER)
         and learned["dco_beta"] == 0

@@ -17,6 +17,10 @@ from mudi_core.types import Layout, Mix
 SHIFT = 0.06826
 """How much a canvas counts beside the noise where SDXL begins: sqrt(abar_T)."""
 LAWS = ("eps", "v", "zsnr", "edm", "flow")
+SCHEDULERS = (
+    *("simple", "sgm_uniform", "karras", "exponential", "ddim_uniform"),
+    *("beta", "normal", "linear_quadratic", "kl_optimal"),
+)
 
 
 def under(comfy: Comfy, law: str) -> Any:
@@ -63,7 +67,7 @@ def a_start() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("scheduler", ["normal", "karras", "sgm_uniform", "simple", "beta", "ddim_uniform"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_the_first_x_is_the_formulas(comfy: Comfy, law: str, scheduler: str) -> None:
     """``x / its noise = eps + share gamma z0 m``; the share is SDXL's, or the sampler's own where that is more."""
     model = under(comfy, law)
@@ -76,8 +80,44 @@ def test_the_first_x_is_the_formulas(comfy: Comfy, law: str, scheduler: str) -> 
     signal = 1.0 if law != "flow" else 1 - float(sigmas[0])
     share = max(SHARE, signal / scale)
     wanted = eps + share * model.model.process_latent_in(start)
-    assert torch.allclose(x / scale, wanted, atol=2e-6)
+    assert float((x / scale - wanted).norm() / wanted.norm()) < 1e-6
     assert share >= 0.9999 * SHIFT and (x - empty).abs().max() > 0.02 * scale
+
+
+def test_every_stock_scheduler_is_tried(comfy: Comfy) -> None:
+    assert set(SCHEDULERS) == set(comfy.core("comfy.samplers").SCHEDULER_NAMES)
+
+
+@pytest.mark.parametrize("law", ["zsnr", "flow"])
+def test_the_start_is_in_the_noise_of_sampler_custom_advanced(comfy: Comfy, law: str) -> None:
+    """With the NOISE of our Noise and with the stock one, through a guider that has Init Latent's model."""
+    model, start = under(comfy, law), a_start()
+    changed, sigmas = comfy.module("start").with_start(model, start), begins(comfy, model, "simple")
+    words = [[conditions("aura_flow")["cross_attn"][None], {}]]
+    seen: list[torch.Tensor] = []
+
+    def sampler(net: Any, x: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+        seen.append(x.clone())
+        return x
+
+    custom = comfy.core("comfy_extras.nodes_custom_sampler")
+    samplers = comfy.core("comfy.samplers")
+    for noise in (comfy.run("MudiNoise", model=model, sigmas=sigmas, seed=3).result[0], custom.Noise_RandomNoise(3)):
+        seen.clear()
+        for one in (model, changed):
+            guider = samplers.CFGGuider(one)
+            guider.set_conds(words, words)
+            with torch.inference_mode():
+                guider.sample(
+                    noise.generate_noise({"samples": start}), start, samplers.KSAMPLER(sampler), sigmas,
+                    disable_pbar=True, seed=3,
+                )  # fmt: skip
+        plain, ours = seen
+        scale = float(sigmas[0]) if law == "zsnr" else 1.0
+        signal = 1.0 if law == "zsnr" else 0.0
+        added = (SHARE * scale - signal) * model.model.process_latent_in(start)
+        assert torch.allclose(ours - plain, added, atol=2e-6 * scale)
+        assert added.abs().max() > 0.05 * scale
 
 
 @pytest.mark.parametrize("law", LAWS)

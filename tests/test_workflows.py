@@ -226,6 +226,21 @@ def test_no_workflow_has_a_deprecated_node(info: Info, name: str) -> None:
     assert not [node["type"] for node in working(name) if info[node["type"]].get("deprecated")]
 
 
+def test_training_and_drawing_fit_every_family_of_models(info: Info) -> None:
+    """What is usual for the model is taken wherever the workflows train, and the start is in the model that samples."""
+    trains = [name for name in NAMES if nodes(api_graph(name, info), "MudiTrainLora")]
+    assert {"2_train", "6_flow_model", "7_anime_tags"} <= set(trains)
+    for name in trains:
+        graph = api_graph(name, info)
+        for train in nodes(graph, "MudiTrainLora"):
+            inputs = graph[train]["inputs"]
+            own = inputs["preset"] == "mini, 192 px"  # the quickstart's
+            assert own or [inputs[n] for n in ("preset", "steps", "rank", "batch_size")] == ["auto", 0, 0, 0], name
+    graph = api_graph("3_generate", info)
+    ((start,), (sampler,)) = nodes(graph, "MudiInitLatent"), nodes(graph, "KSampler")
+    assert graph[sampler]["inputs"]["model"] == [start, 1] and "model" in graph[start]["inputs"]
+
+
 def test_app_mode_shows_widgets_and_results_that_exist() -> None:
     """In newer ComfyUI: a page of the few widgets that matter, in the place of the graph."""
     apps = {name: workflow(name)["extra"]["linearData"] for name in NAMES if "linearData" in workflow(name)["extra"]}
