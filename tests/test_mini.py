@@ -341,6 +341,14 @@ def test_a_report_without_weights_is_one_sentence(tmp_path, monkeypatch, capsys)
     assert "is missing" in capsys.readouterr().err
 
 
+def test_the_mini_flux_is_measured_alone(mini_weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "measure", None)
+    assert report.main(["--flux", "1", "--out", str(tmp_path)]) in (0, 1)
+    assert "| mini FLUX, captions of two: species and colours right |" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.json", "captions.png"}
+    assert len(pictures.captioned_by_flux(1)) == 1
+
+
 def test_the_trained_family_sees_a_photo(mini_weights):
     drawn = world.photo(world.HELD_OUT_IDENTITIES[0], random.Random(3), 384)
     image = figures.pixels(drawn)

@@ -1,4 +1,4 @@
-"""How well the embedded SDXL follows captions, and how long it takes."""
+"""How well the embedded SDXL and the mini FLUX follow captions, and how long the former takes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch import Tensor
 
 from mudi_core import boxes
 from mudi_core.bases import embedded as family
+from mudi_core.bases.checkpoint import open_mini_flux
 from mudi_core.demo.settings import DemoSettings
+from mudi_core.jobs.generate import GenerateConfig, generate_plain
 from mudi_core.toy import world
 from mudi_core.types import listed
 
 from .figures import Figure, checkpoint, detector, held_out, pixels, reconstructed
-from .judge import Judge, framed, load, named
+from .judge import WEIGHTS, Judge, framed, load, named
 
 SETTINGS = DemoSettings()
 GUIDANCE = 8.5
@@ -100,9 +102,24 @@ def captioned(count: int = 200, characters: int = 2) -> tuple[Captioned, ...]:
             output_type="latent",
         ).images
         for image, (caption, who) in zip(checkpoint().decode(latents), asked, strict=True):
-            found = figures_in(image)
-            seen = named(judge(), [framed(image, box) for box in found])
-            results.append(Captioned(image, caption, who, seen, found))
+            results.append(looked_at(image, caption, who))
+    return tuple(results)
+
+
+def looked_at(image: Tensor, caption: str, who: list[tuple[str, str]]) -> Captioned:
+    """Let detector and judge look at a picture ``[h, w, 3]``."""
+    found = figures_in(image)
+    return Captioned(image, caption, who, named(judge(), [framed(image, box) for box in found]), found)
+
+
+@cache
+def captioned_by_flux(count: int) -> tuple[Captioned, ...]:
+    """The same pictures by the mini FLUX of the workshop, which is not finished."""
+    base, results = open_mini_flux(WEIGHTS), []
+    for number in range(count):
+        caption, who = caption_of(number)
+        config = GenerateConfig.usual(base.usual, caption, len(who), gamma=0.0, seed=number)
+        results.append(looked_at(generate_plain(base, config), caption, who))
     return tuple(results)
 
 
@@ -112,6 +129,14 @@ def captions_followed(count: int = 200) -> Figure:
     note = f"two characters: {two:.0f} %; the judge is right on {100 * judge_right():.0f} % of held-out characters"
     value = 100 * float(np.mean([p.right for p in pictures]))
     return Figure("captions of two: species and colours right", value, 80, True, "%", count, note)
+
+
+def captions_followed_by_flux(count: int) -> Figure:
+    pictures = captioned_by_flux(count)
+    two = 100 * float(np.mean([len(p.xyxy) == 2 for p in pictures]))
+    value = 100 * float(np.mean([p.right for p in pictures]))
+    words = "mini FLUX, captions of two: species and colours right"
+    return Figure(words, value, 70, True, "%", count, f"two characters: {two:.0f} %")
 
 
 def captions_of_three_followed(count: int = 100) -> Figure:

@@ -95,10 +95,10 @@ def draw_reconstructions() -> Pixels:
     return sheet(tiles, 8)
 
 
-def draw_captions() -> Pixels:
+def draw_captions(painted: Sequence[pictures.Captioned]) -> Pixels:
     """Pictures of captions with what the detector found; red frames where the answer is not what was asked for."""
     tiles = []
-    for picture in pictures.captioned()[:24]:
+    for picture in painted[:24]:
         tile = boxed(picture.image, picture.xyxy)
         if not picture.right:
             cv2.rectangle(tile, (0, 0), (tile.shape[1] - 1, tile.shape[0] - 1), BOX, 8)
@@ -120,13 +120,13 @@ def draw_detections() -> Pixels:
     return sheet(tiles, 8)
 
 
-def draw(folder: Path) -> None:
-    """Write the pictures behind the figures."""
-    for name, drawn in (
-        ("reconstructions", draw_reconstructions()),
-        ("captions", draw_captions()),
-        ("detections", draw_detections()),
-    ):
+def draw(folder: Path, flux: int | None = None) -> None:
+    """Write the pictures behind the figures; ``flux``: behind that of the mini FLUX alone, on so many captions."""
+    painted = pictures.captioned_by_flux(flux) if flux else pictures.captioned()
+    drawings = {"captions": draw_captions(painted)}
+    if not flux:
+        drawings |= {"reconstructions": draw_reconstructions(), "detections": draw_detections()}
+    for name, drawn in drawings.items():
         cv2.imwrite(str(folder / f"{name}.png"), drawn[..., ::-1])
 
 
@@ -134,15 +134,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workshop.report", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--out", type=Path, help="folder for report.md, report.json and pictures of what was measured")
+    parser.add_argument("--flux", type=int, metavar="COUNT", help="measure the mini FLUX alone, on so many captions")
     options = parser.parse_args(arguments)
     try:
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
-        measured = measure()
+        measured = [pictures.captions_followed_by_flux(options.flux)] if options.flux else measure()
         if options.out:
             (options.out / "report.md").write_text(table(measured) + "\n", encoding="utf-8")
             (options.out / "report.json").write_text(as_json(measured) + "\n", encoding="utf-8")
-            draw(options.out)
+            draw(options.out, options.flux)
     except (MudiError, OSError) as error:
         print(f"The report was not made: {error}", file=sys.stderr)
         return 2
