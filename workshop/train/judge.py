@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,13 @@ SMOOTHING = 0.05
 
 
 @torch.no_grad()
-def painted(numbers: range, work: Path, device: torch.device, rng: random.Random) -> list[Tensor]:
+def painted(
+    numbers: Sequence[int],
+    work: Path,
+    device: torch.device,
+    rng: random.Random,
+    noised: tuple[int, int] = NOISED,
+) -> list[Tensor]:
     """Pictures ``[SIZE, SIZE, 3]`` of scenes, noised and then denoised, so that the model's hand is in them while the
     looks still are the scene's."""
     unet, vae = family.load_unet().to(device).eval(), family.load_vae().to(device).eval()
@@ -67,13 +74,13 @@ def painted(numbers: range, work: Path, device: torch.device, rng: random.Random
     latents = encoded(work, device)
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
     pictures: list[Tensor] = []
-    for turn, begin in enumerate(range(numbers.start, numbers.stop, TOGETHER)):
-        scenes = list(range(begin, min(begin + TOGETHER, numbers.stop)))
+    for turn, begin in enumerate(range(0, len(numbers), TOGETHER)):
+        scenes = list(numbers[begin : begin + TOGETHER])
         guidance = GUIDANCES[turn % len(GUIDANCES)]
         context, pooled = encode_text([empty] * len(scenes) + tell([crowded(number) for number in scenes], rng).lines)
         added = {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
         z = latents[scenes].float().to(device)
-        times = [*np.linspace(rng.uniform(*NOISED), 0, STEPS + 1).round().astype(int).tolist()]
+        times = [*np.linspace(rng.uniform(*noised), 0, STEPS + 1).round().astype(int).tolist()]
         noise = torch.randn(z.shape, generator=generator).to(device)
         z = abar[times[0]].sqrt() * z + (1 - abar[times[0]]).sqrt() * noise
         with torch.autocast(device.type, torch.bfloat16, enabled=half_is_fast(device)):
