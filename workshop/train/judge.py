@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy, interpolate
 from mudi_core.bases import embedded as family
 from mudi_core.toy.draw import render
 
+from ..brush import Brush
 from ..judge import SIDE, Judge, framed
 from .data import crowded, looks, pool
-from .loop import Recipe, fit, half_is_fast
-from .text import padded, tokenized
-from .unet import LENGTH, SCENES, encoded, tell
+from .loop import Recipe, fit
+from .unet import SCENES, encoded, tell
 
 RECIPE = Recipe(steps=5000, learning_rate=2.0e-3, warmup=100, cooldown=0.6, ema=0.99)
 BATCH = 64
@@ -31,7 +31,6 @@ GUIDANCES = (0.0, 3.0, 8.5)
 """With what guidance a scene is painted over, in turns; 0 is without its caption."""
 NOISED = (200, 550)
 """Steps of noise, of 1000, that are laid on a scene before it is painted over: its shapes still show."""
-STEPS = 7
 LOOKS = 2
 """Crops of every painted character, each by a box of its own."""
 JITTER = 0.1
@@ -48,7 +47,6 @@ SMOOTHING = 0.05
 """Of the labels: painted characters are not always what they should be."""
 
 
-@torch.no_grad()
 def painted(
     numbers: Sequence[int],
     work: Path,
@@ -58,40 +56,15 @@ def painted(
 ) -> list[Tensor]:
     """Pictures ``[SIZE, SIZE, 3]`` of scenes, noised and then denoised, so that the model's hand is in them while the
     looks still are the scene's."""
-    unet, vae = family.load_unet().to(device).eval(), family.load_vae().to(device).eval()
-    encoders = [encoder.to(device) for encoder in family.load_text_encoders()]
-
-    def encode_text(lines: list[list[int]]) -> tuple[Tensor, Tensor]:
-        first, second = (
-            encoder(ids.to(device), output_hidden_states=True)
-            for encoder, ids in zip(encoders, padded(lines, LENGTH), strict=True)
-        )
-        return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
-
-    empty = tokenized(())[0]
-    time_ids = torch.tensor([[family.SIZE, family.SIZE, 0, 0, family.SIZE, family.SIZE]], device=device)
-    abar = family.scheduler().alphas_cumprod.to(device)
-    latents = encoded(work, device)
+    brush, latents = Brush(device), encoded(work, device)
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
     pictures: list[Tensor] = []
     for turn, begin in enumerate(range(0, len(numbers), TOGETHER)):
         scenes = list(numbers[begin : begin + TOGETHER])
-        guidance = GUIDANCES[turn % len(GUIDANCES)]
-        context, pooled = encode_text([empty] * len(scenes) + tell([crowded(number) for number in scenes], rng).lines)
-        added = {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
-        z = latents[scenes].float().to(device)
-        times = [*np.linspace(rng.uniform(*noised), 0, STEPS + 1).round().astype(int).tolist()]
-        noise = torch.randn(z.shape, generator=generator).to(device)
-        z = abar[times[0]].sqrt() * z + (1 - abar[times[0]]).sqrt() * noise
-        with torch.autocast(device.type, torch.bfloat16, enabled=half_is_fast(device)):
-            for now, then in zip(times, times[1:], strict=False):
-                plain, told = unet(torch.cat([z, z]), now, context, added_cond_kwargs=added).sample.float().chunk(2)
-                eps = plain + guidance * (told - plain)
-                clean = (z - (1 - abar[now]).sqrt() * eps) / abar[now].sqrt()
-                signal = abar[then] if then else torch.ones((), device=device)
-                z = signal.sqrt() * clean + (1 - signal).sqrt() * eps
-            images = vae.decode(z / family.LATENT_SCALE).sample.float()
-        pictures += list((images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu())
+        lines = tell([crowded(number) for number in scenes], rng).lines
+        noise = rng.uniform(*noised)
+        z = brush.over(latents[scenes].float(), lines, GUIDANCES[turn % len(GUIDANCES)], noise, generator)
+        pictures += list(brush.decoded(z))
     return pictures
 
 

@@ -1,0 +1,133 @@
+"""A blind look at a benchmark's pictures: numbered sheets that name no method, and the agreement with the verdicts.
+
+    python -m workshop.blind sheets benchmark-out SPEC --to DIR [--count 200] [--seed 0]
+    python -m workshop.blind agree DIR
+
+The first draws the pictures by the seed, in a random order, beside photos of their subjects, and writes the key to
+DIR/key.json, which stays closed. Whoever looks writes DIR/answers.txt: a line for each number, "17 yes" when both
+subjects are there once, each as itself, and nobody else, or "17 no". The second opens the key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mudi_core.benchmark.results import Results
+from mudi_core.benchmark.spec import BadSpec, Spec, read_spec
+from mudi_core.toy.world import photo
+
+COLUMNS, TILE, HEAD = 5, 256, 22
+"""Pictures in a row, the side of one, and the height of its number, in pixels."""
+ANSWERS = {"yes": True, "no": False}
+
+
+def sheets(results: Results, count: int, seed: int, to: Path) -> int:
+    """Write the sheets and the key; return how many pictures they show: all, when fewer are done."""
+    spec, rng = results.spec, random.Random(seed)
+    done = [cell for cell in spec.cells() if results.is_done(cell)]
+    chosen = rng.sample(done, min(count, len(done)))
+    to.mkdir(parents=True, exist_ok=True)
+    key, number = {}, 0
+    for combo in spec.combos:
+        cells = [cell for cell in chosen if cell.combo == combo]
+        if not cells:
+            continue
+        tiles = [("", image) for image in _photos(spec, combo)]
+        for cell in cells:
+            number += 1
+            result = results.read(cell)
+            key[number] = {**cell._asdict(), "verdict": result.success, "score": result.comparison.score}
+            tiles.append((str(number), _pixels(results.image(cell).numpy() * 255)))
+        _sheet(tiles).save(to / f"sheet {number - len(cells) + 1:03d} to {number:03d}.png")
+    (to / "key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
+    return number
+
+
+def agreement(key: dict[str, dict[str, object]], answers: dict[str, bool]) -> dict[str, object]:
+    """Return how the eye and the verdict agree, and what the eye says of each method.
+
+    ``kappa`` is Cohen's: 0 is chance, 1 is perfect. Raise `ValueError` when a picture has no answer.
+    """
+    if missing := sorted(set(key) - set(answers), key=int):
+        raise ValueError(f"No answer for {', '.join(missing)}.")
+    eye = np.array([answers[number] for number in key])
+    verdict = np.array([bool(key[number]["verdict"]) for number in key])
+    agree, chance = np.mean(eye == verdict), eye.mean() * verdict.mean() + (1 - eye.mean()) * (1 - verdict.mean())
+    methods = sorted({str(about["method"]) for about in key.values()})
+    of = {method: np.array([about["method"] == method for about in key.values()]) for method in methods}
+    return {
+        "pictures": len(key),
+        "yes by both": int((eye & verdict).sum()),
+        "yes by the eye alone": int((eye & ~verdict).sum()),
+        "yes by the verdict alone": int((~eye & verdict).sum()),
+        "no by both": int((~eye & ~verdict).sum()),
+        "kappa": round(float((agree - chance) / (1 - chance)), 3) if chance < 1 else 1.0,
+        "methods": {
+            name: {"pictures": int(mine.sum()), "eye": float(eye[mine].mean()), "verdict": float(verdict[mine].mean())}
+            for name, mine in of.items()
+        },
+    }
+
+
+def read_answers(path: Path) -> dict[str, bool]:
+    """Return the answers of a file, by number; raise `ValueError` for a line that is none."""
+    answers = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        number, _, word = line.strip().partition(" ")
+        if number and (not number.isdigit() or word not in ANSWERS or number in answers):
+            raise ValueError(f"{path}: {line!r} is not a number, new to the file, with yes or no.")
+        if number:
+            answers[number] = ANSWERS[word]
+    return answers
+
+
+def _photos(spec: Spec, combo: str) -> list[Image.Image]:
+    where = spec.combos[combo]
+    if not isinstance(where, int):
+        raise BadSpec(f"Combo '{combo}' is a folder; only characters of the toy world can be drawn here.")
+    shots = [(subject, i) for subject in spec.pair(where) for i in range(2)]
+    return [_pixels(photo(one.character, random.Random(f"{one.token}/{i}"), TILE).image) for one, i in shots]
+
+
+def _pixels(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image.round().astype(np.uint8)).resize((TILE, TILE), Image.Resampling.LANCZOS)
+
+
+def _sheet(tiles: list[tuple[str, Image.Image]]) -> Image.Image:
+    """Four photos alone in the first row, the numbered pictures below."""
+    rows = [tiles[:4], *(tiles[i : i + COLUMNS] for i in range(4, len(tiles), COLUMNS))]
+    sheet = Image.new("RGB", (COLUMNS * TILE, len(rows) * (TILE + HEAD)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(18)
+    for y, row in enumerate(rows):
+        for x, (name, image) in enumerate(row):
+            draw.text((x * TILE + 4, y * (TILE + HEAD)), name, "black", font)
+            sheet.paste(image, (x * TILE, y * (TILE + HEAD) + HEAD))
+    return sheet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("sheets")
+    make.add_argument("out", type=Path, help="the benchmark's folder")
+    make.add_argument("spec", type=Path, help="its TOML file")
+    make.add_argument("--to", type=Path, required=True)
+    make.add_argument("--count", type=int, default=200)
+    make.add_argument("--seed", type=int, default=0)
+    commands.add_parser("agree").add_argument("dir", type=Path)
+    args = parser.parse_args()
+    if args.command == "sheets":
+        print(f"{sheets(Results(args.out, read_spec(args.spec)), args.count, args.seed, args.to)} pictures")
+    else:
+        key = json.loads((args.dir / "key.json").read_text(encoding="utf-8"))
+        print(json.dumps(agreement(key, read_answers(args.dir / "answers.txt")), indent=1))
+
+
+if __name__ == "__main__":
+    main()
