@@ -111,8 +111,11 @@ class Drawn:
         return self.compared.count_is_right and all(one.status == "found" for one in verdicts)
 
 
-def compared(pairs: Sequence[Pair], each: int, only: Sequence[str] = ()) -> list[Drawn]:
-    """Draw ``each`` pictures of every kind (or ``only`` of these) for every pair, compared by the embedded models."""
+def compared(
+    pairs: Sequence[Pair], each: int, only: Sequence[str] = (), hands: Sequence[str] = HANDS
+) -> list[Drawn]:
+    """Make ``each`` pictures of every kind (or ``only`` of these) for every pair, by these hands in turns, compared by
+    the embedded models."""
     detector, embedder, brush = eyes.load_detector(), eyes.load_embedder(), Brush(torch.device("cpu"))
     results = []
     for number, pair in enumerate(pairs):
@@ -120,7 +123,7 @@ def compared(pairs: Sequence[Pair], each: int, only: Sequence[str] = ()) -> list
         references = References(subjects, embedder, cut_out=True)
         kinds = [one for one in mixes(pair) if one[0] in only or not only]
         for i, (kind, *cast) in product(range(each), kinds):
-            hand = HANDS[(number + i) % len(HANDS)]
+            hand = hands[(number + i) % len(hands)]
             image = pixels(draw(cast, random.Random(f"{number} {kind} {i}")))
             image = by_hand(brush, image, hand, cast, seed=number * each + i)
             found = compare(image, references, detector, embedder, threshold=THRESHOLD)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.verdicts import Drawn, compared, pairs_of, shares
+from benchmarks.verdicts import HANDS, Drawn, compared, pairs_of, shares
 from mudi_core.eyes.embedded import VERDICT_LIMITS, load_embedder
 from mudi_core.score.compare import References
 from mudi_core.score.verdicts import LAX, judge
@@ -17,12 +17,12 @@ from mudi_core.types import VerdictLimits
 @pytest.fixture(scope="module")
 def drawn() -> list[Drawn]:
     kinds = ("right", "all clothes: swapped", "neckwear: swapped", "body colour: borrowed")
-    return compared(pairs_of("others", 0)[:4], 2, kinds)
+    return compared(pairs_of("others", 0)[:4], 2, kinds, HANDS[:2])
 
 
 def holds(passed: dict[str, float]) -> bool:
     right, *mixes = passed.values()
-    return right >= 0.95 and max(mixes) <= 0.05
+    return right >= 0.95 and max(mixes) <= 1 / 16  # one picture of a kind
 
 
 def test_right_pictures_pass_and_mixes_do_not(drawn: list[Drawn]) -> None:
@@ -32,6 +32,13 @@ def test_right_pictures_pass_and_mixes_do_not(drawn: list[Drawn]) -> None:
 @pytest.mark.parametrize("looser", [LAX, VerdictLimits(2 / 3, 0.75), VerdictLimits(0.75, 2 / 3)])
 def test_looser_limits_let_mixes_pass(drawn: list[Drawn], looser: VerdictLimits) -> None:
     assert not holds(shares(drawn, looser))
+
+
+def test_right_pictures_of_the_model_can_pass_and_its_mixes_do_not() -> None:
+    """What it paints is softer, and some looks are lost in it."""
+    pairs = pairs_of("others", 0)[:4]
+    passed = shares(compared(pairs, 2, ("right", "all clothes: swapped"), HANDS[2:]), VERDICT_LIMITS)
+    assert passed["right"] >= 0.25 and passed["all clothes: swapped"] == 0
 
 
 def test_limits_come_with_the_embedder_that_they_were_chosen_for(drawn: list[Drawn]) -> None:

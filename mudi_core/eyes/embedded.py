@@ -33,9 +33,9 @@ SEGMENTER_SIDE = 128
 SEGMENTER_CHANNELS = 64
 EMBEDDER_SIDE = 112
 EMBEDDER_PATCH = 14
-VERDICT_LIMITS = VerdictLimits(own=0.85, alike=0.86)
+VERDICT_LIMITS = VerdictLimits(own=0.8, alike=0.86)
 """Chosen on the development pairs of `benchmarks/verdicts.py --choose`, validated on others without it: limits of the
-grid at which 5 of 100 mixes of any kind or fewer pass, but of patterns, and 86 of 100 right pictures."""
+grid at which 5 of 100 mixes of any kind or fewer pass, but of patterns (13), and most right pictures (88)."""
 
 
 def build_owlv2() -> Owlv2ForObjectDetection:

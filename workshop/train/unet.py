@@ -30,7 +30,10 @@ GROUPS = 12_000
 GROUPED = 0.35
 """Share of a batch that shows them."""
 NOISY = 600
-"""From this timestep on it is settled how many stand where; half of a batch is noised so much."""
+"""From this timestep on it is settled how many stand where; so many of a batch more are noised that much."""
+NOISIER = 0.25
+MOST_WEIGHT = 10.0
+"""Of a sample's error: without a limit shapes are neglected (a bow becomes a block)."""
 ENCODED = 10
 """Pictures at once through the VAE."""
 CAPTION_DROP = 0.1
@@ -217,7 +220,7 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         z0 = latents[index].float().to(device)
         eps = torch.randn(z0.shape, generator=generator).to(device)
         t = torch.randint(1000, (BATCH,), generator=generator)
-        t = torch.where(chance[2] < 0.5, NOISY + t * (1000 - NOISY) // 1000, t).to(device)
+        t = torch.where(chance[2] < NOISIER, NOISY + t * (1000 - NOISY) // 1000, t).to(device)
         signal = abar[t]
         context, pooled = encode_text(encoders, batch.lines, device)
         added = {"text_embeds": pooled, "time_ids": time_ids(generator).to(device)}
@@ -228,7 +231,8 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         snr = signal / (1 - signal)
         # As the error of the velocity: that of the noise alone hardly counts where all is noise, and there the number
         # of figures is settled.
-        wrong = (predicted - eps).square().mean((1, 2, 3)) * (snr + 1).clamp(max=MIN_SNR_GAMMA) / snr
+        counts = ((snr + 1).clamp(max=MIN_SNR_GAMMA) / snr).clamp(max=MOST_WEIGHT)
+        wrong = (predicted - eps).square().mean((1, 2, 3)) * counts
         # In much noise nobody can know who stands where.
         place, show = misplaced(seen, batch, device), unknown(features, painter.heads, batch, device)
         value: Tensor = (wrong + signal.sqrt() * (PLACING * place + SHOWING * show)).mean()
