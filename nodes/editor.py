@@ -14,7 +14,7 @@ from ..mudi_core.jobs.generate import draw_layout
 from .sockets import PlacedSubjects
 
 if TYPE_CHECKING:
-    from ..mudi_core.stage.cutouts import CutOut
+    from ..mudi_core.stage.cut import CutOut
     from ..mudi_core.types import Layout
 
 KEY = "mudi_layout"
