@@ -79,7 +79,7 @@ CROSS = {
     },
 }
 """The wires that must cross, since sockets of two nodes stand in other orders."""
-CROSS_AT_MOST = {"0_quickstart": 47}
+CROSS_AT_MOST = {"0_quickstart": 47, "10_methods": 215}
 """How many cross in a graph laid out to fill a screen: in the gaps between its columns, hardly behind a node."""
 
 
@@ -216,7 +216,7 @@ def graph_picture(page: Page) -> Image.Image:
 
 
 def _thumbnails(server: Server, prompt_id: str) -> None:
-    """The workflows' pictures, of what the quickstart's run made; that of 8_two_loras is its own."""
+    """The workflows' pictures, of what the quickstart's run made; those of 8_two_loras and 10_methods are their own."""
     entry = server.get(f"/history/{prompt_id}")[prompt_id]
     run, graph = server.wait(prompt_id), entry["prompt"][2]
 

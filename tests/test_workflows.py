@@ -30,6 +30,7 @@ NAMES = (
     "7_anime_tags",
     "8_two_loras",
     "9_score_any_picture",
+    "10_methods",
 )
 NOTES = ("Note", "MarkdownNote")
 MINI = "embedded (drawn toys only)"
@@ -459,6 +460,27 @@ def test_pictures_of_any_model_and_size_are_scored_and_kept_best_first(server: S
         with Image.open(file) as picture:
             kept.append(picture.size)
     assert sorted(kept) == [(160, 160), (192, 192)]
+
+
+def test_five_methods_stand_side_by_side_from_one_seed(server: Server, info: Info) -> None:
+    small = {"MudiMiniPhotos": {"count": 2, "side": 192}, "KSampler": {"steps": 2}}
+    graph = with_settings(api_graph("10_methods", info), small)
+    samplers = [graph[node]["inputs"] for node in nodes(graph, "KSampler")]
+    assert len(samplers) == 5 and {one["seed"] for one in samplers} == {0}
+    assert len({json.dumps(one["model"]) for one in samplers}) == 5
+    run = twice(server, graph)
+    (row,) = nodes(graph, "SaveImage")
+    (cards,) = server.files(run, row)
+    shown = [Image.open(server.files(run, node)[0]) for node in nodes(graph, "MudiCompare")]
+    with Image.open(cards) as picture:
+        assert picture.width >= 5 * min(one.width for one in shown) and picture.height <= max(
+            one.height for one in shown
+        )
+    assert len({one.tobytes() for one in shown}) == 5
+    assert all("mean of 1: " in run.outputs[node]["text"][0] for node in nodes(graph, "MudiCompare"))
+    (guidance,), (reference,) = nodes(graph, "MudiLayoutGuidance"), nodes(graph, "MudiReferenceAdapter")
+    assert run.outputs[guidance]["text"][0].count("2 tokens") == 2
+    assert run.outputs[reference]["text"][0].startswith("MS-Diffusion at 0.60")
 
 
 @pytest.mark.parametrize(

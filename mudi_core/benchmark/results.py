@@ -41,7 +41,7 @@ class Result:
     """Of the whole picture to the photos of each subject, as in the tables of zero-shot systems; older results have
     none."""
     seconds: float | None = None
-    """That the picture took to make; older results have none."""
+    """That the picture took to make, of CPU time on a CPU; older results have none."""
 
     @property
     def success(self) -> bool:

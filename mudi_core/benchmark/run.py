@@ -97,11 +97,11 @@ class Worker:
                     update(done, len(some))
 
     def _picture(self, cell: Cell, wardrobe: Wardrobe, loras: Apart, references: References) -> None:
-        subjects, begun = wardrobe.subjects, time.perf_counter()
+        subjects, begun = wardrobe.subjects, self._now()
         config = self.spec.generate_config(cell, subjects)
         with wardrobe.wearing(cell, config, loras):
             (picture,) = generate(self._checkpoint, wardrobe.cutouts, config)
-        seconds = time.perf_counter() - begun
+        seconds = self._now() - begun
         judges = self.spec.judges
         compared = compare(
             picture.image,
@@ -186,6 +186,10 @@ class Worker:
             return self.progress(f"{words} {name}")
 
         train_lora(training, training.plan(progress), files, progress, goes_on=stopped.is_file())
+
+    def _now(self) -> float:
+        """Return seconds: of this process alone on a CPU, which others may use too; of the clock on a card."""
+        return time.process_time() if self._checkpoint.device.type == "cpu" else time.perf_counter()
 
     def _subjects(self, combo: str) -> SubjectSet:
         """Return the dataset of the combo; for a drawn pair, draw and prepare the photos when first needed."""

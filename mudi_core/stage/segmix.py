@@ -165,14 +165,14 @@ def _ground(background: tuple[float, float, float] | Tensor, size: tuple[int, in
     width, height = size
     if not isinstance(background, Tensor):
         row = np.tile(np.array([round(255 * value) for value in background], dtype=np.uint8), width)
-        canvas: Pixels = np.tile(row, height).reshape(height, width, 3)
-        return canvas
+        return np.tile(row, height).reshape(height, width, 3)
     if background.shape != (height, width, 3):
         raise BadLayout(
             f"The picture behind the figures is {background.shape[1]}x{background.shape[0]} px, the canvas {width}x"
             f"{height} px. Bring it to the canvas's size."
         )
-    return to_bytes(background).copy()
+    canvas: Pixels = to_bytes(background).copy()
+    return canvas
 
 
 def _draw_pair(
