@@ -111,9 +111,7 @@ class Drawn:
         return self.compared.count_is_right and all(one.status == "found" for one in verdicts)
 
 
-def compared(
-    pairs: Sequence[Pair], each: int, only: Sequence[str] = (), hands: Sequence[str] = HANDS
-) -> list[Drawn]:
+def compared(pairs: Sequence[Pair], each: int, only: Sequence[str] = (), hands: Sequence[str] = HANDS) -> list[Drawn]:
     """Make ``each`` pictures of every kind (or ``only`` of these) for every pair, by these hands in turns, compared by
     the embedded models."""
     detector, embedder, brush = eyes.load_detector(), eyes.load_embedder(), Brush(torch.device("cpu"))
