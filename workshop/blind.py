@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mudi_core.benchmark.results import Results
-from mudi_core.benchmark.spec import BadSpec, Spec, read_spec
+from mudi_core.benchmark.spec import BadSpec, Spec
+from mudi_core.benchmark.spec_file import read_spec
 from mudi_core.toy.world import photo
 
 COLUMNS, TILE, HEAD = 5, 256, 22
