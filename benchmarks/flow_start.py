@@ -3,7 +3,7 @@
     python benchmarks/flow_start.py --out OUT
     python benchmarks/flow_start.py --out OUT --table
 
-Two development pairs, on which steps, rate and gamma were chosen, and four others; all methods have the same photos,
+Two development pairs, on which gamma was chosen, and four others; all methods have the same photos,
 prompts, noise and sampler. Every LoRA and every picture is a file: the same command goes on where it was stopped, with
 the weights and settings that it began with. `--dev` takes the development pairs alone, `--gammas 1 2 4` several starts.
 """
@@ -15,7 +15,6 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,14 @@ from loras import photos, table  # noqa: E402
 
 from mudi_core.bases.checkpoint import Checkpoint, open_mini_flux  # noqa: E402
 from mudi_core.eyes import load_detector, load_embedder  # noqa: E402
-from mudi_core.jobs.generate import GenerateConfig, Picture, generate  # noqa: E402
+from mudi_core.files import whole  # noqa: E402
+from mudi_core.jobs.generate import GenerateConfig, generate  # noqa: E402
 from mudi_core.jobs.train import LoraFiles, Training, train_lora  # noqa: E402
 from mudi_core.lora.adapter import apply_lora  # noqa: E402
 from mudi_core.score.compare import References, compare  # noqa: E402
 from mudi_core.stage.cutouts import cut_outs  # noqa: E402
 from mudi_core.subjects.prompt import write_prompt  # noqa: E402
-from mudi_core.subjects.storage import read_subjects  # noqa: E402
+from mudi_core.subjects.storage import read_photo, read_subjects  # noqa: E402
 from mudi_core.toy.world import DEV_PAIRS, PAIRS  # noqa: E402
 from mudi_core.train.config import TrainConfig  # noqa: E402
 
@@ -92,35 +92,36 @@ class Judge:
         return {"score": found.score, "sound": sound, "boxes": found.detections.xyxy.tolist()}
 
 
-def paint(base: Checkpoint, pair: Path, place: Path, methods: Mapping[str, tuple[str, float]],
-          options: argparse.Namespace) -> None:  # fmt: skip
-    """Paint and judge every picture of a training that is not there."""
-    subjects, judge = read_subjects(pair / "both"), Judge(pair)
+def paint(base: Checkpoint, pair: Path, place: Path, methods: Methods, options: argparse.Namespace) -> None:
+    """Paint every picture of a training that is not there."""
+    subjects = read_subjects(pair / "both")
     names, cutouts = [subject.name for subject in subjects], cut_outs(subjects, max_side=base.side)
     each = -(-options.pictures // len(PROMPTS))
     for method, (training, gamma) in methods.items():
         folder = place / "pictures" / method
         folder.mkdir(parents=True, exist_ok=True)
         for number, prompt in enumerate(PROMPTS):
-            if (folder / f"{number}-{each - 1:03d}.json").exists():
+            if (folder / f"{number}-{each - 1:03d}.png").exists():
                 continue
             config = GenerateConfig.usual(
                 base.usual, write_prompt(names, f"a photo of {prompt}"), len(names), gamma=gamma, count=each,
                 seed=number, steps=options.sampler_steps, guidance=options.guidance,
             )  # fmt: skip
-            with ExitStack() as stack:
-                stack.enter_context(apply_lora(base.unet, place / f"{training}.safetensors"))
+            with apply_lora(base.unet, place / f"{training}.safetensors"):
                 for picture in generate(base, cutouts, config):
-                    keep(picture, folder / f"{number}-{picture.number:03d}.json", judge)
+                    levels = (picture.image * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+                    with whole(folder / f"{number}-{picture.number:03d}.png") as part:
+                        Image.fromarray(levels).save(part, "PNG")
 
 
-def keep(picture: Picture, path: Path, judge: Judge) -> None:
-    """Write a picture and, when it is whole, what the judge says of it."""
-    levels = (picture.image * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-    Image.fromarray(levels).save(path.with_suffix(".png"))
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(judge(picture.image)), encoding="utf-8")
-    part.replace(path)
+def judge(pair: Path, place: Path, again: bool) -> None:
+    """Judge every picture of a training that is not judged, or ``again`` all of them."""
+    judge = Judge(pair)
+    for picture in sorted((place / "pictures").glob("*/*.png")):
+        path = picture.with_suffix(".json")
+        if again or not path.exists():
+            with whole(path) as part:
+                part.write_text(json.dumps(judge(read_photo(picture).image)), encoding="utf-8")
 
 
 def make(options: argparse.Namespace, pairs: Mapping[str, Any], methods: Methods) -> None:
@@ -134,6 +135,7 @@ def make(options: argparse.Namespace, pairs: Mapping[str, Any], methods: Methods
             for training in ("dreambooth", "segmix"):
                 train(base, pair, place, training, seed, options)
             paint(base, pair, place, methods, options)
+            judge(pair, place, options.judge)
             print(f"{name}, training {seed}: done", flush=True)
 
 
@@ -142,7 +144,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of all files")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of the transformer (default: the workshop's)")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each pair (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=8, help="of each training and method (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=16, help="of each training and method (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=150, help="of a training (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="images of a step (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=1e-3, help="of learning (default: %(default)s)")
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--sampler-steps", type=int, default=12, help="(default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=5.0, help="(default: %(default)s)")
     parser.add_argument("--dev", action="store_true", help="only the pairs on which settings are chosen")
+    parser.add_argument("--judge", action="store_true", help="judge every picture again, with the eyes of today")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and make nothing")
     options = parser.parse_args()
     chosen = {f"dev-{i}": specs for i, specs in enumerate(DEV_PAIRS[:2])}

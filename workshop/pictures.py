@@ -118,7 +118,7 @@ def captioned_by_flux(count: int) -> tuple[Captioned, ...]:
     base, results = open_mini_flux(WEIGHTS), []
     for number in range(count):
         caption, who = caption_of(number)
-        config = GenerateConfig.usual(base.usual, caption, len(who), gamma=0.0, seed=number)
+        config = GenerateConfig.usual(base.usual, caption, len(who), gamma=0.0, seed=number, guidance=GUIDANCE)
         results.append(looked_at(generate_plain(base, config), caption, who))
     return tuple(results)
 

@@ -1,7 +1,8 @@
 """Train the mini FLUX on the U-Net's latents and captions, by flow matching.
 
-After 3,000 steps (72,000 samples, about an hour of one core with AMX) 48 % of 40 captions of two are followed; its
-figures are still rough. It needs about as many samples as the U-Net had, 300,000.
+After 3,000 steps (72,000 samples, about an hour of one core with AMX) `python -m workshop.report --flux 40` finds
+42.5 % of the captions of two followed; its figures are still rough. It needs about as many samples as the U-Net had,
+300,000.
 """
 
 from __future__ import annotations
