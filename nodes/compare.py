@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from . import convert, drawing, host
+from .given_boxes import GivenBoxes
 from .host import widgets
-from .sockets import Subjects
+from .sockets import Subjects, boxes_input
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +61,10 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
                     "code does."
                 ),
                 widgets.download(),
+                boxes_input(
+                    "The figures in each picture, found by another node such as SAM3 Detect: no detector is loaded.",
+                    optional=True,
+                ),
             ],
             outputs=[
                 io.Float.Output(
@@ -95,9 +100,11 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
         query: list[str],
         cut_out: list[bool],
         download: list[bool],
+        boxes: list[Any] | None = None,
     ) -> io.NodeOutput:
         pictures = convert.pictures(images)
-        how = Judging(detector[0], embedder[0], threshold[0], query[0], cut_out[0], download[0])
+        given = GivenBoxes(boxes, pictures) if boxes else None
+        how = Judging(detector[0], embedder[0], threshold[0], query[0], cut_out[0], download[0], given)
         results = compared(pictures, subjects[0], how)
         titles = [f"picture {number}" for number in range(1, len(pictures) + 1)]
         order, cards, verdicts = ranking(pictures, results, subjects[0], titles)
@@ -127,10 +134,13 @@ class Judging:
     cut_out: bool = False
     """Compare with cut-out subjects."""
     download: bool = False
+    given: Detector | None = None
+    """What has the boxes of another node, in the detector's place."""
 
     def eyes(self) -> tuple[Detector, Embedder]:
         """Load detector and embedder. Raise `MissingWeights` or `MissingModel`: before an hour of sampling."""
-        return host.detector(self.detector, self.download), host.embedder(self.embedder, self.download)
+        detect = self.given or host.detector(self.detector, self.download)
+        return detect, host.embedder(self.embedder, self.download)
 
 
 class Judge:

@@ -1,4 +1,4 @@
-"""What the layout editor in the browser needs: the subjects' cut-outs, and where the node has put them."""
+"""What the layout editor in the browser needs: the subjects' cut-outs, where the node has put them, and the scene."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import folder_paths
 from PIL import Image
 
 from ..mudi_core.jobs.generate import draw_layout
+from ..mudi_core.levels import to_bytes
+from .drawing import small
 from .sockets import PlacedSubjects
 
 if TYPE_CHECKING:
-    from ..mudi_core.stage.cut import CutOut
+    from ..mudi_core.stage.cut import CutOut, Pixels
     from ..mudi_core.types import Layout
 
 KEY = "mudi_layout"
@@ -40,12 +42,16 @@ def shown(placed: PlacedSubjects, layout: Layout, mode: str) -> dict[str, Any]:
         for subject in placed.cutouts.subjects
     }
     layouts = {"size": config.size, "mode": mode, "drawn": _plain(layout), "by_seed": _plain(by_seed)}
-    return {KEY: [{**layouts, "subjects": subjects}]}
+    behind = {} if placed.scene is None else {"scene": _written(to_bytes(small(placed.scene)))}
+    return {KEY: [{**layouts, "subjects": subjects, **behind}]}
 
 
 def _file_of(cut_out: CutOut) -> str:
-    """Write a cut-out into ComfyUI's temp folder, once, and return the name of the file."""
-    pixels = next((copy for copy in reversed(cut_out.sizes) if max(copy.shape) >= SHARP), cut_out.sizes[0])
+    return _written(next((copy for copy in reversed(cut_out.sizes) if max(copy.shape) >= SHARP), cut_out.sizes[0]))
+
+
+def _written(pixels: Pixels) -> str:
+    """Write a picture into ComfyUI's temp folder, once, and return the name of the file."""
     digest = hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
     folder = Path(folder_paths.get_temp_directory())
     path = folder / f"mudi_{digest[:16]}.webp"

@@ -6,20 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..mudi_core.types import BadSubject, MudiError, Photo
+from ..mudi_core.types import BadSubject, Photo
 from . import convert, drawing, host
+from .given_boxes import BoxesDoNotFit, GivenBoxes, check_inside
 from .host import widgets
 from .sockets import BoundingBoxes, boxes_input
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..mudi_core.eyes import Detector
+
 CATEGORY = "MuDI/1 subjects"
 WHICH = ("exactly one", "best", "all")
-
-
-class BoxesDoNotFit(MudiError):
-    """The boxes do not belong to these photos: too few lists, an empty one, or a box outside its photo."""
 
 
 class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
@@ -55,6 +54,12 @@ class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
                     "box. all: every box.",
                 ),
                 widgets.download(),
+                boxes_input(
+                    "Boxes of another node, such as SAM3 Detect, for each photo: they are chosen from, and no detector "
+                    "is loaded.",
+                    optional=True,
+                    name="found",
+                ),
             ],
             outputs=[
                 BoundingBoxes.Output(
@@ -81,22 +86,26 @@ class DetectSubjects(io.ComfyNode):  # type: ignore[misc]
         threshold: list[float],
         which: list[Any],
         download: list[bool],
+        found: list[Any] | None = None,
     ) -> io.NodeOutput:
         from ..mudi_core.subjects.find import find_boxes
 
         host.check_choice("way to choose", which[0], WHICH)
         pictures = named_photos(photos)
-        detect = host.detector(detector[0], download[0])
-        found, previews, lines = [], [], []
+        if found:
+            detect: Detector = GivenBoxes(found, [photo.image for photo in pictures], "photo")
+        else:
+            detect = host.detector(detector[0], download[0])
+        chosen, previews, lines = [], [], []
         with host.progress()("finding") as update:
             for done, photo in enumerate(pictures, start=1):
                 seen = find_boxes(photo, query[0], detect, threshold[0], which[0])
                 scores = [f"{score:.2f}" for score in seen.confidence.tolist()]
-                found.append(convert.boxes(seen))
+                chosen.append(convert.boxes(seen))
                 previews.append(drawing.boxed(photo.image, seen.xyxy, scores))
                 lines.append(f"{photo.name}: {' '.join(scores)}")
                 update(done, len(pictures))
-        return io.NodeOutput(found, ui=host.preview(previews, cls, ", ".join(lines)))
+        return io.NodeOutput(chosen, ui=host.preview(previews, cls, ", ".join(lines)))
 
 
 class SamMask(io.ComfyNode):  # type: ignore[misc]
@@ -160,27 +169,13 @@ def named_photos(images: list[Tensor]) -> list[Photo]:
 
 
 def _check_lists(photos: list[Photo], lists: list[Any]) -> None:
-    """Raise `BoxesDoNotFit` where the boxes are not those of these photos."""
+    """Raise `BoxesDoNotFit` where the boxes are not those of these photos, or a photo has none."""
     if len(lists) != len(photos):
         raise BoxesDoNotFit(
             f"There are {len(photos)} photos but boxes for {len(lists)}. Connect the photos that the boxes were "
             "found in."
         )
     for photo, boxes in zip(photos, lists, strict=True):
-        _check_boxes(photo, boxes)
-
-
-def _check_boxes(photo: Photo, boxes: list[Any]) -> None:
-    """Raise `BoxesDoNotFit` where there is no box, or one that lies outside the photo by half or more."""
-    from ..mudi_core.boxes import area, clip
-
-    if not boxes:
-        raise BoxesDoNotFit(f"{photo.name} has no box. Leave the photo out, or find its subject first.")
-    whole = convert.xyxy(boxes)
-    for box, seen, all_of_it in zip(boxes, area(clip(whole, photo.size)).tolist(), area(whole).tolist(), strict=True):
-        if not seen > all_of_it / 2:
-            raise BoxesDoNotFit(
-                f"{photo.name} is {photo.size[0]}x{photo.size[1]} px, and a box of {box['width']:g}x{box['height']:g} "
-                f"px at {box['x']:g}, {box['y']:g} does not lie in it. Was it found in a picture of another size? "
-                "Connect the photos that the boxes were found in."
-            )
+        if not boxes:
+            raise BoxesDoNotFit(f"{photo.name} has no box. Leave the photo out, or find its subject first.")
+        check_inside(photo.name, photo.size, boxes)

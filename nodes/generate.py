@@ -10,9 +10,12 @@ from comfy_api.latest import io
 from ..mudi_core.types import BadLayout, Layout
 from . import convert, drawing, editor, host
 from .host import widgets
+from .scene import fitted
 from .sockets import LayoutSocket, PlacedSubjects, Subjects, boxes_input
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..mudi_core.jobs.generate import Arrangement
     from ..mudi_core.stage.layout_text import Place
     from ..mudi_core.types import SubjectSet
@@ -101,6 +104,12 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     optional=True,
                     tooltip="The seed turns each subject by up to this many degrees to either side.",
                 ),
+                io.Image.Input(
+                    "scene",
+                    optional=True,
+                    tooltip="A picture that the subjects are put into, such as a photo of yours. It fills the canvas: "
+                    "another shape is cut. Init Latent keeps it where no figure stands.",
+                ),
             ],
             outputs=[LayoutSocket.Output("layout", display_name="layout", tooltip="For Init Latent.")],
         )
@@ -120,13 +129,13 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
         photos: str = "random",
         mirror: bool = False,
         rotation: float = 0.0,
+        scene: Tensor | None = None,
     ) -> io.NodeOutput:
         from ..mudi_core.jobs.generate import GenerateConfig, default_prompt
         from ..mudi_core.stage.cutouts import Poses, cut_outs, old_numbers, parse_photos
         from ..mudi_core.stage.layout import remarks
         from ..mudi_core.stage.layout_config import LayoutConfig, parse_relative_scale
         from ..mudi_core.stage.layout_text import parse_places, photo_number
-        from ..mudi_core.stage.segmix import compose
 
         host.check_choice("mode", mode, MODES)
         places = None
@@ -144,13 +153,14 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
             places=places,
             poses=Poses(parse_photos(photos), mirror, rotation),
         )
+        ground, about = (None, "") if scene is None else fitted(scene, (width, height))
         with host.progress()("cutting out") as update:
-            placed = PlacedSubjects(cut_outs(subjects, max(width, height), update), config)
+            placed = PlacedSubjects(cut_outs(subjects, max(width, height), update), config, ground)
         layout = drawn_layout(placed, seed, 0)
-        said = [*filter(None, [old_numbers(photos)]), *remarks(layout, subjects.tokens)]
+        said = [*filter(None, [old_numbers(photos), about]), *remarks(layout, subjects.tokens)]
         for remark in said:
             host.log.warning(remark)
-        canvas = compose(layout, placed.cutouts)
+        canvas = placed.canvas(layout)
         who = ", ".join(f"{subjects[one.token].name}: photo {photo_number(one.photo)}" for one in layout.placements)
         preview = host.preview([drawing.small(canvas.image)], cls, "\n".join([who, *said]))
         return io.NodeOutput(placed, ui={**preview, **editor.shown(placed, layout, mode)})

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from . import drawing, host, samplers
+from ..mudi_core.stage.regions import AROUND
+from . import drawing, host, samplers, scene
 from .generate import CATEGORY, drawn_layout
 from .host import widgets
 from .sockets import LAYOUTS, LayoutSocket, PlacedSubjects
 from .start import sees_latents, start, with_start
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _NO_MODEL = "Init Latent gives a model only where it gets one: connect the model that samples to its model input."
 
@@ -57,7 +61,7 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                     "below",
                     optional=True,
                     tooltip="Another start, of the picture's size, that is kept where no subject stands; the batch is "
-                    "as large as it. A noise mask on it is dropped.",
+                    "as large as it. A noise mask on it is dropped. Not together with a scene.",
                 ),
                 io.Model.Input(
                     "model",
@@ -65,19 +69,36 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                     tooltip="The model that samples. FLUX, Qwen-Image and other flow models, and anime models with "
                     "v-prediction, need it: sample with the model that comes out. SDXL and SD do not.",
                 ),
+                io.Float.Input(
+                    "around",
+                    default=AROUND,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="With a scene in the layout: how far around each figure it is drawn anew, as a share of "
+                    "the figure's size, for shadow and edge. All else of the scene stays.",
+                ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             outputs=[
                 io.Latent.Output(
                     "latent",
                     display_name="latent",
-                    tooltip="For KSampler at denoise 1.0. Nothing is masked; any sampler works.",
+                    tooltip="For KSampler at denoise 1.0; any sampler works. With a scene all but the figures is "
+                    "masked and stays; without one nothing is.",
                 ),
                 io.Model.Output(
                     "start_model",
                     display_name="model",
                     tooltip="The model that came in, which sees the start in the latent whatever its noise. For the "
                     "sampler that gets the latent.",
+                ),
+                io.Mask.Output(
+                    "mask",
+                    display_name="mask",
+                    tooltip="With a scene: where the pictures are new, with a soft edge, for ImageCompositeMasked, "
+                    "which puts back all else of the scene as it was. Without one all is.",
                 ),
             ],
         )
@@ -107,16 +128,16 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
         same_places: bool = False,
         below: dict[str, Any] | None = None,
         model: Any = None,
+        around: float = AROUND,
     ) -> io.NodeOutput:
         import torch
 
-        from ..mudi_core.stage.segmix import compose
         from ..mudi_core.start.init_latent import default_gamma
 
         if gamma < 0:
             gamma = default_gamma(len(layout.cutouts.subjects))
-        grounds = [None] * batch_size if below is None else list(below["samples"].split(1))
-        starts, previews, layouts = [], [], []
+        grounds = _grounds(layout, vae, model, below, batch_size)
+        starts, previews, layouts, changes = [], [], [], []
         with host.progress()("encoding the layout") as update:
             for number, ground in enumerate(grounds):
                 if number and same_places:
@@ -124,7 +145,8 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                 else:
                     drawn = drawn_layout(layout, seed if number else layout.config.seed, number)
                 layouts.append(drawn)
-                canvas = compose(drawn, layout.cutouts)
+                changes.append(scene.changed(layout, drawn, around))
+                canvas = layout.canvas(drawn)
                 starts.append(start(canvas, vae, gamma, model, ground))
                 previews.append(drawing.small(canvas.image))
                 update(number + 1, len(grounds))
@@ -132,9 +154,13 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
         for remark in remarks:
             host.log.warning(remark)
         samples = torch.cat(starts)
+        latent = {"samples": samples, LAYOUTS: layouts}
+        if layout.scene is not None:
+            latent["noise_mask"] = torch.cat([mask for mask, _ in changes if mask is not None])
         return io.NodeOutput(
-            {"samples": samples, LAYOUTS: layouts},
+            latent,
             ExecutionBlocker(_NO_MODEL) if model is None else with_start(model, samples),
+            torch.stack([new for _, new in changes]),
             ui=host.preview(previews, cls, "\n".join([f"gamma {gamma:g}", *remarks])),
         )
 
@@ -150,3 +176,19 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
             in_the_noise = gamma > 0 and model is not None and not sees_latents(model)
             found += samplers.remarks(cls.hidden.prompt, cls.hidden.unique_id, in_the_noise)
         return found
+
+
+def _grounds(
+    layout: PlacedSubjects, vae: Any, model: Any, below: dict[str, Any] | None, batch_size: int
+) -> list[Tensor] | list[None]:
+    """Return for each picture the latent around its figures. Raise `BadLatent` where two want to be it."""
+    from ..mudi_core.start.init_latent import BadLatent
+
+    ground = scene.encoded(layout, vae, model)
+    if below is None:
+        return [None] * batch_size if ground is None else [ground] * batch_size
+    if ground is not None:
+        raise BadLatent(
+            "Layout has a scene, and a latent is connected to below: both would be around the figures. Disconnect one."
+        )
+    return list(below["samples"].split(1))

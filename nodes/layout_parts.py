@@ -62,7 +62,9 @@ class LayoutParts(io.ComfyNode):  # type: ignore[misc]
                 BoundingBoxes.Output(
                     "boxes", display_name="boxes", tooltip="A box for each subject, in their order, in pixels."
                 ),
-                io.Image.Output("canvas", display_name="canvas", tooltip="The subjects on white, as in Layout."),
+                io.Image.Output(
+                    "canvas", display_name="canvas", tooltip="The subjects in the scene or on white, as in Layout."
+                ),
                 io.String.Output(
                     "names",
                     display_name="names",
@@ -81,10 +83,8 @@ class LayoutParts(io.ComfyNode):  # type: ignore[misc]
     def execute(cls, layout: PlacedSubjects, shape: str, grow: int) -> io.NodeOutput:
         import torch
 
-        from ..mudi_core.stage.segmix import compose
-
         host.check_choice("shape", shape, SHAPES)
-        mix = compose(drawn_layout(layout, layout.config.seed, 0), layout.cutouts)
+        mix = layout.canvas(drawn_layout(layout, layout.config.seed, 0))
         subjects = [
             subject
             for subject in layout.cutouts.subjects
@@ -101,7 +101,7 @@ class LayoutParts(io.ComfyNode):  # type: ignore[misc]
             boxes,
             convert.image_batch([mix.image]),
             names,
-            _layers(mix, names, rows, boxes),
+            _layers(mix, names, rows, boxes, layout.scene),
             ui=host.preview(previews, cls, ", ".join(names)),
         )
 
@@ -140,15 +140,17 @@ def _mask(mix: Mix, row: int, shape: str, grow: int) -> Tensor:
     return torch.from_numpy(change(np.ascontiguousarray(mask.numpy()), disc))
 
 
-def _layers(mix: Mix, names: list[str], rows: list[int], boxes: list[dict[str, float]]) -> dict[str, Any]:
-    """Return a document of layers: white ground, and each subject cut out at its place, from back to front.
+def _layers(
+    mix: Mix, names: list[str], rows: list[int], boxes: list[dict[str, float]], scene: Tensor | None
+) -> dict[str, Any]:
+    """Return a document of layers: the scene or white, and each subject cut out at its place, from back to front.
 
     A layer's mask is its transparency, as core has it.
     """
     import torch
 
     width, height = mix.layout.size
-    ground = torch.ones(1, height, width, 3)
+    ground = torch.ones(1, height, width, 3) if scene is None else scene[None]
     layers: list[dict[str, Any]] = [
         {"image": ground, "type": "raster", "x": 0, "y": 0, "z_index": 0, "name": "background"}
     ]

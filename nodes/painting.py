@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..mudi_core.stage.regions import AROUND
 from ..mudi_core.start.init_latent import default_gamma
-from . import convert
+from . import convert, scene
 from .generate import drawn_layout
 from .host import Sampler
 from .sockets import PlacedSubjects
@@ -39,15 +40,16 @@ class Painter:
         ``gamma``: below 0 it is chosen by the number of subjects. ``seed``: of the noise; ``places``: of the places
         where the subjects stand, the same if it is not given.
         """
-        from ..mudi_core.stage.segmix import compose
-
-        canvas = compose(drawn_layout(self.layout, seed if places is None else places, 0), self.layout.cutouts)
-        model = self.sampler.model
-        strength = default_gamma(len(self.layout.cutouts.subjects)) if gamma < 0 else gamma
-        begin = start(canvas, self.vae, strength, model)
-        latent = replace(self.sampler, model=with_start(model, begin)).sample(begin, seed, self._stepped)
+        placed, model = self.layout, self.sampler.model
+        layout = drawn_layout(placed, seed if places is None else places, 0)
+        strength = default_gamma(len(placed.cutouts.subjects)) if gamma < 0 else gamma
+        mask, new = scene.changed(placed, layout, AROUND)
+        begin = start(placed.canvas(layout), self.vae, strength, model, scene.encoded(placed, self.vae, model))
+        sampler = replace(self.sampler, model=with_start(model, begin))
+        latent = sampler.sample(begin, seed, self._stepped, mask=mask)
         self.done += 1
-        (self.latest,) = convert.decoded(self.vae, latent)
+        (picture,) = convert.decoded(self.vae, latent)
+        self.latest = scene.put_into(placed, new, picture)
         return latent, self.latest
 
     def _stepped(self, step: int) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..mudi_core.jobs.generate import GenerateConfig
 from ..mudi_core.stage.cutouts import CutOuts
 from ..mudi_core.stage.layout_config import LayoutConfig
-from ..mudi_core.types import SubjectSet
+from ..mudi_core.stage.segmix import compose
+from ..mudi_core.types import Layout, Mix, SubjectSet
 
 Subjects = io.Custom("MUDI_SUBJECTS")
 """Carries a `SubjectSet`."""
@@ -32,9 +34,9 @@ BoundingBoxes = io.Custom("BOUNDING_BOX")
 """Core's: a list of `BoundingBox` for each image."""
 
 
-def boxes_input(tooltip: str, optional: bool = False) -> io.Input:
-    """Return the input "boxes". It is a socket even where the frontend has a widget for a single box."""
-    return BoundingBoxes.Input("boxes", optional=optional, tooltip=tooltip, extra_dict={"forceInput": True})
+def boxes_input(tooltip: str, optional: bool = False, name: str = "boxes") -> io.Input:
+    """Return an input for boxes. It is a socket even where the frontend has a widget for a single box."""
+    return BoundingBoxes.Input(name, optional=optional, tooltip=tooltip, extra_dict={"forceInput": True})
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,12 @@ class PlacedSubjects:
     cutouts: CutOuts
     config: GenerateConfig
     """Its size, seed, layout, arrangement, places and poses count, and are those of the Layout node."""
+    scene: Tensor | None = None
+    """A picture ``[h, w, 3]``, 0..1, of that size, that they are put into."""
+
+    def canvas(self, layout: Layout) -> Mix:
+        """Draw a layout, in the scene or on white."""
+        return compose(layout, self.cutouts) if self.scene is None else compose(layout, self.cutouts, self.scene)
 
 
 @dataclass(frozen=True)

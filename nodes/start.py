@@ -71,8 +71,9 @@ class _Start:
         if missing and latent_image.shape[1:] == self.starts.shape[1:]:
             ours = [row for row, one in enumerate(latent_image) if any(torch.equal(one.cpu(), s) for s in self.starts)]
             if ours:
-                noise = noise.clone()
-                noise[ours] += missing * model.model.process_latent_in(latent_image[ours]).to(noise)
+                noise, mask = noise.clone(), more[0] if more else None
+                added = missing * model.model.process_latent_in(latent_image[ours]).to(noise)
+                noise[ours] += added if mask is None else added * mask.to(noise).expand_as(noise)[ours]
         return executor(noise, latent_image, sampler, sigmas, *more, **named)
 
 

@@ -44,7 +44,7 @@ TRAIN = (
 
 NODES = (
     ("host", "sockets", "drawing"),
-    ("carried", "convert", "editor", "mini_models", "ranges", "scene"),
+    ("carried", "convert", "editor", "given_boxes", "mini_models", "ranges", "scene"),
     ("denoiser",),
     ("base", "samplers", "compare", "generate", "start"),
     ("attention", "identity", "painting", "train_config"),

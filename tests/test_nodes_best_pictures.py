@@ -108,7 +108,7 @@ def test_a_prompt_and_seed_make_the_same_picture_in_stock_nodes(
     model, clip, vae = mini
     _, _, prompts, seeds, _ = make(comfy, mini, layout(comfy, drawn_subjects)).result
     placed = layout(comfy, drawn_subjects, seeds[0])
-    start, _ = comfy.run("MudiInitLatent", layout=placed, vae=vae, gamma=2.0, batch_size=1, seed=7).result
+    start, *_ = comfy.run("MudiInitLatent", layout=placed, vae=vae, gamma=2.0, batch_size=1, seed=7).result
     (said,) = comfy.run_stock("CLIPTextEncode", clip=clip, text=prompts[0])
     (nothing,) = comfy.run_stock("CLIPTextEncode", clip=clip, text="")
     (sampled,) = comfy.run_stock(

@@ -182,7 +182,7 @@ def test_init_latent_gives_a_model_that_sees_the_start(
     elif kind == "edm":
         (model,) = advanced.ModelSamplingContinuousEDM().patch(model, "edm_playground_v2.5", 80.0, 0.002)
     (placed,) = place(comfy, drawn_subjects).result
-    latent, sees = start(comfy, placed, vae, model=model).result
+    latent, sees, _ = start(comfy, placed, vae, model=model).result
     assert torch.equal(latent["samples"], start(comfy, placed, vae).result[0]["samples"])
     assert sees.model is model.model and sees is not model
     assert comfy.module("start").sees_latents(model) == (kind == "eps")
@@ -192,7 +192,7 @@ def test_without_a_model_the_model_output_says_what_is_missing(
     comfy: Comfy, mini: tuple[Any, Any, Any], drawn_subjects: SubjectSet
 ) -> None:
     (placed,) = place(comfy, drawn_subjects).result
-    _, blocked = start(comfy, placed, mini[2]).result
+    _, blocked, _ = start(comfy, placed, mini[2]).result
     assert "connect the model that samples to its model input" in blocked.message
 
 
@@ -244,7 +244,7 @@ def test_the_latent_is_the_encoded_canvas_and_nothing_else(
 ) -> None:
     (placed,) = place(comfy, drawn_subjects).result
     output = start(comfy, placed, mini[2])
-    latent, _ = output.result
+    latent, *_ = output.result
     assert set(latent) == {"samples", "mudi_layouts"}
     canvas = compose(drawn(placed), placed.cutouts)
     (encoded,) = comfy.run_stock("VAEEncode", vae=mini[2], pixels=canvas.image[None])
@@ -296,7 +296,7 @@ def test_a_latent_below_is_kept_and_its_noise_mask_dropped(
     (placed,) = place(comfy, drawn_subjects).result
     below = {"samples": torch.full((2, 4, 24, 24), 5.0), "noise_mask": torch.ones(1, SIDE, SIDE)}
     output = start(comfy, placed, mini[2], below=below)
-    latent, _ = output.result
+    latent, *_ = output.result
     alone = start(comfy, placed, mini[2], batch_size=2).result[0]["samples"]
     outside = (alone == 0).all(1)
     assert set(latent) == {"samples", "mudi_layouts"} and latent["samples"].shape == below["samples"].shape
@@ -330,7 +330,7 @@ def test_the_stock_sampler_begins_where_the_library_does(
     """The U-Net's first input in KSampler at denoise 1.0 is the paper's ``z_T``."""
     model, clip, vae = mini
     (placed,) = place(comfy, drawn_subjects).result
-    latent, _ = start(comfy, placed, vae).result
+    latent, *_ = start(comfy, placed, vae).result
     seen: list[tuple[torch.Tensor, float]] = []
 
     def watch(apply_model: Any, arguments: Any) -> torch.Tensor:

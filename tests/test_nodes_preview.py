@@ -119,7 +119,7 @@ def test_a_preview_is_what_stock_nodes_make_of_the_lora(
 ) -> None:
     looks = preview(comfy, parts[1], drawn_subjects, every=100)
     wearing = train(comfy, parts, drawn_subjects, "last", preview=looks).result[0]
-    latent, _ = comfy.run("MudiInitLatent", layout=looks.layout, vae=parts[2], gamma=-1.0, batch_size=1, seed=0).result
+    latent, *_ = comfy.run("MudiInitLatent", layout=looks.layout, vae=parts[2], gamma=-1.0, batch_size=1, seed=0).result
     (empty,) = comfy.run_stock("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)
     for start, shown in zip((empty, latent), judge.seen[0], strict=True):
         (samples,) = comfy.run_stock(

@@ -89,7 +89,7 @@ def test_the_unet_first_sees_what_it_sees_in_diffusers(
     (placed,) = comfy.run(
         "MudiLayout", subjects=drawn_subjects, width=SIDE, height=SIDE, mode="random", seed=7, **overlap
     ).result
-    latent, _ = comfy.run("MudiInitLatent", layout=placed, vae=mini[2], gamma=2.0, batch_size=2, seed=7).result
+    latent, *_ = comfy.run("MudiInitLatent", layout=placed, vae=mini[2], gamma=2.0, batch_size=2, seed=7).result
     ours = sample(comfy, mini, latent, scheduler, STEPS, 7)
     if spacing == "linspace":  # there diffusers scales everything by sigma / sqrt(1 + sigma^2)
         sigma = float(checkpoint.scheduler.sigmas[0])
@@ -119,7 +119,7 @@ def test_every_pair_of_stock_sampler_and_scheduler_runs_from_the_start(
     (placed,) = comfy.run(
         "MudiLayout", subjects=drawn_subjects, width=SIDE, height=SIDE, mode="random", seed=7, **overlap
     ).result
-    latent, _ = comfy.run("MudiInitLatent", layout=placed, vae=vae, gamma=2.0, batch_size=1, seed=7).result
+    latent, *_ = comfy.run("MudiInitLatent", layout=placed, vae=vae, gamma=2.0, batch_size=1, seed=7).result
     (empty,) = comfy.run_stock("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)
     (words,) = comfy.run_stock("CLIPTextEncode", clip=clip, text=PROMPT)
     stock = comfy.core("comfy.samplers").KSampler
@@ -201,7 +201,7 @@ def test_the_start_gets_on_with_what_else_is_in_the_graph(
     (placed,) = comfy.run(
         "MudiLayout", subjects=drawn_subjects, width=SIDE, height=SIDE, mode="random", seed=7, **overlap
     ).result
-    latent, _ = comfy.run("MudiInitLatent", layout=placed, vae=vae, gamma=2.0, batch_size=1, seed=7).result
+    latent, *_ = comfy.run("MudiInitLatent", layout=placed, vae=vae, gamma=2.0, batch_size=1, seed=7).result
     (empty,) = comfy.run_stock("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)
     (words,) = comfy.run_stock("CLIPTextEncode", clip=clip, text=PROMPT)
     patched, positive = companion(comfy, model, words)

@@ -73,7 +73,7 @@ def test_a_seed_makes_the_same_picture_in_stock_nodes(
     assert len(judged) == 3 and torch.equal(images[0], judged[1]) and torch.equal(images[1], judged[2])
 
     placed = layout(comfy, drawn_subjects, seeds[1] if vary else 5)
-    start, _ = comfy.run("MudiInitLatent", layout=placed, vae=vae, gamma=2.0, batch_size=1, seed=77).result
+    start, *_ = comfy.run("MudiInitLatent", layout=placed, vae=vae, gamma=2.0, batch_size=1, seed=77).result
     said = words(comfy, clip)
     (sampled,) = comfy.run_stock(
         "KSampler", model=model, seed=seeds[1], steps=STEPS, cfg=2.0, sampler_name="euler", scheduler="ddim_uniform",

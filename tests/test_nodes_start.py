@@ -37,7 +37,9 @@ def under(comfy: Comfy, law: str) -> Any:
     return model
 
 
-def first_seen(comfy: Comfy, model: Any, latent: torch.Tensor, sigmas: torch.Tensor, noise: torch.Tensor) -> Any:
+def first_seen(
+    comfy: Comfy, model: Any, latent: torch.Tensor, sigmas: torch.Tensor, noise: torch.Tensor, mask: Any = None
+) -> Any:
     """What a stock sampler would begin with, ``x`` of the first step."""
     seen: list[torch.Tensor] = []
 
@@ -49,7 +51,7 @@ def first_seen(comfy: Comfy, model: Any, latent: torch.Tensor, sigmas: torch.Ten
     with torch.inference_mode():
         comfy.core("comfy.sample").sample_custom(
             model, noise, 1.0, comfy.core("comfy.samplers").KSAMPLER(sampler), sigmas, words, words, latent,
-            disable_pbar=True, seed=0,
+            noise_mask=mask, disable_pbar=True, seed=0,
         )  # fmt: skip
     return seen[0]
 
@@ -133,6 +135,21 @@ def test_only_the_start_itself_goes_into_the_noise(comfy: Comfy, law: str) -> No
     plain, ours = (first_seen(comfy, one, mixed, sigmas, eps) for one in (model, changed))
     assert torch.equal(plain[1], ours[1])
     assert torch.equal(plain[0], ours[0]) == (law in ("eps", "v"))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_nothing_goes_into_the_noise_of_what_is_masked(comfy: Comfy, batch: int) -> None:
+    """Of a scene that the subjects are put into: its noise stays that of inpainting."""
+    model, start = under(comfy, "flow"), torch.randn(2, 4, 16, 16)
+    sigmas, eps, mask = begins(comfy, model, "normal"), torch.randn(2, 4, 16, 16), torch.zeros(batch, 1, 16, 16)
+    mask[..., :8] = 1
+    changed = comfy.module("start").with_start(model, start)
+    plain, ours, whole = (
+        first_seen(comfy, one, start, sigmas, eps, changes)
+        for one, changes in ((model, mask), (changed, mask), (changed, None))
+    )
+    assert torch.equal(ours[..., 8:], plain[..., 8:]) and not torch.equal(whole[..., 8:], plain[..., 8:])
+    assert torch.equal(ours[..., :8], whole[..., :8]) and not torch.equal(ours[..., :8], plain[..., :8])
 
 
 def test_sdxls_own_way_keeps_its_bits(comfy: Comfy) -> None:

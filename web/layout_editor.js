@@ -8,6 +8,7 @@ import { figuresOf, readPlaces, subjectsOf, writePlaces } from "./layout/figures
 
 const NODE = "MudiLayout"
 const OUTPUT = "mudi_layout"
+const SCENE = "mudi_layout_scene"
 const WATCHED = ["text", "mode", "width", "height"]
 const [TEXT, RANDOM] = ["from text", "random"]
 const HEIGHT = 340
@@ -61,6 +62,11 @@ class LayoutEditor {
     return app.nodeOutputs?.[this.key]?.[OUTPUT]?.[0]
   }
 
+  /** The file of the picture that they stand in, kept like the subjects; undefined on white. */
+  get scene() {
+    return this.told ? this.told.scene : this.node.properties[SCENE]
+  }
+
   /** By token a name and photos, a Map; kept in the workflow, so that they are there after a reload. */
   get subjects() {
     return subjectsOf(this.told?.subjects ?? this.node.properties[OUTPUT])
@@ -75,6 +81,8 @@ class LayoutEditor {
     const told = output?.[OUTPUT]?.[0]
     if (!told) return
     this.node.properties[OUTPUT] = told.subjects
+    if (told.scene) this.node.properties[SCENE] = told.scene
+    else delete this.node.properties[SCENE]
     this.refresh()
   }
 
@@ -86,7 +94,8 @@ class LayoutEditor {
     const last = mode === RANDOM ? told?.by_seed : told?.mode === mode ? told.drawn : null
     const places = isWritten ? readPlaces(this.widget("text").value) : last
     const figures = figuresOf(places ?? [], subjects, told?.drawn ?? [], ratio)
-    this.board.show({ figures, subjects, ratio, locked: !isOurs, words: this.words(mode, figures, isOurs, isWritten) })
+    const words = this.words(mode, figures, isOurs, isWritten)
+    this.board.show({ figures, subjects, ratio, locked: !isOurs, words, scene: this.scene })
   }
 
   configured() {

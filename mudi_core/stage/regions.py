@@ -20,10 +20,8 @@ from .segmix import compose
 FIGURES, BOXES = SHAPES = ("figures", "boxes")
 CELL = 8
 """Pixels of a picture that are one cell of its regions: those of a latent."""
-AROUND = 0.15
+AROUND = 0.2
 """How much of a picture changes around a figure that is put into it, as a share of its size."""
-_FAINT = 0.02
-"""A region fainter than this is none."""
 
 
 class BadShape(MudiError):
@@ -59,7 +57,8 @@ def drawn_anew(layout: Layout, cutouts: CutOuts, around: float = AROUND) -> Tens
 
     ``around``: how far beyond a figure, as a share of its size, so that it finds room, and shadows and edges fit.
     """
-    return (regions(layout, cutouts, FIGURES, around).sum(0) > _FAINT).float()
+    near = regions(layout, cutouts, FIGURES, around).sum(0) >= 0.5
+    return (near | (resize(compose(layout, cutouts).mask, (near.shape[1], near.shape[0])) > 0)).float()
 
 
 def _boxes(layout: Layout, cells: tuple[int, int]) -> Tensor:

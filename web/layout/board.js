@@ -78,7 +78,10 @@ export class Board {
     return made
   }
 
-  /** Shows `figures` of `subjects` on a canvas of a ratio, or some words where there are none; `locked`: to look at. */
+  /**
+   * Shows `figures` of `subjects` on a canvas of a ratio, before the file `scene`, or some words where there are none;
+   * `locked`: to look at.
+   */
   show(state) {
     this.state = state
     if (!state.figures.some(one => one.token === this.selected)) this.selected = null
@@ -98,7 +101,8 @@ export class Board {
   }
 
   draw() {
-    const { figures, subjects, ratio, words, locked } = this.state
+    const { figures, subjects, ratio, words, locked, scene } = this.state
+    this.canvas.style.backgroundImage = scene ? `url("${this.on.url(scene)}")` : ""
     this.canvas.style.setProperty("--ratio", ratio)
     this.root.classList.toggle("mudi-locked", locked)
     for (const [token, made] of this.elements) {
