@@ -97,8 +97,8 @@ class InitLatent(io.ComfyNode):  # type: ignore[misc]
                 io.Mask.Output(
                     "mask",
                     display_name="mask",
-                    tooltip="With a scene: where the pictures are new, with a soft edge, for ImageCompositeMasked, "
-                    "which puts back all else of the scene as it was. Without one all is.",
+                    tooltip="With a scene: where the pictures are new, with a soft edge. Inverted, it tells "
+                    "ImageCompositeMasked where to put back the scene as it was. Without one all is new.",
                 ),
             ],
         )

@@ -110,9 +110,9 @@ def test_a_sampled_and_pasted_picture_is_the_photo_outside_to_the_bit(
     with torch.inference_mode():
         pictures = vae.decode(done["samples"])
     composite = comfy.core("comfy_extras.nodes_mask").composite
-    pasted = composite(
-        scene()[None].expand(2, -1, -1, -1).clone().movedim(-1, 1), pictures.movedim(-1, 1), 0, 0, mask, 1, True
-    ).movedim(1, -1)
+    photo, kept = scene()[None].movedim(-1, 1), 1 - mask
+    pasted = composite(pictures.clone().movedim(-1, 1), photo, 0, 0, kept, 1, False).movedim(1, -1)
+    assert len(pasted) == 2  # the batch is the destination's
     for one, new, picture in zip(pasted, mask, pictures, strict=True):
         assert torch.equal(one[new == 0], scene()[new == 0]) and torch.allclose(one[new == 1], picture[new == 1])
         assert (new == 0).sum() > 500 and (new == 1).sum() > 500
