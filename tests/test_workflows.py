@@ -33,9 +33,9 @@ NAMES = (
     "8_two_loras",
     "9_score_any_picture",
     "10_methods",
-    "10_masks",
     "11_into_my_photo",
     "12_fuse_and_decouple",
+    "13_masks",
 )
 NEWER = {"SAM3_Detect"}
 """Core's nodes that 0.3.64 does not have."""
@@ -572,7 +572,7 @@ def test_masks_come_from_three_sides(server: Server, info: Info) -> None:
             rendered = photo(PAIRS[1][0].character, random.Random(number), 192)
             pixels = rendered.image if drawn == "image" else rendered.masks[0].view(np.uint8) * np.uint8(255)
             Image.fromarray(pixels).save(server.base / "input" / folder / f"{number}.png")
-    graph = in_small("10_masks", info)
+    graph = in_small("13_masks", info)
     for loader in nodes(graph, "MudiMiniCheckpoint") + nodes(graph, "SAM3_Detect") + nodes(graph, "CLIPTextEncode"):
         del graph[loader]
     for node in nodes(graph, "MudiSubjectFromPhotos"):
