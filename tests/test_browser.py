@@ -47,7 +47,10 @@ PASSES = {
         ("MudiLoadPhotos 6.captions", "MudiSamMask 8"),
     },
     "0_quickstart": {("MudiSubjectPrompt 13.negative", "CLIPTextEncode 14")},
-    "11_into_my_photo": {("CheckpointLoaderSimple 2.CLIP", "LoraLoaderModelOnly 3")},
+    "11_into_my_photo": {
+        ("CheckpointLoaderSimple 2.CLIP", "LoraLoaderModelOnly 3"),
+        ("ImageScale 7.IMAGE", "InvertMask 15"),
+    },
     **{
         name: {
             ("CheckpointLoaderSimple 2.VAE", "MudiLayout 7"),
@@ -84,7 +87,7 @@ CROSS_AT_MOST = {
     "0_quickstart": 47,
     "10_methods": 215,
     "11_into_my_photo": 15,
-    "12_fuse_and_decouple": 26,
+    "12_fuse_and_decouple": 30,
     "13_masks": 5,
 }
 """How many cross in a graph of many rows: in the gaps between its columns, hardly behind a node."""
