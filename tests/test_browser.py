@@ -98,7 +98,17 @@ def open_template(page: Page, name: str) -> None:
     command(page, "Comfy.BrowseTemplates")
     dialog = page.get_by_role("dialog")
     dialog.get_by_text("mudi", exact=True).first.click()
-    card = dialog.get_by_test_id(f"template-workflow-{name}")
+    card, cards = (
+        dialog.get_by_test_id(f"template-workflow-{name}"),
+        dialog.locator("[data-testid^=template-workflow-]"),
+    )
+    cards.first.wait_for()
+    for _ in range(20):  # a long list is drawn as far as somebody scrolls
+        if card.count():
+            break
+        cards.last.hover()
+        page.mouse.wheel(0, 2000)
+        page.wait_for_timeout(250)
     card.scroll_into_view_if_needed()
     thumbnail = card.locator("img").first.element_handle()
     page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=thumbnail)

@@ -241,7 +241,7 @@ def test_the_same_graph_trains_and_starts_every_family(
         "MudiLayout", subjects=drawn_subjects, mode="random", width=128, height=128, seed=3, text="", overlap=0.2,
         relative_sizes="",
     ).result[:1]  # fmt: skip
-    latent, sees = comfy.run(
+    latent, sees, *_ = comfy.run(
         "MudiInitLatent", layout=placed, vae=vae, gamma=2.0, batch_size=1, seed=3, model=wearing
     ).result
     words = [[conditions(family)["cross_attn"][None], {n: v[None] for n, v in TINY[family].more.items()}]]
