@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ settings.load_profile("short")
 __all__ = ["comfy", "comfyui_server", "page", "windows_rule"]
 
 PARTS = ("vae", "unet", "text_encoder", "text_encoder_2")
+EYES = ("owlv2", "sam", "dinov2")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in the background without Ctrl-C, which is tested here.
@@ -36,9 +38,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture
 def random_mini(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedded SDXL with fresh weights from a fixed seed: its pictures are noise, the rest is real."""
+    """The embedded SDXL with fresh weights from a fixed seed: its pictures are noise, the rest is real, and so are the
+    eyes, which a ComfyUI keeps for later tests."""
+    trained = family.load
 
-    def untrained(model: torch.nn.Module, name: str, folder: object = None) -> torch.nn.Module:
+    def untrained(model: torch.nn.Module, name: str, *folder: Any) -> torch.nn.Module:
+        if name in EYES:
+            return trained(model, name, *folder)
         generator = torch.Generator().manual_seed(0)
         for key, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.ndim > 1:
@@ -54,7 +60,7 @@ def random_mini(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def mini_weights() -> None:
     """Skips where the embedded family's weights are not part of the checkout."""
-    files = [family.WEIGHTS / f"{name}.safetensors" for name in (*PARTS, "owlv2", "sam", "dinov2")]
+    files = [family.WEIGHTS / f"{name}.safetensors" for name in (*PARTS, *EYES)]
     missing = [path.stem for path in (*files, judge.WEIGHTS / "judge.safetensors") if not path.is_file()]
     if missing:
         pytest.skip(f"no embedded weights: {', '.join(missing)}")

@@ -190,7 +190,7 @@ def test_cancel_in_a_preview_goes_on_to_the_same_file_and_remembers_the_best(
             Path(folder, f"{name}_00001{kind}.safetensors").read_bytes() for name in ("looked_whole", "looked_halved")
         )
         assert whole == halved
-    assert not list((comfy.base / "output").rglob("stopped_*"))
+    assert not list((comfy.base / "output").rglob("stopped_*.safetensors"))
 
 
 def test_its_models_are_looked_for_before_hours_of_training(

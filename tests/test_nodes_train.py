@@ -303,7 +303,7 @@ def test_cancel_leaves_no_lora_and_the_next_run_goes_on(
     assert (folder / resumed).read_bytes() == (folder / whole).read_bytes()
     assert torch.equal(same_curve, curve)
     assert torch.equal(drawn[-1].movedim(0, -1) / 255, curve[0])
-    assert not list((comfy.base / "output").rglob("stopped_*"))
+    assert not list((comfy.base / "output").rglob("stopped_*.safetensors"))
 
 
 def noticed_after(comfy: Comfy, step: int) -> int:
