@@ -30,10 +30,11 @@ GROUPS = 12_000
 GROUPED = 0.35
 """Share of a batch that shows them."""
 NOISY = 600
-"""From this timestep on it is settled how many stand where; so many of a batch more are noised that much."""
+"""From this timestep on it is settled how many stand where."""
 NOISIER = 0.25
+"""Share of a batch that is noised at least so much; the rest is noised by chance."""
 MOST_WEIGHT = 10.0
-"""Of a sample's error: without a limit shapes are neglected (a bow becomes a block)."""
+"""Of the error of a sample: without a limit shapes are neglected."""
 ENCODED = 10
 """Pictures at once through the VAE."""
 CAPTION_DROP = 0.1
