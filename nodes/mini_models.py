@@ -84,7 +84,7 @@ def flux_config(config: Any) -> dict[str, Any]:
     """Return ComfyUI's configuration of a diffusers FLUX transformer."""
     values = {
         "in_channels": config["in_channels"] // 4,
-        "out_channels": (config["out_channels"] or config["in_channels"]) // 4,
+        "out_channels": (config.get("out_channels") or config["in_channels"]) // 4,
         "vec_in_dim": config["pooled_projection_dim"],
         "context_in_dim": config["joint_attention_dim"],
         "hidden_size": config["num_attention_heads"] * config["attention_head_dim"],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
+from inspect import signature
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxPipeline
 
 from mudi_core import boxes
 from mudi_core.bases import embedded as family
@@ -342,6 +344,8 @@ def test_a_report_without_weights_is_one_sentence(tmp_path, monkeypatch, capsys)
 
 
 def test_the_mini_flux_is_measured_alone(mini_weights, tmp_path, monkeypatch, capsys):
+    if "true_cfg_scale" not in signature(FluxPipeline.__call__).parameters:
+        pytest.skip("FLUX in this diffusers has no negative prompt")
     monkeypatch.setattr(report, "measure", None)
     assert report.main(["--flux", "1", "--out", str(tmp_path)]) in (0, 1)
     assert "| mini FLUX, captions of two: species and colours right |" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import torch
 from comfyui import Comfy
 
 from mudi_core.bases import embedded as family
-from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
+from mudi_core.bases.checkpoint import Checkpoint, NoPictures, open_checkpoint
 from mudi_core.bases.flux import FluxDenoiser, packed, unpacked
 from mudi_core.jobs.generate import GenerateConfig, generate
 from mudi_core.jobs.train import LoraFiles, Training, train_lora
@@ -41,6 +41,14 @@ def _noise(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_it_is_told_to_be_unfinished() -> None:
     with pytest.raises(family.MissingMiniWeights, match="its training is not finished. Use 'mini'."):
         open_checkpoint("mini-flux")
+
+
+def test_a_diffusers_without_a_negative_prompt_for_flux_is_refused(
+    flux: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusers.FluxPipeline.__call__", lambda self, prompt, latents: None)  # as in diffusers 0.30
+    with pytest.raises(NoPictures, match="pictures by a FLUX need a newer diffusers than [0-9]"):
+        flux.flux_pipeline()
 
 
 def test_tokens_are_latents_in_squares_of_four() -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,9 +190,18 @@ class Checkpoint:
         )
 
     def flux_pipeline(self) -> FluxPipeline:
-        """Return the mini FLUX as a diffusers pipeline that takes vectors, with the same weights."""
+        """Return the mini FLUX as a diffusers pipeline that takes vectors, with the same weights.
+
+        Raise `NoPictures` with a diffusers whose pipeline has no negative prompt.
+        """
+        import diffusers
         from diffusers import FluxPipeline
 
+        if "true_cfg_scale" not in signature(FluxPipeline.__call__).parameters:
+            raise NoPictures(
+                f"pictures by a FLUX need a newer diffusers than {diffusers.__version__}, whose FLUX has no negative "
+                "prompt: pip install -U diffusers."
+            )
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
         return FluxPipeline(scheduler, self._encoders().vae, None, None, None, None, self.unet)
 

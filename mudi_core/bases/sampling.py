@@ -26,7 +26,8 @@ def sample(
 
     ``contexts [2, n, d]`` and ``pooled [2, p]``: of the prompt and of the negative prompt, from
     `Checkpoint.encode_text`. ``starts [b, 4, h, w]``: the noise of each picture. ``guidance``: classifier-free, 1 is
-    none. ``on_step`` gets the number of steps done. Raise `checkpoint.NoPictures` for SD 1.x and 2.x.
+    none. ``on_step`` gets the number of steps done. Raise `checkpoint.NoPictures` for SD 1.x and 2.x, and for FLUX with
+    an old diffusers.
     """
     count, height, width = starts.shape[0], *starts.shape[-2:]
 

@@ -81,7 +81,6 @@ def build_flux() -> FluxTransformer2DModel:
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
-        out_channels=16,
         num_layers=2,
         num_single_layers=6,
         attention_head_dim=32,
