@@ -20,7 +20,7 @@ from test_workflows import nodes as of_type
 from wires import crossings, drawn, passes
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 IN_FULL = bool(os.environ.get("MUDI_PICTURES"))
 SECONDS = 3600 if IN_FULL else 300
@@ -93,16 +93,22 @@ CROSS_AT_MOST = {
 """How many cross in a graph of many rows: in the gaps between its columns, hardly behind a node."""
 
 
-def open_template(page: Page, name: str) -> None:
-    """As a user does: from the template browser, by its card."""
+def browse_templates(page: Page) -> Locator:
+    """The template browser with this pack's cards."""
     command(page, "Comfy.BrowseTemplates")
     dialog = page.get_by_role("dialog")
     dialog.get_by_text("mudi", exact=True).first.click()
+    dialog.locator("[data-testid^=template-workflow-]").first.wait_for()
+    return dialog
+
+
+def open_template(page: Page, name: str) -> None:
+    """As a user does: from the template browser, by its card."""
+    dialog = browse_templates(page)
     card, cards = (
         dialog.get_by_test_id(f"template-workflow-{name}"),
         dialog.locator("[data-testid^=template-workflow-]"),
     )
-    cards.first.wait_for()
     for _ in range(20):  # a long list is drawn as far as somebody scrolls
         if card.count():
             break
@@ -116,6 +122,15 @@ def open_template(page: Page, name: str) -> None:
     dialog.wait_for(state="hidden")
     count = len(workflow(name)["nodes"])
     page.wait_for_function("count => app.graph.nodes.length === count", arg=count)
+
+
+def test_templates_are_listed_in_the_order_of_their_numbers(page: Page) -> None:
+    """Whatever the file system's order is, the page's is ours; of the cards that are in sight at first."""
+    listed = page.evaluate("async () => (await app.api.getWorkflowTemplates()).mudi")
+    assert listed == list(NAMES)
+    cards = browse_templates(page).locator("[data-testid^=template-workflow-]").all()
+    shown = [(card.get_attribute("data-testid") or "").removeprefix("template-workflow-") for card in cards]
+    assert len(shown) >= 6 and shown == list(NAMES[: len(shown)])
 
 
 @pytest.mark.parametrize("name", NAMES)
