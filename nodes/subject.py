@@ -37,7 +37,7 @@ class MakeSubject(io.ComfyNode):  # type: ignore[misc]
             has_intermediate_output=True,
             description="Names a subject: its photos, their masks, a token and a class noun. Use one node for "
             "each subject, one after the other. The prompt names it by both words, 'olis corgi'.",
-            search_aliases=["MuDI", "DreamBooth subject", "character", "token"],
+            search_aliases=["MuDI", "name a subject", "character", "token"],
             is_input_list=True,
             inputs=[
                 io.Image.Input("photos", tooltip="Photos of this one subject; 3 to 5 in varied places are enough."),

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from comfyui_server import Server
+from test_workflows import workflow
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 READY = "() => window.app?.graph && window.app.extensionManager?.command && window.app.canvas"
@@ -50,3 +51,34 @@ def page(comfyui_server: Server, mini_weights: None) -> Iterator[Page]:
 
 def command(page: Page, name: str) -> None:
     page.evaluate("name => app.extensionManager.command.execute(name)", name)
+
+
+def browse_templates(page: Page) -> Locator:
+    """The template browser with this pack's cards."""
+    command(page, "Comfy.BrowseTemplates")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("mudi", exact=True).first.click()
+    dialog.locator("[data-testid^=template-workflow-]").first.wait_for()
+    return dialog
+
+
+def open_template(page: Page, name: str) -> None:
+    """As a user does: from the template browser, by its card."""
+    dialog = browse_templates(page)
+    card, cards = (
+        dialog.get_by_test_id(f"template-workflow-{name}"),
+        dialog.locator("[data-testid^=template-workflow-]"),
+    )
+    for _ in range(20):  # a long list is drawn as far as somebody scrolls
+        if card.count():
+            break
+        cards.last.hover()
+        page.mouse.wheel(0, 2000)
+        page.wait_for_timeout(250)
+    card.scroll_into_view_if_needed()
+    thumbnail = card.locator("img").first.element_handle()
+    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=thumbnail)
+    card.click()
+    dialog.wait_for(state="hidden")
+    count = len(workflow(name)["nodes"])
+    page.wait_for_function("count => app.graph.nodes.length === count", arg=count)

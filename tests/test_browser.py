@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from browser import SIZE, command
+from browser import SIZE, browse_templates, command, open_template
 from comfyui_server import ROOT, Server
 from PIL import Image, ImageOps
-from test_workflows import MUTED, NAMES, NEWER, workflow
+from test_workflows import MUTED, NAMES, NEWER
 from test_workflows import nodes as of_type
 from wires import crossings, drawn, passes
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Page
 
 IN_FULL = bool(os.environ.get("MUDI_PICTURES"))
 SECONDS = 3600 if IN_FULL else 300
@@ -91,37 +91,6 @@ CROSS_AT_MOST = {
     "13_masks": 5,
 }
 """How many cross in a graph of many rows: in the gaps between its columns, hardly behind a node."""
-
-
-def browse_templates(page: Page) -> Locator:
-    """The template browser with this pack's cards."""
-    command(page, "Comfy.BrowseTemplates")
-    dialog = page.get_by_role("dialog")
-    dialog.get_by_text("mudi", exact=True).first.click()
-    dialog.locator("[data-testid^=template-workflow-]").first.wait_for()
-    return dialog
-
-
-def open_template(page: Page, name: str) -> None:
-    """As a user does: from the template browser, by its card."""
-    dialog = browse_templates(page)
-    card, cards = (
-        dialog.get_by_test_id(f"template-workflow-{name}"),
-        dialog.locator("[data-testid^=template-workflow-]"),
-    )
-    for _ in range(20):  # a long list is drawn as far as somebody scrolls
-        if card.count():
-            break
-        cards.last.hover()
-        page.mouse.wheel(0, 2000)
-        page.wait_for_timeout(250)
-    card.scroll_into_view_if_needed()
-    thumbnail = card.locator("img").first.element_handle()
-    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=thumbnail)
-    card.click()
-    dialog.wait_for(state="hidden")
-    count = len(workflow(name)["nodes"])
-    page.wait_for_function("count => app.graph.nodes.length === count", arg=count)
 
 
 def test_templates_are_listed_in_the_order_of_their_numbers(page: Page) -> None:
