@@ -109,7 +109,7 @@ def _settings(wanted: TrainPreview, model: Any) -> tuple[int, float, str, str]:
     """Return steps, cfg, sampler and scheduler: those of the widgets, or what is usual for the MODEL's kind."""
     if wanted.sampler_name != host.AUTO:
         return wanted.steps, wanted.cfg, wanted.sampler_name, wanted.scheduler
-    usual = usual_of(model).sampling
+    usual = usual_of(model).sampling.preview()
     return usual.steps, usual.cfg, usual.sampler, usual.scheduler
 
 

@@ -119,6 +119,7 @@ GRAPHS: dict[str, tuple[Placed, ...]] = {
     "MudiNoise": (CHECKPOINT, Placed("BasicScheduler"), Placed("MudiNoise"), Placed("SamplerCustomAdvanced")),
     "MudiReferenceAdapter": (CHECKPOINT, SET, LAYOUT, Placed("MudiReferenceAdapter", {"adapter": MINI}), MASKS),
     "MudiRegionalPrompts": (CHECKPOINT, SET, LAYOUT, Placed("MudiRegionalPrompts"), MASKS),
+    "MudiSamplerSettings": (CHECKPOINT, SET, Placed("MudiSamplerSettings"), LAYOUT, SAMPLER),
     "MudiSamMask": (PHOTOS, FIND, CUT, SUBJECT),
     "MudiSaveSubjectSet": (SET, Placed("MudiSaveSubjectSet", {"name": "cats_kept"})),
     "MudiSegMixDataset": (SET, DATASET, TRAIN),

@@ -111,17 +111,17 @@ def test_the_readme_names_every_workflow() -> None:
         assert f"`{workflow.stem}`" in readme, workflow.stem
 
 
-def test_the_table_of_families_says_how_previews_are_sampled() -> None:
-    page = text(ROOT / "docs" / "families.md").partition("## Pictures while it trains")[2].partition("## ")[0]
+def test_the_table_of_families_says_how_pictures_are_sampled() -> None:
+    page = text(ROOT / "docs" / "families.md").partition("## Pictures\n")[2].partition("## ")[0]
     rows = [line for line in page.split("\n") if line.startswith("| `")]
     assert sorted(rows) == sorted(
-        f"| `{name}` | {one.steps} | {one.cfg:g} | {one.sampler} | {one.scheduler} | {one.source} |"
+        f"| `{name}` | {one.steps} | {one.cfg:g} | {one.sampler} | {one.scheduler} | {one.side} | {one.source} |"
         for name, one in ((name, family.sampling) for name, family in FAMILIES.items() if name not in BUILT_IN)
     )
 
 
 def test_the_table_of_families_says_what_training_takes() -> None:
-    page = text(ROOT / "docs" / "families.md").partition("## Pictures while it trains")[0]
+    page = text(ROOT / "docs" / "families.md").partition("## Pictures\n")[0]
     rows = {row[1].strip("`"): row for row in (list(map(str.strip, line.split("|")[1:-1])) for line in page.split("\n")
             if line.startswith("| ") and "`" in line)}  # fmt: skip
 

@@ -14,10 +14,11 @@ from mudi_core.bases.checkpoint import Checkpoint, NoPictures, open_checkpoint
 from mudi_core.bases.flux import FluxDenoiser, packed, unpacked
 from mudi_core.jobs.generate import GenerateConfig, generate
 from mudi_core.jobs.train import LoraFiles, Training, train_lora
-from mudi_core.lora.adapter import apply_lora
+from mudi_core.lora.adapter import Adapter, apply_lora
 from mudi_core.stage.cutouts import cut_outs
 from mudi_core.start.init_latent import SHARE
 from mudi_core.train.config import TrainConfig
+from mudi_core.train.step import Trainee, batch_loss
 from mudi_core.types import SubjectSet
 
 PROMPT = "a photo of olis cat and hta cat, on the beach"
@@ -70,6 +71,31 @@ def test_it_is_taught_the_flow(flux: Checkpoint) -> None:
     drawn = torch.cat([denoiser.draw_level(torch.Generator().manual_seed(seed)) for seed in range(2000)])
     assert drawn.min() > 0 and drawn.max() < 1
     assert abs(drawn.logit().mean().item()) < 0.1 and abs(drawn.logit().std().item() - 1) < 0.1
+
+
+def test_kl_is_the_squared_distance_of_the_velocities(flux: Checkpoint, drawn_subjects: SubjectSet) -> None:
+    config = TrainConfig.usual(flux.usual).but(steps=1, batch_size=2, resolution=64)
+    plan, denoiser = Training(flux, drawn_subjects, config).plan(), flux.denoiser()
+    answers: list[torch.Tensor] = []
+    predict = denoiser.predict
+
+    def watched(*inputs: Any) -> torch.Tensor:
+        answers.append(predict(*inputs))
+        return answers[-1]
+
+    denoiser.predict = watched  # type: ignore[method-assign]
+    adapter = Adapter.new(denoiser, 4, 4.0, config.learning.target_modules)
+    with denoiser.ready(bf16=False), adapter, torch.no_grad():
+        adapter.start(1)
+        for one in adapter.parameters():
+            one.add_(0.02)
+        plain, held = (
+            batch_loss(Trainee(denoiser, adapter, plan, config.but(kl_weight=weight)), 0)[0] for weight in (0.0, 0.7)
+        )
+    _, without_lora, with_lora = answers
+    distance = (with_lora - without_lora).square().mean()
+    assert distance > 1e-4
+    assert held - plain == pytest.approx(0.7 * distance.item(), rel=1e-4)
 
 
 def test_a_lora_trains_and_changes_the_pictures(flux: Checkpoint, drawn_subjects: SubjectSet, tmp_path: Path) -> None:

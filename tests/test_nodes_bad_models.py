@@ -120,6 +120,27 @@ def test_layers_that_this_device_cannot_compute_are_named(
         check(comfy, mini, model, base_weights=base_weights)
 
 
+@pytest.mark.parametrize("kind", ["nvfp4", "mxfp8"])
+def test_layers_that_only_a_card_computes_are_trained_upon_by_their_weights(
+    comfy: Comfy, mini: tuple[Any, Any, Any], kind: str
+) -> None:
+    """What training computes of them needs no card: the product with the weight as ComfyUI unpacks it."""
+    if not hasattr(comfy.core("comfy.ops"), "mixed_precision_ops"):
+        pytest.skip("this ComfyUI has no such layers")
+    denoiser = comfy.module("denoiser").ComfyDenoiser(
+        with_layers(mini[0], lambda one: host_quantized(comfy, one, kind))
+    )
+    layer = next(one for one in denoiser.layers().values() if hasattr(one, "layout_type"))
+    x = torch.randn(4, layer.in_features, requires_grad=True)
+    with denoiser.ready(bf16=False):
+        found = layer(x)
+        found.square().sum().backward()
+    expected = x_times(layer, x)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), x)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(x.grad, gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()))
+
+
 def x_times(layer: Any, x: Tensor) -> Tensor:
     """The product by autograd itself, with the scale where the layer has it: on the input."""
     scale = getattr(layer, "pre_quant_scale", None)

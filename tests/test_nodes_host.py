@@ -34,6 +34,7 @@ NODES = {
     "MudiAskLayout": ("Layout from Prompt (MuDI)", "MuDI/3 generate"),
     "MudiLayoutParts": ("Layout Parts (MuDI)", "MuDI/3 generate"),
     "MudiInitLatent": ("Init Latent (MuDI)", "MuDI/3 generate"),
+    "MudiSamplerSettings": ("Sampler Settings (MuDI)", "MuDI/3 generate"),
     "MudiDetail": ("Detail Subjects (MuDI)", "MuDI/3 generate"),
     "MudiNoise": ("Noise (MuDI)", "MuDI/3 generate"),
     "MudiFuseLoras": ("Fuse LoRAs (MuDI)", "MuDI/2 train"),

@@ -137,7 +137,7 @@ def test_auto_samples_as_is_usual_for_the_kind(
     """The sampler that there is, whatever the widgets beside it say; without auto the widgets decide."""
     if not known(comfy, family):
         pytest.skip(f"this ComfyUI has no {TINY[family].kind}")
-    settings, usual = comfy.module("preview")._settings, FAMILIES[family].sampling
+    settings, usual = comfy.module("preview")._settings, FAMILIES[family].sampling.preview()
     auto = preview(comfy, parts[1], drawn_subjects, sampler_name="auto", scheduler="karras", cfg=30.0)
     model = tiny(comfy, family)
     assert settings(auto, model) == (usual.steps, usual.cfg, usual.sampler, usual.scheduler)

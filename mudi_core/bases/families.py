@@ -29,6 +29,12 @@ class Sampling:
     sampler: str
     scheduler: str
     source: str = "ComfyUI's template"
+    side: int = 1024
+    """Side in pixels of a square picture."""
+
+    def preview(self) -> Sampling:
+        """Return the same for a quick look: at most 25 steps."""
+        return replace(self, steps=min(self.steps, 25))
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Family:
     scenes: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     """Where its pictures can play, as prompts say it: to learn from, and to check with; None: anywhere."""
     sampling: Sampling = Sampling(25, 4.0, "euler", "simple", "general")
-    """For pictures of a LoRA while it is trained."""
+    """For finished pictures."""
     diffusers: Literal["kohya", "own", "none"] = "kohya"
     """Which LoRAs of this kind diffusers reads: those with kohya's names, only those in a form of its own, or none."""
 
@@ -95,15 +101,15 @@ _DISTILLED = (
     "{} is distilled to few steps, which training undoes: train on {} where you can, and use the LoRA on either."
 )
 
-_SDXL = Sampling(25, 5.0, "euler", "ddim_uniform", "diffusers' pipeline, half its steps")
-_SD = Sampling(20, 8.0, "euler", "normal")
+_SDXL = Sampling(50, 5.0, "euler", "ddim_uniform", "diffusers' pipeline")
+_SD = Sampling(20, 8.0, "euler", "normal", side=512)
 _FLUX_SAMPLING = Sampling(20, 1.0, "euler", "simple")
 
 FAMILIES: dict[str, Family] = {
     "sdxl_base_v1-0": Family({"resolution": 1024}, file_names="sgm", sampling=_SDXL),
     "sd_v1": Family({"resolution": 512}, file_names="sd", sampling=_SD),
     "sd_v2": Family({"resolution": 512}, file_names="sd", sampling=replace(_SD, source="as SD 1.5")),
-    "sd_v2_v": Family({"resolution": 768}, file_names="sd", sampling=replace(_SD, source="as SD 1.5")),
+    "sd_v2_v": Family({"resolution": 768}, file_names="sd", sampling=replace(_SD, source="as SD 1.5", side=768)),
     # NoobAI and the like. DCO's beta is made for noise; velocities are weighed so that they count as their noise.
     "sdxl_base_v1-0_v": Family(
         {"resolution": 1024}, captions="tags", file_names="sgm",
@@ -132,7 +138,7 @@ FAMILIES: dict[str, Family] = {
     "lumina2": Family(_flow(*_LUMINA), sampling=Sampling(30, 4.0, "res_multistep", "simple"), diffusers="none"),
     "qwen_image": Family(  # musubi: shift 2.2, 5e-5
         _flow("to_q", "to_k", "to_v", "to_out.0", "img_mlp.net.0.proj", "img_mlp.net.2", learning_rate=5e-5), shift=2.2,
-        sampling=Sampling(20, 2.5, "euler", "simple"),
+        sampling=Sampling(20, 2.5, "euler", "simple", side=1328),
     ),
     "krea2": Family(  # shift 2.5, 1e-4 to 3e-4, rank 32, 1000 to 3000 steps at 512 px
         _flow("!txtfusion.*", "attn.w[qkvo]", "mlp.gate", "mlp.up", "mlp.down"), shift=2.5,
@@ -174,7 +180,7 @@ FAMILIES: dict[str, Family] = {
         ),
         pictures={"steps": 20, "guidance": 5.0, "gamma": 2.0, "batch_size": 8}, layout={"max_overlap": 0.2}, shift=1.0,
         eye=EMBEDDED, threshold=0.05, photo_threshold=0.03, cut_out=True, prior_prompt="a photo of {}", bf16=False,
-        file_names="flux",
+        file_names="flux", sampling=Sampling(20, 5.0, "euler", "simple", "the demo", 192),
     ),
     EMBEDDED: Family(
         training={
@@ -198,7 +204,7 @@ FAMILIES: dict[str, Family] = {
         cut_out=True,
         prior_prompt="a photo of {}",
         bf16=False,
-        sampling=Sampling(20, 5.0, "euler", "ddim_uniform", "the demo"),
+        sampling=Sampling(20, 5.0, "euler", "ddim_uniform", "the demo", 192),
     ),
 }  # fmt: skip
 """Families by kohya's name of the architecture, or by the name of a base model in the package. The settings of the
