@@ -5,7 +5,9 @@
 
 Drawn pairs of the embedded model, each trained several times. All methods have the same photos, seeds, places, start
 and sampler; pictures are painted by ComfyUI's nodes. Every LoRA and every picture is a file: the same command goes on
-where it was stopped, and prints the table of what is there. `--dev` takes the pairs on which settings are chosen.
+where it was stopped, and prints the table of what is there. A training whose pictures are all judged has a file of
+results, which is all that a table needs of it, and all that goes on elsewhere needs. `--dev` takes the pairs on which
+settings are chosen.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from init_latent import pack
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from init_latent import pack  # noqa: E402
 
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "stacked": ("stacked", ("a", "b")),
@@ -33,6 +36,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "MuDI": ("stacked", ("both",)),
 }
 """How LoRAs are put on, and which files of a training."""
+RESULTS = "results.jsonl"
+"""In the folder of a training: a row for each picture."""
 PROMPTS = ("{} in the meadow", "{} on the beach", "{} in the snow", "{} simple background")
 Names = dict[str, str]
 """Subjects by "a" and "b"."""
@@ -190,10 +195,35 @@ class Looks:
         return {"right": seen.right, "leaked": seen.leaked}
 
 
+def rows_of(place: Path, specs: Any, looks: Looks) -> Iterator[dict[str, Any]]:
+    """Yield what was found in each picture of a training, with its method and name."""
+    if (place / RESULTS).is_file():
+        yield from map(json.loads, (place / RESULTS).read_text(encoding="utf-8").splitlines())
+        return
+    for path in sorted(place.glob("pictures/*/*.json")):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        seen = looks.of(specs, path.with_suffix(".png"), row)
+        yield {
+            "method": path.parent.name,
+            "picture": path.stem,
+            "score": row["score"],
+            "sound": row["sound"],
+            **seen,
+        }
+
+
+def keep(place: Path, specs: Any, looks: Looks) -> None:
+    """Write the file of results of a training whose pictures are all there."""
+    part = place / f"{RESULTS}.part"
+    lines = [json.dumps(row) for row in rows_of(place, specs, looks)]
+    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    part.replace(place / RESULTS)
+
+
 def table(out: Path, pairs: Mapping[str, Any], seeds: int, methods: Iterable[str]) -> str:
     """Return the table of what is there: means, with intervals over pairs, trainings and pictures.
 
-    A picture's file is ``out / pair / training-SEED / pictures / method / NUMBER.json``.
+    A training's folder is ``out / pair / training-SEED``, a picture's file ``pictures / method / NUMBER.json`` in it.
     """
     from mudi_core.report.statistics import hierarchical_interval
 
@@ -202,15 +232,13 @@ def table(out: Path, pairs: Mapping[str, Any], seeds: int, methods: Iterable[str
     columns |= {"right": "looks right", "leaked": "looks leaked"} if looks.there else {}
     heads = ("method", "pictures", *columns.values())
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    found: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {}
+    for pair, specs in pairs.items():
+        for seed in range(seeds):
+            for row in rows_of(out / pair / f"training-{seed}", specs, looks):
+                found.setdefault(row["method"], {}).setdefault(pair, {}).setdefault(str(seed), []).append(row)
     for method in methods:
-        rows: dict[str, dict[str, list[dict[str, float]]]] = {}
-        for pair, specs in pairs.items():
-            for seed in range(seeds):
-                folder = out / pair / f"training-{seed}" / "pictures" / method
-                for path in sorted(folder.glob("*.json")):
-                    row = json.loads(path.read_text(encoding="utf-8"))
-                    own = rows.setdefault(pair, {}).setdefault(str(seed), [])
-                    own.append({**row, **looks.of(specs, path.with_suffix(".png"), row)})
+        rows = found.get(method, {})
         every = [row for group in rows.values() for own in group.values() for row in own]
         if not every:
             continue
@@ -257,9 +285,12 @@ def main() -> None:
                 for name, specs in pairs.items():
                     pair = options.out / name
                     place = pair / f"training-{seed}"
+                    if (place / RESULTS).is_file():
+                        continue
                     photos(pair, specs)
                     train(place, pair, seed, options.quick)
                     paint_all(load, pair, place, options)
+                    keep(place, specs, Looks())
     print(table(options.out, pairs, options.seeds, METHODS))
 
 

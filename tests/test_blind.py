@@ -11,6 +11,7 @@ from PIL import Image
 
 from mudi_core.benchmark.results import Result, Results
 from mudi_core.benchmark.spec import Spec
+from mudi_core.toy.world import PAIRS
 from mudi_core.types import Comparison, Detections, Verdict
 from workshop import blind
 
@@ -51,7 +52,7 @@ def test_sheets_show_each_chosen_picture_once_and_no_method(tmp_path: Path) -> N
         image = torch.full((40, 40, 3), i / 12)
         compared = Comparison(("a",), 1.0, 1.0, torch.eye(1), torch.eye(1), found, (one,))
         results.add(Result(cell, compared, None), image)
-    assert blind.sheets(results, 200, 0, tmp_path / "all") == 12
+    assert blind.sheets(list(blind.of_benchmark(results)), 200, 0, tmp_path / "all") == 12
     key = json.loads((tmp_path / "all" / "key.json").read_text())
     assert {(k["combo"], k["method"], k["seed"]) for k in key.values()} == {
         (cell.combo, cell.method, cell.seed) for cell in spec.cells()
@@ -65,5 +66,15 @@ def test_sheets_show_each_chosen_picture_once_and_no_method(tmp_path: Path) -> N
     for value, about in zip(gray, shown, strict=False):
         number = next(i for i, cell in enumerate(cells) if cell == (*list(about.values())[:5],))
         assert value == (round(number / 12 * 255),) * 3
-    assert blind.sheets(results, 5, 0, tmp_path / "some") == 5
+    assert blind.sheets(list(blind.of_benchmark(results)), 5, 0, tmp_path / "some") == 5
     assert [k["method"] for k in key.values()] != sorted(k["method"] for k in key.values())
+
+
+def test_sheets_of_single_loras_are_drawn_too(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "pair-1" / "training-0" / "pictures" / "fused"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (40, 40), "red").save(folder / "007.png")
+    (folder / "007.json").write_text(json.dumps({"score": 0.5, "sound": True, "boxes": []}))
+    (one,) = blind.of_loras(tmp_path / "out")
+    assert one.pair == PAIRS[1] and one.about["method"] == "fused" and one.about["verdict"]
+    assert blind.sheets([one], 200, 0, tmp_path / "to") == 1

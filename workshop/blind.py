@@ -1,11 +1,13 @@
-"""A blind look at a benchmark's pictures: numbered sheets that name no method, and the agreement with the verdicts.
+"""A blind look at pictures: numbered sheets that name no method, and the agreement with the verdicts.
 
     python -m workshop.blind sheets benchmark-out SPEC --to DIR [--count 200] [--seed 0]
+    python -m workshop.blind sheets loras-out --to DIR
     python -m workshop.blind agree DIR
 
-The first draws the pictures by the seed, in a random order, beside photos of their subjects, and writes the key to
-DIR/key.json, which stays closed. Whoever looks writes DIR/answers.txt: a line for each number, "17 yes" when both
-subjects are there once, each as itself, and nobody else, or "17 no". The second opens the key.
+The first draws the pictures of a benchmark by the seed, in a random order, beside photos of their subjects, and writes
+the key to DIR/key.json, which stays closed; the second does so with those of benchmarks/loras.py. Whoever looks writes
+DIR/answers.txt: a line for each number, "17 yes" when both subjects are there once, each as itself, and nobody else, or
+"17 no". The third opens the key.
 """
 
 from __future__ import annotations
@@ -13,41 +15,71 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mudi_core.benchmark.results import Results
-from mudi_core.benchmark.spec import BadSpec, Spec
+from mudi_core.benchmark.spec import BadSpec
 from mudi_core.benchmark.spec_file import read_spec
-from mudi_core.toy.world import photo
+from mudi_core.toy.pairs import Pair
+from mudi_core.toy.world import PAIRS, photo
 
 COLUMNS, TILE, HEAD = 5, 256, 22
 """Pictures in a row, the side of one, and the height of its number, in pixels."""
 ANSWERS = {"yes": True, "no": False}
 
 
-def sheets(results: Results, count: int, seed: int, to: Path) -> int:
-    """Write the sheets and the key; return how many pictures they show: all, when fewer are done."""
-    spec, rng = results.spec, random.Random(seed)
-    done = [cell for cell in spec.cells() if results.is_done(cell)]
-    chosen = rng.sample(done, min(count, len(done)))
+class Shown(NamedTuple):
+    """A picture that can be drawn for a sheet."""
+
+    pair: Pair
+    path: Path
+    about: dict[str, Any]
+    """What the key says of it: "method", "verdict" and more."""
+
+
+def of_benchmark(results: Results) -> Iterator[Shown]:
+    """Yield the pictures of a benchmark. Raise `BadSpec` for subjects that are not drawn."""
+    for cell in results.spec.cells():
+        if results.is_done(cell):
+            where, result = results.spec.combos[cell.combo], results.read(cell)
+            if not isinstance(where, int):
+                raise BadSpec(f"Combo '{cell.combo}' is a folder; only characters of the toy world can be drawn here.")
+            about = {**cell._asdict(), "verdict": result.success, "score": result.comparison.score}
+            yield Shown(results.spec.pair(where), results.path(cell, ".png"), about)
+
+
+def of_loras(out: Path) -> Iterator[Shown]:
+    """Yield the pictures of benchmarks/loras.py on its held-out pairs."""
+    for path in sorted(out.glob("pair-*/training-*/pictures/*/*.json")):
+        pair, training, _, method, name = path.relative_to(out).parts
+        result = json.loads(path.read_text(encoding="utf-8"))
+        about = {"pair": pair, "training": training, "method": method, "name": name}
+        about |= {"verdict": result["sound"], "score": result["score"]}
+        yield Shown(PAIRS[int(pair.removeprefix("pair-"))], path.with_suffix(".png"), about)
+
+
+def sheets(pictures: Sequence[Shown], count: int, seed: int, to: Path) -> int:
+    """Write the sheets, one for each pair, and the key; return how many pictures they show: at most all."""
+    chosen = random.Random(seed).sample(list(pictures), min(count, len(pictures)))
     to.mkdir(parents=True, exist_ok=True)
-    key, number = {}, 0
-    for combo in spec.combos:
-        cells = [cell for cell in chosen if cell.combo == combo]
-        if not cells:
-            continue
-        tiles = [("", image) for image in _photos(spec, combo)]
-        for cell in cells:
-            number += 1
-            result = results.read(cell)
-            key[number] = {**cell._asdict(), "verdict": result.success, "score": result.comparison.score}
-            tiles.append((str(number), _pixels(results.image(cell).numpy() * 255)))
-        _sheet(tiles).save(to / f"sheet {number - len(cells) + 1:03d} to {number:03d}.png")
+    key: dict[int, dict[str, Any]] = {}
+    for pair in dict.fromkeys(one.pair for one in pictures):
+        tiles = [("", image) for image in _photos(pair)]
+        first = len(key) + 1
+        for one in chosen:
+            if one.pair == pair:
+                key[len(key) + 1] = one.about
+                with Image.open(one.path) as image:
+                    tiles.append((str(len(key)), _pixels(np.asarray(image.convert("RGB")))))
+        if len(key) >= first:
+            _sheet(tiles).save(to / f"sheet {first:03d} to {len(key):03d}.png")
     (to / "key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
-    return number
+    return len(key)
 
 
 def agreement(key: dict[str, dict[str, object]], answers: dict[str, bool]) -> dict[str, object]:
@@ -88,11 +120,8 @@ def read_answers(path: Path) -> dict[str, bool]:
     return answers
 
 
-def _photos(spec: Spec, combo: str) -> list[Image.Image]:
-    where = spec.combos[combo]
-    if not isinstance(where, int):
-        raise BadSpec(f"Combo '{combo}' is a folder; only characters of the toy world can be drawn here.")
-    shots = [(subject, i) for subject in spec.pair(where) for i in range(2)]
+def _photos(pair: Pair) -> list[Image.Image]:
+    shots = [(subject, i) for subject in pair for i in range(2)]
     return [_pixels(photo(one.character, random.Random(f"{one.token}/{i}"), TILE).image) for one, i in shots]
 
 
@@ -116,15 +145,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("sheets")
-    make.add_argument("out", type=Path, help="the benchmark's folder")
-    make.add_argument("spec", type=Path, help="its TOML file")
+    make.add_argument("out", type=Path, help="the folder of the benchmark, or of benchmarks/loras.py")
+    make.add_argument("spec", type=Path, nargs="?", help="the benchmark's TOML file")
     make.add_argument("--to", type=Path, required=True)
     make.add_argument("--count", type=int, default=200)
     make.add_argument("--seed", type=int, default=0)
     commands.add_parser("agree").add_argument("dir", type=Path)
     args = parser.parse_args()
     if args.command == "sheets":
-        print(f"{sheets(Results(args.out, read_spec(args.spec)), args.count, args.seed, args.to)} pictures")
+        pictures = of_benchmark(Results(args.out, read_spec(args.spec))) if args.spec else of_loras(args.out)
+        print(f"{sheets(list(pictures), args.count, args.seed, args.to)} pictures")
     else:
         key = json.loads((args.dir / "key.json").read_text(encoding="utf-8"))
         print(json.dumps(agreement(key, read_answers(args.dir / "answers.txt")), indent=1))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mudi_core.bases import embedded as family
 from mudi_core.benchmark.methods import METHODS
-from mudi_core.benchmark.results import Result, Results
+from mudi_core.benchmark.results import Result, Results, write_whole
 from mudi_core.benchmark.spec import BadSpec
 from mudi_core.benchmark.spec_file import read_spec
 from mudi_core.benchmark.table import nested
@@ -90,15 +90,22 @@ def _same(figure: Sequence[int] | None, wanted: Sequence[int]) -> int:
     return 0 if figure is None else sum(a == b for a, b in zip(figure, wanted, strict=True))
 
 
+def look_at(results: Results, one: Result, reader: Reader) -> Seen:
+    """Return what is seen in the picture of a result, and keep it beside the picture."""
+    path, where = results.path(one.cell, ".looks.json"), results.spec.combos[one.cell.combo]
+    if path.is_file():
+        return Seen(**json.loads(path.read_text(encoding="utf-8")))
+    if not isinstance(where, int):
+        raise BadSpec(f"Combo '{one.cell.combo}' is a folder; only characters of the toy world have known looks.")
+    figures = read(reader, results.image(one.cell), one.comparison.detections.xyxy)
+    found = seen(figures, [subject.character for subject in results.spec.pair(where)])
+    write_whole(path, json.dumps(vars(found)) + "\n")
+    return found
+
+
 def judged(results: Results, done: Sequence[Result], reader: Reader) -> dict[str, object]:
     """Return the means over the pictures of a method, with their intervals over pairs, trainings and pictures."""
-    spec, values = results.spec, {}
-    for one in done:
-        where = spec.combos[one.cell.combo]
-        if not isinstance(where, int):
-            raise BadSpec(f"Combo '{one.cell.combo}' is a folder; only characters of the toy world have known looks.")
-        figures = read(reader, results.image(one.cell), one.comparison.detections.xyxy)
-        values[one.cell] = seen(figures, [subject.character for subject in spec.pair(where)])
+    values = {one.cell: look_at(results, one, reader) for one in done}
     about: dict[str, object] = {"pictures": len(done), "as themselves": np.mean([one.success for one in done])}
     for name in ("right", "leaked"):
 

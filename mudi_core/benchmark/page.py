@@ -138,6 +138,8 @@ def _combo(results: Results, combo: str, done: Sequence[Result]) -> str:
 
 
 def _picture(results: Results, one: Result) -> str:
+    if not results.path(one.cell, ".png").is_file():  # the results came without their pictures
+        return f"<figure><figcaption>{one.comparison.score:.2f}</figcaption></figure>"
     return scored(results.image(one.cell), one.comparison, photo=True, side=PICTURE_SIDE)
 
 

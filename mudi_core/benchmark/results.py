@@ -68,11 +68,11 @@ class Results:
 
     def is_done(self, cell: Cell) -> bool:
         """Return whether a cell has its result."""
-        return self._path(cell, ".json").is_file()
+        return self.path(cell, ".json").is_file()
 
     def add(self, result: Result, image: Tensor) -> None:
         """Save a cell: first its picture, float ``[h, w, 3]``, then its result, which makes it done."""
-        path = self._path(result.cell, ".png")
+        path = self.path(result.cell, ".png")
         with whole(path) as part:
             Image.fromarray((image * 255).round().to(torch.uint8).numpy()).save(part, "PNG")
         about = {
@@ -81,11 +81,11 @@ class Results:
             "seconds": result.seconds,
             "comparison": _plain(result.comparison),
         }
-        write_whole(self._path(result.cell, ".json"), json.dumps(about) + "\n")
+        write_whole(self.path(result.cell, ".json"), json.dumps(about) + "\n")
 
     def read(self, cell: Cell) -> Result:
         """Return the result of a cell that is done."""
-        about = json.loads(self._path(cell, ".json").read_text(encoding="utf-8"))
+        about = json.loads(self.path(cell, ".json").read_text(encoding="utf-8"))
         similarities = tuple(about.get("similarities", ()))
         return Result(
             cell, _comparison(about["comparison"]), about["text_fidelity"], similarities, about.get("seconds")
@@ -93,7 +93,7 @@ class Results:
 
     def image(self, cell: Cell) -> Tensor:
         """Return the picture of a cell, float ``[h, w, 3]``, 0..1."""
-        return read_photo(self._path(cell, ".png")).image
+        return read_photo(self.path(cell, ".png")).image
 
     @contextmanager
     def claimed(self, name: str, wait: bool = False) -> Iterator[bool]:
@@ -108,7 +108,8 @@ class Results:
         """Remove the claims of dead processes."""
         sweep(self.folder.glob(".*.lock"))
 
-    def _path(self, cell: Cell, suffix: str) -> Path:
+    def path(self, cell: Cell, suffix: str) -> Path:
+        """Return the file of a cell: its result is ".json", its picture ".png"."""
         again = f"-{cell.training + 1}" if cell.training else ""
         return self.folder / cell.combo / f"{cell.method}{again}" / f"{cell.prompt}-{cell.seed:03d}{suffix}"
 
