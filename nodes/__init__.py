@@ -34,6 +34,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             sampler_settings,
             samplers,
             search,
+            seeds,
             separate_loras,
             settings,
             subject,
@@ -54,7 +55,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             from_loras.SubjectsFromLoras, best_pictures.BestPictures,
             separate_loras.SeparateLoras, regional_prompts.RegionalPrompts,
             layout_guidance.LayoutGuidance, reference_adapter.ReferenceAdapter, compare.CompareSubjects,
-            search.FindSeed, watermark.AddWatermark, watermark.FindWatermark, mini.MiniCheckpoint, mini.MiniPhotos,
-            mini_lora.MiniLora,
+            search.FindSeed, seeds.MakeSeeds, watermark.AddWatermark, watermark.FindWatermark, mini.MiniCheckpoint,
+            mini.MiniPhotos, mini_lora.MiniLora,
         ]  # fmt: skip
         return [checked(node) for node in nodes]

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from . import convert, drawing, host
 from .given_boxes import GivenBoxes
 from .host import widgets
+from .seeds import titles
 from .sockets import Subjects, boxes_input
 
 if TYPE_CHECKING:
@@ -65,6 +66,14 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
                     "The figures in each picture, found by another node such as SAM3 Detect: no detector is loaded.",
                     optional=True,
                 ),
+                io.Int.Input(
+                    "seeds",
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    optional=True,
+                    force_input=True,
+                    tooltip="From Seeds, which is also the sampler's: each picture is then called by its seed.",
+                ),
             ],
             outputs=[
                 io.Float.Output(
@@ -101,13 +110,13 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
         cut_out: list[bool],
         download: list[bool],
         boxes: list[Any] | None = None,
+        seeds: list[int] | None = None,
     ) -> io.NodeOutput:
-        pictures = convert.pictures(images)
+        names, pictures = titles(images, seeds), convert.pictures(images)
         given = GivenBoxes(boxes, pictures) if boxes else None
         how = Judging(detector[0], embedder[0], threshold[0], query[0], cut_out[0], download[0], given)
         results = compared(pictures, subjects[0], how)
-        titles = [f"picture {number}" for number in range(1, len(pictures) + 1)]
-        order, cards, verdicts = ranking(pictures, results, subjects[0], titles)
+        order, cards, verdicts = ranking(pictures, results, subjects[0], names)
         scores = [result.score for result in results]
         mean = sum(scores) / len(scores)
         verdict = f"mean of {len(scores)}: {mean:.2f}\n{verdicts}"

@@ -122,6 +122,7 @@ GRAPHS: dict[str, tuple[Placed, ...]] = {
     "MudiSamplerSettings": (CHECKPOINT, SET, Placed("MudiSamplerSettings"), LAYOUT, SAMPLER),
     "MudiSamMask": (PHOTOS, FIND, CUT, SUBJECT),
     "MudiSaveSubjectSet": (SET, Placed("MudiSaveSubjectSet", {"name": "cats_kept"})),
+    "MudiSeeds": (CHECKPOINT, SET, LAYOUT, Placed("MudiSeeds"), SAMPLER),
     "MudiSegMixDataset": (SET, DATASET, TRAIN),
     "MudiSeparateLoras": (CHECKPOINT, SET, LAYOUT, OLIS, HTA, APART, MASKS),
     "MudiSubject": (PHOTOS, FIND, CUT, SUBJECT, Placed("MudiSaveSubjectSet", {"name": "olis"})),
@@ -147,6 +148,7 @@ AT_REST = {
     "MudiNoise",
     "MudiMiniCheckpoint",
     "MudiFindSeed",
+    "MudiSeeds",
 }
 """They have nothing to show when they have run, or nothing good without a LoRA."""
 

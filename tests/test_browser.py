@@ -76,6 +76,11 @@ CROSS = {
     "1_prepare": {
         "MudiLoadPhotos 6.captions -> MudiSubject 9.captions crosses MudiSubject 5.subjects -> MudiSubject 9.subjects"
     },
+    "14_detail": {
+        f"CheckpointLoaderSimple 2.{given} -> MudiDetail 6.{given.lower()} "
+        "crosses LoraLoaderModelOnly 3.MODEL -> MudiDetail 6.model"
+        for given in ("CLIP", "VAE")
+    },
 }
 """The wires that must cross, since sockets of two nodes stand in other orders."""
 CROSS_AT_MOST = {

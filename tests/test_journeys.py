@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from browser import command
+import pytest
+from browser import READY, command
 from comfyui_server import Server
+from hand import Hand
+from test_server import STOCK
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -30,13 +34,86 @@ OTHERS_NAMES = ("sam", "character")
 """Words that begin the names of core's nodes: those come before anybody's."""
 
 
+def is_newer(server: Server) -> bool:
+    """Whether this ComfyUI knows a node's other words; its frontend then has Vue nodes, too."""
+    return "search_aliases" in server.get("/object_info/MudiTrainLora")["MudiTrainLora"]
+
+
 def test_what_people_type_into_the_search_shows_the_right_node_first(page: Page, comfyui_server: Server) -> None:
-    newer = "search_aliases" in comfyui_server.get("/object_info/MudiTrainLora")["MudiTrainLora"]
     page.evaluate("() => app.graph.clear()")
-    for word in FIRST if newer else BY_NAME:
+    for word in FIRST if is_newer(comfyui_server) else BY_NAME:
         command(page, "Workspace.SearchBox.Toggle")
         page.locator("input:focus").fill(word)
         found = page.get_by_role("option").filter(has_text=re.compile("MuDI" if word in OTHERS_NAMES else r"\w"))
         found.first.filter(has_text=f"{FIRST[word]} (MuDI)").wait_for()
         page.keyboard.press("Escape")
         page.wait_for_timeout(300)
+
+
+FIT = """() => {
+    app.canvas.ds.scale = 0.7
+    app.canvas.ds.offset[0] = app.canvas.ds.offset[1] = 200
+    app.canvas.setDirty(true, true)
+}"""
+WIRED = """async () => {
+    const nodes = (await app.graphToPrompt()).output
+    const wires = Object.values(nodes).flatMap(node => Object.entries(node.inputs)
+        .filter(([, value]) => Array.isArray(value))
+        .map(([name, [origin, slot]]) => `${nodes[origin].class_type} ${slot} -> ${node.class_type}.${name}`))
+    return [Object.keys(nodes).length, wires]
+}"""
+"""How many nodes a run has, and the wires between them."""
+
+
+@pytest.fixture(params=["classic nodes", "Vue nodes"])
+def hand(comfyui_server: Server, request: pytest.FixtureRequest) -> Iterator[Hand]:
+    """A user's hand in an empty graph, with nodes drawn in either way."""
+    setting, vue = "/api/settings/Comfy.VueNodes.Enabled", request.param == "Vue nodes"
+    if vue and not is_newer(comfyui_server):
+        pytest.skip("this frontend has no Vue nodes yet")
+    page: Page = request.getfixturevalue("page")
+    comfyui_server.post(setting, vue)
+    page.reload()
+    page.wait_for_function(READY)
+    page.evaluate("() => app.graph.clear()")
+    page.evaluate(FIT)
+    yield Hand(page)
+    comfyui_server.post(setting, False)
+
+
+def test_a_stock_graph_gets_our_start_in_eight_actions(hand: Hand) -> None:
+    hand.page.evaluate("graph => app.loadApiJson(graph, 'stock')", STOCK)
+    hand.page.wait_for_function("count => app.graph.nodes.length === count", arg=len(STOCK))
+    hand.page.evaluate(FIT)
+    hand.add("MudiLoadSubjectSet", "Load Subject Set (MuDI)", 1900, 300)
+    hand.add("MudiLayout", "Layout (MuDI)", 2300, 300)
+    hand.add("MudiInitLatent", "Init Latent (MuDI)", 2800, 300)
+    hand.wire("MudiLoadSubjectSet", "subjects", "MudiLayout", "subjects")
+    hand.wire("MudiLayout", "layout", "MudiInitLatent", "layout")
+    hand.wire("MudiMiniCheckpoint", "vae", "MudiInitLatent", "vae")
+    hand.wire("MudiInitLatent", "latent", "KSampler", "latent_image")
+    assert hand.actions <= 8
+    _, wires = hand.page.evaluate(WIRED)
+    assert "MudiInitLatent 0 -> KSampler.latent_image" in wires and "MudiLayout 0 -> MudiInitLatent.layout" in wires
+    assert "MudiLoadSubjectSet 0 -> MudiLayout.subjects" in wires and "MudiMiniCheckpoint 2 -> VAEDecode.vae" in wires
+
+
+def test_two_subjects_go_from_photos_to_training_with_six_nodes(hand: Hand) -> None:
+    first, second = "MudiSubjectFromPhotos", "MudiSubjectFromPhotos"
+    hand.add(first, "Subject from Photos (MuDI)", 0, 0)
+    hand.add(second, "Subject from Photos (MuDI)", 400, 0)
+    hand.add("MudiSegMixDataset", "Seg-Mix Dataset (MuDI)", 800, 0)
+    hand.add("CheckpointLoaderSimple", "Load Checkpoint", 800, 700)
+    hand.add("MudiTrainLora", "Train LoRA (MuDI)", 1300, 0)
+    hand.wire(f"{first} 1", "subjects", f"{second} 2", "subjects")
+    hand.wire(second, "subjects", "MudiSegMixDataset", "subjects")
+    hand.wire("MudiSegMixDataset", "dataset", "MudiTrainLora", "dataset")
+    for out in ("MODEL", "CLIP", "VAE"):
+        hand.wire("CheckpointLoaderSimple", out, "MudiTrainLora", out.lower())
+    nodes, wires = hand.page.evaluate(WIRED)
+    assert nodes <= 6 and len(wires) == 6
+    assert "MudiSubjectFromPhotos 0 -> MudiSubjectFromPhotos.subjects" in wires
+    assert {wire.partition(" -> ")[2] for wire in wires} == {
+        *("MudiSubjectFromPhotos.subjects", "MudiSegMixDataset.subjects", "MudiTrainLora.dataset"),
+        *("MudiTrainLora.model", "MudiTrainLora.clip", "MudiTrainLora.vae"),
+    }

@@ -46,6 +46,7 @@ NODES = {
     "MudiLayoutGuidance": ("Layout Guidance (MuDI)", "MuDI/3 generate"),
     "MudiReferenceAdapter": ("Reference Adapter (MuDI)", "MuDI/3 generate"),
     "MudiCompare": ("D&C Score (MuDI)", "MuDI/4 compare"),
+    "MudiSeeds": ("Seeds (MuDI)", "MuDI/4 compare"),
     "MudiFindSeed": ("Find Best Seed (MuDI)", "MuDI/4 compare"),
     "MudiWatermark": ("Watermark (MuDI)", "MuDI/5 mark"),
     "MudiFindWatermark": ("Find Watermark (MuDI)", "MuDI/5 mark"),

@@ -48,6 +48,7 @@ MORE: Graph = {
         "MudiReferenceAdapter", adapter="embedded (drawn toys only)", where="places and words", photos=1, **PLACED
     ),
     "sampler": node("MudiSamplerSettings", model=["checkpoint", 0]),
+    "seeds": node("MudiSeeds", seed=0, count=2),
     "mark": node("MudiWatermark", images=["photos", 0], key="words", strength=1.0),
     "marked": node("MudiFindWatermark", images=["photos", 0], key="words"),
     "words": node("CLIPTextEncode", clip=["checkpoint", 1], text="a photo of olis cat and hta cat"),

@@ -16,7 +16,7 @@ from models import random_lora
 MINI = "mini (embedded)"
 AT_ONCE = {
     *("MudiLayoutParts", "MudiSubject", "MudiSubjectPrompt", "MudiNoise", "MudiTrainSettings"),
-    "MudiSamplerSettings",
+    *("MudiSamplerSettings", "MudiSeeds"),
     *("MudiWatermark", "MudiFindWatermark", "MudiMiniLora"),
     *("MudiLoraSubject", "MudiSeparateLoras", "MudiRegionalPrompts", "MudiLayoutGuidance"),
     "MudiReferenceAdapter",

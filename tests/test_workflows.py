@@ -36,6 +36,7 @@ NAMES = (
     "11_into_my_photo",
     "12_fuse_and_decouple",
     "13_masks",
+    "14_detail",
 )
 NEWER = {"SAM3_Detect"}
 """Core's nodes that 0.3.64 does not have."""
@@ -414,6 +415,7 @@ IN_SMALL: dict[str, dict[str, Any]] = {
     "KSampler": {"steps": 2},
     "MudiCompare": {"detector": MINI, "embedder": MINI},
     "MudiFindSeed": {"detector": MINI, "embedder": MINI, "count": 3, "keep": 2, "steps": 2},
+    "MudiDetail": {"detector": MINI, "segmenter": MINI, "embedder": MINI, "threshold": 0.05, "steps": 3, "side": 96},
 }
 
 
@@ -486,6 +488,26 @@ def test_pictures_of_any_model_and_size_are_scored_and_kept_best_first(server: S
         with Image.open(file) as picture:
             kept.append(picture.size)
     assert sorted(kept) == [(160, 160), (192, 192)]
+
+
+def test_figures_of_finished_pictures_are_detailed_and_the_rest_stays(server: Server, info: Info) -> None:
+    server.run(in_small("1_prepare", info))
+    random_lora(server.base / "models" / "loras" / "my_subjects_00001.safetensors")
+    pictures = server.base / "input" / "my_pictures"
+    pictures.mkdir(exist_ok=True)
+    for number, side in enumerate((192, 160)):
+        drawn = photo(PAIRS[2][number].character, random.Random(number), side)
+        Image.fromarray(drawn.image).save(pictures / f"{number}.png")
+    graph = with_settings(in_small("14_detail", info), {"MudiDetail": {"only_better": False}})
+    run = twice(server, graph)
+    ((detail,), (save,)) = nodes(graph, "MudiDetail"), nodes(graph, "SaveImage")
+    told = run.outputs[detail]["text"][0].split("\n")
+    assert len(told) == 2 and all(re.search(r"before, -?\d\.\d\d now; .* is new", line) for line in told)
+    for number, file in enumerate(server.files(run, save)):
+        with Image.open(file) as new, Image.open(pictures / f"{number}.png") as old:
+            assert new.size == old.size
+            apart = np.abs(np.asarray(new.convert("RGB"), int) - np.asarray(old.convert("RGB"), int)).max(2)
+        assert 0.02 < (apart > 0).mean() < 0.98 and not apart[0].any()
 
 
 def test_five_methods_stand_side_by_side_from_one_seed(server: Server, info: Info) -> None:
