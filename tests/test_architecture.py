@@ -45,7 +45,7 @@ TRAIN = (
 NODES = (
     ("host", "sockets", "drawing"),
     ("carried", "convert", "editor", "given_boxes", "mini_models", "ranges", "scene"),
-    ("denoiser",),
+    ("denoiser", "seeds"),
     ("base", "samplers", "compare", "generate", "start"),
     ("attention", "identity", "painting", "train_config"),
     ("preview",),
@@ -54,7 +54,7 @@ NODES = (
     ("found_subject",),
     (
         *("dataset", "detail", "init_latent", "layout_parts", "mini", "priors", "search", "settings", "train"),
-        *("best_pictures", "from_loras", "mini_lora", "reference_adapter"),
+        *("best_pictures", "from_loras", "mini_lora", "reference_adapter", "sampler_settings"),
         *("watermark", "words", "fuse_loras", "layout_guidance", "lora_subject", "regional_prompts", "separate_loras"),
     ),
 )
