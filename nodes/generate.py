@@ -9,9 +9,10 @@ from comfy_api.latest import io
 
 from ..mudi_core.types import BadLayout, Layout
 from . import convert, drawing, editor, host
+from .given_layers import places_of
 from .host import widgets
 from .scene import fitted
-from .sockets import LayoutSocket, PlacedSubjects, Subjects, boxes_input
+from .sockets import LayersSocket, LayoutSocket, PlacedSubjects, Subjects, boxes_input
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,6 +111,11 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
                     tooltip="A picture that the subjects are put into, such as a photo of yours. It fills the canvas: "
                     "another shape is cut. Init Latent keeps it where no figure stands.",
                 ),
+                LayersSocket.Input(
+                    "layers",
+                    optional=True,
+                    tooltip="Given boxes, instead of boxes: layers of newer ComfyUI, each named after its subject.",
+                ),
             ],
             outputs=[LayoutSocket.Output("layout", display_name="layout", tooltip="For Init Latent.")],
         )
@@ -130,6 +136,7 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
         mirror: bool = False,
         rotation: float = 0.0,
         scene: Tensor | None = None,
+        layers: Any = None,
     ) -> io.NodeOutput:
         from ..mudi_core.jobs.generate import GenerateConfig, default_prompt
         from ..mudi_core.stage.cutouts import Poses, cut_outs, old_numbers, parse_photos
@@ -142,7 +149,8 @@ class MakeLayout(io.ComfyNode):  # type: ignore[misc]
         if mode == TEXT:
             places = parse_places(text)
         elif mode == GIVEN:
-            places = _given(boxes, subjects, (width, height))
+            by_layers = boxes is None and layers is not None
+            places = (places_of if by_layers else _given)(layers if by_layers else boxes, subjects, (width, height))
         heights = parse_relative_scale(relative_sizes) if relative_sizes.strip() else None
         config = GenerateConfig(
             default_prompt(subjects),

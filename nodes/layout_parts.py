@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from . import convert, drawing, host
 from .generate import CATEGORY, drawn_layout
-from .sockets import BoundingBoxes, LayoutSocket, PlacedSubjects
+from .sockets import BoundingBoxes, LayersSocket, LayoutSocket, PlacedSubjects
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ..mudi_core.types import Mix
 
 SHAPES = FIGURE, BOX = "figure", "box"
-Layers = io.Custom("LAYERS")
-"""Core's, in newer ComfyUI: a document of layers with places."""
 
 
 class LayoutParts(io.ComfyNode):  # type: ignore[misc]
@@ -71,7 +69,7 @@ class LayoutParts(io.ComfyNode):  # type: ignore[misc]
                     is_output_list=True,
                     tooltip="Token and class noun of each subject, one by one, in the order of the masks.",
                 ),
-                Layers.Output(
+                LayersSocket.Output(
                     "layers",
                     display_name="layers",
                     tooltip="For the Layer Editor of newer ComfyUI.",

@@ -72,6 +72,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "CLIP_VISION": ("a CLIP vision model", lambda value: hasattr(value, "encode_image")),
     "VAE": ("a VAE", lambda value: hasattr(value, "latent_channels")),  # also other packs' own
     "BOUNDING_BOX": ("boxes", lambda value: value is not None),
+    "LAYERS": ("layers", lambda value: isinstance(value, dict) and isinstance(value.get("layers"), list)),
     "MUDI_SUBJECTS": ("subjects", lambda value: isinstance(value, SubjectSet)),
     "MUDI_LAYOUT": ("a layout", lambda value: isinstance(value, PlacedSubjects)),
     "MUDI_LORAS": ("LoRAs with their subjects", _is_loras),

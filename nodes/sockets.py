@@ -30,6 +30,8 @@ LorasSocket = io.Custom("MUDI_LORAS")
 """Carries a tuple of `SubjectLora`."""
 LAYOUTS = "mudi_layouts"
 """In a LATENT of Init Latent: the `Layout` of each picture of its batch."""
+LayersSocket = io.Custom("LAYERS")
+"""Core's, in newer ComfyUI: a document of layers with places."""
 BoundingBoxes = io.Custom("BOUNDING_BOX")
 """Core's: a list of `BoundingBox` for each image."""
 
