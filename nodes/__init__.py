@@ -31,6 +31,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             priors,
             reference_adapter,
             regional_prompts,
+            residual_token,
             sampler_settings,
             samplers,
             search,
@@ -40,6 +41,7 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
             subject,
             subject_sets,
             train,
+            train_residual,
             watermark,
             words,
         )
@@ -48,14 +50,15 @@ class MudiExtension(ComfyExtension):  # type: ignore[misc]
         nodes = [
             found_subject.FindSubject, photos.LoadPhotos, find.DetectSubjects, find.SamMask, subject.MakeSubject,
             subject_sets.LoadSubjectSet, subject_sets.SaveSubjectSet, priors.MakePriors, dataset.SegMixDataset,
-            train.TrainLora, settings.MakeTrainSettings, preview.MakeTrainPreview, words.SubjectPrompt,
+            train.TrainLora, train_residual.TrainResidual, settings.MakeTrainSettings, preview.MakeTrainPreview,
+            words.SubjectPrompt,
             generate.MakeLayout, words.AskLayout, detail.DetailSubjects, layout_parts.LayoutParts,
             init_latent.InitLatent, sampler_settings.SamplerSettings, samplers.StartNoise,
             lora_subject.LoraSubject, fuse_loras.FuseLoras,
             from_loras.SubjectsFromLoras, best_pictures.BestPictures,
             separate_loras.SeparateLoras, regional_prompts.RegionalPrompts,
-            layout_guidance.LayoutGuidance, reference_adapter.ReferenceAdapter, compare.CompareSubjects,
-            search.FindSeed, seeds.MakeSeeds, watermark.AddWatermark, watermark.FindWatermark, mini.MiniCheckpoint,
-            mini.MiniPhotos, mini_lora.MiniLora,
+            layout_guidance.LayoutGuidance, residual_token.ResidualToken, reference_adapter.ReferenceAdapter,
+            compare.CompareSubjects, search.FindSeed, seeds.MakeSeeds, watermark.AddWatermark,
+            watermark.FindWatermark, mini.MiniCheckpoint, mini.MiniPhotos, mini_lora.MiniLora,
         ]  # fmt: skip
         return [checked(node) for node in nodes]

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..mudi_core.types import MudiError
 from . import host
-from .attention import place_inputs, places, with_part, word_tokens
+from .attention import place_inputs, places, tokens_of_each, with_part
 from .attention.blocks import blocks_of
 from .generate import CATEGORY
 from .sockets import PlacedSubjects
@@ -110,7 +110,7 @@ class LayoutGuidance(io.ComfyNode):  # type: ignore[misc]
                 f"There are {found.count} places and words for {sum(map(bool, names))}. Write a line of words for each "
                 "place, or connect a layout, whose subjects have names."
             )
-        tokens = [word_tokens(clip, prompt, some) for some in names]
+        tokens = tokens_of_each(clip, prompt, names)
         part = Guidance(tokens, found.regions(), strength, pull, push)
         told = [f"{some[0]}: {int(one.sum())} tokens" for some, one in zip(names, tokens, strict=True)]
         worn = with_part(model, part, start, end)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..mudi_core.bases.residual import Residual
 from ..mudi_core.types import MudiError, SubjectSet, readable
 from . import host
 from .sockets import PlacedSubjects, SubjectLora, TrainingSet, TrainPreview, TrainSettings
@@ -49,6 +50,10 @@ def _is_loras(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) > 0 and all(isinstance(one, SubjectLora) for one in value)
 
 
+def _are_residuals(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(isinstance(one, Residual) for one in value)
+
+
 def _finite(values: torch.Tensor) -> torch.Tensor:
     return values.isfinite().all()
 
@@ -76,6 +81,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "MUDI_SUBJECTS": ("subjects", lambda value: isinstance(value, SubjectSet)),
     "MUDI_LAYOUT": ("a layout", lambda value: isinstance(value, PlacedSubjects)),
     "MUDI_LORAS": ("LoRAs with their subjects", _is_loras),
+    "MUDI_RESIDUALS": ("residual tokens", _are_residuals),
     "MUDI_DATASET": ("a dataset", lambda value: isinstance(value, TrainingSet)),
     "MUDI_TRAIN_SETTINGS": ("training settings", lambda value: isinstance(value, TrainSettings)),
     "MUDI_TRAIN_PREVIEW": ("a training preview", lambda value: isinstance(value, TrainPreview)),

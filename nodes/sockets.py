@@ -28,6 +28,8 @@ LayoutSocket = io.Custom("MUDI_LAYOUT")
 """Carries a `PlacedSubjects`."""
 LorasSocket = io.Custom("MUDI_LORAS")
 """Carries a tuple of `SubjectLora`."""
+ResidualsSocket = io.Custom("MUDI_RESIDUALS")
+"""Carries a tuple of the library's `Residual`."""
 LAYOUTS = "mudi_layouts"
 """In a LATENT of Init Latent: the `Layout` of each picture of its batch."""
 LayersSocket = io.Custom("LAYERS")

@@ -10,6 +10,8 @@ import torch
 from comfyui import Comfy
 
 from mudi_core.bases.checkpoint import open_checkpoint
+from mudi_core.bases.residual import Residual, own_rows, save_residual
+from mudi_core.bases.text import CheckpointText
 from mudi_core.lora.adapter import Adapter
 from mudi_core.lora.file import save_lora
 
@@ -59,6 +61,15 @@ def random_lora(path: Path, seed: int = 1) -> Path:
     adapter.start(seed)
     state = {key: torch.full_like(value, 0.05) if "lora_up" in key else value for key, value in adapter.state().items()}
     save_lora(path, state, {})
+    return path
+
+
+def random_residual(path: Path, word: str, seed: int = 1) -> Path:
+    """Write a residual token of noise for the embedded model's text encoders."""
+    text = CheckpointText(open_checkpoint("mini"))
+    own = own_rows(text, word)
+    shift = torch.randn(own.shape, generator=torch.Generator().manual_seed(seed))
+    save_residual(path, Residual(word, shift, own, text.widths))
     return path
 
 

@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 from browser import CHROMIUM, QUIET, READY
 from comfyui_server import ROOT, serve
-from models import random_lora
+from models import random_lora, random_residual
 from PIL import Image
 
 from mudi_core.subjects.storage import write_subjects
@@ -59,6 +59,7 @@ CAT = Placed("MudiLoraSubject", {"lora_name": "other.safetensors", "subject": "h
 APART = Placed("MudiSeparateLoras")
 MASKS = Placed("MaskPreview")
 WORDS = Placed("CLIPTextEncode", {"text": "a photo of olis cat and hta cat"})
+TWO_CATS = "a photo of a cat and a cat in the meadow"
 NOT = Placed("CLIPTextEncode", {"text": ""})
 TRAIN = Placed("MudiTrainLora", {"preset": "mini, 192 px", "steps": 20, "rank": 4, "name": "cats"})
 PICTURE = Placed("LoadImage", {"image": "both.png"})
@@ -120,6 +121,11 @@ GRAPHS: dict[str, tuple[Placed, ...]] = {
     "MudiReferenceAdapter": (CHECKPOINT, SET, LAYOUT, Placed("MudiReferenceAdapter", {"adapter": MINI}), MASKS),
     "MudiRegionalPrompts": (CHECKPOINT, SET, LAYOUT, Placed("MudiRegionalPrompts"), MASKS),
     "MudiSamplerSettings": (CHECKPOINT, SET, Placed("MudiSamplerSettings"), LAYOUT, SAMPLER),
+    "MudiResidualToken": (
+        *(CHECKPOINT, Placed("CLIPTextEncode", {"text": TWO_CATS})),
+        Placed("MudiResidualToken", {"prompt": TWO_CATS, "residual": "olis.safetensors", "occurrence": 1}),
+        SAMPLER,
+    ),
     "MudiSamMask": (PHOTOS, FIND, CUT, SUBJECT),
     "MudiSaveSubjectSet": (SET, Placed("MudiSaveSubjectSet", {"name": "cats_kept"})),
     "MudiSeeds": (CHECKPOINT, SET, LAYOUT, Placed("MudiSeeds"), SAMPLER),
@@ -139,9 +145,15 @@ GRAPHS: dict[str, tuple[Placed, ...]] = {
     "MudiTrainLora": (CHECKPOINT, SET, DATASET, TRAIN, SAMPLER),
     "MudiTrainPreview": (CHECKPOINT, WORDS, NOT, SET, LAYOUT, Placed("MudiTrainPreview", JUDGES), TRAIN),
     "MudiTrainSettings": (Placed("MudiTrainSettings"), TRAIN),
+    "MudiTrainResidual": (
+        *(CHECKPOINT, SET),
+        Placed("MudiTrainResidual", {"name": "cats", "steps": 6, "resolution": 64, "batch_size": 1}),
+        *(Placed("CLIPTextEncode", {"text": TWO_CATS}), Placed("MudiResidualToken", {"prompt": TWO_CATS})),
+    ),
     "MudiWatermark": (PICTURE, MARK, Placed("PreviewImage")),
 }
 AT_REST = {
+    "MudiResidualToken",
     "MudiBestPictures",
     "MudiTrainPreview",
     "MudiTrainSettings",
@@ -221,6 +233,7 @@ def inputs(base: Path) -> None:
     for name in ("olis", "hta"):
         random_lora(base / "models" / "loras" / f"{name}.safetensors")
     random_lora(base / "models" / "loras" / "other.safetensors", seed=2)
+    random_residual(base / "models" / "residual_tokens" / "olis.safetensors", "cat")
     (folder / "rex").mkdir()
     for one in subjects[0].photos:
         Image.fromarray((one.image * 255).byte().numpy()).save(folder / "rex" / one.name)

@@ -36,6 +36,7 @@ TRAIN = (
     ("sources",),
     ("plan",),
     ("step", "resume"),
+    ("residual",),
     ("memory", "best"),
     ("run",),
     ("loop",),
@@ -48,7 +49,7 @@ NODES = (
     ("denoiser", "seeds"),
     ("base", "samplers", "compare", "generate", "start"),
     ("attention", "identity", "painting", "train_config"),
-    ("preview",),
+    ("preview", "text"),
     ("training",),
     ("find", "fusing", "photos", "redraw", "subject", "subject_sets"),
     ("found_subject",),
@@ -56,6 +57,7 @@ NODES = (
         *("dataset", "detail", "init_latent", "layout_parts", "mini", "priors", "search", "settings", "train"),
         *("best_pictures", "from_loras", "mini_lora", "reference_adapter", "sampler_settings"),
         *("watermark", "words", "fuse_loras", "layout_guidance", "lora_subject", "regional_prompts", "separate_loras"),
+        *("residual_token", "train_residual"),
     ),
 )
 """The floors inside ComfyUI's face: the host, values and pictures, what nodes share, the nodes."""
@@ -63,7 +65,7 @@ NODES = (
 HOST = (
     ("listing", "page", "written"),
     ("folders", "lora_files", "models"),
-    ("adapters", "widgets"),
+    ("adapters", "residuals", "widgets"),
     ("sampling",),
 )
 """The floors inside the host: what it shows and reads, folders and models, widgets, sampling."""
@@ -255,6 +257,7 @@ PROMISES = {
     "UNetDenoiser": "Denoiser",
     "FluxDenoiser": "Denoiser",
     "Checkpoint": "Base",
+    "CheckpointText": "TextEncoders",
 }
 """A class that keeps a promise -> the promise, whose docstrings hold for it too."""
 

@@ -281,7 +281,7 @@ def test_seeds_of_what_takes_long_start_fixed_and_a_workflows_own_choice_stays(p
     )
     fixed = {
         *("MudiTrainLora", "MudiTrainPreview", "MudiMakePriors", "MudiMiniPhotos", "MudiInitLatent"),
-        *("MudiSubjectsFromLoras", "MudiBestPictures"),
+        *("MudiSubjectsFromLoras", "MudiBestPictures", "MudiTrainResidual"),
     }
     assert found.pop("opened") == "randomize"
     assert {name for name, value in found.items() if value == "fixed"} == fixed

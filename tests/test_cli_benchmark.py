@@ -23,6 +23,7 @@ import torch
 from mudi_core.bases.tokens import load_token, save_token
 from mudi_core.benchmark import run as work
 from mudi_core.benchmark.methods import METHODS
+from mudi_core.benchmark.page import _published
 from mudi_core.benchmark.results import OtherSpec, Result, Results
 from mudi_core.benchmark.run import Worker
 from mudi_core.benchmark.spec import BadSpec, Cell, Judges, Spec
@@ -86,7 +87,7 @@ def result(combo: str, method: str, seed: int, score: float, found: int = 2, fid
         ("embedded", 6 * 6 * 4 * 16),
         ("embedded_quick", 6 * 6 * 4),
         ("held_out", 12 * 3 * 7 * 4 * 8),
-        ("rivals", 6 * 4 * 8 * (2 * 13 + 4)),
+        ("rivals", 6 * 4 * 8 * (2 * 17 + 4)),
         ("paper", 8 * 7 * 5 * 10),
         ("official", 8 * 7 * 5 * 10),
     ],
@@ -146,7 +147,7 @@ def test_rivals_share_steps_seed_and_noise(drawn_subjects: SubjectSet) -> None:
     assert {(config.seed, config.steps, config.guidance, config.count) for config in made.values()} == {(7, 20, 5.0, 1)}
     started = {method for method, config in made.items() if config.gamma > 0}
     assert started == {"apart", "general", "dco", "mudi", *(name for name in METHODS if name.endswith("_start"))}
-    shared = {name for name, rival in METHODS.items() if rival.wears or rival.singles} | {"segmix"}
+    shared = {name for name, rival in METHODS.items() if rival.wears or rival.singles or rival.residual} | {"segmix"}
     assert len({rival.lora for name, rival in METHODS.items() if name not in shared}) == len(METHODS) - len(shared)
     assert METHODS["segmix"].lora == METHODS["mudi"].lora and METHODS["regions"].lora == METHODS["dreambooth"].lora
 
@@ -159,9 +160,21 @@ def test_only_the_method_without_descriptive_class_calls_subjects_otherwise(draw
     for method in METHODS:
         noun = "animal" if method == "general" else "cat"
         cell = Cell("cats", method, 1, 0)
-        named = "a cat and a cat" if METHODS[method].zero_shot else f"olis {noun} and hta {noun}"
+        named = "a cat and a cat" if METHODS[method].by_noun else f"olis {noun} and hta {noun}"
         assert spec.generate_config(cell, drawn_subjects).prompt == f"a photo of {named} in the meadow"
         assert {subject.class_noun for subject in spec.as_named(cell, drawn_subjects)} == {noun}
+
+
+def test_what_a_paper_has_printed_stands_apart_and_changes_no_result(spec_file: Path) -> None:
+    spec = read_spec(SPECS / "paper.toml")
+    assert spec.published["mudi"] == {"D&C-DS": 0.637, "D&C-DINO": 0.61, "ImageReward": 0.77, "CLIPs": 0.263}
+    assert set(spec.published) <= set(spec.methods) | {"general"}
+    shown = _published(spec)
+    assert "D&amp;C-DS" in shown and "0.637" in shown and "Not made here" in shown and "–" in shown
+    assert _published(replace(spec, published={})) == ""
+    assert replace(spec, published={}).as_json() == spec.as_json()
+    with pytest.raises(BadSpec, match=r"\[published\] has 'magic', which is no method"):
+        replace(spec, published={"magic": {"D&C": 1.0}})
 
 
 def test_trainings_have_seeds_and_files_of_their_own(spec_file: Path, tmp_path: Path) -> None:
@@ -290,11 +303,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         done["trained"] += 1
         return train_lora(*about, **more)
 
-    def counted_generate(*about: Any) -> Iterator[Any]:
+    def counted_generate(*about: Any, **more: Any) -> Iterator[Any]:
         done["pictures"] += 1
         if done["pictures"] == done["killed at"]:
             raise MemoryError
-        return generate(*about)
+        return generate(*about, **more)
 
     monkeypatch.setattr(work, "train_lora", counted_train)
     monkeypatch.setattr(work, "generate", counted_generate)

@@ -17,7 +17,7 @@ from comfyui import Comfy
 FROZEN = Path(__file__).parent / "interface.json"
 OF_THIS_COMPUTER = {
     *("folder", "name", "lora_name", "start_from", "pair", "detector", "segmenter", "embedder"),
-    "adapter",
+    *("adapter", "residual"),
     *("sampler_name", "scheduler"),
 }
 """Choices that are made of folders, that ComfyUI has, or that a toy world grows: not their names are the interface."""

@@ -44,6 +44,8 @@ NODES = {
     "MudiSeparateLoras": ("Separate LoRAs (MuDI)", "MuDI/3 generate"),
     "MudiRegionalPrompts": ("Regional Prompts (MuDI)", "MuDI/3 generate"),
     "MudiLayoutGuidance": ("Layout Guidance (MuDI)", "MuDI/3 generate"),
+    "MudiTrainResidual": ("Train Residual Token (MuDI)", "MuDI/2 train"),
+    "MudiResidualToken": ("Residual Token (MuDI)", "MuDI/3 generate"),
     "MudiReferenceAdapter": ("Reference Adapter (MuDI)", "MuDI/3 generate"),
     "MudiCompare": ("D&C Score (MuDI)", "MuDI/4 compare"),
     "MudiSeeds": ("Seeds (MuDI)", "MuDI/4 compare"),

@@ -43,6 +43,11 @@ MORE: Graph = {
     "guidance": node(
         "MudiLayoutGuidance", prompt="a photo of olis cat and hta cat", pull=2.5, push=2.5, words="", **PLACED
     ),
+    "token": node(
+        "MudiResidualToken",
+        **{"conditioning": ["words", 0], "clip": ["checkpoint", 1], "prompt": "a photo of olis cat and hta cat"},
+        **{"residual": "cat.safetensors", "strength": 1.0, "occurrence": 1},
+    ),
     "ready": node("MudiMiniLora", model=["checkpoint", 0], train=False, subjects=["load", 0]),
     "reference": node(
         "MudiReferenceAdapter", adapter="embedded (drawn toys only)", where="places and words", photos=1, **PLACED
@@ -182,6 +187,6 @@ def test_whatever_it_is_given_it_does_or_refuses_in_a_sentence(
 
 
 def test_every_node_is_tried(comfy: Comfy) -> None:
-    """But for one without widgets, and Noise, which has a seed alone."""
+    """But for one without widgets, Noise, which has a seed alone, and one that trains at any number of steps."""
     tried = {about["class_type"] for name, about in {**EVERYTHING, **MORE}.items() if name in TRIED}
-    assert set(comfy.nodes) - tried == {"MudiMiniCheckpoint", "MudiNoise"}
+    assert set(comfy.nodes) - tried == {"MudiMiniCheckpoint", "MudiNoise", "MudiTrainResidual"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from comfyui import Comfy
 from comfyui_server import Graph, Run, changed
-from models import random_lora
+from models import random_lora, random_residual
 
 MINI = "mini (embedded)"
 AT_ONCE = {
@@ -19,12 +19,12 @@ AT_ONCE = {
     *("MudiSamplerSettings", "MudiSeeds"),
     *("MudiWatermark", "MudiFindWatermark", "MudiMiniLora"),
     *("MudiLoraSubject", "MudiSeparateLoras", "MudiRegionalPrompts", "MudiLayoutGuidance"),
-    "MudiReferenceAdapter",
+    *("MudiReferenceAdapter", "MudiResidualToken"),
 }
 """They hand on what is there: nothing to wait for and nothing to cancel."""
 ELSEWHERE = {
     *("MudiAskLayout", "MudiDetail", "MudiFuseLoras", "MudiFindSeed", "MudiTrainPreview", "MudiMakePriors"),
-    *("MudiSubjectsFromLoras", "MudiBestPictures"),
+    *("MudiSubjectsFromLoras", "MudiBestPictures", "MudiTrainResidual"),
 }
 """One waits for a language model, the others sample: their own tests have what they need."""
 
@@ -138,6 +138,7 @@ def graph(comfy: Comfy, mini_weights: None, drawn_dataset: Path) -> Graph:
     photos = shutil.ignore_patterns("*.jsonl")
     shutil.copytree(drawn_dataset, comfy.base / "input" / "shots", ignore=photos, dirs_exist_ok=True)
     random_lora(comfy.base / "models" / "loras" / "taught.safetensors")
+    random_residual(comfy.base / "models" / "residual_tokens" / "cat.safetensors", "cat")
     return changed(EVERYTHING, photos={"pair": comfy.module("mini").PAIR_CHOICES[0]})
 
 

@@ -115,7 +115,7 @@ def test_every_rival_is_painted_alone_and_with_the_start(
         return train(*about, **more)
 
     monkeypatch.setattr(work, "train_lora", counted)
-    rivals = [name for name, rival in METHODS.items() if rival.wears or rival.singles]
+    rivals = [name for name, rival in METHODS.items() if rival.wears or rival.singles or rival.residual]
     path = tmp_path / "rivals.toml"
     path.write_text(
         f"""
@@ -138,6 +138,10 @@ size = [64, 64]
 [fuse]
 steps = 1
 rows = 64
+[residual]
+steps = 1
+batch_size = 1
+resolution = 64
 """
     )
     spec = read_spec(path)
@@ -146,7 +150,7 @@ rows = 64
     worker.run()
     assert done["trained"] == 3, "one of both, one of each"
     cells = {cell.method: cell for cell in spec.cells()}
-    assert len(cells) == 15 and all(results.is_done(cell) for cell in cells.values())
+    assert len(cells) == 19 and all(results.is_done(cell) for cell in cells.values())
     pictures = {method: results.image(cell) for method, cell in cells.items()}
     names = list(pictures)
     for i, one in enumerate(names):
@@ -156,7 +160,8 @@ rows = 64
     assert all(float(row["seconds"]) > 0 for row in rows)
     files = {path.name for path in (tmp_path / "out" / "cats").glob("*.safetensors")}
     singles = {f"singles.{name}.safetensors" for name in ("olis", "hta", "fused")}
-    assert files == {"dreambooth.safetensors"} | singles
+    residuals = {f"residual.{name}.safetensors" for name in ("olis", "hta")}
+    assert files == {"dreambooth.safetensors"} | singles | residuals, "Cones 2 and its residual share the training"
     worker.run()
     assert done["trained"] == 3
 

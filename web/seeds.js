@@ -4,7 +4,7 @@
 import { app } from "../../scripts/app.js"
 
 const FIXED = ["MudiTrainLora", "MudiTrainPreview", "MudiMakePriors", "MudiMiniPhotos", "MudiInitLatent",
-  "MudiSubjectsFromLoras", "MudiBestPictures"]
+  "MudiSubjectsFromLoras", "MudiBestPictures", "MudiTrainResidual"]
 
 app.registerExtension({
   name: "mudi.seeds",

@@ -43,6 +43,8 @@ class Family:
 
     training: Mapping[str, Any] = field(default_factory=dict)
     """Settings of a training that differ from the defaults of `TrainConfig`."""
+    residual: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the training of a residual token that differ from `jobs.residual.USUAL`."""
     pictures: Mapping[str, Any] = field(default_factory=lambda: {"batch_size": 1})
     """Settings of pictures that differ from the defaults of `GenerateConfig`."""
     layout: Mapping[str, Any] = field(default_factory=dict)
@@ -192,6 +194,7 @@ FAMILIES: dict[str, Family] = {
             "token_learning_rate": 2e-2,  # the best of 1e-3, 5e-3, 2e-2 and 5e-2
             "dco_beta": 0.0,  # a model this small needs no regularization
         },
+        residual={"steps": 200, "learning_rate": 1e-3, "batch_size": 4},
         pictures={"steps": 20, "guidance": 5.0, "gamma": 2.0, "batch_size": 8},
         layout={"max_overlap": 0.2},
         scenes=(

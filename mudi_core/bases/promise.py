@@ -154,3 +154,27 @@ class Base(Protocol):
 
     def denoiser(self) -> Denoiser:
         """Return its network."""
+
+
+class TextEncoders(Protocol):
+    """The text encoders of a base model, to be tuned, and to find words in what they read."""
+
+    @property
+    def context(self) -> str:
+        """The name, among the conditions, of what cross-attention reads: ``[n, d]``, a row for each token."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How many of the ``d`` values each encoder gives, in their order: 768 and 1280 for SDXL."""
+
+    def modules(self) -> list[nn.Module]:
+        """Return the encoders; `text.tuned` changes their weights."""
+
+    def encode(self, captions: list[str]) -> list[Conditions]:
+        """Encode captions as samplers do; inside of `text.tuned` with gradients."""
+
+    def ids(self, text: str) -> list[int]:
+        """Return the tokens of a text as the encoders read it, a row of the context for each."""
+
+    def word(self, text: str) -> list[int]:
+        """Return the tokens of some words alone, without begin and end."""

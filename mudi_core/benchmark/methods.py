@@ -27,11 +27,18 @@ class Rival:
     stand, or one whose answers are merged by the subjects' words (MIP-Adapter)."""
     singles: Literal["", "stacked", "fused", "separate"] = ""
     """How LoRAs of single subjects come together; empty: one is trained on all subjects."""
+    residual: bool = False
+    """What is trained is a residual token embedding of each subject (Cones 2), added at its class word."""
 
     @property
     def zero_shot(self) -> bool:
         """Whether nothing is trained, so that no token means anybody."""
         return not self.lora
+
+    @property
+    def by_noun(self) -> bool:
+        """Whether prompts name the subjects by their class nouns alone."""
+        return self.zero_shot or self.residual
 
     @property
     def in_attention(self) -> bool:
@@ -43,6 +50,8 @@ _DREAMBOOTH = {"method": "dreambooth"}
 _OTHERS = {
     "regions": Rival("Region control", "dreambooth", _DREAMBOOTH, wears="regions"),
     "guidance": Rival("Layout guidance", "dreambooth", _DREAMBOOTH, wears="guidance"),
+    "residual": Rival("Cones 2 residual", "residual", {}, residual=True),
+    "cones2": Rival("Cones 2: residual and layout guidance", "residual", {}, wears="guidance", residual=True),
     "references": Rival("Reference adapter", "", {}, wears="references"),
     "merge": Rival("MIP merge", "", {}, wears="merge"),
     "stacked": Rival("Stacked LoRAs", "singles", _DREAMBOOTH, singles="stacked"),

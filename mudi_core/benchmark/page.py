@@ -41,6 +41,7 @@ def page(results: Results, done: Sequence[Result]) -> str:
         "noise.</p>",
         _scores(by_method),
         _table(by_method),
+        _published(spec),
         _differences(tuple(by_method), done),
         _success(spec, done),
     ]
@@ -77,6 +78,20 @@ def _table(by_method: Mapping[str, Summary]) -> str:
 share subjects and LoRAs: it says how sure the mean is for other subjects and trainings. Success: everybody there once,
 as themselves. Similarity: of whole pictures to the photos, which does not notice who is mixed; its product over the
 subjects is called M-DINO with DINO.</p>"""
+
+
+def _published(spec: Spec) -> str:
+    """Return what a paper has printed for the methods, as a table of its own."""
+    if not spec.published:
+        return ""
+    measures = list(dict.fromkeys(name for values in spec.published.values() for name in values))
+    rows = ""
+    for method, values in spec.published.items():
+        cells = "".join(f"<td>{f'{values[name]:.3f}' if name in values else '–'}</td>" for name in measures)
+        rows += f"<tr><td>{METHODS[method].title}</td>{cells}</tr>"
+    return f"""<h2>As published</h2>
+<table class="wide"><tr><th>method</th>{"".join(f"<th>{escape(name)}</th>" for name in measures)}</tr>{rows}</table>
+<p class="soft">Printed in the paper, on its own photos, prompts and weights. Not made here.</p>"""
 
 
 def _differences(methods: Sequence[str], done: Sequence[Result]) -> str:

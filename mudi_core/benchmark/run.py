@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from itertools import groupby
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..attention.lora import Change
 from ..bases.checkpoint import Checkpoint, open_checkpoint
+from ..bases.residual import Residual
 from ..bases.tokens import load_token
 from ..demo.job import draw_photos, prepare_photos
 from ..demo.settings import DemoSettings
@@ -29,15 +29,12 @@ from ..score.fidelity import every_order, similarities, text_fidelity
 from ..stage.cutouts import cut_outs
 from ..subjects import storage
 from ..train.config import TrainConfig
-from ..types import SubjectSet
+from ..types import Subject, SubjectSet
 from .methods import METHODS
 from .results import Result, Results
-from .singles import changes_of, fused, stacked
+from .singles import Beside, changes_of, fused, residual_of, stacked
 from .spec import Cell
 from .worn import Wardrobe
-
-Apart = tuple[Mapping[str, Change], ...]
-"""LoRAs by subject, to act each where its subject stands."""
 
 
 class Worker:
@@ -91,16 +88,16 @@ class Worker:
         for method, own in groupby(cells, lambda cell: cell.method):
             some = list(own)
             what = f"pictures of {METHODS[method].title}, {name}"
-            with self._trained(name, some[0], subjects) as loras, self.progress(what) as update:
+            with self._trained(name, some[0], subjects) as beside, self.progress(what) as update:
                 for done, cell in enumerate(some, 1):
-                    self._picture(cell, wardrobe, loras, references)
+                    self._picture(cell, wardrobe, beside, references)
                     update(done, len(some))
 
-    def _picture(self, cell: Cell, wardrobe: Wardrobe, loras: Apart, references: References) -> None:
+    def _picture(self, cell: Cell, wardrobe: Wardrobe, beside: Beside, references: References) -> None:
         subjects, begun = wardrobe.subjects, self._now()
         config = self.spec.generate_config(cell, subjects)
-        with wardrobe.wearing(cell, config, loras):
-            (picture,) = generate(self._checkpoint, wardrobe.cutouts, config)
+        with wardrobe.wearing(cell, config, beside.loras):
+            (picture,) = generate(self._checkpoint, wardrobe.cutouts, config, residuals=beside.residuals)
         seconds = self._now() - begun
         judges = self.spec.judges
         compared = compare(
@@ -119,23 +116,34 @@ class Worker:
         self.results.add(Result(cell, compared, fidelity, tuple(alike), seconds), picture.image)
 
     @contextmanager
-    def _trained(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[Apart]:
+    def _trained(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[Beside]:
         """Inside the block the base model has the LoRA of the cell's method; train it first if nobody has.
 
-        Yield LoRAs that are to act apart, which the base model does not have.
+        Yield what the base model does not have.
         """
         rival = METHODS[cell.method]
         if rival.zero_shot:
-            yield ()
+            yield Beside()
+        elif rival.residual:
+            yield Beside(residuals=tuple(self._residual(name, cell, subject) for subject in subjects))
         elif rival.singles:
-            with self._singles(name, cell, subjects) as apart:
-                yield apart
+            with self._singles(name, cell, subjects) as beside:
+                yield beside
         else:
             with self._joint(name, cell, subjects):
-                yield ()
+                yield Beside()
+
+    def _residual(self, name: str, cell: Cell, subject: Subject) -> Residual:
+        """Return the residual token of a subject; train it first if nobody has."""
+
+        def progress(words: str) -> AbstractContextManager[Update]:
+            return self.progress(f"{words} {name}, {subject.name}")
+
+        file = self.results.folder / f"{name}.{subject.token}.safetensors"
+        return residual_of(self._checkpoint, file, subject, self.spec.residual_config(cell.training), progress)
 
     @contextmanager
-    def _singles(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[Apart]:
+    def _singles(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[Beside]:
         """Do the same with the LoRAs of single subjects."""
         base, how = self._checkpoint, METHODS[cell.method].singles
         files = [self.results.folder / f"{name}.{subject.token}.safetensors" for subject in subjects]
@@ -144,13 +152,13 @@ class Worker:
                 training = Training(base, SubjectSet((subject,)), self._config(cell))
                 self._train(f"{name}, {subject.name}", training, file, [])
         if how == "separate":
-            yield tuple(changes_of(base, read_lora(file)) for file in files)
+            yield Beside(tuple(changes_of(base, read_lora(file)) for file in files))
             return
         if how == "fused":
             config = FuseConfig(**self.spec.fuse, seed=self.spec.seed + cell.training)
             files = [fused(base, subjects, files, config, self.progress)]
         with stacked(base, files):
-            yield ()
+            yield Beside()
 
     def _config(self, cell: Cell) -> TrainConfig:
         config = self.spec.train_config(cell.method, self._checkpoint.side, cell.training, cell.combo)

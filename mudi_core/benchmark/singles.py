@@ -1,23 +1,47 @@
-"""LoRAs of single subjects in one picture: stacked as loaders do, fused, or each where its subject stands."""
+"""What was trained of single subjects, in one picture: LoRAs stacked as loaders do, fused, or each where its subject
+stands; residual tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..attention.lora import Change
 from ..bases.checkpoint import Checkpoint
+from ..bases.residual import Residual, load_residual, save_residual
+from ..bases.text import CheckpointText
 from ..jobs.fuse_checkpoint import fuse_to_file, wearing
 from ..jobs.fusion import FuseConfig
+from ..jobs.residual import train_residual
 from ..lora.concepts import Concept
 from ..lora.names import UNET, our_name
 from ..lora.reading import Lora, read_lora
 from ..lora.wear import layers_of, sizes_of
 from ..progress import Progress
-from ..types import SubjectSet
+from ..train.config import TrainConfig
+from ..types import Subject, SubjectSet
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What was trained of each subject for itself, and is not in the base model's weights."""
+
+    loras: tuple[Mapping[str, Change], ...] = ()
+    """To act each where its subject stands."""
+    residuals: tuple[Residual, ...] = ()
+    """To be added each at its subject's word."""
+
+
+def residual_of(base: Checkpoint, file: Path, subject: Subject, config: TrainConfig, progress: Progress) -> Residual:
+    """Return the residual token of a subject from its file, which is made when first needed."""
+    if not file.is_file():
+        made = train_residual(base, CheckpointText(base), subject, config, progress=progress)
+        save_residual(file, made.residual)
+    return load_residual(file)
 
 
 def fused(

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from ..bases.families import EMBEDDED, EMBEDDED_FLUX, usual
 from ..eyes import eyes
 from ..jobs.generate import GenerateConfig
+from ..jobs.residual import residual_config
 from ..score.matching import Matching
-from ..subjects.prompt import SUBJECTS, write_prompt
+from ..subjects.prompt import SUBJECTS, with_article, write_prompt
 from ..toy.pairs import MOST as MOST_DRAWN
 from ..toy.pairs import Pair, drawn
 from ..toy.world import PAIRS
@@ -95,7 +96,11 @@ class Spec:
     """The same of `GenerateConfig`."""
     fuse: Mapping[str, Any] = field(default_factory=dict)
     """The same of `FuseConfig`."""
+    residual: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `TrainConfig` for residual tokens that differ from `jobs.residual.residual_config`."""
     judges: Judges = field(default_factory=Judges)
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What a paper has printed for a method, by the name of the measure: shown beside ours, never among them."""
 
     def __post_init__(self) -> None:
         if not (self.combos and self.methods and self.prompts and self.seeds >= 1 and self.trainings >= 1):
@@ -115,6 +120,11 @@ class Spec:
         for where in self.combos.values():
             if isinstance(where, int):
                 self.pair(where)
+        for name in self.published:
+            if name not in METHODS:
+                raise BadSpec(
+                    f"{self.name}: [published] has {name!r}, which is no method; there are: {', '.join(METHODS)}."
+                )
         for name, steps in self.steps_of.items():
             if name not in (*METHODS, *self.combos) or steps < 1:
                 raise BadSpec(f"{self.name}: [steps_of] has {name} = {steps}; give 1 or more for a method or combo.")
@@ -163,6 +173,10 @@ class Spec:
         steps = self.steps_of.get(method) or self.steps_of.get(combo)
         return config.but(steps=steps) if steps else config
 
+    def residual_config(self, training: int = 0) -> TrainConfig:
+        """Return how residual tokens are trained."""
+        return residual_config(usual(self.base), **{"seed": self.seed + training, **self.residual})
+
     def generate_config(self, cell: Cell, subjects: SubjectSet) -> GenerateConfig:
         """Return how the picture of a cell is made. Cells with the same seed and combo share noise and places."""
         prompt = write_prompt(self.names(cell, subjects), self.prompts[cell.prompt])
@@ -171,10 +185,10 @@ class Spec:
         return config if METHODS[cell.method].with_start else replace(config, gamma=0.0)
 
     def names(self, cell: Cell, subjects: SubjectSet) -> list[str]:
-        """Return what the subjects are called in the cell's prompt: "a corgi" where no token means anybody."""
+        """Return what the subjects are called in the cell's prompt: "a corgi" where a method has no tokens."""
         named = self.as_named(cell, subjects)
-        if METHODS[cell.method].zero_shot:
-            return [f"{'an' if one.class_noun[:1].lower() in 'aeiou' else 'a'} {one.class_noun}" for one in named]
+        if METHODS[cell.method].by_noun:
+            return [with_article(one.class_noun) for one in named]
         return [subject.name for subject in named]
 
     def as_named(self, cell: Cell, subjects: SubjectSet) -> SubjectSet:
@@ -193,10 +207,10 @@ class Spec:
 
     def as_json(self) -> dict[str, Any]:
         """Return what the result of a cell depends on; without what may become more: methods, seeds and trainings."""
-        growing = ("name", "methods", "seeds", "trainings", "judges")
+        growing = ("name", "methods", "seeds", "trainings", "judges", "published")
         ours = {key: value for key, value in vars(self).items() if key not in growing}
         judges = dict(vars(self.judges))
-        for name, usual_one in (("pairs_seed", None), ("priors", 0), ("steps_of", {}), ("fuse", {})):
+        for name, usual_one in (("pairs_seed", None), ("priors", 0), ("steps_of", {}), ("fuse", {}), ("residual", {})):
             if ours[name] == usual_one:  # folders of before do not name these
                 del ours[name]
         if self.judges.matching == "in order":

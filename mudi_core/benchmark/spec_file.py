@@ -58,11 +58,13 @@ def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
         generate = of_their_kinds(
             given.get("generate", {}), get_type_hints(GenerateConfig), f"{path}, [generate]", _NOT_GENERATE
         )
+        residual = of_their_kinds(given.get("residual", {}), SETTINGS, f"{path}, [residual]", _NOT_TRAIN)
         fuse = of_their_kinds(given.get("fuse", {}), get_type_hints(FuseConfig), f"{path}, [fuse]", _NOT_FUSE)
     except BadKind as error:
         raise BadSpec(str(error)) from error
     combos = {name: str(here / where) if isinstance(where, str) else where for name, where in values["combos"].items()}
     made = {"combos": combos, "judges": replace(judging, **judges), "train": train, "generate": generate, "fuse": fuse}
+    made["residual"] = residual
     spec = Spec(
         **{
             "name": path.stem,
@@ -77,6 +79,8 @@ def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
             spec.train_config(method, 64)
         table = "generate"
         replace(GenerateConfig(""), **generate)
+        table = "residual"
+        spec.residual_config()
         table = "fuse"
         FuseConfig(**fuse)
     except MudiError as error:

@@ -20,8 +20,9 @@ from ..attention.references.worn import References, Words
 from ..attention.regions import Regions
 from ..bases import embedded
 from ..bases.checkpoint import Checkpoint
+from ..bases.residual import marked, occurrences, shared
+from ..bases.text import CheckpointText
 from ..eyes.embedded import load_embedder
-from ..jobs.fuse_checkpoint import places_of
 from ..jobs.generate import GenerateConfig, draw_layout
 from ..stage.cutouts import CutOuts
 from ..stage.regions import BOXES, FIGURES, regions
@@ -63,7 +64,7 @@ class Wardrobe:
             contexts = self._contexts([write_prompt([name], self.spec.prompts[cell.prompt]) for name in names])
             return RegionalPrompts(contexts, Regions(masks))
         if wears == "guidance":
-            return LayoutGuidance([self._words(config.prompt, name) for name in names], Regions(masks))
+            return LayoutGuidance(self._words(config.prompt, names), Regions(masks))
         if wears:
             words = self._merge() if wears == "merge" else None
             return self._references(masks, everywhere(masks) if words else Regions(masks), words)
@@ -81,12 +82,12 @@ class Wardrobe:
         ids: list[int] = self.base.tokenizers[0](text, add_special_tokens=False).input_ids
         return ids
 
-    def _words(self, prompt: str, name: str) -> Tensor:
-        """Return 1 for each of the prompt's 77 tokens that is one of a name's, and 0 for others."""
-        tokenizer = self.base.tokenizers[0]
-        found = torch.zeros(tokenizer.model_max_length)
-        found[places_of([self._ids(name)], tokenizer(prompt, truncation=True).input_ids)] = 1
-        return found
+    def _words(self, prompt: str, names: Sequence[str]) -> list[Tensor]:
+        """Return for each name 1 for each of the prompt's 77 tokens that is one of it, and 0 for others."""
+        text = CheckpointText(self.base)
+        ids, words = text.ids(prompt), [text.word(name) for name in names]
+        starts = shared([occurrences(ids, word) for word in words])
+        return [marked(len(ids), places, len(word)) for places, word in zip(starts, words, strict=True)]
 
     def _merge(self) -> Words:
         names = [subject.class_noun for subject in self.subjects]

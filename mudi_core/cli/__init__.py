@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 
 from ..types import MudiError, readable
-from . import benchmark, compare, demo, from_loras, fuse, generate, iterate, prepare, priors, prompt, train
+from . import benchmark, compare, demo, from_loras, fuse, generate, iterate, prepare, priors, prompt, residual, train
 from .talk import Answer, Talk, speak_anywhere
 
 _EPILOG = """from photos to pictures of both, with the embedded model:
@@ -78,7 +78,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for command in (prepare, priors, train, fuse, from_loras, prompt, generate, iterate, compare, demo, benchmark):
+    trained = (train, residual, fuse, from_loras)
+    for command in (prepare, priors, *trained, prompt, generate, iterate, compare, demo, benchmark):
         command.add(commands)
     return top
 

@@ -31,8 +31,7 @@ def add(commands: Any) -> None:
         '--prompt "a photo of olis dog and hta dog, in the meadow"',
     )
     add_base(parser, "the model that the LoRA was trained on: mini, an SDXL .safetensors file, or a diffusers folder")
-    parser.add_argument("--lora", type=Path, metavar="FILE", help="from train (default: none, only the base model)")
-    parser.add_argument("--lora-scale", type=float, default=1.0, metavar="X", help="its strength (default: 1)")
+    _add_trained(parser)
     parser.add_argument(
         "--dataset", type=Path, required=True, metavar="DATASET", help="the subjects and their cut-outs"
     )
@@ -80,6 +79,20 @@ def add(commands: Any) -> None:
     add_device(parser)
 
 
+def _add_trained(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what was trained."""
+    parser.add_argument("--lora", type=Path, metavar="FILE", help="from train (default: none, only the base model)")
+    parser.add_argument("--lora-scale", type=float, default=1.0, metavar="X", help="its strength (default: 1)")
+    parser.add_argument(
+        "--residual",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="from residual: the prompt then names the subjects by their class nouns; equal nouns are files in order",
+    )
+
+
 def _add_llm(parser: argparse.ArgumentParser) -> None:
     """Add the options of the language model that is asked for a layout."""
     parser.add_argument(
@@ -116,11 +129,12 @@ def config(args: argparse.Namespace, subjects: SubjectSet, checkpoint: Checkpoin
     """Return the usual settings for the base model with the user's settings in their place."""
     from ..jobs.generate import GenerateConfig
     from ..stage.cutouts import Poses, parse_photos
-    from ..subjects.prompt import SUBJECTS, TEXT, write_prompt
+    from ..subjects.prompt import SUBJECTS, TEXT, with_article, write_prompt
 
     prompt = (args.prompt or "").strip() or TEXT
     if SUBJECTS in prompt:
-        prompt = write_prompt([subject.name for subject in subjects], prompt, style=_style(args.lora))
+        names = [with_article(one.class_noun) if args.residual else one.name for one in subjects]
+        prompt = write_prompt(names, prompt, style=_style(args.lora))
     start = GenerateConfig.usual(checkpoint.usual, prompt, len(subjects))
     chosen = {
         "gamma": args.gamma,
@@ -195,6 +209,7 @@ def _wearing(checkpoint: Checkpoint, path: Path | None, scale: float) -> Iterato
 
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
+    from ..bases.residual import load_residual
     from ..jobs.generate import draw_layout, generate
     from ..jobs.picture_folder import PictureFolder
     from ..lora.metadata import UnknownLora, read_lora_subjects
@@ -206,7 +221,7 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     checkpoint = open_base(args, device(args))
     settings = config(args, subjects, checkpoint)
     for subject in subjects:
-        if subject.token not in settings.prompt:
+        if not args.residual and subject.token not in settings.prompt:
             talk.say(f"Warning: the prompt does not name '{subject.name}', so this subject may not appear.")
     if args.lora is not None:
         try:
@@ -221,10 +236,12 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
         talk.say(f"Note: {old}")
     for remark in remarks(draw_layout(cutouts, settings, 0, size), subjects.tokens):
         talk.say(f"Warning: {remark}")
+    residuals = [load_residual(path) for path in args.residual]
     with _wearing(checkpoint, args.lora, args.lora_scale):
-        folder = PictureFolder(args.out, settings, {"base": checkpoint.name, "lora": str(args.lora or "")})
+        of = {"residuals": " ".join(map(str, args.residual))} if args.residual else {}
+        folder = PictureFolder(args.out, settings, {"base": checkpoint.name, "lora": str(args.lora or ""), **of})
         with talk.progress("sampling") as progress:
-            for picture in generate(checkpoint, cutouts, settings, progress):
+            for picture in generate(checkpoint, cutouts, settings, progress, residuals):
                 folder.add(picture)
                 talk.on_disk = f"{len(folder.written)} of {settings.count} pictures are in {args.out}."
     return Answer(

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ..bases.checkpoint import Checkpoint
 from ..bases.families import Family
+from ..bases.residual import Residual, added
 from ..bases.sampling import sample
+from ..bases.text import CheckpointText
 from ..stage.cutouts import CutOuts, Poses
 from ..stage.layout import Figure, given_layout, ordered_layout, random_layout
 from ..stage.layout_config import LayoutConfig
@@ -109,17 +111,22 @@ def default_prompt(subjects: SubjectSet) -> str:
 
 
 def generate(
-    checkpoint: Checkpoint, cutouts: CutOuts, config: GenerateConfig, on_step: OnStep | None = None
+    checkpoint: Checkpoint,
+    cutouts: CutOuts,
+    config: GenerateConfig,
+    on_step: OnStep | None = None,
+    residuals: Sequence[Residual] = (),
 ) -> Iterator[Picture]:
     """Sample ``config.count`` pictures and yield them one by one (paper, Algorithm 2).
 
     Put a LoRA on ``checkpoint.unet`` before this, with `lora.adapter.apply_lora`. Runs with one seed start from the
     same noise and layouts whatever else differs, so that two methods can be compared picture by picture. ``on_step``:
-    see `OnStep`. Raise `BadScheduler`, `checkpoint.NoPictures` or `BadLayout`.
+    see `OnStep`. ``residuals``: added to the prompt at the subjects' class words. Raise `BadScheduler`,
+    `checkpoint.NoPictures`, `BadLayout`, `residual.OtherEncoder` or `residual.NotNamed`.
     """
     size = config.size or (checkpoint.side, checkpoint.side)
     first_sigma(checkpoint.scheduler, config.steps)  # raises when sampling would end in NaN
-    contexts, pooled = _read(checkpoint, config)
+    contexts, pooled = _read(checkpoint, config, residuals)
     in_all = config.steps * -(-config.count // config.batch_size)
     for first in range(0, config.count, config.batch_size):
         numbers = range(first, min(first + config.batch_size, config.count))
@@ -152,10 +159,15 @@ def generate_plain(checkpoint: Checkpoint, config: GenerateConfig) -> Tensor:
     return picture
 
 
-def _read(checkpoint: Checkpoint, config: GenerateConfig) -> tuple[Tensor, Tensor]:
+def _read(checkpoint: Checkpoint, config: GenerateConfig, residuals: Sequence[Residual] = ()) -> tuple[Tensor, Tensor]:
     """Return contexts and pooled vectors of prompt and negative prompt, read where the text encoders are."""
     negative = checkpoint.negative_prompt if config.negative_prompt is None else config.negative_prompt
     contexts, pooled = checkpoint.encode_text([config.prompt, negative])
+    if residuals:
+        text = CheckpointText(checkpoint)
+        for one in residuals:
+            one.check(text)
+        contexts = torch.cat([added(contexts[:1], config.prompt, residuals, text), contexts[1:]])
     return contexts.to(checkpoint.device), pooled.to(checkpoint.device)
 
 

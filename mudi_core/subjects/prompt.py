@@ -59,6 +59,11 @@ def write_prompt(names: Sequence[str], text: str = TEXT, kind: str = "", style: 
     return counted + text.replace(SUBJECTS, listed(names))
 
 
+def with_article(noun: str) -> str:
+    """Return "a cat" or "an owl": what a subject is called where no token means it."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
 def _tags(names: Sequence[str], text: str, kind: str) -> str:
     if text.startswith(TEXT) or SUBJECTS not in text:
         text = ", ".join(filter(None, [SUBJECTS, text.removeprefix(TEXT).strip(" ,")]))

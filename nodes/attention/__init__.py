@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .places import Places, place_inputs, places
-from .words import word_tokens
+from .words import tokens_of_each, word_tokens
 from .worn import with_part
 
-__all__ = ["Places", "place_inputs", "places", "with_part", "word_tokens"]
+__all__ = ["Places", "place_inputs", "places", "tokens_of_each", "with_part", "word_tokens"]

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ...mudi_core.types import MudiError
+from ...mudi_core.bases.residual import NotNamed, marked, occurrences, shared
 from ..convert import BadModel
-
-
-class NotNamed(MudiError):
-    """A prompt without the words of a subject."""
 
 
 def word_tokens(clip: Any, prompt: str, names: Sequence[str]) -> Tensor:
@@ -22,19 +17,26 @@ def word_tokens(clip: Any, prompt: str, names: Sequence[str]) -> Tensor:
     ``names``: what the subject may be called, the best name first ("olis corgi", "olis"); the first that the prompt has
     counts, everywhere it stands. Raise `NotNamed` where it has none, and `BadModel` for a CLIP unlike SD's and SDXL's.
     """
-    every = _ids(clip, prompt)
+    return tokens_of_each(clip, prompt, [names])[0]
+
+
+def tokens_of_each(clip: Any, prompt: str, subjects: Sequence[Sequence[str]]) -> list[Tensor]:
+    """Return the `word_tokens` of each subject.
+
+    Subjects of one name share it in their order, where it stands as often as there are such: "a cat and a cat".
+    """
+    every = [token for token, _ in token_ids(clip, prompt)]
+    found = [_first(clip, prompt, every, names) for names in subjects]
+    starts = shared([places for places, _ in found])
+    return [marked(len(every), places, length) for places, (_, length) in zip(starts, found, strict=True)]
+
+
+def _first(clip: Any, prompt: str, every: Sequence[int], names: Sequence[str]) -> tuple[list[int], int]:
+    """Return where the first of these names that the prompt has begins, and how many tokens it has."""
     for name in names:
-        wanted = [token for token, is_word in _ids(clip, name) if is_word]
-        starts = [
-            place
-            for place in range(len(every) - len(wanted) + 1)
-            if wanted and [token for token, _ in every[place : place + len(wanted)]] == wanted
-        ]
-        if starts:
-            found = torch.zeros(len(every))
-            for place in starts:
-                found[place : place + len(wanted)] = 1
-            return found
+        wanted = [token for token, is_word in token_ids(clip, name) if is_word]
+        if starts := occurrences(every, wanted):
+            return starts, len(wanted)
     raise NotNamed(
         f"The prompt {prompt[:80]!r} does not name {' or '.join(map(repr, names))}. Name every subject in it, by the "
         "words that the layout has for it."
@@ -43,10 +45,10 @@ def word_tokens(clip: Any, prompt: str, names: Sequence[str]) -> Tensor:
 
 def count_tokens(clip: Any, words: str) -> int:
     """Return how many tokens some words are. Raise `BadModel` for a CLIP unlike SD's and SDXL's."""
-    return sum(is_word for _, is_word in _ids(clip, words))
+    return sum(is_word for _, is_word in token_ids(clip, words))
 
 
-def _ids(clip: Any, text: str) -> list[tuple[int, bool]]:
+def token_ids(clip: Any, text: str) -> list[tuple[int, bool]]:
     """Return each token of a text, padded as the text encoder reads it, and whether it belongs to a word."""
     tokens = clip.tokenize(text, return_word_ids=True)
     encoder = next((name for name in ("l", "h", "g") if name in tokens), None)

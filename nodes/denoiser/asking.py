@@ -29,7 +29,8 @@ def inputs_of(
     """
     given = conditioning(conditions) | ({} if guidance is None else {"guidance": guidance})
     height, width, top, left, target_height, target_width = (int(number) for number in size)
-    with torch.no_grad():
+    learned = torch.is_grad_enabled() and any(value.requires_grad for value in conditions.values())
+    with torch.set_grad_enabled(learned):
         found = network.extra_conds(
             **given,
             noise=like,

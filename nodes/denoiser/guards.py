@@ -61,7 +61,8 @@ class NormsKeepCopies(TorchFunctionMode):
     }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._NORMS and args and args[0].requires_grad:
+        given = (*args, *(kwargs or {}).values())
+        if func in self._NORMS and any(isinstance(one, Tensor) and one.requires_grad for one in given):
             args = (args[0].clone(), *args[1:])
         return func(*args, **(kwargs or {}))
 

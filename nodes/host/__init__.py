@@ -18,6 +18,7 @@ from .lora_files import (
 )
 from .models import MINI, MissingModel, detector, device, embedder, eye_choices, segmenter
 from .page import hear_cancel, log, plain, preview, progress, say
+from .residuals import find_residual, residual_file, residuals, residuals_folder
 from .sampling import AUTO, Sampler, check_sampler, sampler_widgets
 from .widgets import BadChoice, check_choice, schema
 
@@ -42,6 +43,7 @@ __all__ = [
     "eye_choices",
     "find_adapter",
     "find_lora",
+    "find_residual",
     "hear_cancel",
     "input_folder",
     "input_root",
@@ -56,6 +58,9 @@ __all__ = [
     "plain",
     "preview",
     "progress",
+    "residual_file",
+    "residuals",
+    "residuals_folder",
     "running",
     "sampler_widgets",
     "say",
