@@ -22,7 +22,9 @@ def widgets(comfy: Comfy, saved: dict[str, Any]) -> dict[str, Any]:
     """Give a node's saved values to today's widgets, in their order as the frontend does; later ones have defaults."""
     given, values = iter(saved["widgets"]), {}
     for one in comfy.node(saved["type"]).GET_SCHEMA().inputs:
-        if one.get_io_type() in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
+        if one.get_io_type() in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO") and not getattr(
+            one, "force_input", None
+        ):
             left = list(given)
             assert left or one.default is not None or one.options, f"{one.id} has neither a value nor a default"
             if not left:
