@@ -176,6 +176,10 @@ class Judge:
             update(len(results), len(pictures))
         return results
 
+    def one(self, picture: Tensor) -> Comparison:
+        """Score one picture ``[h, w, 3]``."""
+        return self([picture])[0]
+
 
 def _hearing(embed: Embedder) -> Embedder:
     """Return the embedder, which obeys Cancel each time before it is used: between two subjects, too."""

@@ -36,7 +36,8 @@ class DetailConfig:
     feather: float = 0.04
     """How wide the border of a figure blends into the picture, as a share of its box's longer side."""
     only_better: bool = True
-    """Keep a new figure only where it is more like its own subject, among all subjects, than the old one."""
+    """Keep a new figure only where it is more like its own subject, among all subjects, than the old one, and where
+    the whole picture, looked at again, is no worse."""
 
     def __post_init__(self) -> None:
         if self.side < 64 or self.side > 4096:
@@ -61,6 +62,8 @@ class Region:
 
 Redraw = Callable[[Region, Tensor, Tensor], Tensor]
 """A region, its enlarged part of the picture ``[h, w, 3]`` and its mask ``[h, w]`` -> the part drawn again."""
+Look = Callable[[Tensor], Comparison]
+"""A picture ``[h, w, 3]`` -> its Detect-and-Compare, with the references, the detector and the embedder of the pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,7 @@ class Detailed:
     kept: tuple[bool, ...]
     """Whether each region is new in the image."""
     comparison: Comparison
-    """Detect-and-Compare of the image, in the boxes of before."""
+    """Detect-and-Compare of the image, whose figures were looked for again."""
 
 
 def figures_of(comparison: Comparison) -> list[tuple[int, int]]:
@@ -122,23 +125,29 @@ def detail(
     segmenter: Segmenter,
     embedder: Embedder,
     redraw: Redraw,
+    look: Look,
     config: DetailConfig | None = None,
 ) -> Detailed:
     """Draw every subject's figure of a picture ``[h, w, 3]``, 0..1, again and put it back.
 
-    ``comparison``: of the picture with the same ``references``, from `score.compare.compare`. A picture without figures
-    comes back as it is.
+    ``comparison``: what ``look`` says of the picture. A picture without figures comes back as it is.
     """
     config = config or DetailConfig()
     regions, boxes = regions_of(picture, comparison, segmenter, config), comparison.detections
-    image, kept = picture.clone(), []
+    image, last, kept = picture.clone(), comparison, []
     for region in regions:
         new = _pasted(image, region, redraw, config.side)
+        found = look(new)
         before, after = (_miss(one, region, boxes, references, embedder) for one in (image, new))
-        kept.append(after < before or not config.only_better)
-        image = new if kept[-1] else image
-    (last,) = compare_boxes([image], [boxes], references, embedder, comparison.queries)
+        kept.append(not config.only_better or (after < before and _holds(last, found)))
+        if kept[-1]:
+            image, last = new, found
     return Detailed(image, tuple(regions), tuple(kept), last)
+
+
+def _holds(before: Comparison, after: Comparison) -> bool:
+    """Whether a picture has lost nothing: a detector may overlook a figure that was drawn again, or find one more."""
+    return after.score >= before.score and after.count_is_right >= before.count_is_right
 
 
 def _miss(image: Tensor, region: Region, boxes: Detections, references: References, embedder: Embedder) -> float:
