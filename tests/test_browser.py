@@ -89,6 +89,7 @@ CROSS_AT_MOST = {
     "11_into_my_photo": 15,
     "12_fuse_and_decouple": 30,
     "13_masks": 5,
+    "15_controlnet": 30,
     "3_generate": 18,
 }
 """How many cross in a graph of many rows: in the gaps between its columns, hardly behind a node."""

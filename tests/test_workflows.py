@@ -37,6 +37,7 @@ NAMES = (
     "12_fuse_and_decouple",
     "13_masks",
     "14_detail",
+    "15_controlnet",
 )
 NEWER = {"SAM3_Detect"}
 """Core's nodes that 0.3.64 does not have."""
