@@ -4,8 +4,8 @@
     COMFYUI_DIR=~/ComfyUI python benchmarks/detail.py --out OUT --table
 
 Held-out pairs of the embedded model, one LoRA each, painted and detailed by ComfyUI's nodes. The pass keeps a figure
-where the embedder of Detect-and-Compare likes it better, so its score cannot fall by much; the judge of looks is
-another model, and chooses nothing. Every picture is a file: the same command goes on where it was stopped. It exits
+where Detect-and-Compare likes the picture no less, so that no score falls; the judge of looks is another model, and
+chooses nothing. Every picture is a file: the same command goes on where it was stopped. It exits
 with 1 where a mean fell, or where a pixel outside the masks has changed.
 """
 

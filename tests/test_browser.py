@@ -47,6 +47,11 @@ PASSES = {
         ("MudiLoadPhotos 6.captions", "MudiSamMask 8"),
     },
     "0_quickstart": {("MudiSubjectPrompt 13.negative", "CLIPTextEncode 14")},
+    "15_controlnet": {
+        ("ControlNetLoader 10.CONTROL_NET", "MudiRegionalPrompts 12"),
+        ("CheckpointLoaderSimple 2.CLIP", "LoraLoaderModelOnly 3"),
+        ("MudiLayout 7.layout", "MudiLayoutParts 8"),
+    },
     "11_into_my_photo": {
         ("CheckpointLoaderSimple 2.CLIP", "LoraLoaderModelOnly 3"),
         ("ImageScale 7.IMAGE", "InvertMask 15"),
@@ -89,7 +94,7 @@ CROSS_AT_MOST = {
     "11_into_my_photo": 15,
     "12_fuse_and_decouple": 30,
     "13_masks": 5,
-    "15_controlnet": 30,
+    "15_controlnet": 26,
     "3_generate": 18,
 }
 """How many cross in a graph of many rows: in the gaps between its columns, hardly behind a node."""
