@@ -71,7 +71,8 @@ def widgets(node: dict[str, Any], info: Info) -> dict[str, Any]:
     values, found = iter(node["widgets_values"]), {}
     for name, (kind, *more) in inputs.items():
         options = more[0] if more else {}
-        if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
+        is_widget = isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+        if is_widget and not options.get("forceInput"):
             found[name] = next(values)
             if options.get("control_after_generate"):
                 assert next(values) in ("fixed", "randomize", "increment", "decrement"), (node["id"], name)
