@@ -35,6 +35,7 @@ COMMANDS = (
     "train",
     "fuse",
     "from-loras",
+    "residual",
     "iterate",
     "prompt",
     "generate",
