@@ -37,7 +37,7 @@ class ResidualToken(io.ComfyNode):  # type: ignore[misc]
             description="Makes 'a dog' of the prompt your dog: adds what Train Residual Token has learned to the "
             "conditioning, at that word alone (Cones 2). One node for each subject, in any order; with Layout Guidance "
             "each also stands at its place. For SD and SDXL.",
-            search_aliases=["cones 2", "residual embedding", "textual inversion", "embedding", "character"],
+            search_aliases=["cones 2", "residual embedding", "textual inversion", "embedding"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="The positive prompt, from CLIP Text Encode."),
                 io.Clip.Input("clip", tooltip="What CLIP Text Encode gets, too."),

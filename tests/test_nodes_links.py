@@ -23,6 +23,11 @@ ALL: Graph = {
     **MORE,
     "sigmas": node("BasicScheduler", model=["checkpoint", 0], scheduler="normal", steps=2, denoise=1.0),
     "noise": node("MudiNoise", model=["checkpoint", 0], sigmas=["sigmas", 0], seed=0),
+    "residual_of": node(
+        "MudiTrainResidual",
+        **{"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2], "subjects": ["load", 0]},
+        **{"name": "walked", "steps": 1, "learning_rate": 1e-3, "batch_size": 1, "resolution": 64, "seed": 0},
+    ),
     "below": node("EmptyLatentImage", width=192, height=128, batch_size=1),
 }
 BOX = {"x": 8, "y": 8, "width": 80, "height": 90}
