@@ -11,6 +11,7 @@ from . import host
 from .convert import BadModel
 from .denoiser import name_of, usual_of
 from .generate import CATEGORY
+from .sockets import ChoiceOutput
 
 
 class SamplerSettings(io.ComfyNode):  # type: ignore[misc]
@@ -32,8 +33,8 @@ class SamplerSettings(io.ComfyNode):  # type: ignore[misc]
             outputs=[
                 io.Int.Output("steps", display_name="steps", tooltip="For KSampler."),
                 io.Float.Output("cfg", display_name="cfg", tooltip="For KSampler."),
-                io.Combo.Output("sampler_name", "sampler_name", options=known.SAMPLERS, tooltip="For KSampler."),
-                io.Combo.Output("scheduler", "scheduler", options=known.SCHEDULERS, tooltip="For KSampler."),
+                ChoiceOutput("sampler_name", "sampler_name", options=known.SAMPLERS, tooltip="For KSampler."),
+                ChoiceOutput("scheduler", "scheduler", options=known.SCHEDULERS, tooltip="For KSampler."),
                 io.Int.Output(
                     "side",
                     display_name="side",

@@ -38,6 +38,18 @@ BoundingBoxes = io.Custom("BOUNDING_BOX")
 """Core's: a list of `BoundingBox` for each image."""
 
 
+class ChoiceOutput(io.Combo.Output):  # type: ignore[misc]
+    """An output for a widget of choices, whose kind is the list of them, as it is for stock samplers in the older API.
+
+    Newer ComfyUI calls such an output COMBO, and refuses the link at a node of the older API.
+    """
+
+    @property
+    def io_type(self) -> list[str]:
+        choices: list[str] = self.options  # the very list, to which other packs may add
+        return choices
+
+
 def boxes_input(tooltip: str, optional: bool = False, name: str = "boxes") -> io.Input:
     """Return an input for boxes. It is a socket even where the frontend has a widget for a single box."""
     return BoundingBoxes.Input(name, optional=optional, tooltip=tooltip, extra_dict={"forceInput": True})

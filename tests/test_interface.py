@@ -34,7 +34,7 @@ def face(node: Any) -> dict[str, Any]:
             if value is not None and not (key == "options" and one.id in OF_THIS_COMPUTER):
                 about[key] = value
         inputs.append(about)
-    # An older ComfyUI has the choices themselves as the kind of such an output.
+    # The kind of an output for a widget of choices is the list of them.
     kinds = [one.get_io_type() for one in schema.outputs]
     kinds = ["COMBO" if isinstance(kind, list) else kind for kind in kinds]
     outputs = [[one.display_name, kind, one.is_output_list] for one, kind in zip(schema.outputs, kinds, strict=True)]

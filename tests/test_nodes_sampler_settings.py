@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comfyui import Comfy
+from test_nodes_refusals import node
 from tiny_models import TINY, known, tiny
 
 from mudi_core.bases.families import EMBEDDED, FAMILIES
@@ -33,12 +34,31 @@ def test_the_embedded_model_has_its_own_row_and_is_sampled_by_it(comfy: Comfy, r
     assert sampled["samples"].shape == latent["samples"].shape
 
 
-def test_comfyui_lets_it_be_linked_to_a_ksampler(comfy: Comfy) -> None:
-    types = comfy.node("MudiSamplerSettings").RETURN_TYPES
-    wanted = comfy.stock["KSampler"].INPUT_TYPES()["required"]
-    validate = comfy.core("comfy_execution.validation").validate_node_input
-    for kind, name in zip(types, ("steps", "cfg", "sampler_name", "scheduler"), strict=False):
-        assert kind == "COMBO" or validate(kind, wanted[name][0]), name
+def test_comfyui_lets_it_be_linked_to_a_ksampler_and_a_layout(comfy: Comfy, random_mini: None) -> None:
+    """A stock node of the older API takes no COMBO in newer ComfyUI, but the list of its choices."""
+    settings = ("steps", "cfg", "sampler_name", "scheduler")
+    graph = {
+        "checkpoint": node("MudiMiniCheckpoint"),
+        "usual": node("MudiSamplerSettings", model=["checkpoint", 0]),
+        "words": node("CLIPTextEncode", clip=["checkpoint", 1], text="a photo of a cat"),
+        "latent": node("EmptyLatentImage", width=["usual", 4], height=["usual", 4], batch_size=1),
+        "sampled": node(
+            "KSampler", model=["checkpoint", 0], seed=1, positive=["words", 0], negative=["words", 0],
+            latent_image=["latent", 0], denoise=1.0, **{name: ["usual", i] for i, name in enumerate(settings)},
+        ),
+        "seen": node("VAEDecode", samples=["sampled", 0], vae=["checkpoint", 2]),
+        "shown": node("PreviewImage", images=["seen", 0]),
+    }  # fmt: skip
+    run = comfy.queue(graph, "shown")
+    assert run.status == "success", run.error
+    samplers = comfy.core("comfy.samplers").KSampler.SAMPLERS
+    samplers.append("of another pack")
+    try:
+        assert comfy.queue(graph, "shown").status == "success"
+    finally:
+        samplers.remove("of another pack")
+    wrong = {**graph, "sampled": {**graph["sampled"], "inputs": {**graph["sampled"]["inputs"], "cfg": ["usual", 2]}}}
+    assert comfy.queue(wrong, "shown").status == "refused"
 
 
 def test_a_model_that_reads_more_than_a_caption_is_refused(
