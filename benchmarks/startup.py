@@ -59,7 +59,11 @@ def start(checkout: Path, folder: Path) -> dict[str, Any]:
     for place in ("input", "output", "temp", "user", "models/loras"):
         (folder / place).mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", LOAD, str(checkout), str(folder), *HEAVY]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    # Every start but the first after an update finds the modules compiled.
+    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env={**os.environ, **compiled}, check=False
+    )
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
