@@ -142,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of all files")
     parser.add_argument("--pairs", type=int, default=2, help="of held-out characters (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of them (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=16, help="of each pair (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler (default: %(default)s)")
     parser.add_argument("--denoise", type=float, default=0.4, help="of the pass (default: %(default)s)")
@@ -151,7 +152,8 @@ def main() -> None:
     comfyui = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "ComfyUI").expanduser()
     from mudi_core.toy.world import PAIRS
 
-    pairs = {f"pair-{i}": specs for i, specs in enumerate(PAIRS[: options.pairs])}
+    last = options.first + options.pairs
+    pairs = {f"pair-{i}": specs for i, specs in enumerate(PAIRS) if options.first <= i < last}
     if not options.table:
         with nodes_of(comfyui) as load:
             for name, specs in pairs.items():

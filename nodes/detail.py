@@ -192,11 +192,7 @@ class DetailSubjects(io.ComfyNode):  # type: ignore[misc]
             sampler = host.Sampler(model[0], None, reads(negative[0]), steps[0], cfg[0], sampler_name[0], scheduler[0])
             for number, (picture, result) in enumerate(zip(pictures, results, strict=True)):
                 redraw = Redraw(sampler, encode, vae[0], positives, seed[0] + number, denoise[0])
-                done.append(
-                    detail(
-                        picture, result, judge.references, segment, embed, redraw, lambda one: judge([one])[0], config
-                    )
-                )
+                done.append(detail(picture, result, judge.references, segment, embed, redraw, judge.one, config))
                 update(number + 1, len(pictures))
         each = list(zip(pictures, results, done, strict=True))
         cards = [drawing.column([drawing.small(picture), drawing.small(one.image)]) for picture, _, one in each]

@@ -137,9 +137,9 @@ def detail(
     image, last, kept = picture.clone(), comparison, []
     for region in regions:
         new = _pasted(image, region, redraw, config.side)
-        found = look(new)
         before, after = (_miss(one, region, boxes, references, embedder) for one in (image, new))
-        kept.append(not config.only_better or (after < before and _holds(last, found)))
+        found = last if config.only_better and after >= before else look(new)
+        kept.append(found is not last and (not config.only_better or _holds(last, found)))
         if kept[-1]:
             image, last = new, found
     return Detailed(image, tuple(regions), tuple(kept), last)
