@@ -76,7 +76,7 @@ class ModelToFuse:
         convert.encode_text(self._clip)(list(captions))
 
     def words(self, captions: Sequence[str], names: Sequence[str]) -> Tensor:
-        from ..mudi_core.jobs.fuse_checkpoint import places_of
+        from ..mudi_core.bases.text import places_of
 
         rows = []
         parts = [_tokens(self._clip, name)[1:-1] for name in names]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..mudi_core.bases.promise import Conditions
 
 _ENCODERS = ("clip_l", "clip_h", "clip_g")
+"""The encoders of SD 1.x, of SD 2.x, and, after the first, of SDXL."""
 
 
 class ComfyText:
@@ -27,8 +28,9 @@ class ComfyText:
     def __init__(self, clip: Any) -> None:
         """Raise `BadModel` for the CLIP of another kind of model."""
         encoders = getattr(clip, "cond_stage_model", None)
-        found = [one for name in _ENCODERS if (one := getattr(encoders, name, None)) is not None]
-        if not found or any(hasattr(encoders, other) for other in ("t5xxl", "llama", "gemma2_2b", "qwen25_7b")):
+        parts: dict[str, Any] = dict(encoders.named_children()) if isinstance(encoders, torch.nn.Module) else {}
+        found = [parts[name] for name in _ENCODERS if name in parts]
+        if not found or len(found) < len(parts):
             raise BadModel(
                 "Residual tokens need the CLIP of an SD or SDXL model; this one reads texts otherwise. Connect the "
                 "CLIP of such a checkpoint."

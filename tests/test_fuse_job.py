@@ -15,9 +15,10 @@ from test_nothing_is_lost import posix, with_full_disk
 from torch import Tensor
 
 from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
+from mudi_core.bases.text import places_of
 from mudi_core.cli import main
 from mudi_core.jobs.fuse import fuse
-from mudi_core.jobs.fuse_checkpoint import CheckpointToFuse, places_of
+from mudi_core.jobs.fuse_checkpoint import CheckpointToFuse
 from mudi_core.jobs.fusion import FuseConfig
 from mudi_core.lora.change import BadLora
 from mudi_core.lora.concepts import CannotFuse, Concept, check_concepts, fused_metadata

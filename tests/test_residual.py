@@ -13,18 +13,14 @@ from safetensors.torch import save_file
 from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
 from mudi_core.bases.residual import (
     BadResidual,
-    NotNamed,
     OtherEncoder,
     Residual,
     added,
     load_residual,
-    marked,
-    occurrences,
     own_rows,
     save_residual,
-    shared,
 )
-from mudi_core.bases.text import CheckpointText, tuned
+from mudi_core.bases.text import CheckpointText, NotNamed, marked, occurrences, shared, tuned
 from mudi_core.eyes.embedded import load_embedder
 from mudi_core.jobs.generate import GenerateConfig, generate
 from mudi_core.jobs.residual import residual_config, train_residual

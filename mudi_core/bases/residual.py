@@ -18,6 +18,7 @@ from torch.nn.functional import cosine_similarity
 from ..tensor_file import read_tensors, write_tensors
 from ..types import MudiError
 from .promise import TextEncoders
+from .text import NotNamed, occurrences, rows_of, shared
 from .tokens import ENCODERS
 
 WORD = "mudi_word"
@@ -33,10 +34,6 @@ class BadResidual(MudiError):
 
 class OtherEncoder(MudiError):
     """A residual token embedding of another text encoder."""
-
-
-class NotNamed(MudiError):
-    """A prompt without the words of a subject."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,43 +77,6 @@ def own_rows(text: TextEncoders, word: str) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         (said,) = text.encode([word])
     return said[text.context][rows_of(text, word, word)].detach().cpu().float()
-
-
-def rows_of(text: TextEncoders, caption: str, word: str) -> list[int]:
-    """Return the rows of a caption's context that are the first occurrence of a word. Raise `NotNamed`."""
-    tokens = text.word(word)
-    starts = occurrences(text.ids(caption), tokens)
-    if not starts:
-        raise NotNamed(f"'{caption[:80]}' does not name '{word}'. Write it there as it is.")
-    return list(range(starts[0], starts[0] + len(tokens)))
-
-
-def occurrences(ids: Sequence[int], word: Sequence[int]) -> list[int]:
-    """Return where some tokens begin among others."""
-    last = len(ids) - len(word)
-    return [place for place in range(last + 1) if word and list(ids[place : place + len(word)]) == list(word)]
-
-
-def shared(starts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return where each of several words begins, when equal words stand for different subjects.
-
-    Words that stand at the same places, as often as there are such words, have one of them each, in their order: in "a
-    dog and a dog" the first dog is the first subject. All others have all their places.
-    """
-    shares = []
-    for number, places in enumerate(starts):
-        equal = [other for other, them in enumerate(starts) if them == places]
-        alone = len(equal) > 1 and len(equal) == len(places)
-        shares.append([places[equal.index(number)]] if alone else list(places))
-    return shares
-
-
-def marked(count: int, starts: Sequence[int], length: int) -> Tensor:
-    """Return 1 for tokens of runs of some length that begin at ``starts``, and 0 for the others: float ``[count]``."""
-    found = torch.zeros(count)
-    for start in starts:
-        found[start : start + length] = 1
-    return found
 
 
 def added(

@@ -1,4 +1,4 @@
-"""Text encoders as they are tuned: their weights for a while others, and which token of a text is which."""
+"""Text encoders: where words stand among the tokens that they read, and other weights for a while."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .promise import Conditions
+from ..types import MudiError
+from .promise import Conditions, TextEncoders
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
+
+
+class NotNamed(MudiError):
+    """A prompt without the words of a subject."""
 
 
 @contextmanager
@@ -38,6 +43,48 @@ def tuned(modules: Sequence[nn.Module]) -> Iterator[list[nn.Parameter]]:
         finally:
             for store, name, value in kept:
                 store[name] = value
+
+
+def rows_of(text: TextEncoders, caption: str, word: str) -> list[int]:
+    """Return the rows of a caption's context that are the first occurrence of a word. Raise `NotNamed`."""
+    tokens = text.word(word)
+    starts = occurrences(text.ids(caption), tokens)
+    if not starts:
+        raise NotNamed(f"'{caption[:80]}' does not name '{word}'. Write it there as it is.")
+    return list(range(starts[0], starts[0] + len(tokens)))
+
+
+def occurrences(ids: Sequence[int], word: Sequence[int]) -> list[int]:
+    """Return where some tokens begin among others."""
+    last = len(ids) - len(word)
+    return [place for place in range(last + 1) if word and list(ids[place : place + len(word)]) == list(word)]
+
+
+def places_of(words: Sequence[Sequence[int]], ids: Sequence[int]) -> list[int]:
+    """Return the places at which one of some words stands among other tokens, in order."""
+    return sorted({start + place for word in words for start in occurrences(ids, word) for place in range(len(word))})
+
+
+def shared(starts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return where each of several words begins, when equal words stand for different subjects.
+
+    Words that stand at the same places, as often as there are such words, have one of them each, in their order: in "a
+    dog and a dog" the first dog is the first subject. All others have all their places.
+    """
+    shares = []
+    for number, places in enumerate(starts):
+        equal = [other for other, them in enumerate(starts) if them == places]
+        alone = len(equal) > 1 and len(equal) == len(places)
+        shares.append([places[equal.index(number)]] if alone else list(places))
+    return shares
+
+
+def marked(count: int, starts: Sequence[int], length: int) -> Tensor:
+    """Return 1 for tokens of runs of some length that begin at ``starts``, and 0 for the others: float ``[count]``."""
+    found = torch.zeros(count)
+    for start in starts:
+        found[start : start + length] = 1
+    return found
 
 
 class CheckpointText:

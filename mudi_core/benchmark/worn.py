@@ -20,8 +20,7 @@ from ..attention.references.worn import References, Words
 from ..attention.regions import Regions
 from ..bases import embedded
 from ..bases.checkpoint import Checkpoint
-from ..bases.residual import marked, occurrences, shared
-from ..bases.text import CheckpointText
+from ..bases.text import CheckpointText, marked, occurrences, shared
 from ..eyes.embedded import load_embedder
 from ..jobs.generate import GenerateConfig, draw_layout
 from ..stage.cutouts import CutOuts
@@ -78,10 +77,6 @@ class Wardrobe:
     def _contexts(self, texts: Sequence[str]) -> list[Tensor]:
         return [one[None] for one in self.base.encode_text(texts)[0]]
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.base.tokenizers[0](text, add_special_tokens=False).input_ids
-        return ids
-
     def _words(self, prompt: str, names: Sequence[str]) -> list[Tensor]:
         """Return for each name 1 for each of the prompt's 77 tokens that is one of it, and 0 for others."""
         text = CheckpointText(self.base)
@@ -91,7 +86,8 @@ class Wardrobe:
 
     def _merge(self) -> Words:
         names = [subject.class_noun for subject in self.subjects]
-        return Words(self._contexts(names), [len(self._ids(name)) for name in names])
+        text = CheckpointText(self.base)
+        return Words(self._contexts(names), [len(text.word(name)) for name in names])
 
     @cached_property
     def _adapter(self) -> adapters.Adapter:

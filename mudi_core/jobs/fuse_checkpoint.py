@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..bases.checkpoint import Checkpoint
 from ..bases.sampling import sample
+from ..bases.text import places_of
 from ..lora.concepts import Concept, fused_metadata
 from ..lora.file import save_lora
 from ..lora.names import TEXT, UNET
@@ -120,13 +121,3 @@ def wearing(
     network = {name: change for name, change in changes.items() if name not in text}
     with base.wearing((network, strength), (text, strength if text_strength is None else text_strength)):
         yield
-
-
-def places_of(parts: Sequence[Sequence[int]], ids: Sequence[int]) -> list[int]:
-    """Return the places at which one of some runs of tokens stands among others, in order."""
-    found: set[int] = set()
-    for part in parts:
-        for first in range(len(ids) - len(part) + 1):
-            if list(ids[first : first + len(part)]) == list(part):
-                found.update(range(first, first + len(part)))
-    return sorted(found)

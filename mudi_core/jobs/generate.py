@@ -122,7 +122,7 @@ def generate(
     Put a LoRA on ``checkpoint.unet`` before this, with `lora.adapter.apply_lora`. Runs with one seed start from the
     same noise and layouts whatever else differs, so that two methods can be compared picture by picture. ``on_step``:
     see `OnStep`. ``residuals``: added to the prompt at the subjects' class words. Raise `BadScheduler`,
-    `checkpoint.NoPictures`, `BadLayout`, `residual.OtherEncoder` or `residual.NotNamed`.
+    `checkpoint.NoPictures`, `BadLayout`, `residual.OtherEncoder` or `text.NotNamed`.
     """
     size = config.size or (checkpoint.side, checkpoint.side)
     first_sigma(checkpoint.scheduler, config.steps)  # raises when sampling would end in NaN

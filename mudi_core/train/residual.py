@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..bases.promise import Conditions, Denoiser, TextEncoders
-from ..bases.residual import Residual, own_rows, rows_of
-from ..bases.text import tuned
+from ..bases.residual import Residual, own_rows
+from ..bases.text import rows_of, tuned
 from ..types import MudiError
 from .config import TrainConfig
 from .loss import mask_weight, squared_errors

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...mudi_core.bases.residual import NotNamed, marked, occurrences, shared
+from ...mudi_core.bases.text import NotNamed, marked, occurrences, shared
 from ..convert import BadModel
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from .adapters import adapter, adapters, find_adapter
-from .folders import cache_folder, datasets, input_folder, input_root, is_plain_name, photo_folders
+from .folders import ReadOnly, cache_folder, datasets, input_folder, input_root, is_plain_name, photo_folders
 from .graphs import running
 from .lora_files import (
     NO_LORA,
     MissingLora,
-    ReadOnly,
     find_lora,
     lora,
     loras,

@@ -1,8 +1,9 @@
-"""ComfyUI's input and user folders: what lies there, and a check that no link leads out of them."""
+"""ComfyUI's folders: what lies in input and user, that no link leads out of them, and where new models go."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import folder_paths
@@ -12,8 +13,24 @@ from ...mudi_core.subjects.metadata import CLASS_METADATA
 from ...mudi_core.subjects.photos import OTHER_PICTURES
 from ...mudi_core.subjects.picture_file import SUFFIXES
 from ...mudi_core.subjects.saving import METADATA, take_up_all
-from ...mudi_core.types import readable
+from ...mudi_core.types import MudiError, readable
 from .listing import entries, is_file, is_folder
+
+
+class ReadOnly(MudiError):
+    """A folder of ComfyUI that cannot be written."""
+
+
+def writable(kind: str) -> Path:
+    """Return ComfyUI's first folder for a kind of models, such as "loras", where new files go. Raise `ReadOnly`."""
+    folder = Path(folder_paths.get_folder_paths(kind)[0])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ReadOnly(f"{folder} cannot be written: {error.strerror or error}. Make it writable.") from error
+    return folder
 
 
 def input_folder(name: str, what: str) -> Path:

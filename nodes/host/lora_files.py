@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 import folder_paths
 
 from ...mudi_core.types import MudiError
+from .folders import writable
 from .listing import can_be_chosen, entries
 
 log = logging.getLogger(__name__)
 
 NO_LORA = "none"
 """The choice of a LoRA widget that needs none."""
-
-
-class ReadOnly(MudiError):
-    """A folder of ComfyUI that cannot be written."""
 
 
 class MissingLora(MudiError):
@@ -71,15 +67,8 @@ def lora(choice: str | None) -> Path | None:
 
 
 def loras_folder() -> Path:
-    """Return the folder for new LoRAs, ComfyUI's first one. Raise `ReadOnly`, so ask before hours of training."""
-    folder = Path(folder_paths.get_folder_paths("loras")[0])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ReadOnly(f"{folder} cannot be written: {error.strerror or error}. Make it writable.") from error
-    return folder
+    """Return the folder for new LoRAs. Raise `ReadOnly`, so ask before hours of training."""
+    return writable("loras")
 
 
 def numbers(folder: Path, name: str, suffix: str) -> list[int]:

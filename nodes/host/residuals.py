@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from pathlib import Path
 
 import folder_paths
 
+from .folders import writable
 from .listing import can_be_chosen
-from .lora_files import ReadOnly
 from .models import MissingModel
 
 log = logging.getLogger(__name__)
@@ -48,12 +47,5 @@ def residual_file(choice: str) -> Path | None:
 
 
 def residuals_folder() -> Path:
-    """Return the folder for new residual tokens, ComfyUI's first one. Raise `ReadOnly`."""
-    folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ReadOnly(f"{folder} cannot be written: {error.strerror or error}. Make it writable.") from error
-    return folder
+    """Return the folder for new residual tokens. Raise `ReadOnly`."""
+    return writable(FOLDER)
