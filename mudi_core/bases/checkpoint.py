@@ -199,8 +199,8 @@ class Checkpoint:
 
         if "true_cfg_scale" not in signature(FluxPipeline.__call__).parameters:
             raise NoPictures(
-                f"pictures by a FLUX need a newer diffusers than {diffusers.__version__}, whose FLUX has no negative "
-                "prompt: pip install -U diffusers."
+                f"FLUX cannot make pictures with diffusers {diffusers.__version__}, whose FLUX has no negative prompt. "
+                "Install a newer one: pip install -U diffusers."
             )
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
         return FluxPipeline(scheduler, self._encoders().vae, None, None, None, None, self.unet)

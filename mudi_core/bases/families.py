@@ -182,7 +182,7 @@ FAMILIES: dict[str, Family] = {
         ),
         pictures={"steps": 20, "guidance": 5.0, "gamma": 2.0, "batch_size": 8}, layout={"max_overlap": 0.2}, shift=1.0,
         eye=EMBEDDED, threshold=0.05, photo_threshold=0.03, cut_out=True, prior_prompt="a photo of {}", bf16=False,
-        file_names="flux", sampling=Sampling(20, 5.0, "euler", "simple", "the demo", 192),
+        file_names="flux", sampling=Sampling(20, 5.0, "euler", "simple", "as the mini model", 192),
     ),
     EMBEDDED: Family(
         training={
