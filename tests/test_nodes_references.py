@@ -11,7 +11,19 @@ import pytest
 import torch
 from comfyui import Comfy
 from safetensors.torch import save_file
-from test_nodes_attention import differ, guided, halves, layout, loras, mini, regional, sampled, separate, text
+from test_nodes_attention import (
+    differ,
+    guided,
+    halves,
+    layout,
+    loras,
+    mini,
+    regional,
+    sampled,
+    separate,
+    text,
+    unlike,
+)
 from test_references import nested
 from tiny_models import tiny
 from torch import Tensor, nn
@@ -127,7 +139,7 @@ def test_every_kind_acts_and_none_of_no_strength_or_place(comfy: Comfy, mini: An
 def test_swapped_places_are_swapped_references(comfy: Comfy, mini: Any, refer: Any, kind: str) -> None:
     swapped = sampled(comfy, mini, refer(kind, masks=halves().flip(0)).result[0])
     others = sampled(comfy, mini, refer(kind, references=pictures().flip(0)).result[0])
-    assert differ(swapped, others) < 1e-3
+    assert unlike(swapped, others) < 1e-3
     assert differ(swapped, sampled(comfy, mini, refer(kind).result[0])) > 0.05
 
 
@@ -153,7 +165,7 @@ def test_the_phrase_is_clip_ls_own_before_its_projection(comfy: Comfy, mini: Any
     ids = tokenizer()("dog", padding="max_length", max_length=77, return_tensors="pt").input_ids
     with torch.no_grad():
         wanted = encoder(ids).pooler_output
-    assert differ(comfy.module("attention.references").phrase(mini[1], "dog"), wanted) < 1e-4
+    assert unlike(comfy.module("attention.references").phrase(mini[1], "dog"), wanted) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["IP-Adapter", "MIP-Adapter", "MS-Diffusion"])
@@ -167,7 +179,7 @@ def test_words_say_where_without_places(comfy: Comfy, mini: Any, refer: Any, kin
     assert all(differ(one, base) > 0.05 for one in made.values())
     # Where each place has one subject, its words are all that counts there.
     alike = [one for (where, merge), one in made.items() if where == "places" or (where, merge) == BOTH]
-    assert len(alike) == 3 and all(differ(one, alike[0]) < 1e-3 for one in alike)
+    assert len(alike) == 3 and all(unlike(one, alike[0]) < 1e-3 for one in alike)
     others = [one for (where, merge), one in made.items() if where != "places" and (where, merge) != BOTH]
     assert all(differ(a, b) > 1e-3 for n, a in enumerate(others) for b in others[:n] + alike[:1])
 
@@ -188,7 +200,7 @@ def test_it_stacks_with_every_other_node_in_any_order(comfy: Comfy, mini: Any, l
 
     wanted = worn("fsrg")
     for order in ("gsrf", "rfgs"):
-        assert differ(worn(order), wanted) < 1e-2, order
+        assert unlike(worn(order), wanted) < 1e-2, order
     assert differ(worn("srg"), wanted) > 0.05
 
 
@@ -218,7 +230,7 @@ def test_a_layouts_subjects_are_the_references(comfy: Comfy, mini: Any, refer: A
     assert differ(first, mean) > 1e-3
     latent = comfy.run("MudiInitLatent", layout=layout, vae=mini[2], gamma=1.0, batch_size=2, seed=8).result[0]
     own = sampled(comfy, mini, refer(layout=layout, latent=latent).result[0], shape)
-    assert differ(own[0], first[0]) < 1e-2 and differ(own[1], first[1]) > 0.05
+    assert unlike(own[0], first[0]) < 1e-2 and differ(own[1], first[1]) > 0.05
 
 
 def test_the_layouts_subjects_are_cut_out_on_white(drawn_subjects: SubjectSet) -> None:
