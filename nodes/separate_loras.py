@@ -51,8 +51,8 @@ class SeparateLoras(io.ComfyNode):  # type: ignore[misc]
                     min=-10.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Strength of the LoRAs' layers outside of attention, which no region can hold: they are "
-                    "merged and act in the whole picture. 0 leaves them out. LoRAs of Train LoRA have none.",
+                    tooltip="Strength of the layers that no region can hold, as convolutions and DoRA: they are merged "
+                    "and act in the whole picture. 0 leaves them out. LoRAs of Train LoRA have none.",
                 ),
                 *place_inputs(),
                 io.String.Input(

@@ -12,6 +12,7 @@ from models import other_model
 from safetensors.torch import save_file
 from tiny_models import tiny
 
+from mudi_core.attention.beside import layers_beside
 from mudi_core.types import BadLayout, MudiError, SubjectSet
 
 PROMPT = "a red cat and a blue dog"
@@ -51,16 +52,17 @@ def halves(height: int = 24, width: int = 24) -> torch.Tensor:
 
 
 def layers(comfy: Comfy, model: Any) -> list[str]:
-    """The layers of a MODEL's attention by their names in the network."""
+    """The layers of a MODEL's transformer blocks, and those around them, by their names in the network."""
     blocks = comfy.module("attention.blocks").blocks_of(model)
     parts = ("to_q", "to_k", "to_v", "to_out.0")
-    return [
+    found = [
         f"{block}{attention}.{part}" for block in blocks.values() for attention in ("attn1", "attn2") for part in parts
     ]
+    return [*found, *dict.fromkeys(layer for block in blocks.values() for layer in layers_beside(block))]
 
 
 def random_lora(comfy: Comfy, model: Any, seed: int, more: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
-    """A LoRA of every layer of a MODEL's attention, by names that ComfyUI knows."""
+    """A LoRA of every layer of a MODEL's transformer blocks, by names that ComfyUI knows."""
     generator, weights = torch.Generator().manual_seed(seed), model.model.diffusion_model.state_dict()
     state: dict[str, Any] = dict(more or {})
     for layer in layers(comfy, model):
@@ -358,9 +360,8 @@ def test_every_layer_of_the_true_blocks_is_called(
 
 def test_other_layers_are_merged_at_a_weight_or_left_out_and_told(comfy: Comfy, mini: Any) -> None:
     weight = mini[0].model.diffusion_model.state_dict()
-    block = next(iter(comfy.module("attention.blocks").blocks_of(mini[0]).values()))
     generator, more = torch.Generator().manual_seed(5), {}
-    for layer in (f"{block}ff.net.2", "input_blocks.1.0.in_layers.2"):
+    for layer in ("time_embed.0", "input_blocks.1.0.in_layers.2"):
         rows, columns = weight[f"{layer}.weight"].shape[:2]
         kernel = (3, 3) if weight[f"{layer}.weight"].ndim == 4 else ()
         more[f"diffusion_model.{layer}.lora_up.weight"] = torch.randn(rows, 2, *[1] * len(kernel), generator=generator)
@@ -370,10 +371,11 @@ def test_other_layers_are_merged_at_a_weight_or_left_out_and_told(comfy: Comfy, 
     save_file(state, path)
     loras = comfy.run("MudiLoraSubject", lora_name=path.name, subject="", strength=1.0, text_strength=1.0).result[0]
     given = {"model": mini[0], "clip": mini[1], "loras": loras, "strength": 1.0, "masks": torch.ones(1, 24, 24)}
+    count = len(layers(comfy, mini[0]))
     with_rest = comfy.run("MudiSeparateLoras", rest=1.0, **given)
     without = comfy.run("MudiSeparateLoras", rest=0.0, **given)
-    assert with_rest.ui["text"] == ("wide.safetensors: 56 layers where mask 1 stands, 2 others merged at 1",)
-    assert without.ui["text"] == ("wide.safetensors: 56 layers where mask 1 stands, 2 others left out",)
+    assert with_rest.ui["text"] == (f"wide.safetensors: {count} layers where mask 1 stands, 2 others merged at 1",)
+    assert without.ui["text"] == (f"wide.safetensors: {count} layers where mask 1 stands, 2 others left out",)
     whole = sampled(comfy, mini, stacked(comfy, mini[0], state))
     part = sampled(comfy, mini, stacked(comfy, mini[0], random_lora(comfy, mini[0], 1)))
     assert differ(whole, part) > 0.1
@@ -444,7 +446,7 @@ def test_the_text_part_is_on_the_clip(comfy: Comfy, mini: Any) -> None:
     )
     ((strength, *_),) = output.result[1].patcher.patches[f"{name}.weight"]
     assert strength == 0.5 and not mini[1].patcher.patches
-    assert "56 layers where mask 1 stands, 1 of text" in output.ui["text"][0]
+    assert f"{len(layers(comfy, mini[0]))} layers where mask 1 stands, 1 of text" in output.ui["text"][0]
 
 
 def test_with_the_prompt_a_lora_changes_its_own_words_alone(comfy: Comfy, mini: Any, loras: Any) -> None:
@@ -619,23 +621,25 @@ def test_a_lora_of_another_base_and_a_broken_one_are_told(comfy: Comfy, mini: An
     path.unlink()
 
 
-def test_strength_0_is_the_base_and_a_lora_without_attention_is_told(comfy: Comfy, mini: Any, loras: Any) -> None:
+def test_strength_0_is_the_base_and_a_lora_of_other_layers_is_told(
+    comfy: Comfy, mini: Any, loras: Any
+) -> None:
     base = sampled(comfy, mini, mini[0])
     kind = type(loras[0])
     none = tuple(kind(one.path, "", 0.0, 0.0) for one in loras)
     assert unlike(sampled(comfy, mini, separate(comfy, mini, none, halves())), base) < 1e-2
     assert unlike(sampled(comfy, mini, separate(comfy, mini, loras, halves(), strength=0.0)), base) < 1e-2
     weights = mini[0].model.diffusion_model.state_dict()
-    key = next(key for key in weights if key.endswith("ff.net.2.weight")).removesuffix(".weight")
+    key = next(key for key in weights if key.endswith("emb_layers.1.weight")).removesuffix(".weight")
     rows, columns = weights[f"{key}.weight"].shape
-    path = loras[0].path.with_name("ff.safetensors")
+    path = loras[0].path.with_name("emb.safetensors")
     state = {"lora_up.weight": torch.ones(rows, 1), "lora_down.weight": torch.ones(1, columns)}
     save_file({f"diffusion_model.{key}.{part}": value for part, value in state.items()}, path)
     made = comfy.run(
         "MudiSeparateLoras", model=mini[0], clip=mini[1], loras=(kind(path, "", 1.0, 1.0),), strength=1.0, rest=0.0,
         masks=halves(),
     )  # fmt: skip
-    assert "ff.safetensors: 0 layers where mask 1 stands, 1 others left out" in made.ui["text"][0]
+    assert "emb.safetensors: 0 layers where mask 1 stands, 1 others left out" in made.ui["text"][0]
     assert torch.equal(sampled(comfy, mini, made.result[0]), base)
 
 

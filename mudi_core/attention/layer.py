@@ -13,7 +13,7 @@ from ..types import MudiError
 from .attend import Bias, Local, attend
 from .call import Call
 from .guidance import LayoutGuidance
-from .lora import SeparateLoras
+from .lora import SeparateLoras, loras_of
 from .prompts import RegionalPrompts
 from .references.worn import References
 
@@ -110,20 +110,17 @@ class Layer:
         answer, self._answer, self._inputs = self._answer, None, None
         if answer is None:
             return n
-        for part in self._loras():
+        for part in loras_of(self.parts):
             more = part.placed(self.name + "to_out.0", answer, self.call, self.size)
             n = n if more is None else n + more
         return n
-
-    def _loras(self) -> list[SeparateLoras]:
-        return [part for part in self.parts if isinstance(part, SeparateLoras)]
 
     def _changed(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Local]]:
         """Return q, k and v with the LoRAs, and their changes of k and v that depend on the position."""
         assert self._inputs is not None
         n, context, value = self._inputs
         changes: list[Local] = []
-        for part in self._loras():
+        for part in loras_of(self.parts):
             q = _plus(q, part.placed(self.name + "to_q", n, self.call, self.size))
             if not self.cross:
                 k = _plus(k, part.placed(self.name + "to_k", context, self.call, self.size))

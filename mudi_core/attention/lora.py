@@ -70,9 +70,14 @@ class SeparateLoras:
         self._spreads: dict[tuple[object, int], tuple[Tensor, Tensor]] = {}
         """With the weights that they were made of, whose identity is theirs."""
 
+    @property
+    def layers(self) -> set[str]:
+        """The names of all layers that a LoRA with a region changes."""
+        return {name for index in self._used for name in self._loras[index]}
+
     def touches(self, layer: str) -> bool:
         """Return whether any LoRA with a region changes a layer, or one below this name."""
-        return any(name.startswith(layer) for index in self._used for name in self._loras[index])
+        return any(name.startswith(layer) for name in self.layers)
 
     def check(self, size: tuple[int, int]) -> None:
         """Raise `OtherShape` for a latent of another shape (height, width) than the regions."""
@@ -168,3 +173,8 @@ class SeparateLoras:
                 joined = _Joined(down.to(like), up.to(like), ranks)
             self._ready[key] = alone, joined
         return self._ready[key]
+
+
+def loras_of(parts: Sequence[object]) -> list[SeparateLoras]:
+    """Return those of several things worn that are LoRAs."""
+    return [part for part in parts if isinstance(part, SeparateLoras)]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .attend import attend
+from .beside import beside_attention
 from .call import Call
 from .layer import Layer, Part
-from .lora import SeparateLoras
+from .lora import loras_of
 
 _PROCESSOR = ".processor"
 _ORDER = ("down_blocks", "up_blocks", "mid_block")
@@ -36,7 +37,7 @@ def widths_of(unet: Any) -> tuple[list[int], int]:
 
 @contextmanager
 def wearing(unet: Any, parts: Sequence[Part], alphas_cumprod: Tensor, guided: bool) -> Iterator[None]:
-    """Inside the block the U-Net wears some parts; afterwards it has its own attention.
+    """Inside the block the U-Net wears some parts; afterwards it is as it was.
 
     ``alphas_cumprod``: float ``[T]``, of its noise schedule; ``guided``: whether it is called with the negative prompts
     first and the positive ones behind, as diffusers' pipelines do; else with positive ones alone.
@@ -46,7 +47,8 @@ def wearing(unet: Any, parts: Sequence[Part], alphas_cumprod: Tensor, guided: bo
     hook = unet.register_forward_pre_hook(worn.begins, with_kwargs=True)
     try:
         unet.set_attn_processor({name: worn.processor(name, before) for name, before in own.items()})
-        yield
+        with beside_attention(unet, worn.loras, lambda: worn.call):
+            yield
     finally:
         hook.remove()
         unet.set_attn_processor(own)
@@ -59,6 +61,7 @@ class _Worn:
 
     def __init__(self, parts: Sequence[Part], log_sigmas: Tensor, kinds: list[int]) -> None:
         self.parts, self.log_sigmas, self.kinds = parts, log_sigmas, kinds
+        self.loras = loras_of(parts)
         self.sizes: dict[int, tuple[int, int]] = {}
         self.call = Call((), (), torch.zeros(0))
 
@@ -78,9 +81,8 @@ class _Worn:
     def processor(self, name: str, own: Any) -> Any:
         """Return the attention of a layer, ``name`` as diffusers has it: its own where no part acts."""
         layer = name.removesuffix("processor")
-        loras = [part for part in self.parts if isinstance(part, SeparateLoras)]
         cross = layer.endswith("attn2.")
-        acts = (cross and len(loras) < len(self.parts)) or any(part.touches(layer) for part in loras)
+        acts = (cross and len(self.loras) < len(self.parts)) or any(part.touches(layer) for part in self.loras)
         return _Processor(self, layer, cross) if acts else own
 
     def _sigma(self, timestep: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import comfy.lora_convert
 import comfy.utils
 import torch
 
+from ...mudi_core.attention.beside import layers_beside
 from ...mudi_core.attention.lora import Change
 from ...mudi_core.lora.change import BadLora
 from ...mudi_core.lora.reading import lora_of
@@ -41,7 +42,9 @@ def take_apart(model: Any, clip: Any, path: Path, strength: float, blocks: Itera
 
     ``blocks``: the names of the blocks with attention. Raise `BadLora` where nothing in it is for the MODEL.
     """
+    blocks = list(blocks)
     layers = {f"{block}{layer}" for block in blocks for layer in _LAYERS}
+    layers |= {layer for block in blocks for layer in layers_beside(block)}
     changes: dict[str, Change] = {}
     rest, text = {}, {}
     for key, patch in _patches(model, clip, path).items():
@@ -69,13 +72,12 @@ def _patches(model: Any, clip: Any, path: Path) -> dict[Any, Any]:
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
     found: dict[Any, Any] = comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), names, log_missing=False)
-    if any(not isinstance(key, str) or key.startswith(PREFIX) for key in found):
-        return found
-    try:  # names that ComfyUI does not know, such as those that diffusers writes
+    try:  # names of which ComfyUI knows none or only some, such as those that diffusers writes
         renamed = lora_of(state, {}, path.name).tensors()
     except BadLora:
         return found
-    return dict(comfy.lora.load_lora(renamed, names, log_missing=False))
+    known = dict(comfy.lora.load_lora(renamed, names, log_missing=False))
+    return max(found, known, key=len)
 
 
 def _change(patch: Any, strength: float, key: str) -> Change | None:
@@ -87,8 +89,8 @@ def _change(patch: Any, strength: float, key: str) -> Change | None:
             return None
         factor = strength * (alpha / down.shape[0] if alpha is not None else 1.0)
         return Change(down.flatten(1).float(), up.flatten(1).float() * factor)
-    if isinstance(patch, tuple) and patch[0] == "diff" and patch[1][0].ndim == 2:
-        return Change(patch[1][0].float() * strength)
+    if isinstance(patch, tuple) and patch[0] == "diff":
+        return Change(patch[1][0].flatten(1).float() * strength)
     if kind in _LINEAR and values is not None and values[-1] is None:
         return _dense(patch, strength, key)
     return None

@@ -2,7 +2,7 @@
 
 A wrapper of ComfyUI's ``apply_model`` holds them all and composes them around whatever other nodes have put there by
 then, before or after. So the order of nodes does not matter, nothing of ours stands at a key where another pack could
-stumble over it, and nothing is changed that other MODELs share.
+stumble over it, and what other MODELs share is as it was after every call.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import comfy.patcher_extension
 from comfy.ldm.modules import attention
 from torch import Tensor
 
+from ...mudi_core.attention.beside import beside_attention
 from ...mudi_core.attention.call import Call
 from ...mudi_core.attention.layer import Layer, Part
-from ...mudi_core.attention.lora import SeparateLoras
+from ...mudi_core.attention.lora import loras_of
 from .blocks import Key, blocks_of
 
 _KEY = "mudi_attention"
@@ -66,11 +67,14 @@ class _Worn:
     ) -> Any:  # fmt: skip
         sampling, now = executor.class_obj.model_sampling, float(sigma.max())
         parts = [one.part for one in self.parts if one.is_on(sampling, now)]
-        if parts:
-            for part in parts:
-                part.check((x.shape[-2], x.shape[-1]))
-            options = _Composed(parts, self.blocks, Call.of(options["cond_or_uncond"], sigma), options).options()
-        return executor(x, sigma, concat, context, control, options, **named)
+        if not parts:
+            return executor(x, sigma, concat, context, control, options, **named)
+        for part in parts:
+            part.check((x.shape[-2], x.shape[-1]))
+        call, network = Call.of(options["cond_or_uncond"], sigma), executor.class_obj.diffusion_model
+        options = _Composed(parts, self.blocks, call, options).options()
+        with beside_attention(network, loras_of(parts), lambda: call):
+            return executor(x, sigma, concat, context, control, options, **named)
 
     def run(self, executor: Any, *given: Any, **named: Any) -> Any:
         """Sample, and then free what was copied to the device."""
@@ -99,7 +103,7 @@ class _Composed:
         self._kinds = list(self.theirs["cond_or_uncond"])
         patches = {name: list(some) for name, some in self.theirs.get("patches", {}).items()}
         replaces = {name: dict(some) for name, some in self.theirs.get("patches_replace", {}).items()}
-        loras = [part for part in self.parts if isinstance(part, SeparateLoras)]
+        loras = loras_of(self.parts)
         for name in ("attn1", "attn2"):
             cross = name == "attn2"
             keys = {
