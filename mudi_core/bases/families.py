@@ -92,6 +92,7 @@ def _flow(*modules: str, **settings: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_UNET = ("to_k", "to_q", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 _FLUX = ("img_attn.qkv", "img_attn.proj", "img_mlp.0", "img_mlp.2", "linear1", "linear2")
 _LUMINA = tuple(f"layers.*.{part}" for part in ("attention.qkv", "attention.out", "feed_forward.w[123]"))
 _COSMOS = (
@@ -190,7 +191,10 @@ FAMILIES: dict[str, Family] = {
             "steps": 300,
             "batch_size": 8,
             "rank": 16,
-            "learning_rate": 1e-3,
+            "learning_rate": 3e-3,
+            "lr_schedule": "cosine",
+            "lr_warmup": 20,
+            "target_modules": _UNET,
             "token_learning_rate": 2e-2,  # the best of 1e-3, 5e-3, 2e-2 and 5e-2
             "dco_beta": 0.0,  # a model this small needs no regularization
         },

@@ -79,7 +79,7 @@ class DemoSettings:
 
     def train_config(self, method: Method, seed: int) -> TrainConfig:
         """Return the settings of the training by a method."""
-        return TrainConfig.of(
+        return TrainConfig.usual(_USUAL).but(
             method=method,
             steps=self.train_steps,
             batch_size=self.batch_size,
