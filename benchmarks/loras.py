@@ -265,6 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of all files")
     parser.add_argument("--pairs", type=int, default=4, help="of held-out characters (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of these pairs, from 0")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each pair (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=32, help="of each training and method (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler (default: %(default)s)")
@@ -275,8 +276,8 @@ def main() -> None:
     options.comfyui = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "ComfyUI").expanduser()
     from mudi_core.toy.world import DEV_PAIRS, PAIRS
 
-    chosen = (DEV_PAIRS if options.dev else PAIRS)[: options.pairs]
-    pairs = {f"pair-{i}": specs for i, specs in enumerate(chosen)}
+    every = list(enumerate(DEV_PAIRS if options.dev else PAIRS))
+    pairs = {f"pair-{i}": specs for i, specs in every[options.first : options.first + options.pairs]}
     if not options.table:
         if not (options.comfyui / "comfy" / "sd.py").is_file():
             sys.exit(f"No ComfyUI in {options.comfyui}: set COMFYUI_DIR to a checkout.")
