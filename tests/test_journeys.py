@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,6 +64,14 @@ WIRED = """async () => {
     return [Object.keys(nodes).length, wires]
 }"""
 """How many nodes a run has, and the wires between them."""
+NAMED = """() => app.graph.nodes.flatMap(target => target.inputs
+    .filter(input => input.link !== null)
+    .map(input => {
+        const link = app.graph.getLink ? app.graph.getLink(input.link) : app.graph.links.get(input.link)
+        const origin = app.graph.getNodeById(link.origin_id)
+        return `${origin.type}.${origin.outputs[link.origin_slot].name} -> ${target.type}.${input.name}`
+    }))"""
+"""The wires of a graph, by the names of their sockets."""
 
 
 @pytest.fixture(params=["classic nodes", "Vue nodes"])
@@ -117,3 +126,88 @@ def test_two_subjects_go_from_photos_to_training_with_six_nodes(hand: Hand) -> N
         *("MudiSubjectFromPhotos.subjects", "MudiSegMixDataset.subjects", "MudiTrainLora.dataset"),
         *("MudiTrainLora.model", "MudiTrainLora.clip", "MudiTrainLora.vae"),
     }
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What is added to an empty graph, or to the stock one, and how it is wired."""
+
+    nodes: tuple[tuple[str, str], ...]
+    """Types and titles, from left to right."""
+    wires: tuple[tuple[str, str, str, str], ...]
+    """Node and output -> node and input."""
+    stock: bool = False
+
+
+SET = ("MudiLoadSubjectSet", "Load Subject Set (MuDI)")
+LAYOUT = ("MudiLayout", "Layout (MuDI)")
+PHOTO = ("LoadImage", "Load Image")
+JOURNEYS = {
+    "a subject by masks from anywhere": Journey(
+        (PHOTO, ("MudiSubject", "Subject (MuDI)"), ("MudiSegMixDataset", "Seg-Mix Dataset (MuDI)")),
+        (
+            ("LoadImage", "IMAGE", "MudiSubject", "photos"),
+            ("LoadImage", "MASK", "MudiSubject", "masks"),
+            ("MudiSubject", "subjects", "MudiSegMixDataset", "subjects"),
+        ),
+    ),
+    "a layout's masks and canvas for other nodes": Journey(
+        (
+            *(SET, LAYOUT, ("MudiLayoutParts", "Layout Parts (MuDI)")),
+            *(("PreviewImage", "Preview Image"), ("SetLatentNoiseMask", "Set Latent Noise Mask")),
+        ),
+        (
+            ("MudiLoadSubjectSet", "subjects", "MudiLayout", "subjects"),
+            ("MudiLayout", "layout", "MudiLayoutParts", "layout"),
+            ("MudiLayoutParts", "canvas", "PreviewImage", "images"),
+            ("MudiLayoutParts", "masks", "SetLatentNoiseMask", "mask"),
+        ),
+    ),
+    "a detail pass behind a stock graph": Journey(
+        (SET, ("MudiDetail", "Detail Subjects (MuDI)")),
+        (
+            ("MudiLoadSubjectSet", "subjects", "MudiDetail", "subjects"),
+            ("VAEDecode", "IMAGE", "MudiDetail", "images"),
+            *(("MudiMiniCheckpoint", name, "MudiDetail", name) for name in ("model", "clip", "vae")),
+            ("MudiDetail", "images", "SaveImage", "images"),
+        ),
+        stock=True,
+    ),
+    "into my photo": Journey(
+        (PHOTO, SET, LAYOUT, ("MudiInitLatent", "Init Latent (MuDI)")),
+        (
+            ("LoadImage", "IMAGE", "MudiLayout", "scene"),
+            ("MudiLoadSubjectSet", "subjects", "MudiLayout", "subjects"),
+            ("MudiLayout", "layout", "MudiInitLatent", "layout"),
+            ("MudiMiniCheckpoint", "vae", "MudiInitLatent", "vae"),
+            ("MudiMiniCheckpoint", "model", "MudiInitLatent", "model"),
+            ("MudiInitLatent", "model", "KSampler", "model"),
+            ("MudiInitLatent", "latent", "KSampler", "latent_image"),
+        ),
+        stock=True,
+    ),
+    "a score for any picture": Journey(
+        (PHOTO, SET, ("MudiCompare", "D&C Score (MuDI)")),
+        (
+            ("LoadImage", "IMAGE", "MudiCompare", "images"),
+            ("MudiLoadSubjectSet", "subjects", "MudiCompare", "subjects"),
+        ),
+    ),
+}
+"""What artists do besides -> how. Each takes as many actions as it has nodes and wires: nothing more is needed."""
+
+
+@pytest.mark.parametrize("name", JOURNEYS)
+def test_journeys_need_nothing_but_their_nodes_and_wires(hand: Hand, name: str) -> None:
+    journey = JOURNEYS[name]
+    if journey.stock:
+        hand.page.evaluate("graph => app.loadApiJson(graph, 'stock')", STOCK)
+        hand.page.wait_for_function("count => app.graph.nodes.length === count", arg=len(STOCK))
+        hand.page.evaluate(FIT)
+    for number, (kind, title) in enumerate(journey.nodes):
+        hand.add(kind, title, (1900 if journey.stock else 0) + 500 * number, 50 if journey.stock else 0)
+    for wire in journey.wires:
+        hand.wire(*wire)
+    shapes = hand.page.evaluate(NAMED)
+    assert {f"{a}.{out} -> {b}.{into}" for a, out, b, into in journey.wires} <= set(shapes)
+    assert hand.actions == len(journey.nodes) + len(journey.wires) <= 11

@@ -621,9 +621,7 @@ def test_a_lora_of_another_base_and_a_broken_one_are_told(comfy: Comfy, mini: An
     path.unlink()
 
 
-def test_strength_0_is_the_base_and_a_lora_of_other_layers_is_told(
-    comfy: Comfy, mini: Any, loras: Any
-) -> None:
+def test_strength_0_is_the_base_and_a_lora_of_other_layers_is_told(comfy: Comfy, mini: Any, loras: Any) -> None:
     base = sampled(comfy, mini, mini[0])
     kind = type(loras[0])
     none = tuple(kind(one.path, "", 0.0, 0.0) for one in loras)
