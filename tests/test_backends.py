@@ -330,8 +330,11 @@ def test_official_models_see_pictures_as_the_official_code_shows_them(tmp_path, 
     assert torch.equal(plain.framed(wide, 28), dinov2.to_square(wide, 28))
     assert dreamsim.stretched(wide, 28).shape == (1, 3, 28, 28)
     assert torch.allclose(dreamsim.stretched(torch.full((9, 4, 3), 0.3), 28), torch.full((1, 3, 28, 28), 0.3))
-    roles = {"owlv2-official": "detector", "dinov2-official": "embedder", "dreamsim-official": "embedder"}
-    assert {name: eye.role for name, eye in EYES if eye.official} == roles
+    assert {(name, eye.role) for name, eye in EYES if eye.official} == {
+        ("owlv2-official", "detector"), ("dinov2-official", "embedder"), ("dreamsim-official", "embedder"),
+        ("clip-b32", "embedder"), ("clip-b32", "text scorer"), ("clip-b32-2.5", "text scorer"),
+        ("dino-s16", "embedder"),
+    }  # fmt: skip
 
 
 def test_dinov2_is_the_same_after_a_trip_to_disk(embedder, tmp_path):

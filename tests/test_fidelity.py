@@ -7,18 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from coloured import coloured
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from mudi_core import eyes as backends
 from mudi_core.cli import main
-from mudi_core.eyes import clip, image_reward
+from mudi_core.eyes import clip, dino, image_reward
+from mudi_core.eyes.dinov2 import IMAGENET_MEAN, IMAGENET_STD
 from mudi_core.eyes.dreamsim import MissingPackage
 from mudi_core.eyes.weights import MissingWeights
 from mudi_core.score.compare import References
@@ -73,6 +74,47 @@ def test_clip_is_an_embedder_of_any_sizes(clip_folder: Path) -> None:
     assert torch.allclose(vectors.norm(dim=1), torch.ones(len(many)), atol=1e-5)
     assert torch.allclose(vectors[-1:], embedder(many[-1:]), atol=1e-5)
     assert embedder([]).shape == (0, 8)
+
+
+def test_the_base_clip_sees_the_middle_as_openais_own_processing_does(clip_folder: Path) -> None:
+    ours, plain = clip.load_base(clip_folder, CPU), clip.load(clip_folder, CPU)
+    wide = picture(42, 28)
+    assert torch.allclose(ours([wide]), ours([wide[:, 7:35]]), atol=1e-5)
+    assert not torch.allclose(ours([wide]), plain([wide]), atol=1e-3)
+    scores = clip.load_base_scorer(clip_folder, CPU)([wide], ["a cat", "a dog"])
+    scaled = clip.load_base_scaled(clip_folder, CPU)([wide], ["a cat", "a dog"])
+    assert torch.allclose(scaled, 2.5 * scores.clamp(min=0)) and scores.shape == (1, 2)
+
+
+def test_a_clipscore_is_never_below_0() -> None:
+    class Scorer:
+        def __call__(self, images: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
+            return torch.tensor([[0.3, -0.2]])
+
+    assert torch.allclose(clip.ScaledScorer(cast(Any, Scorer()))([], []), torch.tensor([[0.75, 0.0]]))
+
+
+def test_dino_gives_the_class_token_of_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=56
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "dino-vits16")
+    monkeypatch.setenv("MUDI_MODELS", str(tmp_path))
+    ours = dino.load(None, CPU)
+    square = picture(256, 256)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    pixels = (square[16:240, 16:240].permute(2, 0, 1)[None] - mean) / std
+    model = ViTModel.from_pretrained(tmp_path / "dino-vits16", add_pooling_layer=False)
+    with torch.no_grad():
+        theirs = model(pixel_values=pixels).last_hidden_state[:, 0]
+    assert torch.allclose(ours([square]), torch.nn.functional.normalize(theirs, dim=1), atol=1e-5)
+    assert ours([]).shape == (0, 16)
+    monkeypatch.setenv("MUDI_MODELS", str(tmp_path / "empty"))
+    with pytest.raises(
+        MissingWeights, match="dino-vits16 is missing. Download .* from https://huggingface.co/facebook"
+    ):
+        dino.load(None, CPU)
 
 
 def test_image_reward_scores_with_the_package_where_there_is_one(

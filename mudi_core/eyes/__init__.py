@@ -75,7 +75,7 @@ class Eye:
     folder: str | None = None
     """Its folder below ComfyUI's models folder; None: it comes with the package."""
     official: bool = False
-    """It sees pictures as the method's official code shows them to it, for figures to compare with published ones."""
+    """It sees pictures as the official code of a paper shows them to it, for figures to compare with published ones."""
 
 
 EYES: tuple[tuple[str, Eye], ...] = (
@@ -91,6 +91,10 @@ EYES: tuple[tuple[str, Eye], ...] = (
     ("owlv2-official", Eye("detector", "owlv2.load_official", "owlv2-base", "owlv2", official=True)),
     ("dinov2-official", Eye("embedder", "dinov2.load_official", "dinov2-base", "dinov2", official=True)),
     ("dreamsim-official", Eye("embedder", "dreamsim.load_official", None, "dreamsim", official=True)),
+    ("clip-b32", Eye("embedder", "clip.load_base", official=True)),
+    ("clip-b32", Eye("text scorer", "clip.load_base_scorer", official=True)),
+    ("clip-b32-2.5", Eye("text scorer", "clip.load_base_scaled", official=True)),
+    ("dino-s16", Eye("embedder", "dino.load", official=True)),
     (EMBEDDED, Eye("detector", "embedded.load_detector")),
     (EMBEDDED, Eye("segmenter", "embedded.load_segmenter")),
     (EMBEDDED, Eye("embedder", "embedded.load_embedder")),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,16 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .dinov2 import BATCH, to_square
+from .dinov2 import BATCH, middle, to_square
 from .owlv2 import CLIP_MEAN, CLIP_STD
-from .pretrained import read_model
+from .pretrained import by_hand, read_model
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
 
 class ClipEmbedder:
-    """An `Embedder`; with `texts` it also gives CLIP scores. A picture is padded to a square, not cropped."""
+    """An `Embedder`; with `texts` it also gives CLIP scores. A picture is padded to a square, not cropped, but for
+    other `framed`."""
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, device: torch.device) -> None:
         self.model = cast(Any, model)  # the library types neither its configs nor its decorated `to` usefully
@@ -27,12 +29,16 @@ class ClipEmbedder:
         self.tokenizer = tokenizer
         self.device = device
         self.side = int(self.model.config.vision_config.image_size)
+        self.framed: Callable[[Tensor, int], Tensor] = to_square
+        """Makes of a picture ``[h, w, 3]`` what the model sees, ``[1, 3, side, side]``, 0..1."""
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
         vectors = [torch.empty(0, self.model.config.projection_dim)]
         for start in range(0, len(images), BATCH):
-            batch = torch.cat([to_square(image.to(self.device), self.side) for image in images[start : start + BATCH]])
+            batch = torch.cat(
+                [self.framed(image.to(self.device), self.side) for image in images[start : start + BATCH]]
+            )
             mean, std = (batch.new_tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
             features = self.model.vision_model(pixel_values=(batch - mean) / std).pooler_output
             vectors.append(functional.normalize(self.model.visual_projection(features).float(), dim=1).cpu())
@@ -74,3 +80,35 @@ def load(path: Path, device: torch.device) -> ClipEmbedder:
 def load_scorer(path: Path, device: torch.device) -> ClipScorer:
     """Read a CLIP as `load` does and return it as a text scorer. Raise `BadWeights`."""
     return ClipScorer(load(path, device))
+
+
+def load_base(path: Path | None, device: torch.device) -> ClipEmbedder:
+    """Read CLIP ViT-B/32, which sees the middle of a picture, as OpenAI's own processing has it: most papers' CLIP-I.
+
+    Without a path it is looked for in the default folder. Raise `MissingWeights` or `BadWeights`.
+    """
+    found = load(
+        path or by_hand("clip-vit-base-patch32", "https://huggingface.co/openai/clip-vit-base-patch32"), device
+    )
+    found.framed = partial(middle, within=1.0)
+    return found
+
+
+def load_base_scorer(path: Path | None, device: torch.device) -> ClipScorer:
+    """Read CLIP ViT-B/32 as `load_base` does, as a text scorer: CLIP-T. Raise as it does."""
+    return ClipScorer(load_base(path, device))
+
+
+class ScaledScorer:
+    """A `TextScorer`: CLIPScore (Hessel et al., arXiv 2104.08718), 2.5 times the cosine, and 0 below 0."""
+
+    def __init__(self, scorer: ClipScorer) -> None:
+        self.scorer = scorer
+
+    def __call__(self, images: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
+        return 2.5 * self.scorer(images, texts).clamp(min=0)
+
+
+def load_base_scaled(path: Path | None, device: torch.device) -> ScaledScorer:
+    """Read CLIP ViT-B/32 as `load_base` does, for CLIPScore. Raise as it does."""
+    return ScaledScorer(load_base_scorer(path, device))

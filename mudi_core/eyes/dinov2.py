@@ -66,13 +66,13 @@ def to_square(image: Tensor, side: int) -> Tensor:
     return functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def middle(image: Tensor, side: int) -> Tensor:
-    """Return the middle of a picture ``[h, w, 3]`` whose shorter side became 8/7 of ``side``: ``[1, 3, side, side]``.
+def middle(image: Tensor, side: int, within: float = 8 / 7) -> Tensor:
+    """Return the middle of a picture ``[h, w, 3]``, ``[1, 3, side, side]``; its shorter side became `within` of it.
 
     So transformers' processor of DINOv2 does (256 pixels, of which it cuts 224), and with it the official code.
     """
     height, width = image.shape[:2]
-    scale = side * 8 / 7 / min(height, width)
+    scale = side * within / min(height, width)
     size = (max(side, int(height * scale)), max(side, int(width * scale)))
     pixels = functional.interpolate(
         image.permute(2, 0, 1)[None].float(), size, mode="bicubic", antialias=True, align_corners=False
