@@ -591,6 +591,7 @@ KEYS = {
         "train",
         "generate",
         "judges",
+        *("groups", "sorts", "concepts", "nouns", "adapter", "image_encoder", "published", "also_published"),
     ),
     "combos": ("cats",),
     "general_nouns": ("cats",),

@@ -150,7 +150,7 @@ resolution = 64
     worker.run()
     assert done["trained"] == 3, "one of both, one of each"
     cells = {cell.method: cell for cell in spec.cells()}
-    assert len(cells) == 19 and all(results.is_done(cell) for cell in cells.values())
+    assert len(cells) == 21 and all(results.is_done(cell) for cell in cells.values())
     pictures = {method: results.image(cell) for method, cell in cells.items()}
     names = list(pictures)
     for i, one in enumerate(names):

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mudi_core.benchmark.judges import BadSpec
 from mudi_core.benchmark.results import Results
-from mudi_core.benchmark.spec import BadSpec
 from mudi_core.benchmark.spec_file import read_spec
 from mudi_core.toy.pairs import Pair
 from mudi_core.toy.world import PAIRS, photo

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from mudi_core.bases import embedded as family
+from mudi_core.benchmark.judges import BadSpec
 from mudi_core.benchmark.methods import METHODS
 from mudi_core.benchmark.results import Result, Results, write_whole
-from mudi_core.benchmark.spec import BadSpec
 from mudi_core.benchmark.spec_file import read_spec
 from mudi_core.benchmark.table import nested
 from mudi_core.report.statistics import hierarchical_interval

@@ -56,6 +56,9 @@ _OTHERS = {
     "merge": Rival("MIP merge", "", {}, wears="merge"),
     "stacked": Rival("Stacked LoRAs", "singles", _DREAMBOOTH, singles="stacked"),
     "fused": Rival("Fused LoRAs", "singles", _DREAMBOOTH, singles="fused"),
+    "mix_of_show": Rival(
+        "Mix-of-Show: fused LoRAs and region control", "singles", _DREAMBOOTH, wears="regions", singles="fused"
+    ),
     "separate": Rival("Separate LoRAs", "singles", _DREAMBOOTH, singles="separate"),
 }
 """Systems that act at another place than MuDI does, so that its start can join them."""

@@ -36,7 +36,8 @@ def page(results: Results, done: Sequence[Result]) -> str:
     body = [
         f"<h1>{escape(spec.name)}</h1>",
         f'<p class="lead">Methods: {len(spec.methods)}. Combos of subjects: {len(spec.combos)}. Prompts: '
-        f"{len(spec.prompts)}. Seeds: {spec.seeds}. Trainings: {spec.trainings}. Here are {len(done)} of "
+        f"{len({text for combo in spec.combos for text in spec.prompts_of(combo)})}. Seeds: {spec.seeds}. Trainings: "
+        f"{spec.trainings}. Here are {len(done)} of "
         f"{len(spec.cells())} pictures. All methods share the photos, the trainer, its steps, the prompts and the "
         "noise.</p>",
         _scores(by_method),
@@ -61,10 +62,12 @@ other.</p>"""
 
 def _table(by_method: Mapping[str, Summary]) -> str:
     shown = [name for name in MEASURES if any(getattr(one, name) is not None for one in by_method.values())]
+    further = list(dict.fromkeys(name for one in by_method.values() for name in one.whole))
     rows = ""
     for method, one in by_method.items():
         combos = "–" if one.combos_interval is None else "{:.3f} to {:.3f}".format(*one.combos_interval)
         values = [getattr(one, name) for name in shown]
+        values += [value for name in further for value in one.whole.get(name, (None, None))]
         measures = "".join(f"<td>{'–' if value is None else f'{value:.3f}'}</td>" for value in values)
         rows += (
             f"<tr><td>{METHODS[method].title}</td><td>{one.count}</td><td>{one.mean:.3f}</td>"
@@ -73,22 +76,25 @@ def _table(by_method: Mapping[str, Summary]) -> str:
         )
     return f"""<table class="wide"><tr><th>method</th><th>pictures</th><th>D&amp;C</th><th>over pictures</th>
 <th>over combos</th><th>spectral</th><th>success</th><th>right count</th>
-{"".join(f"<th>{MEASURES[name]}</th>" for name in shown)}</tr>{rows}</table>
+{"".join(f"<th>{MEASURES[name]}</th>" for name in shown)}
+{"".join(f"<th>{escape(name)}</th><th>its product</th>" for name in further)}</tr>{rows}</table>
 <p class="soft">The second interval draws combos, their trainings and then pictures, since pictures of one combo
 share subjects and LoRAs: it says how sure the mean is for other subjects and trainings. Success: everybody there once,
 as themselves. Similarity: of whole pictures to the photos, which does not notice who is mixed; its product over the
-subjects is called M-DINO with DINO.</p>"""
+subjects is called M-DINO with DINO (dino-s16), its mean CLIP-I with CLIP (clip-b32).</p>"""
 
 
 def _published(spec: Spec) -> str:
     """Return what a paper has printed for the methods, as a table of its own."""
-    if not spec.published:
+    titled = {METHODS[method].title: values for method, values in spec.published.items()}
+    printed = [*titled.items(), *spec.also_published.items()]
+    if not printed:
         return ""
-    measures = list(dict.fromkeys(name for values in spec.published.values() for name in values))
+    measures = list(dict.fromkeys(name for _, values in printed for name in values))
     rows = ""
-    for method, values in spec.published.items():
+    for title, values in printed:
         cells = "".join(f"<td>{f'{values[name]:.3f}' if name in values else '–'}</td>" for name in measures)
-        rows += f"<tr><td>{METHODS[method].title}</td>{cells}</tr>"
+        rows += f"<tr><td>{escape(title)}</td>{cells}</tr>"
     return f"""<h2>As published</h2>
 <table class="wide"><tr><th>method</th>{"".join(f"<th>{escape(name)}</th>" for name in measures)}</tr>{rows}</table>
 <p class="soft">Printed in the paper, on its own photos, prompts and weights. Not made here.</p>"""
@@ -137,9 +143,10 @@ def _combo(results: Results, combo: str, done: Sequence[Result]) -> str:
     heads = "".join(f'<div class="head method-{method}">{METHODS[method].title}</div>' for method in spec.methods)
     by_cell = {one.cell: one for one in done}
     grids = ""
-    for number, prompt in enumerate(spec.prompts):
+    shots = spec.shots(combo)
+    for number, prompt in enumerate(spec.prompts_of(combo)):
         cells = heads
-        for training, seed in product(range(spec.trainings), range(spec.seeds)):
+        for training, seed in product(range(spec.trainings), [seed for one, seed in shots if one == number]):
             for method in spec.methods:
                 one = by_cell.get(Cell(combo, method, number, seed, training))
                 cells += _picture(results, one) if one is not None else "<figure></figure>"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Result:
     similarities: tuple[float, ...] = ()
     """Of the whole picture to the photos of each subject, as in the tables of zero-shot systems; older results have
     none."""
+    whole: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """The same by further embedders, by their names."""
     seconds: float | None = None
     """That the picture took to make, of CPU time on a CPU; older results have none."""
 
@@ -78,6 +80,7 @@ class Results:
         about = {
             "text_fidelity": result.text_fidelity,
             "similarities": result.similarities,
+            **({"whole": result.whole} if result.whole else {}),
             "seconds": result.seconds,
             "comparison": _plain(result.comparison),
         }
@@ -87,9 +90,9 @@ class Results:
         """Return the result of a cell that is done."""
         about = json.loads(self.path(cell, ".json").read_text(encoding="utf-8"))
         similarities = tuple(about.get("similarities", ()))
-        return Result(
-            cell, _comparison(about["comparison"]), about["text_fidelity"], similarities, about.get("seconds")
-        )
+        whole = {name: tuple(values) for name, values in about.get("whole", {}).items()}
+        compared, fidelity = _comparison(about["comparison"]), about["text_fidelity"]
+        return Result(cell, compared, fidelity, similarities, whole, about.get("seconds"))
 
     def image(self, cell: Cell) -> Tensor:
         """Return the picture of a cell, float ``[h, w, 3]``, 0..1."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from itertools import groupby
@@ -16,7 +16,7 @@ from ..bases.residual import Residual
 from ..bases.tokens import load_token
 from ..demo.job import draw_photos, prepare_photos
 from ..demo.settings import DemoSettings
-from ..eyes import Detector, Embedder, Segmenter, TextScorer
+from ..eyes import Detector, Embedder, Segmenter
 from ..jobs.fusion import FuseConfig
 from ..jobs.generate import generate
 from ..jobs.priors import PROMPT, PriorsConfig, make_priors, sampler
@@ -25,15 +25,17 @@ from ..lora.adapter import apply_lora
 from ..lora.reading import read_lora
 from ..progress import Progress, Update, silent
 from ..score.compare import References, compare
-from ..score.fidelity import every_order, similarities, text_fidelity
+from ..score.fidelity import similarities
 from ..stage.cutouts import cut_outs
 from ..subjects import storage
 from ..train.config import TrainConfig
 from ..types import Subject, SubjectSet
 from .methods import METHODS
+from .photos import Preparing, joined, subjects_of
 from .results import Result, Results
 from .singles import Beside, changes_of, fused, residual_of, stacked
 from .spec import Cell
+from .whole import WholePictures
 from .worn import Wardrobe
 
 
@@ -45,14 +47,15 @@ class Worker:
         results: Results,
         detector: Detector,
         embedder: Embedder,
-        text_scorer: TextScorer | None = None,
+        whole: WholePictures | None = None,
         segmenter: Segmenter | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         progress: Progress = silent,
     ) -> None:
         self.results, self.spec = results, results.spec
-        self.detector, self.embedder, self.text_scorer, self.segmenter = detector, embedder, text_scorer, segmenter
+        self.detector, self.embedder, self.segmenter = detector, embedder, segmenter
+        self.whole = whole or WholePictures()
         self.device, self.dtype, self.progress = device, dtype, progress
 
     def run(self) -> None:
@@ -84,16 +87,19 @@ class Worker:
         subjects = self._subjects(cells[0].combo)
         cutouts = cut_outs(subjects, max_side=self._checkpoint.side)
         references = References(subjects, self.embedder, self.spec.judges.cut_out)
+        others = self.whole.references(subjects)
         wardrobe = Wardrobe(self.spec, self._checkpoint, cutouts)
         for method, own in groupby(cells, lambda cell: cell.method):
             some = list(own)
             what = f"pictures of {METHODS[method].title}, {name}"
             with self._trained(name, some[0], subjects) as beside, self.progress(what) as update:
                 for done, cell in enumerate(some, 1):
-                    self._picture(cell, wardrobe, beside, references)
+                    self._picture(cell, wardrobe, beside, references, others)
                     update(done, len(some))
 
-    def _picture(self, cell: Cell, wardrobe: Wardrobe, beside: Beside, references: References) -> None:
+    def _picture(
+        self, cell: Cell, wardrobe: Wardrobe, beside: Beside, references: References, others: Mapping[str, References]
+    ) -> None:
         subjects, begun = wardrobe.subjects, self._now()
         config = self.spec.generate_config(cell, subjects)
         with wardrobe.wearing(cell, config, beside.loras):
@@ -108,12 +114,10 @@ class Worker:
             threshold=judges.threshold,
             matching=judges.matching,
         )
-        fidelity = None
-        if self.text_scorer is not None:
-            texts = every_order(subjects, self.spec.prompts[cell.prompt])
-            fidelity = float(text_fidelity([picture.image], texts, self.text_scorer))
+        fidelity = self.whole.text_fidelity(picture.image, subjects, self.spec.text(cell))
         (alike,) = similarities([picture.image], references, self.embedder).tolist()
-        self.results.add(Result(cell, compared, fidelity, tuple(alike), seconds), picture.image)
+        whole = self.whole.similarities(picture.image, others)
+        self.results.add(Result(cell, compared, fidelity, tuple(alike), whole, seconds), picture.image)
 
     @contextmanager
     def _trained(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[Beside]:
@@ -204,6 +208,10 @@ class Worker:
         where = self.spec.combos[combo]
         if isinstance(where, str):
             return storage.read_subjects(Path(where))
+        if isinstance(where, tuple):
+            threshold = self._checkpoint.usual.photo_threshold
+            how = Preparing(self.results, self.detector, self.segmenter, threshold, self.progress)
+            return joined([subject for one in where for subject in subjects_of(Path(one), how)])
         place = self.results.folder / combo
         with self.results.claimed(f"{combo}/photos", wait=True):
             if not (place / "dataset" / storage.METADATA).is_file():

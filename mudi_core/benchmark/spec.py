@@ -7,23 +7,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ..bases.families import EMBEDDED, EMBEDDED_FLUX, usual
-from ..eyes import eyes
 from ..jobs.generate import GenerateConfig
 from ..jobs.residual import residual_config
-from ..score.matching import Matching
-from ..subjects.prompt import SUBJECTS, with_article, write_prompt
+from ..stage.layout_text import Place
+from ..subjects.prompt import SUBJECTS, with_article
 from ..toy.pairs import MOST as MOST_DRAWN
 from ..toy.pairs import Pair, drawn
 from ..toy.world import PAIRS
 from ..train.config import TrainConfig
-from ..types import MudiError, SubjectSet
+from ..types import SubjectSet
+from .groups import Own
+from .judges import BadSpec, Judges
 from .methods import METHODS
+from .wording import places_in, worded
 
 MOST_PICTURES = 1_000_000
-
-
-class BadSpec(MudiError):
-    """A spec that cannot be read, or that names something unknown."""
 
 
 class Cell(NamedTuple):
@@ -32,35 +30,10 @@ class Cell(NamedTuple):
     combo: str
     method: str
     prompt: int
-    """Index into the spec's prompts."""
+    """Index into the prompts of the combo."""
     seed: int
     training: int = 0
     """Which of the trainings of its method."""
-
-
-@dataclass(frozen=True)
-class Judges:
-    """Which models score the pictures (names in the table of eyes), and how."""
-
-    detector: str = "owlv2"
-    embedder: str = "dinov2"
-    threshold: float = 0.25
-    cut_out: bool = False
-    text_scorer: str = ""
-    """Empty: no text fidelity."""
-    matching: Matching = "in order"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise BadSpec(f"[judges] threshold is {self.threshold}; it must be 0..1.")
-        tables = {
-            "detector": list(eyes("detector")),
-            "embedder": list(eyes("embedder")),
-            "text_scorer": ["", *eyes("text scorer")],
-        }
-        for role, table in tables.items():
-            if (name := getattr(self, role)) not in table:
-                raise BadSpec(f"[judges] {role}: there is no {name!r}; there are: {', '.join(filter(None, table))}.")
 
 
 @dataclass(frozen=True)
@@ -70,12 +43,13 @@ class Spec:
     name: str
     base: str
     """ "mini", or an SDXL file or folder."""
-    combos: Mapping[str, str | int]
-    """A dataset folder by name, or the number of a pair: of the toy world's six, or of those of `pairs_seed`."""
+    combos: Mapping[str, str | int | tuple[str, ...]]
+    """A dataset folder by name; or the folder or picture of each subject; or the number of a pair: of the toy world's
+    six, or of those of `pairs_seed`."""
     methods: tuple[str, ...]
     """Names in `METHODS`; the report compares the last one with each of the others."""
     prompts: tuple[str, ...]
-    """Each with {subjects} in place of the names."""
+    """Each with {subjects} in place of the names, or {0}, {1} and so on where each is."""
     seeds: int
     """Pictures of each combo, method and prompt."""
     seed: int = 0
@@ -101,9 +75,20 @@ class Spec:
     judges: Judges = field(default_factory=Judges)
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """What a paper has printed for a method, by the name of the measure: shown beside ours, never among them."""
+    also_published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """The same of systems that are no methods here, by their names."""
+    adapter: str = ""
+    """The file of the reference adapter that "references" and "merge" wear; empty: the embedded one."""
+    image_encoder: str = ""
+    """The folder of the CLIP image encoder that it was trained with; empty: the embedded embedder."""
+    nouns: Mapping[str, str] = field(default_factory=dict)
+    """Class nouns of subjects that are plain photos, by their paths: they are found and cut out when first needed."""
+    own: Mapping[str, Own] = field(default_factory=dict)
+    """What combos have of their own."""
 
     def __post_init__(self) -> None:
-        if not (self.combos and self.methods and self.prompts and self.seeds >= 1 and self.trainings >= 1):
+        prompts = all(self.prompts_of(combo) for combo in self.combos)
+        if not (self.combos and self.methods and prompts and self.seeds >= 1 and self.trainings >= 1):
             raise BadSpec(
                 f"{self.name}: combos, methods and prompts need at least one entry, seeds and trainings are 1 or more."
             )
@@ -112,7 +97,7 @@ class Spec:
                 raise BadSpec(f"{self.name}: there is no method {method!r}; there are: {', '.join(METHODS)}.")
             self._check_base(method)
         for prompt in self.prompts:
-            if SUBJECTS not in prompt:
+            if SUBJECTS not in prompt and not places_in(prompt):
                 raise BadSpec(f"{self.name}: the prompt {prompt!r} has no {SUBJECTS} where the subjects are named.")
         for name in self.combos:
             if not name or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
@@ -140,7 +125,7 @@ class Spec:
             raise BadSpec(f"{self.name}: [general_nouns] does not say what the subjects of '{nameless[0]}' all are.")
         if len(set(self.methods)) < len(self.methods):
             raise BadSpec(f"{self.name}: a method is named twice in 'methods'. Name each once.")
-        pictures = len(self.combos) * len(self.methods) * len(self.prompts) * self.seeds * self.trainings
+        pictures = sum(len(self.shots(combo)) for combo in self.combos) * len(self.methods) * self.trainings
         if pictures > MOST_PICTURES:
             raise BadSpec(f"{self.name} asks for {pictures} pictures; up to {MOST_PICTURES} can be made. Take fewer.")
 
@@ -151,8 +136,20 @@ class Spec:
             raise BadSpec(
                 f"{self.name}: '{method}' acts in a U-Net's cross-attention, which {self.base} does not have."
             )
-        if rival.wears in ("references", "merge") and self.base != EMBEDDED:
-            raise BadSpec(f"{self.name}: '{method}' has an adapter for the base model '{EMBEDDED}' only.")
+        if rival.wears in ("references", "merge") and self.base != EMBEDDED and not self.adapter:
+            raise BadSpec(
+                f"{self.name}: '{method}' has an adapter for the base model '{EMBEDDED}' only. Name another: 'adapter'."
+            )
+
+    def prompts_of(self, combo: str) -> tuple[str, ...]:
+        """Return the prompts of a combo: its own, or the spec's."""
+        return (self.own[combo].prompts if combo in self.own else ()) or self.prompts
+
+    def shots(self, combo: str) -> list[tuple[int, int]]:
+        """Return prompt and seed of each picture of a combo, method and training."""
+        prompts = len(self.prompts_of(combo))
+        pictures = self.own[combo].pictures if combo in self.own else 0
+        return sorted((i % prompts, i // prompts) for i in range(pictures or prompts * self.seeds))
 
     def cells(self) -> list[Cell]:
         """Return every picture, in the order of the spec. Where nothing is trained there is only one training."""
@@ -161,8 +158,7 @@ class Spec:
             for training in range(self.trainings)
             for combo in self.combos
             for method in self.methods
-            for prompt in range(len(self.prompts))
-            for seed in range(self.seeds)
+            for prompt, seed in self.shots(combo)
             if training == 0 or not METHODS[method].zero_shot
         ]
 
@@ -179,16 +175,23 @@ class Spec:
 
     def generate_config(self, cell: Cell, subjects: SubjectSet) -> GenerateConfig:
         """Return how the picture of a cell is made. Cells with the same seed and combo share noise and places."""
-        prompt = write_prompt(self.names(cell, subjects), self.prompts[cell.prompt])
+        prompt = worded(self.names(cell, subjects), self.text(cell))
         start = GenerateConfig.usual(usual(self.base), prompt, len(subjects))
         config = replace(start, count=1, seed=cell.seed, **self.generate)
+        if cell.combo in self.own and (boxes := self.own[cell.combo].boxes):
+            config = replace(config, places=dict(zip(subjects.tokens, map(Place, boxes), strict=True)))
         return config if METHODS[cell.method].with_start else replace(config, gamma=0.0)
+
+    def text(self, cell: Cell) -> str:
+        """Return the prompt of a cell without names."""
+        return self.prompts_of(cell.combo)[cell.prompt]
 
     def names(self, cell: Cell, subjects: SubjectSet) -> list[str]:
         """Return what the subjects are called in the cell's prompt: "a corgi" where a method has no tokens."""
         named = self.as_named(cell, subjects)
         if METHODS[cell.method].by_noun:
-            return [with_article(one.class_noun) for one in named]
+            bare = places_in(self.text(cell))  # such a prompt has its own articles
+            return [one.class_noun if bare else with_article(one.class_noun) for one in named]
         return [subject.name for subject in named]
 
     def as_named(self, cell: Cell, subjects: SubjectSet) -> SubjectSet:
@@ -207,12 +210,12 @@ class Spec:
 
     def as_json(self) -> dict[str, Any]:
         """Return what the result of a cell depends on; without what may become more: methods, seeds and trainings."""
-        growing = ("name", "methods", "seeds", "trainings", "judges", "published")
+        growing = ("name", "methods", "seeds", "trainings", "judges", "published", "also_published", "own")
         ours = {key: value for key, value in vars(self).items() if key not in growing}
-        judges = dict(vars(self.judges))
-        for name, usual_one in (("pairs_seed", None), ("priors", 0), ("steps_of", {}), ("fuse", {}), ("residual", {})):
-            if ours[name] == usual_one:  # folders of before do not name these
-                del ours[name]
-        if self.judges.matching == "in order":
-            del judges["matching"]
-        return {**ours, "judges": judges}
+        if self.own:
+            ours["own"] = {combo: {"prompts": own.prompts, "boxes": own.boxes} for combo, own in self.own.items()}
+        usual_ones: dict[str, Any] = {"pairs_seed": None, "priors": 0, "adapter": "", "image_encoder": ""}
+        usual_ones |= dict.fromkeys(("steps_of", "fuse", "residual", "nouns"), {})
+        # folders of before do not name these
+        ours = {key: value for key, value in ours.items() if key not in usual_ones or value != usual_ones[key]}
+        return {**ours, "judges": self.judges.as_json()}

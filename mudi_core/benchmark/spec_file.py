@@ -15,9 +15,14 @@ from ..jobs.fusion import FuseConfig
 from ..jobs.generate import GenerateConfig
 from ..train.config import SETTINGS
 from ..types import MudiError
-from .kinds import BadKind, of_their_kinds
-from .spec import BadSpec, Judges, Spec
+from .groups import BadGroup, Group, Made, concepts, made
+from .judges import BadSpec, Judges
+from .kinds import BadKind, of_kind, of_their_kinds
+from .spec import Spec
 
+_MADE = ("own",)
+_RULES = ("groups", "sorts", "concepts")
+"""Keys of the file that make combos."""
 _NOT_TRAIN = ("method", "seed", "layout")
 _NOT_FUSE = ("method", "seed")
 _NOT_GENERATE = ("prompt", "count", "seed", "batch_size", "layout", "places", "arrangement", "poses")
@@ -42,16 +47,21 @@ def read_spec(path: Path, pairs_seed: int | None = None) -> Spec:
 
 
 def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
+    by_rule = any(name in given for name in _RULES)
     for name in ("base", "combos", "methods", "prompts", "seeds"):
-        if name not in given:
+        if name not in given and not (by_rule and name in ("combos", "prompts")):
             raise BadSpec(f"{path} does not say '{name}'.")
     here, family = path.absolute().parent, usual(given["base"])
     judging = Judges(threshold=family.threshold, cut_out=family.cut_out)
     if family.eye is not None:
         judging = replace(judging, detector=family.eye, embedder=family.eye)
     try:
+        rules = _by_rule(given, here, path)
         values = of_their_kinds(
-            {key: value for key, value in given.items() if key != "judges"}, get_type_hints(Spec), str(path)
+            {key: value for key, value in given.items() if key not in ("judges", *_RULES)},
+            get_type_hints(Spec),
+            str(path),
+            _MADE,
         )
         judges = of_their_kinds(given.get("judges", {}), get_type_hints(Judges), f"{path}, [judges]")
         train = of_their_kinds(given.get("train", {}), SETTINGS, f"{path}, [train]", _NOT_TRAIN)
@@ -60,17 +70,23 @@ def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
         )
         residual = of_their_kinds(given.get("residual", {}), SETTINGS, f"{path}, [residual]", _NOT_TRAIN)
         fuse = of_their_kinds(given.get("fuse", {}), get_type_hints(FuseConfig), f"{path}, [fuse]", _NOT_FUSE)
-    except BadKind as error:
+    except (BadKind, BadGroup) as error:
         raise BadSpec(str(error)) from error
-    combos = {name: str(here / where) if isinstance(where, str) else where for name, where in values["combos"].items()}
-    made = {"combos": combos, "judges": replace(judging, **judges), "train": train, "generate": generate, "fuse": fuse}
-    made["residual"] = residual
+    combos = {name: _placed(where, here) for name, where in values.get("combos", {}).items()}
+    nouns = {str(here / where): noun for where, noun in values.get("nouns", {}).items()}
+    tables = {"judges": replace(judging, **judges), "train": train, "generate": generate, "fuse": fuse}
     spec = Spec(
         **{
             "name": path.stem,
+            "prompts": (),
             **values,
             "base": values["base"] if values["base"] in BUILT_IN else str(here / values["base"]),
-            **made,
+            "combos": {**combos, **rules.combos},
+            "nouns": {**nouns, **rules.nouns},
+            "own": rules.own,
+            "residual": residual,
+            **{name: str(here / values[name]) for name in ("adapter", "image_encoder") if values.get(name)},
+            **tables,
         }
     )
     table = "train"
@@ -86,3 +102,26 @@ def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
     except MudiError as error:
         raise BadSpec(f"{path}, [{table}]: {error}") from error
     return spec
+
+
+def _by_rule(given: Mapping[str, Any], here: Path, path: Path) -> Made:
+    """Return the combos that the file's rules make. Raise `BadKind` or `BadGroup`."""
+    if "concepts" in given:
+        return concepts(here / of_kind(given["concepts"], str, f"{path} concepts"))
+    tables = of_kind(given.get("groups", {}), Mapping[str, Any], f"{path}, [groups]")
+    groups = {}
+    for title, table in tables.items():
+        values = of_their_kinds(table, get_type_hints(Group), f"{path}, [groups.{title}]")
+        for name in ("of", "prompts"):
+            if name not in values:
+                raise BadKind(f"{path}, [groups.{title}] does not say '{name}'.")
+        groups[title] = Group(**values)
+    sorts = of_kind(given.get("sorts", {}), Mapping[str, Mapping[str, str]], f"{path}, [sorts]")
+    return made(groups, sorts, here)
+
+
+def _placed(where: str | int | tuple[str, ...], here: Path) -> str | int | tuple[str, ...]:
+    """Return where a combo lies; relative paths are relative to the spec."""
+    if isinstance(where, tuple):
+        return tuple(str(here / one) for one in where)
+    return str(here / where) if isinstance(where, str) else where

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,18 +46,22 @@ class Summary:
     """Mean similarity of the whole picture to the photos of each subject: called DINO or CLIP-I, by the embedder."""
     similarity_product: float | None
     """The product in the place of the mean: M-DINO with DINO."""
+    whole: Mapping[str, tuple[float, float]]
+    """The mean and the mean product by each further embedder: CLIP-I, DINO, M-DINO."""
     seconds: float | None
     """Mean time to make a picture."""
 
 
 def table(results: Sequence[Result]) -> str:
-    """Return CSV with `COLUMNS`, a row for each result."""
+    """Return CSV with `COLUMNS`, a row for each result; after them two columns for each further embedder."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    further = list(dict.fromkeys(name for result in results for name in result.whole))
+    writer.writerow([*COLUMNS, *(column for name in further for column in (name, f"{name} product"))])
     for result in results:
         compared, statuses = result.comparison, [verdict.status for verdict in result.comparison.verdicts]
-        fidelities = (result.text_fidelity, *_similarity(result), result.seconds)
+        wholes = [value for name in further for value in _both(result.whole.get(name, ()))]
+        fidelities = (result.text_fidelity, *_both(result.similarities), result.seconds, *wholes)
         writer.writerow(
             [
                 *result.cell,
@@ -94,17 +98,29 @@ def summary(results: Sequence[Result]) -> Summary:
         success_high=success_high,
         right_count=float(np.mean([result.comparison.count_is_right for result in results])),
         text_fidelity=_mean([result.text_fidelity for result in results]),
-        similarity=_mean([_similarity(result)[0] for result in results]),
-        similarity_product=_mean([_similarity(result)[1] for result in results]),
+        similarity=_mean([_both(result.similarities)[0] for result in results]),
+        similarity_product=_mean([_both(result.similarities)[1] for result in results]),
+        whole=_wholes(results),
         seconds=_mean([result.seconds for result in results]),
     )
 
 
-def _similarity(result: Result) -> tuple[float | None, float | None]:
+def _wholes(results: Sequence[Result]) -> dict[str, tuple[float, float]]:
+    """Return the mean and the mean product by each further embedder, over the results that have it."""
+    found = {}
+    for name in dict.fromkeys(name for result in results for name in result.whole):
+        both = [_both(result.whole[name]) for result in results if name in result.whole]
+        mean, product = (_mean(values) for values in zip(*both, strict=True))
+        if mean is not None and product is not None:
+            found[name] = mean, product
+    return found
+
+
+def _both(similarities: Sequence[float]) -> tuple[float | None, float | None]:
     """Return the mean and the product of a picture's similarities to its subjects."""
-    if not result.similarities:
+    if not similarities:
         return None, None
-    values = torch.tensor(result.similarities)
+    values = torch.tensor(similarities)
     return float(mean_similarity(values)), float(product_similarity(values))
 
 

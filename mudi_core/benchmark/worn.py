@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,18 +22,28 @@ from ..attention.regions import Regions
 from ..bases import embedded
 from ..bases.checkpoint import Checkpoint
 from ..bases.text import CheckpointText, marked, occurrences, shared
+from ..eyes import vision
 from ..eyes.embedded import load_embedder
 from ..jobs.generate import GenerateConfig, draw_layout
 from ..stage.cutouts import CutOuts
 from ..stage.regions import BOXES, FIGURES, regions
-from ..subjects.prompt import write_prompt
+from ..types import Layout, MudiError, Placement
 from .methods import METHODS
 from .spec import Cell, Spec
+from .wording import alone
 
 PHOTOS = 4
 """Of each subject that a reference adapter sees."""
 _GROW = {FIGURES: 0.1, BOXES: 0.0}
 """By shape, as the nodes have it."""
+
+
+class OtherEncoder(MudiError):
+    """An image encoder that an adapter was not trained with."""
+
+
+_read = lru_cache(maxsize=1)(adapters.read)
+"""An adapter is large, and all combos of a benchmark wear the same one."""
 
 
 class Wardrobe:
@@ -56,11 +67,11 @@ class Wardrobe:
     def _part(self, cell: Cell, config: GenerateConfig, loras: Sequence[Mapping[str, Change]]) -> Part:
         wears = METHODS[cell.method].wears
         shape = BOXES if wears in ("references", "merge") else FIGURES
-        layout = draw_layout(self.cutouts, config, 0, config.size or (self.base.side, self.base.side))
+        layout = self._layout(cell, config, shape)
         masks = regions(layout, self.cutouts, shape, _GROW[shape])[None]
         names = self.spec.names(cell, self.subjects)
         if wears == "regions":
-            contexts = self._contexts([write_prompt([name], self.spec.prompts[cell.prompt]) for name in names])
+            contexts = self._contexts([alone(name, self.spec.text(cell)) for name in names])
             return RegionalPrompts(contexts, Regions(masks))
         if wears == "guidance":
             return LayoutGuidance(self._words(config.prompt, names), Regions(masks))
@@ -69,8 +80,16 @@ class Wardrobe:
             return self._references(masks, everywhere(masks) if words else Regions(masks), words)
         return SeparateLoras(loras, Regions(masks))
 
+    def _layout(self, cell: Cell, config: GenerateConfig, shape: str) -> Layout:
+        """Return where the subjects stand: for boxes that the combo gives, these, not the figures that fit in them."""
+        size = config.size or (self.base.side, self.base.side)
+        if shape == BOXES and config.places is not None:
+            return Layout(size, tuple(Placement(token, place.box) for token, place in config.places.items()))
+        return draw_layout(self.cutouts, config, 0, size)
+
     def _references(self, masks: Tensor, where: Regions, words: Words | None) -> References:
-        tokens = tokens_of(self._adapter, *self._seen, masks, self._phrases)
+        phrases = self._phrases if self._adapter.grounded else None
+        tokens = tokens_of(self._adapter, *self._seen, masks, phrases)
         layers = unet.cross_layers(self.base.unet)
         return References(self._adapter, tokens, layers, where, self._adapter.scale, words)
 
@@ -91,7 +110,7 @@ class Wardrobe:
 
     @cached_property
     def _adapter(self) -> adapters.Adapter:
-        found = adapters.read(embedded.WEIGHTS / "reference.safetensors")
+        found = _read(Path(self.spec.adapter) if self.spec.adapter else embedded.WEIGHTS / "reference.safetensors")
         found.check(*unet.widths_of(self.base.unet))
         return found
 
@@ -99,7 +118,16 @@ class Wardrobe:
     def _seen(self) -> tuple[Tensor, list[int]]:
         """What the adapter's eye sees of the subjects' photos, and whose each is."""
         pictures = [cut_out(subject, PHOTOS) for subject in self.subjects]
-        seen = patches_seen(load_embedder(), [one for some in pictures for one in some])
+        every = [one for some in pictures for one in some]
+        if self.spec.image_encoder:
+            seen = vision.load(Path(self.spec.image_encoder), self.base.device)(every, self._adapter.sees_patches)
+        else:
+            seen = patches_seen(load_embedder(), every)
+        if seen.shape[-1] != (wanted := self._adapter.seen):
+            raise OtherEncoder(
+                f"The adapter reads {wanted} channels, and the image encoder gives {seen.shape[-1]}. Take the encoder "
+                "that the adapter was trained with."
+            )
         return seen, [who for who, some in enumerate(pictures) for _ in some]
 
     @cached_property

@@ -93,6 +93,7 @@ def _worker(args: argparse.Namespace, talk: Talk, results: Results) -> Worker:
     import torch
 
     from ..benchmark.run import Worker
+    from ..benchmark.whole import WholePictures
     from ..train.team import local_rank, team_size
 
     judges = results.spec.judges
@@ -103,12 +104,14 @@ def _worker(args: argparse.Namespace, talk: Talk, results: Results) -> Worker:
     on = device(args)
     if on.type == "cuda" and team_size() > 1:
         on = torch.device("cuda", local_rank())
+    named = {name: argparse.Namespace(**{**vars(args), "embedder": name}) for name in judges.whole}
+    further = {name: load_embedder(asked, on, talk) for name, asked in named.items()}
     return Worker(
         results,
         load_detector(args, on, talk),
         load_embedder(args, on, talk),
-        load_text_scorer(args, on, talk) if args.text_scorer else None,
-        load_segmenter(args, on, talk) if results.spec.priors else None,
+        WholePictures(load_text_scorer(args, on, talk) if args.text_scorer else None, further),
+        load_segmenter(args, on, talk) if results.spec.priors or results.spec.nouns else None,
         on,
         torch.bfloat16 if precision(args, on) == "bf16" else torch.float32,
         talk.progress,
