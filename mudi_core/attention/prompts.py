@@ -31,6 +31,11 @@ class RegionalPrompts:
         self.contexts = [contexts[index] for index in used]
         self.regions, self.strength = Regions(regions.masks[:, used]), strength
 
+    @property
+    def silent(self) -> bool:
+        """Whether it changes nothing."""
+        return not self.contexts or self.strength == 0
+
     def check(self, size: tuple[int, int]) -> None:
         """Raise `OtherShape` for a latent of another shape (height, width) than the regions."""
         if self.contexts:
