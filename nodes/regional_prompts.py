@@ -1,14 +1,15 @@
-"""Regional Prompts: each subject's place looks at a prompt of its own (Mix-of-Show)."""
+"""Regional Prompts: each subject's place looks at a prompt of its own (Mix-of-Show; in FLUX by a mask, Chen et al.)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..mudi_core.types import MudiError, listed
 from . import host
-from .attention import Places, place_inputs, places, with_part
+from .attention import Places, place_inputs, places, sees_jointly, with_part, with_prompts
 from .attention.blocks import blocks_of
 from .convert import BadModel
 from .generate import CATEGORY
@@ -33,11 +34,12 @@ class RegionalPrompts(io.ComfyNode):  # type: ignore[misc]
             display_name="Regional Prompts (MuDI)",
             category=CATEGORY,
             has_intermediate_output=True,
-            description="Each subject's place looks at a prompt of its own, inside the model's cross-attention and in "
-            "the same pass (Mix-of-Show). For SDXL and SD; everything else of the picture follows the usual prompt.",
+            description="Each subject's place looks at a prompt of its own, inside the model's attention and in the "
+            "same pass. For SDXL and SD (Mix-of-Show), FLUX, FLUX.2 and Chroma; everything else of the picture follows "
+            "the usual prompt.",
             search_aliases=["regional prompt", "area composition", "attention couple", "mix of show", "region control"],
             inputs=[
-                io.Model.Input("model", tooltip="An SDXL or SD model, with its LoRAs."),
+                io.Model.Input("model", tooltip="An SDXL, SD, FLUX, FLUX.2 or Chroma model, with its LoRAs."),
                 io.Clip.Input("clip", tooltip="What CLIP Text Encode gets, too."),
                 io.String.Input(
                     "prompts",
@@ -81,14 +83,29 @@ class RegionalPrompts(io.ComfyNode):  # type: ignore[misc]
 
         from ..mudi_core.attention.prompts import RegionalPrompts as Prompts
 
-        blocks_of(model)
+        wear = _wear(model)
         found = places(layout, masks, latent, shape, grow)
         lines = _lines(prompts, found)
         with torch.inference_mode():
             contexts = [_context(clip, line) for line in lines]
         part = Prompts(contexts, found.regions(), strength)
-        worn = with_part(model, part, start, end)
+        worn = wear(model, part, start, end)
         return io.NodeOutput(worn, found.shown(), ui=host.preview([], cls, "\n".join(lines)))
+
+
+def _wear(model: Any) -> Callable[..., Any]:
+    """Return how this MODEL gets prompts of regions. Raise `BadModel` for one that cannot have them."""
+    if sees_jointly(model):
+        return with_prompts
+    try:
+        blocks_of(model)
+    except BadModel:
+        raise BadModel(
+            f"This MODEL ({type(model.model.model_config).__name__}) has no attention that could be told which place "
+            "looks at which prompt. Regional Prompts works with SDXL, SD, FLUX, FLUX.2 and Chroma; Init Latent works "
+            "with every model."
+        ) from None
+    return with_part
 
 
 def _lines(prompts: str, found: Places) -> list[str]:

@@ -586,7 +586,6 @@ def test_what_has_no_places_is_refused(comfy: Comfy, mini: Any, loras: Any, layo
     flux = tiny(comfy, "flux1")
     for make in (
         lambda: separate(comfy, mini, loras, halves(), flux),
-        lambda: regional(comfy, mini, "a", halves(), flux),
         lambda: guided(comfy, mini, halves(), flux),
     ):
         with pytest.raises(MudiError, match=r"This MODEL \(Flux\) has no cross-attention as SD and SDXL have"):

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from .joint import sees_jointly, with_prompts
 from .places import Places, place_inputs, places
 from .words import tokens_of_each, word_tokens
 from .worn import with_part
 
-__all__ = ["Places", "place_inputs", "places", "tokens_of_each", "with_part", "word_tokens"]
+__all__ = [
+    "Places",
+    "place_inputs",
+    "places",
+    "sees_jointly",
+    "tokens_of_each",
+    "with_part",
+    "with_prompts",
+    "word_tokens",
+]

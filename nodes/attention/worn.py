@@ -20,23 +20,12 @@ from ...mudi_core.attention.call import Call
 from ...mudi_core.attention.layer import Layer, Part
 from ...mudi_core.attention.lora import loras_of
 from .blocks import Key, blocks_of
+from .timed import Timed
 
 _KEY = "mudi_attention"
 """Of the wrappers, among those of a MODEL."""
 _APPLY = comfy.patcher_extension.WrappersMP.APPLY_MODEL
 _RUN = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
-
-
-@dataclass(frozen=True, eq=False)
-class _Timed:
-    """A part, and from which to which share of the sampling it is on."""
-
-    part: Part
-    start: float
-    end: float
-
-    def is_on(self, sampling: Any, sigma: float) -> bool:
-        return bool(sampling.percent_to_sigma(self.end) <= sigma <= sampling.percent_to_sigma(self.start))
 
 
 def with_part(model: Any, part: Part, start: float = 0.0, end: float = 1.0) -> Any:
@@ -46,7 +35,7 @@ def with_part(model: Any, part: Part, start: float = 0.0, end: float = 1.0) -> A
     """
     blocks = blocks_of(model)
     before = [one for one in model.get_wrappers(_APPLY, _KEY) if isinstance(one, _Worn)]
-    worn = _Worn((*(one for worn in before for one in worn.parts), _Timed(part, start, end)), blocks)
+    worn = _Worn((*(one for worn in before for one in worn.parts), Timed(part, start, end)), blocks)
     changed = model.clone()
     for place, wrapper in ((_APPLY, worn), (_RUN, worn.run)):
         changed.remove_wrappers_with_key(place, _KEY)
@@ -58,7 +47,7 @@ def with_part(model: Any, part: Part, start: float = 0.0, end: float = 1.0) -> A
 class _Worn:
     """Everything of ours that a MODEL wears in its attention. It is called in place of ``apply_model``."""
 
-    parts: tuple[_Timed, ...]
+    parts: tuple[Timed[Part], ...]
     blocks: dict[Key, str]
 
     def __call__(
