@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from sd_file import tiny_sd, write_single_sd
 
 from mudi_core.bases import sd
-from mudi_core.bases.checkpoint import Checkpoint, NoPictures, open_checkpoint
+from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
 from mudi_core.bases.sdxl import BadCheckpointFile
-from mudi_core.jobs.generate import GenerateConfig
+from mudi_core.jobs.generate import GenerateConfig, draw_noise, generate, generate_plain
 from mudi_core.jobs.previews import Previews
 from mudi_core.lora.adapter import Adapter
 from mudi_core.lora.file import load_lora, save_lora
 from mudi_core.lora.metadata import lora_metadata
+from mudi_core.stage.cutouts import cut_outs
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.loop import train
 from mudi_core.train.plan import make_plan
@@ -130,12 +132,31 @@ def test_a_lora_is_trained_that_diffusers_loads(version: str, folders: dict[str,
     torch.testing.assert_close(predict(pipeline.unet), expected, rtol=0, atol=1e-4)
 
 
-def test_pictures_are_refused_in_a_sentence(folders: dict[str, Path], drawn_subjects: SubjectSet) -> None:
-    checkpoint = open_checkpoint(folders["v1"])
-    with pytest.raises(NoPictures, match="v1 is SD 1.x or 2.x.*ComfyUI or diffusers"):
-        checkpoint.pipeline()
-    with pytest.raises(NoPictures):  # before a training whose previews could not be made
-        Previews(checkpoint, drawn_subjects, GenerateConfig("olis cat and hta cat"), lambda pictures: [])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_pictures_are_those_of_its_own_pipeline(
+    version: str, folders: dict[str, Path], drawn_subjects: SubjectSet
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    checkpoint, cutouts = open_checkpoint(folders[version]), cut_outs(drawn_subjects)
+    config = GenerateConfig(
+        "olis cat and hta cat", "a dog", size=(64, 64), steps=2, guidance=3.0, gamma=0.0, count=2, batch_size=2
+    )
+    pipeline = checkpoint.pipeline()
+    assert isinstance(pipeline, StableDiffusionPipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.cat([draw_noise(config.seed, number, (1, 4, 8, 8)) for number in range(2)])
+    theirs = pipeline(
+        prompt=[config.prompt] * 2, negative_prompt=["a dog"] * 2, latents=noise, width=64, height=64,
+        num_inference_steps=2, guidance_scale=3.0, output_type="pt",
+    ).images  # fmt: skip
+    plain = [one.image for one in generate(checkpoint, cutouts, config)]
+    torch.testing.assert_close(torch.stack(plain), theirs.movedim(1, -1), atol=1e-4, rtol=0)
+    shifted = [one.image for one in generate(checkpoint, cutouts, replace(config, gamma=2.0))]
+    assert (shifted[0] - plain[0]).abs().max() > 1e-3
+    torch.testing.assert_close(generate_plain(checkpoint, config), plain[0], atol=1e-4, rtol=0)
+    previews = Previews(checkpoint, drawn_subjects, replace(config, count=1), lambda pictures: [0.0] * len(pictures))
+    torch.testing.assert_close(previews._paint(0.0)[0], plain[0], atol=1e-4, rtol=0)
 
 
 def test_files_that_are_not_whole_are_refused(folders: dict[str, Path], tmp_path: Path, tiny_configs: None) -> None:

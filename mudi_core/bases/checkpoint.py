@@ -1,7 +1,6 @@
 """A base model behind one interface: an embedded one, a diffusers folder, or a single file.
 
-SDXL and the mini FLUX can be trained and can make pictures; SD 1.x and 2.x can be trained. Nothing is ever downloaded
-here.
+SDXL, SD 1.x and 2.x, and the mini FLUX can be trained and can make pictures. Nothing is ever downloaded here.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from .unet import UNetDenoiser
 from .vae import at_once_of, check_decoded, check_encoded, in_parts
 
 if TYPE_CHECKING:
-    from diffusers import FluxPipeline, StableDiffusionXLPipeline
+    from diffusers import FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class MissingCheckpoint(MudiError):
 
 
 class NoPictures(MudiError):
-    """A base model that can be trained here but cannot make pictures here."""
+    """A base model that cannot make pictures with the diffusers that is installed."""
 
 
 class EncodersReleased(MudiError):
@@ -164,19 +163,24 @@ class Checkpoint:
         pixels = in_parts(vae, lambda part: vae.decode(part).sample, unscaled, at_once)
         return check_decoded((pixels / 2 + 0.5).clamp(0, 1).movedim(1, -1).float().cpu().contiguous(), latents)
 
-    def pipeline(self, reads: bool = True) -> StableDiffusionXLPipeline:
+    def pipeline(self, reads: bool = True) -> StableDiffusionXLPipeline | StableDiffusionPipeline:
         """Return this model as a diffusers pipeline that shares the weights and has its own scheduler.
 
         ``reads``: with the text encoders; without them the pipeline takes vectors and stays on the U-Net's device.
-        Raise `NoPictures` for SD 1.x and 2.x.
         """
-        from diffusers import StableDiffusionXLPipeline
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
         parts = self._encoders()
         if len(parts.text_encoders) == 1:
-            raise NoPictures(
-                f"{self.name} is SD 1.x or 2.x: you can train a LoRA for it here, but make pictures only with SDXL. "
-                "Load the LoRA in ComfyUI or diffusers."
+            return StableDiffusionPipeline(
+                vae=parts.vae,
+                text_encoder=parts.text_encoders[0] if reads else None,
+                tokenizer=parts.tokenizers[0],
+                unet=self.unet,
+                scheduler=type(self.scheduler).from_config(self.scheduler.config),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
             )
         return StableDiffusionXLPipeline(
             vae=parts.vae,

@@ -62,7 +62,8 @@ class Previews:
 
     def __init__(self, checkpoint: Checkpoint, subjects: SubjectSet, config: GenerateConfig, score: Score) -> None:
         """Prepare previews. ``config``: ``count`` pictures are made from each start. Raise `checkpoint.NoPictures`."""
-        checkpoint.pipeline()
+        if checkpoint.is_flow:
+            checkpoint.flux_pipeline()
         self.checkpoint, self.config, self.score = checkpoint, config, score
         self.cutouts = cut_outs(subjects, max_side=max(config.size or (checkpoint.side, checkpoint.side)))
 
