@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sd_file import tiny_sd
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from mudi_core.attention.references.projector import ImageProjector
 from mudi_core.bases import embedded
+from mudi_core.benchmark import page as pages
 from mudi_core.benchmark import photos
 from mudi_core.benchmark.judges import BadSpec, Judges
+from mudi_core.benchmark.methods import METHODS
 from mudi_core.benchmark.page import _published, page
 from mudi_core.benchmark.photos import NoNoun, joined
 from mudi_core.benchmark.results import Results
@@ -30,6 +34,7 @@ from mudi_core.benchmark.table import summary, table
 from mudi_core.benchmark.whole import WholePictures
 from mudi_core.benchmark.wording import NotNumbered, alone, orders, worded
 from mudi_core.benchmark.worn import OtherEncoder
+from mudi_core.cli import main
 from mudi_core.eyes import embedded as eyes
 from mudi_core.score.compare import References
 from mudi_core.score.fidelity import similarities
@@ -120,7 +125,7 @@ def test_concept101_is_read_from_a_copy(tmp_path: Path, drawn_subjects: SubjectS
     copy = tmp_path / "customconcept101"
     (copy / "prompts").mkdir(parents=True)
     for kind in ("pet_pet", "scene_pet"):  # as many lines as theirs have, one with spaces and an empty one at the end
-        lines = [f"{{1}} and {{0}} in place {i}. " for i in range(12)]
+        lines = ["A photo of {0} with {0}.", *(f"{{1}} and {{0}} in place {i}. " for i in range(1, 12))]
         (copy / "prompts" / f"{kind}.txt").write_text("\n".join(lines) + "\n\n")
     pairs = [(f"pet_dog{i}", f"pet_cat{j}") for i in range(10) for j in range(10)] + [("pet_dog0", "pet_cat0")]
     about = [
@@ -138,6 +143,10 @@ def test_concept101_is_read_from_a_copy(tmp_path: Path, drawn_subjects: SubjectS
     made = spec.generate_config(Cell("100 pet_dog0 + pet_cat0", "merge", 3, 0), named(drawn_subjects, "dog", "cat"))
     assert made.prompt == "cat and dog in place 3." and spec.judges.text_scorer == "clip-b32-2.5"
     assert "0.694" in _published(spec) and "FastComposer" in _published(spec)
+    for odd in ("{2} and {0}", "nobody"):
+        (copy / "prompts" / "pet_pet.txt").write_text(odd)
+        with pytest.raises(BadSpec, match="names other subjects than the two"):
+            read_spec(tmp_path / "concept101.toml")
     (copy / "dataset_multiconcept.json").write_text("[[1, 2, 3]]")
     with pytest.raises(BadSpec, match="is not the list of CustomConcept101"):
         read_spec(tmp_path / "concept101.toml")
@@ -215,6 +224,24 @@ def test_equal_tokens_are_given_anew_and_different_ones_stay(drawn_subjects: Sub
     assert joined([other, other, one]).tokens == ("olis", "hta", "ult")
 
 
+def test_the_table_of_sd_2_runs_with_a_small_sd_2(mini_weights: None, drawn_dataset: Path, tmp_path: Path) -> None:
+    """All of its methods, on a base model of SD 2's build in a few channels."""
+    tiny_sd(tmp_path / "sd2", "v2")
+    short = {"steps": 1, "batch_size": 1, "resolution": 64}
+    spec = replace(
+        read_spec(SPECS / "table3.toml"), base=str(tmp_path / "sd2"), combos={"cats": str(drawn_dataset)},
+        prompts=("a photo of {subjects} at sea",), seeds=1, priors=0, residual=short,
+        train={"dco_beta": 0.0, "rank": 2, "learning_rate": 0.1, "crops_per_photo": 1, **short},
+        generate={"steps": 2, "size": (64, 64)}, fuse={"steps": 1, "rows": 64}, judges=Judges("mini", "mini"),
+    )  # fmt: skip
+    results = Results(tmp_path / "out", spec)
+    Worker(results, eyes.load_detector(), eyes.load_embedder()).run()
+    done = [results.read(cell) for cell in spec.cells()]
+    assert [one.cell.method for one in done] == list(spec.methods) and all(one.seconds for one in done)
+    shown = page(results, done)
+    assert "As published" in shown and shown.index("As published") > shown.index(METHODS["cones2"].title)
+
+
 @pytest.fixture
 def own_photos(drawn_dataset: Path, tmp_path: Path) -> Path:
     """Plain photos of two subjects: one picture, and a folder."""
@@ -282,8 +309,11 @@ whole = ["mini"]
     assert summary(own).whole["mini"][0] == pytest.approx(sum(means) / len(means), abs=1e-6)
     shown = page(results, done)
     assert "<th>mini</th><th>its product</th>" in shown and "a {1} at sea with a {0}" in shown
-    again = worker(path, tmp_path / "out")
-    assert not again._open_parts()
+    assert not worker(path, tmp_path / "out")._open_parts()
+    monkeypatch.setattr(pages, "MOST_SHOWN", 8)
+    short = page(results, done)
+    assert "9 pictures are too many for a page" in short and "<th>mini</th>" in short and "<img" not in short
+    assert main(["benchmark", str(path), "--out", str(tmp_path / "out"), "--so-far"]) == 0
 
 
 def test_what_no_detector_finds_is_the_whole_photo(
@@ -320,15 +350,15 @@ def test_another_adapter_is_worn_with_its_own_eye(mini_weights: None, own_photos
     text = (
         HEAD
         + 'methods = ["references", "merge"]\nprompts = ["{subjects} at sea"]\nadapter = "ip.safetensors"\n'
-        + 'image_encoder = "eye"\n[combos]\nboth = ["photos/first.png", "photos/second"]\n'
+        + 'image_encoder = "eye"\n[judges]\nwhole = ["mini"]\n[combos]\nboth = ["photos/first.png", "photos/second"]\n'
         + '[nouns]\n"photos/first.png" = "cat"\n"photos/second" = "cat"\n'
         + QUICK
     )
     path = tmp_path / "small.toml"
     path.write_text(text)
-    work = worker(path, tmp_path / "out")
-    work.run()
-    (first, second) = (work.results.image(cell) for cell in work.spec.cells())
+    assert main(["benchmark", str(path), "--out", str(tmp_path / "out")]) == 0
+    results = Results(tmp_path / "out", read_spec(path))
+    (first, second) = (results.image(cell) for cell in results.spec.cells())
     assert not torch.equal(first, second)
     path.write_text(text.replace('"eye"', '"other"'))
     with pytest.raises(OtherEncoder, match="reads 24 channels, and the image encoder gives 40"):

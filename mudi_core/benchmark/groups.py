@@ -100,8 +100,10 @@ def concepts(folder: Path) -> Made:
         raise BadGroup(f"{folder} is no whole copy of CustomConcept101: {error}.") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadGroup(f"{folder / CONCEPTS} is not the list of CustomConcept101. Download it again.") from error
-    for name, one in own.items():
-        _check_numbers(f"'{name}'", one.prompts, len(combos[name]))
+    for name, one in own.items():  # a prompt of theirs names one of the two twice and the other never
+        for prompt in one.prompts:
+            if not places_in(prompt) or max(places_in(prompt)) >= len(combos[name]):
+                raise BadGroup(f"'{name}': the prompt {prompt!r} names other subjects than the two. Download it again.")
     return Made(combos, nouns, own)
 
 
@@ -120,14 +122,10 @@ def _check(title: str, group: Group, sorts: Mapping[str, Any]) -> None:
         raise BadGroup(
             f"[groups.{title}] needs 1 to {MOST_NUMBERED} sorts and at least one prompt; pictures is 0 or more."
         )
-    _check_numbers(f"[groups.{title}]", group.prompts, len(group.of))
-
-
-def _check_numbers(where: str, prompts: tuple[str, ...], subjects: int) -> None:
-    for prompt in prompts:
-        if SUBJECTS not in prompt and places_in(prompt) != set(range(subjects)):
+    for prompt in group.prompts:
+        if SUBJECTS not in prompt and places_in(prompt) != set(range(len(group.of))):
             raise BadGroup(
-                f"{where}: the prompt {prompt!r} does not name each of {subjects} subjects, {{0}} and so on."
+                f"[groups.{title}]: {prompt!r} does not name each of {len(group.of)} subjects: {{0}} and so on."
             )
 
 

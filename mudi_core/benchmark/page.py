@@ -28,6 +28,9 @@ MEASURES = {
 PICTURE_SIDE = 256
 """Pixels: larger pictures are made smaller, so that the page is small enough to send."""
 
+MOST_SHOWN = 12_000
+"""Pictures of a page: more would make a file that no browser opens."""
+
 
 def page(results: Results, done: Sequence[Result]) -> str:
     """Return the whole page for the finished cells, at least one."""
@@ -46,8 +49,11 @@ def page(results: Results, done: Sequence[Result]) -> str:
         _differences(tuple(by_method), done),
         _success(spec, done),
     ]
-    of_combo = {combo: [one for one in done if one.cell.combo == combo] for combo in spec.combos}
-    body += [_combo(results, combo, own) for combo, own in of_combo.items() if own]
+    if len(done) > MOST_SHOWN:
+        body.append(f"<p>{len(done)} pictures are too many for a page: they are in the folders of their combos.</p>")
+    else:
+        of_combo = {combo: [one for one in done if one.cell.combo == combo] for combo in spec.combos}
+        body += [_combo(results, combo, own) for combo, own in of_combo.items() if own]
     return frame(f"{spec.name}: benchmark", "\n".join(body))
 
 

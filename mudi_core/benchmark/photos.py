@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,7 +52,8 @@ def joined(subjects: Sequence[Subject]) -> SubjectSet:
 
 def _place(where: Path, how: Preparing) -> Path:
     """Return where the dataset of plain photos lies, or will."""
-    return how.results.folder / _PREPARED / f"{where.parent.name} {where.name}"
+    number = hashlib.sha256(str(where).encode(errors="surrogateescape")).hexdigest()[:8]
+    return how.results.folder / _PREPARED / f"{where.stem} {number}"
 
 
 def subjects_of(where: Path, how: Preparing) -> list[Subject]:
