@@ -123,7 +123,7 @@ def test_the_ready_lora_was_trained_on_the_weights_of_the_day(mini_weights: None
 def test_the_ready_lora_changes_every_layer_that_it_names_and_the_model_stays(comfy: Comfy, ready: Any) -> None:
     (model,) = comfy.run("MudiMiniLora", model=ready, train=False).result
     layers = [key for key in load_lora(READY_LORA)[0] if key.endswith(".alpha")]
-    assert len(model.patches) == len(layers) == 56 and not ready.patches
+    assert len(model.patches) == len(layers) == 84 and not ready.patches
 
 
 def test_the_switch_takes_the_trained_model_and_asks_for_it_only_then(comfy: Comfy, ready: Any) -> None:

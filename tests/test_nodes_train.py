@@ -28,7 +28,7 @@ from mudi_core.train.config import TrainConfig
 from mudi_core.train.plan import OneSubject
 from mudi_core.types import BadLayout, SubjectSet
 
-MODULES = 56
+MODULES = 84
 T, ZEROS = torch.tensor([500]), torch.zeros(1, 6)
 """A timestep, and sizes of no image."""
 
