@@ -2,7 +2,8 @@
 
 The method is that of "Training-free Regional Prompting for Diffusion Transformers" (Chen et al., arXiv 2411.02395): the
 regions' prompts stand behind the picture's own, and a mask says who sees whom. Here everything is one such mask, of
-numbers that are added to an attention's scores, and the paper's ratio of the base prompt is ``1 - strength``:
+numbers that are added to an attention's scores, and ``1 - strength`` stands for the ratio by which the paper mixes the
+base prompt's answer with the regions':
 
 ========================  ======================  =================  ===========================
 who (row) sees whom       the picture's prompt    region i's prompt  picture
