@@ -36,7 +36,7 @@ from mudi_core.benchmark.wording import NotNumbered, alone, orders, worded
 from mudi_core.benchmark.worn import OtherEncoder
 from mudi_core.cli import main
 from mudi_core.eyes import embedded as eyes
-from mudi_core.score.compare import References
+from mudi_core.score.compare import photo_means
 from mudi_core.score.fidelity import similarities
 from mudi_core.stage.layout_text import Place
 from mudi_core.types import Subject, SubjectSet
@@ -295,9 +295,10 @@ whole = ["mini"]
     assert sorted(prepared) == ["0.png", "1.png", "first.png"], "each photo once, for three methods"
     done = [results.read(cell) for cell in spec.cells()]
     assert len(done) == 9 and {one.cell.seed for one in done} == {0, 1}
-    references, embed = References(work._subjects("first + second"), eyes.load_embedder()), eyes.load_embedder()
+    embed = eyes.load_embedder()
+    means = photo_means(work._subjects("first + second"), embed)
     for one in done:  # the photos as they are: for the similarities beside D&C these eyes see cut-outs
-        (expected,) = similarities([results.image(one.cell)], references, embed).tolist()
+        (expected,) = similarities([results.image(one.cell)], means, embed).tolist()
         assert one.whole["mini"] == pytest.approx(expected, abs=0.01) != pytest.approx(one.similarities, abs=0.01)
     rows = list(csv.DictReader(table(done).splitlines()))
     for row, one in zip(rows, done, strict=True):

@@ -162,7 +162,7 @@ def test_similarities_are_means_over_the_photos_of_each_subject() -> None:
         return left.pop(0)
 
     references = References(coloured("red", "blue", photos=3), embed)
-    found = similarities([picture(9, 9), picture(9, 9)], references, embed)
+    found = similarities([picture(9, 9), picture(9, 9)], references.means, embed)
     for row in range(2):
         for column in range(2):
             expected = (vectors[3 * column : 3 * column + 3] @ vectors[6 + row]).mean()

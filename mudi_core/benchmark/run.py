@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..bases.checkpoint import Checkpoint, open_checkpoint
 from ..bases.residual import Residual
@@ -87,18 +88,18 @@ class Worker:
         subjects = self._subjects(cells[0].combo)
         cutouts = cut_outs(subjects, max_side=self._checkpoint.side)
         references = References(subjects, self.embedder, self.spec.judges.cut_out)
-        others = self.whole.references(subjects)
+        photos = self.whole.photos(subjects)
         wardrobe = Wardrobe(self.spec, self._checkpoint, cutouts)
         for method, own in groupby(cells, lambda cell: cell.method):
             some = list(own)
             what = f"pictures of {METHODS[method].title}, {name}"
             with self._trained(name, some[0], subjects) as beside, self.progress(what) as update:
                 for done, cell in enumerate(some, 1):
-                    self._picture(cell, wardrobe, beside, references, others)
+                    self._picture(cell, wardrobe, beside, references, photos)
                     update(done, len(some))
 
     def _picture(
-        self, cell: Cell, wardrobe: Wardrobe, beside: Beside, references: References, others: Mapping[str, References]
+        self, cell: Cell, wardrobe: Wardrobe, beside: Beside, references: References, photos: Mapping[str, Tensor]
     ) -> None:
         subjects, begun = wardrobe.subjects, self._now()
         config = self.spec.generate_config(cell, subjects)
@@ -115,8 +116,8 @@ class Worker:
             matching=judges.matching,
         )
         fidelity = self.whole.text_fidelity(picture.image, subjects, self.spec.text(cell))
-        (alike,) = similarities([picture.image], references, self.embedder).tolist()
-        whole = self.whole.similarities(picture.image, others)
+        (alike,) = similarities([picture.image], references.means, self.embedder).tolist()
+        whole = self.whole.similarities(picture.image, photos)
         self.results.add(Result(cell, compared, fidelity, tuple(alike), whole, seconds), picture.image)
 
     @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..eyes import Embedder, TextScorer
-from ..score.compare import References
+from ..score.compare import photo_means
 from ..score.fidelity import similarities, text_fidelity
 from ..types import SubjectSet
 from .wording import orders
@@ -22,13 +22,13 @@ class WholePictures:
     embedders: Mapping[str, Embedder] = field(default_factory=dict)
     """By their names."""
 
-    def references(self, subjects: SubjectSet) -> dict[str, References]:
-        """Return the photos of the subjects as each embedder sees them, with their surroundings."""
-        return {name: References(subjects, embed) for name, embed in self.embedders.items()}
+    def photos(self, subjects: SubjectSet) -> dict[str, Tensor]:
+        """Return the means of the subjects' photos by each embedder, which sees them with their surroundings."""
+        return {name: photo_means(subjects, embed) for name, embed in self.embedders.items()}
 
-    def similarities(self, image: Tensor, references: Mapping[str, References]) -> dict[str, tuple[float, ...]]:
+    def similarities(self, image: Tensor, photos: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:
         """Return by each embedder how similar an image ``[h, w, 3]`` is to the photos of each subject."""
-        found = {name: similarities([image], own, self.embedders[name])[0] for name, own in references.items()}
+        found = {name: similarities([image], own, self.embedders[name])[0] for name, own in photos.items()}
         return {name: tuple(values.tolist()) for name, values in found.items()}
 
     def text_fidelity(self, image: Tensor, subjects: SubjectSet, text: str) -> float | None:

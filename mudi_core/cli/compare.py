@@ -141,16 +141,16 @@ def _measures(
 ) -> Callable[[Tensor], dict[str, float]]:
     """Return a function that measures a picture further, by the names in the answer."""
     from ..score import fidelity
-    from ..score.compare import References
+    from ..score.compare import photo_means
 
-    whole = References(subjects, embedder) if args.whole_pictures else None
+    means = photo_means(subjects, embedder) if args.whole_pictures else None
     texts = fidelity.every_order(subjects, args.text) if args.text else []
     scorer = load_text_scorer(args, on, talk) if args.text else None
 
     def measure(image: Tensor) -> dict[str, float]:
         found = {}
-        if whole is not None:
-            similar = fidelity.similarities([image], whole, embedder)
+        if means is not None:
+            similar = fidelity.similarities([image], means, embedder)
             found["similarity"] = float(fidelity.mean_similarity(similar))
             found["similarity_product"] = float(fidelity.product_similarity(similar))
         if scorer is not None:

@@ -45,10 +45,8 @@ class References:
         photos). ``limits``: when a figure is a subject itself; None: the embedder's, or lax ones. Raise `NoNumbers`.
         """
         self.subjects = subjects
-        self.means = torch.stack(
-            [unit(embedder(reference_images(subjects[token], cut_out))).mean(0) for token in subjects.tokens]
-        )
-        """Float ``[n, d]``: mean of the unit embeddings; products of them are means of pairwise similarities."""
+        self.means = photo_means(subjects, embedder, cut_out)
+        """Float ``[n, d]``: see `photo_means`; products of them are means of pairwise similarities."""
         self.s_gt = self.means @ self.means.T
         """Float ``[n, n]``: mean similarity of the references of i to those of j, including a photo to itself."""
         self.limits = limits or limits_of(embedder)
@@ -191,6 +189,11 @@ def score_matrices(s_gt: Tensor, s_dc: Tensor, matching: Matching = "in order") 
     difference = (s_gt - s_dc[order]).double()
     frobenius = float(torch.linalg.matrix_norm(difference, "fro"))
     return Scores(1 - frobenius**2, 1 - float(torch.linalg.matrix_norm(difference, 2)), tuple(order))
+
+
+def photo_means(subjects: SubjectSet, embedder: Embedder, cut_out: bool = False) -> Tensor:
+    """Return the mean of the unit embeddings of each subject's photos, ``[n, d]``, as `References` has it."""
+    return torch.stack([unit(embedder(reference_images(one, cut_out))).mean(0) for one in subjects])
 
 
 def reference_images(subject: Subject, cut_out: bool) -> list[Tensor]:

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
     from ..eyes import Embedder, TextScorer
     from ..types import SubjectSet
-    from .compare import References
 
 
-def similarities(images: Sequence[Tensor], references: References, embedder: Embedder) -> Tensor:
-    """Return float ``[b, n]``: mean cosine of b whole pictures ``[h, w, 3]`` to the photos of n subjects."""
-    return normalize(embedder(images).float().cpu(), dim=-1) @ references.means.T
+def similarities(images: Sequence[Tensor], means: Tensor, embedder: Embedder) -> Tensor:
+    """Return float ``[b, n]``: mean cosine of b whole pictures ``[h, w, 3]`` to the photos of n subjects.
+
+    ``means``: of the photos, from `compare.photo_means` with the same embedder.
+    """
+    return normalize(embedder(images).float().cpu(), dim=-1) @ means.T
 
 
 def mean_similarity(similarities: Tensor) -> Tensor:
