@@ -9,8 +9,8 @@ from comfy_api.latest import io
 
 from ..mudi_core.types import BadLayout, Layout
 from . import convert, drawing, editor, host
-from .given_layers import places_of
 from .host import widgets
+from .layer_editor import places_of
 from .scene import fitted
 from .sockets import LayersSocket, LayoutSocket, PlacedSubjects, Subjects, boxes_input
 

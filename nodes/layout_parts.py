@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from . import convert, drawing, host
+from . import convert, drawing, host, layer_editor
 from .generate import CATEGORY, drawn_layout
 from .sockets import BoundingBoxes, LayersSocket, LayoutSocket, PlacedSubjects
 
@@ -99,7 +99,7 @@ class LayoutParts(io.ComfyNode):  # type: ignore[misc]
             boxes,
             convert.image_batch([mix.image]),
             names,
-            _layers(mix, names, rows, boxes, layout.scene),
+            layer_editor.document(layout, mix.layout),
             ui=host.preview(previews, cls, ", ".join(names)),
         )
 
@@ -136,35 +136,3 @@ def _mask(mix: Mix, row: int, shape: str, grow: int) -> Tensor:
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     change = cv2.dilate if grow > 0 else cv2.erode
     return torch.from_numpy(change(np.ascontiguousarray(mask.numpy()), disc))
-
-
-def _layers(
-    mix: Mix, names: list[str], rows: list[int], boxes: list[dict[str, float]], scene: Tensor | None
-) -> dict[str, Any]:
-    """Return a document of layers: the scene or white, and each subject cut out at its place, from back to front.
-
-    A layer's mask is its transparency, as core has it.
-    """
-    import torch
-
-    width, height = mix.layout.size
-    ground = torch.ones(1, height, width, 3) if scene is None else scene[None]
-    layers: list[dict[str, Any]] = [
-        {"image": ground, "type": "raster", "x": 0, "y": 0, "z_index": 0, "name": "background"}
-    ]
-    for row, name in sorted(zip(rows, names, strict=True)):
-        x0, y0, x1, y1 = _inside(boxes[names.index(name)], width, height)
-        layers.append(
-            {
-                "image": mix.image[None, y0:y1, x0:x1].clone(), "mask": 1 - mix.masks[row][None, y0:y1, x0:x1],
-                "type": "raster", "x": x0, "y": y0, "z_index": row + 1, "name": name,
-            }
-        )  # fmt: skip
-    return {"version": 1, "canvas": (width, height), "layers": layers}
-
-
-def _inside(box: dict[str, float], width: int, height: int) -> tuple[int, int, int, int]:
-    """Return the part of a box on the canvas: left, top, right, bottom in pixels, at least one pixel large."""
-    x0, y0 = min(max(int(box["x"]), 0), width - 1), min(max(int(box["y"]), 0), height - 1)
-    x1, y1 = int(box["x"] + box["width"]), int(box["y"] + box["height"])
-    return x0, y0, min(max(x1, x0 + 1), width), min(max(y1, y0 + 1), height)

@@ -33,6 +33,21 @@ def test_layers_of_a_layout_make_it_again(comfy: Comfy, drawn_subjects: SubjectS
     assert list(before) == list(after)  # from back to front
 
 
+def test_layers_keep_mirroring_and_rotation(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    text = (
+        '{"olis": {"box": [0, 0.2, 0.4, 0.9], "mirror": true, "rotation": 30}, '
+        '"hta": {"box": [0.5, 0, 1, 1], "rotation": -100}}'
+    )
+    placed = laid_out(comfy, drawn_subjects, mode="from text", text=text)
+    layers = comfy.run("MudiLayoutParts", layout=placed, shape="figure", grow=0).result[5]
+    before, after = (
+        placements(comfy, one) for one in (placed, laid_out(comfy, drawn_subjects, mode="given boxes", layers=layers))
+    )
+    for token, one in before.items():
+        assert after[token].mirror is one.mirror and after[token].rotation == pytest.approx(one.rotation)
+        assert after[token].xyxy == pytest.approx(one.xyxy, abs=2.5 / 128)
+
+
 def layer(name: str, x: int, **more: Any) -> dict[str, Any]:
     return {"image": torch.rand(1, 40, 30, 3), "type": "raster", "x": x, "y": 20, "z_index": 0, "name": name, **more}
 
@@ -54,6 +69,17 @@ def test_place_size_rotation_mirroring_and_order_of_a_layer_count(comfy: Comfy, 
     assert found[second].mirror and not found[first].mirror and found[first].rotation == pytest.approx(90)
     x0, y0, x1, y1 = found[second].xyxy
     assert 0.5 <= x0 < x1 <= 0.75 and 20 / 256 <= y0 < y1 <= 84 / 256
+
+
+def test_a_turned_layer_takes_the_room_that_core_gives_it(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    """It turns about its middle: 30 x 40 px on its side are 40 x 30, not a figure squeezed into 30 x 40."""
+    first, second = drawn_subjects.tokens
+    read = comfy.module("layer_editor").places_of
+    layers = [layer(first, 100, rotation=math.radians(90)), layer(second, 0, flip_v=True, rotation=math.radians(20))]
+    places = read({"version": 1, "layers": layers}, drawn_subjects, (200, 100))
+    assert places[first].box == pytest.approx((95 / 200, 25 / 100, 135 / 200, 55 / 100))
+    upside_down = places[second]
+    assert upside_down.mirror is True and upside_down.rotation == pytest.approx(-160)
 
 
 def test_layers_that_are_nobodys_are_refused_by_their_names(comfy: Comfy, drawn_subjects: SubjectSet) -> None:

@@ -98,3 +98,16 @@ def test_the_layers_make_the_canvas_again(comfy: Comfy, drawn_subjects: SubjectS
     outside = composed(placed).mask == 0
     assert (picture[outside] == 1).all()
     assert [layer["name"] for layer in document["layers"][1:]] and document["layers"][0]["name"] == "background"
+
+
+def test_a_layer_is_whole_where_its_subject_stands_behind_another(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    """Somebody moves the one in front away in the Layer Editor: there is no hole behind."""
+    one, other = drawn_subjects.tokens
+
+    def shown(text: str) -> Tensor:
+        layers = parts(comfy, layout(comfy, drawn_subjects, mode="from text", text=text))[5]["layers"]
+        return 1 - next(layer for layer in layers if layer["name"].startswith(one))["mask"]
+
+    back, front = '{"box": [0, 0, 0.6, 1], "photo": "#1", "depth": 1}', "[0.2, 0.2, 0.8, 1]"
+    alone = shown(f'{{"{one}": {back}}}')
+    assert alone.sum() > 1000 and torch.equal(shown(f'{{"{one}": {back}, "{other}": {front}}}'), alone)

@@ -62,6 +62,15 @@ def _cos_sin(rotation: float) -> tuple[float, float]:
     return abs(math.cos(math.radians(rotation))), abs(math.sin(math.radians(rotation)))
 
 
+def upright_size(aspect: float, size: tuple[int, int], rotation: float) -> tuple[int, int]:
+    """Return width and height of the box of this aspect that is as large as ``size`` when it is rotated."""
+    if not rotation:
+        return size
+    cos, sin = _cos_sin(rotation)
+    width = size[0] / (cos + sin / aspect)
+    return max(round(width), 1), max(round(width / aspect), 1)
+
+
 def drawn(cut_out: CutOut, size: tuple[int, int], mirror: bool, rotation: float = 0.0) -> Pixels:
     """Return the cut-out as RGBA ``[h, w, 4]``, 0..255, at this width and height, mirrored or not, rotated clockwise.
 
@@ -70,9 +79,7 @@ def drawn(cut_out: CutOut, size: tuple[int, int], mirror: bool, rotation: float 
     import cv2
 
     if rotation:
-        cos, sin = _cos_sin(rotation)
-        width = size[0] / (cos + sin / cut_out.aspect)
-        upright = max(round(width), 1), max(round(width / cut_out.aspect), 1)
+        upright = upright_size(cut_out.aspect, size, rotation)
         turn: NDArray[Any] = cv2.getRotationMatrix2D(((upright[0] - 1) / 2, (upright[1] - 1) / 2), -rotation, 1.0)
         turn[:, 2] += (size[0] - upright[0]) / 2, (size[1] - upright[1]) / 2
         turned: Pixels = cv2.warpAffine(drawn(cut_out, upright, mirror), turn, size)

@@ -24,7 +24,7 @@ from .cutouts import CutOuts, cut_outs
 from .layout import Figure, pair_layout
 from .layout_config import LayoutConfig
 
-__all__ = ["CutOut", "CutOuts", "EmptyMask", "SegMixConfig", "compose", "cut_outs", "cutmix", "segmix"]
+__all__ = ["CutOut", "CutOuts", "EmptyMask", "SegMixConfig", "compose", "cut_outs", "cutmix", "segmix", "standing"]
 
 
 class TooFewSubjects(MudiError):
@@ -135,9 +135,7 @@ def compose(
     canvas = _ground(background, layout.size)
     placed: list[tuple[slice, slice, Pixels]] = []
     for placement in layout.placements:
-        cut_out = cutouts.get(placement.token, placement.photo)
-        aspect = turned_aspect(cut_out.aspect, placement.rotation)
-        x0, y0, x1, y1 = _fit(to_pixels(placement.xyxy, layout.size), aspect)
+        cut_out, (x0, y0, x1, y1) = standing(placement, cutouts, layout.size)
         rgba = drawn(cut_out, (x1 - x0, y1 - y0), placement.mirror, placement.rotation)
         alpha = cv2.extractChannel(rgba, 3)
         rows, columns = slice(y0, y1), slice(x0, x1)
@@ -158,6 +156,13 @@ def compose(
         colour = (1.0, 1.0, 1.0) if isinstance(background, Tensor) else background
         caption = _caption(cutouts.subjects, figures, SegMixConfig(background=colour))
     return Mix(_floats(canvas), masks, layout, caption)
+
+
+def standing(placement: Placement, cutouts: CutOuts, size: tuple[int, int]) -> tuple[CutOut, tuple[int, int, int, int]]:
+    """Return the cut-out of a placement, and the box that it fills on a canvas of this size, in pixels."""
+    cut_out = cutouts.get(placement.token, placement.photo)
+    aspect = turned_aspect(cut_out.aspect, placement.rotation)
+    return cut_out, _fit(to_pixels(placement.xyxy, size), aspect)
 
 
 def _ground(background: tuple[float, float, float] | Tensor, size: tuple[int, int]) -> Pixels:
