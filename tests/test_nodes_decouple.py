@@ -147,7 +147,7 @@ def test_a_fusion_is_decoupled_into_two_files_and_one(
         "LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=1.0
     )
     both, one = changed(comfy, wearing), changed(comfy, alone)
-    assert both.keys() == one.keys() and len(both) == 56
+    assert both.keys() == one.keys() and len(both) == 84
     for key, value in both.items():
         assert (one[key] - value).norm() <= 1e-5 * value.norm(), key
 
