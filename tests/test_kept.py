@@ -25,7 +25,7 @@ def fill(results: Results, some: slice) -> None:
             ("a", "b"), i / 10, 0.5, torch.eye(2), torch.full((1, 2), i / 7), found,
             (Verdict("a", "found", 1.0, ""), Verdict("b", "missing", 0.0, "")), ("cat",),
         )  # fmt: skip
-        results.add(Result(cell, one, 0.25, (0.5, 0.75), 1.5), torch.full((40, 40, 3), 0.5))
+        results.add(Result(cell, one, 0.25, (0.5, 0.75), {"clip-b32": (0.25, 0.5)}, 1.5), torch.full((40, 40, 3), 0.5))
 
 
 def test_what_is_packed_in_parts_is_the_whole_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

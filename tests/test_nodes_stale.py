@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from comfyui import Comfy
-from test_train_lora import TARGETS
 
 from mudi_core.bases.checkpoint import open_checkpoint
+from mudi_core.bases.families import FAMILIES
 from mudi_core.lora.adapter import Adapter
 from mudi_core.lora.file import save_lora
 from mudi_core.lora.metadata import lora_metadata
@@ -48,7 +48,8 @@ def training(name: str, start: str) -> dict[str, Any]:
 
 
 def a_lora(path: Path, seed: int, subjects: SubjectSet) -> None:
-    with Adapter.new(open_checkpoint("mini").denoiser(), 2, 2.0, TARGETS) as adapter:
+    targets = FAMILIES["mini"].training["target_modules"]
+    with Adapter.new(open_checkpoint("mini").denoiser(), 2, 2.0, targets) as adapter:
         adapter.start(seed)
         about = lora_metadata(TrainConfig.of(resolution=192).described(), subjects, base=f"base {seed}", plan_hash="")
         save_lora(path, adapter.state(), about)
