@@ -14,7 +14,10 @@ const [TEXT, RANDOM] = ["from text", "random"]
 const HEIGHT = 340
 const REGAIN = 5000
 const SETTLED = 10
+const FRAMES = 120 // in which a frontend puts an editor into the page
 
+/** By key the editor that is in the page. */
+const roots = new Map()
 /** The figure that had the keyboard before an undo, which builds the graph, and this editor, anew. */
 let held = null
 
@@ -87,6 +90,7 @@ class LayoutEditor {
   }
 
   refresh() {
+    if (this.board.root.isConnected) roots.set(this.key, this.board.root)
     const { told, subjects, ratio } = this
     const mode = this.widget("mode").value
     const isOurs = !this.isLinked("text") && !this.isLinked("mode")
@@ -100,9 +104,22 @@ class LayoutEditor {
 
   configured() {
     this.refresh()
+    this.remount()
     if (held?.key !== this.key || held.token === null) return
     this.board.select(held.token)
     this.regain(held, performance.now() + REGAIN)
+  }
+
+  /**
+   * The newest frontends leave in the page what the last node of this id had put there, as after an undo. Its edits
+   * would go nowhere, so ours takes its place.
+   */
+  remount(frames = 0) {
+    const { root } = this.board
+    const last = roots.get(this.key)
+    if (root.isConnected || frames === FRAMES) return this.refresh()
+    if (frames > 1 && last?.isConnected && window.LiteGraph?.vueNodesMode) last.replaceWith(root)
+    requestAnimationFrame(() => this.remount(frames + 1))
   }
 
   /** Gives the keyboard back to a figure, as soon as the frontend has put it into the page and leaves it there. */
