@@ -109,9 +109,8 @@ class Pair:
         found = compare(image, self.references, self.detector, self.embedder, threshold=self.base.usual.threshold)
         figures = looks.read(self.reader, image, found.detections.xyxy)
         seen = looks.seen(figures, [spec.character for spec in self.specs])
-        sound = found.count_is_right and found.themselves == len(found.tokens)
         return {
-            "score": found.score, "count": float(found.count_is_right), "sound": float(sound),
+            "score": found.score, "count": float(found.count_is_right), "sound": float(found.success),
             "right": seen.right, "leaked": seen.leaked,
         }  # fmt: skip
 

@@ -88,8 +88,7 @@ class Judge:
 
     def __call__(self, image: torch.Tensor) -> dict[str, Any]:
         found = compare(image, self.references, self.detector, self.embedder, threshold=0.05)
-        sound = found.count_is_right and found.themselves == len(found.tokens)
-        return {"score": found.score, "sound": sound, "boxes": found.detections.xyxy.tolist()}
+        return {"score": found.score, "sound": found.success, "boxes": found.detections.xyxy.tolist()}
 
 
 def paint(base: Checkpoint, pair: Path, place: Path, methods: Methods, options: argparse.Namespace) -> None:

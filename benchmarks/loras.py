@@ -145,8 +145,7 @@ class Painter:
         from mudi_core.score.compare import compare
 
         found = compare(image, self.references, self.detector, self.embedder, threshold=0.05)
-        sound = found.count_is_right and found.themselves == len(found.tokens)
-        return {"score": found.score, "sound": sound, "boxes": found.detections.xyxy.tolist()}
+        return {"score": found.score, "sound": found.success, "boxes": found.detections.xyxy.tolist()}
 
 
 def paint_all(load: Callable[[str], Any], pair: Path, place: Path, options: argparse.Namespace) -> None:

@@ -337,6 +337,11 @@ class Comparison:
         return sum(verdict.status == "found" for verdict in self.verdicts)
 
     @property
+    def success(self) -> bool:
+        """Whether every subject is there once, as itself, and nobody else."""
+        return self.count_is_right and self.themselves == len(self.tokens)
+
+    @property
     def headline(self) -> str:
         """The result in short: "2 of 2 themselves, score 0.87", or "1 of 2 themselves, 1 near, score 0.70"."""
         return f"{self.in_words}, score {self.score:.2f}"

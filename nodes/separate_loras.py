@@ -51,7 +51,7 @@ class SeparateLoras(io.ComfyNode):  # type: ignore[misc]
                     min=-10.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Strength of the layers that no region can hold, as convolutions and DoRA: they are merged "
+                    tooltip="Strength of the layers that no region can hold, such as convolutions: they are merged "
                     "and act in the whole picture. 0 leaves them out. LoRAs of Train LoRA have none.",
                 ),
                 *place_inputs(),

@@ -15,6 +15,7 @@ from transformers import BitImageProcessor
 
 from mudi_core import eyes as backends
 from mudi_core.eyes import EYES, dinov2, dreamsim, owlv2, sam
+from mudi_core.eyes.pixels import CLIP, IMAGENET, middle, stretched, to_square
 from mudi_core.eyes.weights import MissingWeights
 from mudi_core.tensor_file import BadWeights
 from mudi_core.types import MudiError
@@ -95,7 +96,7 @@ def test_preparing_fills_the_square_from_the_top_left_and_the_rest_with_grey():
     image = torch.zeros(50, 100, 3)
     image[20:30, 60:80] = 1.0
     prepared = owlv2.prepare(image, 64)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (owlv2.CLIP_MEAN, owlv2.CLIP_STD))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in CLIP)
     values = prepared[0] * std + mean
     assert prepared.shape == (1, 3, 64, 64)
     torch.testing.assert_close(values[:, 32:], torch.full((3, 32, 64), 0.5))
@@ -290,7 +291,7 @@ def test_embeddings_have_unit_length_and_do_not_depend_on_company(embedder):
 
 def test_an_embedding_is_the_mean_of_all_tokens(embedder):
     image = picture(28, 28)
-    mean, std = torch.tensor(dinov2.IMAGENET_MEAN), torch.tensor(dinov2.IMAGENET_STD)
+    mean, std = map(torch.tensor, IMAGENET)
     with torch.no_grad():
         pixels = ((image - mean) / std).permute(2, 0, 1)[None]
         tokens = embedder.model(pixel_values=pixels).last_hidden_state
@@ -317,7 +318,7 @@ def test_the_official_way_cuts_the_middle_as_transformers_does(size):
     image = (image.permute(1, 2, 0) * 255).round() / 255
     processor = BitImageProcessor(size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, resample=3)
     theirs = processor((image * 255).byte().numpy(), do_normalize=False, return_tensors="pt")["pixel_values"]
-    ours = dinov2.middle(image, 224)
+    ours = middle(image, 224)
     assert ours.shape == theirs.shape == (1, 3, 224, 224)
     assert (ours - theirs).abs().max() < 3 / 255  # theirs is rounded to bytes in between
 
@@ -326,10 +327,10 @@ def test_official_models_see_pictures_as_the_official_code_shows_them(tmp_path, 
     dinov2_model().save_pretrained(tmp_path)
     wide = torch.rand(40, 90, 3)
     plain, official = dinov2.load(tmp_path, CPU, side=28), dinov2.load_official(tmp_path, CPU)
-    assert torch.allclose(official.framed(wide, 28), dinov2.middle(wide, 28)) and official.side == 224
-    assert torch.equal(plain.framed(wide, 28), dinov2.to_square(wide, 28))
-    assert dreamsim.stretched(wide, 28).shape == (1, 3, 28, 28)
-    assert torch.allclose(dreamsim.stretched(torch.full((9, 4, 3), 0.3), 28), torch.full((1, 3, 28, 28), 0.3))
+    assert torch.allclose(official.framed(wide, 28), middle(wide, 28)) and official.side == 224
+    assert torch.equal(plain.framed(wide, 28), to_square(wide, 28))
+    assert stretched(wide, 28).shape == (1, 3, 28, 28)
+    assert torch.allclose(stretched(torch.full((9, 4, 3), 0.3), 28), torch.full((1, 3, 28, 28), 0.3))
     assert {(name, eye.role) for name, eye in EYES if eye.official} == {
         ("owlv2-official", "detector"), ("dinov2-official", "embedder"), ("dreamsim-official", "embedder"),
         ("clip-b32", "embedder"), ("clip-b32", "text scorer"), ("clip-b32-2.5", "text scorer"),

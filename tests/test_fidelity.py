@@ -19,8 +19,8 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 from mudi_core import eyes as backends
 from mudi_core.cli import main
 from mudi_core.eyes import clip, dino, image_reward
-from mudi_core.eyes.dinov2 import IMAGENET_MEAN, IMAGENET_STD
 from mudi_core.eyes.dreamsim import MissingPackage
+from mudi_core.eyes.pixels import AT_ONCE, CLIP, IMAGENET
 from mudi_core.eyes.weights import MissingWeights
 from mudi_core.score.compare import References
 from mudi_core.score.fidelity import every_order, mean_similarity, product_similarity, similarities, text_fidelity
@@ -54,7 +54,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clip_says_what_the_library_says(clip_folder: Path) -> None:
     ours = clip.load(clip_folder, CPU)
     image, texts = picture(28, 28), ["a photo of a cat", "a dog and a robot on a beach"]
-    mean, std = torch.tensor(clip.CLIP_MEAN), torch.tensor(clip.CLIP_STD)
+    mean, std = map(torch.tensor, CLIP)
     pixels = ((image - mean) / std).permute(2, 0, 1)[None]
     tokens = ours.tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_clip_says_what_the_library_says(clip_folder: Path) -> None:
 
 def test_clip_is_an_embedder_of_any_sizes(clip_folder: Path) -> None:
     embedder = backends.load_embedder("clip", clip_folder, CPU)
-    many = [picture(20 + i, 50 - i, i) for i in range(clip.BATCH + 3)]
+    many = [picture(20 + i, 50 - i, i) for i in range(AT_ONCE + 3)]
     vectors = embedder(many)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(len(many)), atol=1e-5)
     assert torch.allclose(vectors[-1:], embedder(many[-1:]), atol=1e-5)
@@ -103,7 +103,7 @@ def test_dino_gives_the_class_token_of_the_middle(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("MUDI_MODELS", str(tmp_path))
     ours = dino.load(None, CPU)
     square = picture(256, 256)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
     pixels = (square[16:240, 16:240].permute(2, 0, 1)[None] - mean) / std
     model = ViTModel.from_pretrained(tmp_path / "dino-vits16", add_pooling_layer=False)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui import Comfy
+from test_nodes_attention import flipped
 from tiny_models import TINY, known, tiny
 
 from mudi_core.bases import embedded
@@ -146,20 +147,6 @@ def test_only_the_positive_prompt_has_regions(comfy: Comfy, model: Any) -> None:
     positive, negative = answers(comfy, model)
     changed, kept = answers(comfy, regional(comfy, model))
     assert unlike(kept, negative) < NOISE < 0.02 < unlike(changed, positive)
-
-
-def flipped(apply: Callable[..., torch.Tensor], given: dict[str, Any]) -> torch.Tensor:
-    """Asks for the prompts in the other order."""
-    options = given["c"]["transformer_options"]
-    kinds = options["cond_or_uncond"]
-
-    def turned(value: Any) -> Any:
-        return torch.cat(value.chunk(len(kinds))[::-1]) if isinstance(value, torch.Tensor) else value
-
-    c = {name: turned(value) for name, value in given["c"].items() if name != "transformer_options"}
-    c["transformer_options"] = {**options, "cond_or_uncond": kinds[::-1]}
-    made: torch.Tensor = turned(apply(turned(given["input"]), turned(given["timestep"]), **c))
-    return made
 
 
 @pytest.mark.parametrize("way", ["other order", "apart"])

@@ -19,6 +19,7 @@ app.registerExtension({
     node.addCustomWidget = function (widget) {
       if (widget.name === TEXT) {
         widget.serialize = false
+        said = "" // of the run before
         hide(this)
         const { onRemove } = widget
         widget.onRemove = function () {

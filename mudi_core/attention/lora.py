@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class SeparateLoras:
         self._spreads: dict[tuple[object, int], tuple[Tensor, Tensor]] = {}
         """With the weights that they were made of, whose identity is theirs."""
 
-    @property
+    @cached_property
     def layers(self) -> set[str]:
         """The names of all layers that a LoRA with a region changes."""
         return {name for index in self._used for name in self._loras[index]}

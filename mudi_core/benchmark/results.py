@@ -48,7 +48,7 @@ class Result:
     @property
     def success(self) -> bool:
         """Whether every subject is there once, as itself, and nobody else."""
-        return self.comparison.count_is_right and all(v.status == "found" for v in self.comparison.verdicts)
+        return self.comparison.success
 
 
 class Results:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .dinov2 import BATCH, middle, to_square
-from .owlv2 import CLIP_MEAN, CLIP_STD
+from .pixels import CLIP, middle, scaled, to_square, unit_vectors
 from .pretrained import by_hand, read_model
 
 if TYPE_CHECKING:
@@ -32,17 +31,17 @@ class ClipEmbedder:
         self.framed: Callable[[Tensor, int], Tensor] = to_square
         """Makes of a picture ``[h, w, 3]`` what the model sees, ``[1, 3, side, side]``, 0..1."""
 
-    @torch.no_grad()
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
-        vectors = [torch.empty(0, self.model.config.projection_dim)]
-        for start in range(0, len(images), BATCH):
-            batch = torch.cat(
-                [self.framed(image.to(self.device), self.side) for image in images[start : start + BATCH]]
+        def look(pixels: Tensor) -> Tensor:
+            features: Tensor = self.model.visual_projection(
+                self.model.vision_model(pixel_values=scaled(pixels, CLIP)).pooler_output
             )
-            mean, std = (batch.new_tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-            features = self.model.vision_model(pixel_values=(batch - mean) / std).pooler_output
-            vectors.append(functional.normalize(self.model.visual_projection(features).float(), dim=1).cpu())
-        return torch.cat(vectors)
+            return features
+
+        def framed(image: Tensor) -> Tensor:
+            return self.framed(image.to(self.device), self.side)
+
+        return unit_vectors(images, framed, look, self.model.config.projection_dim)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:

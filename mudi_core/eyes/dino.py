@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from .dinov2 import BATCH, IMAGENET_MEAN, IMAGENET_STD, middle
+from .pixels import IMAGENET, middle, scaled, unit_vectors
 from .pretrained import by_hand, read_model
 
 if TYPE_CHECKING:
@@ -27,15 +26,14 @@ class DinoEmbedder:
         self.model.to(device).eval()
         self.device = device
 
-    @torch.no_grad()
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
-        vectors = [torch.empty(0, self.model.config.hidden_size)]
-        for start in range(0, len(images), BATCH):
-            batch = torch.cat([middle(image.to(self.device), SIDE) for image in images[start : start + BATCH]])
-            mean, std = (batch.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-            tokens = self.model(pixel_values=(batch - mean) / std).last_hidden_state
-            vectors.append(functional.normalize(tokens[:, 0].float(), dim=1).cpu())
-        return torch.cat(vectors)
+        def look(pixels: Tensor) -> Tensor:
+            tokens: Tensor = self.model(pixel_values=scaled(pixels, IMAGENET)).last_hidden_state
+            return tokens[:, 0]
+
+        return unit_vectors(
+            images, lambda image: middle(image.to(self.device), SIDE), look, self.model.config.hidden_size
+        )
 
 
 def load(path: Path | None, device: torch.device) -> DinoEmbedder:

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..types import VerdictLimits
+from .pixels import IMAGENET, middle, scaled, to_square, unit_vectors
 from .pretrained import read_model
 
 if TYPE_CHECKING:
     from transformers import Dinov2Model
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-BATCH = 16
 
 
 class Dinov2Embedder:
@@ -41,44 +37,15 @@ class Dinov2Embedder:
         """Makes of a picture ``[h, w, 3]`` what the model sees, ``[1, 3, side, side]``, 0..1."""
         self.verdict_limits = VerdictLimits()
 
-    @torch.no_grad()
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
-        vectors = []
-        for start in range(0, len(images), BATCH):
-            batch = torch.cat(
-                [self.framed(image.to(self.device), self.side) for image in images[start : start + BATCH]]
-            )
-            mean, std = (batch.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-            tokens = self.model(pixel_values=(batch - mean) / std).last_hidden_state
-            vectors.append(functional.normalize(tokens.mean(dim=1).float(), dim=1).cpu())
-        return torch.cat(vectors) if vectors else torch.empty(0, self.model.config.hidden_size)
+        def look(pixels: Tensor) -> Tensor:
+            tokens: Tensor = self.model(pixel_values=scaled(pixels, IMAGENET)).last_hidden_state
+            return tokens.mean(dim=1)
 
+        def framed(image: Tensor) -> Tensor:
+            return self.framed(image.to(self.device), self.side)
 
-def to_square(image: Tensor, side: int) -> Tensor:
-    """Put a picture ``[h, w, 3]`` in the middle of a white square and resize it to ``[1, 3, side, side]``, 0..1."""
-    height, width = image.shape[:2]
-    longest = max(height, width)
-    left, top = (longest - width) // 2, (longest - height) // 2
-    pixels = image.permute(2, 0, 1)[None].float()
-    pixels = functional.pad(pixels, (left, longest - width - left, top, longest - height - top), value=1.0)
-    if longest == side:
-        return pixels
-    return functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-
-
-def middle(image: Tensor, side: int, within: float = 8 / 7) -> Tensor:
-    """Return the middle of a picture ``[h, w, 3]``, ``[1, 3, side, side]``; its shorter side became `within` of it.
-
-    So transformers' processor of DINOv2 does (256 pixels, of which it cuts 224), and with it the official code.
-    """
-    height, width = image.shape[:2]
-    scale = side * within / min(height, width)
-    size = (max(side, int(height * scale)), max(side, int(width * scale)))
-    pixels = functional.interpolate(
-        image.permute(2, 0, 1)[None].float(), size, mode="bicubic", antialias=True, align_corners=False
-    ).clamp(0, 1)
-    top, left = (size[0] - side) // 2, (size[1] - side) // 2
-    return pixels[:, :, top : top + side, left : left + side]
+        return unit_vectors(images, framed, look, self.model.config.hidden_size)
 
 
 def load(path: Path, device: torch.device, side: int = 224) -> Dinov2Embedder:

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..types import MudiError
-from .dinov2 import to_square
+from .pixels import stretched, to_square, unit_vectors
 from .weights import MissingWeights, default_folder
 
 SIDE = 224
-BATCH = 16
+WIDTH = 1792
 ARCHIVE = (
     "https://github.com/ssundaram21/dreamsim/releases/download/v0.2.0-checkpoints/dreamsim_ensemble_checkpoint.zip"
 )
@@ -32,7 +31,7 @@ class MissingPackage(MudiError):
 
 
 class DreamsimEmbedder:
-    """An `Embedder` with 1792 numbers per picture; DreamSim's distance is 1 - the cosine of two of them."""
+    """An `Embedder` with `WIDTH` numbers per picture; DreamSim's distance is 1 - the cosine of two of them."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
         self.model = model
@@ -40,19 +39,8 @@ class DreamsimEmbedder:
         self.framed: Callable[[Tensor, int], Tensor] = to_square
         """Makes of a picture ``[h, w, 3]`` what the model sees, ``[1, 3, side, side]``, 0..1."""
 
-    @torch.no_grad()
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
-        vectors = []
-        for start in range(0, len(images), BATCH):
-            batch = torch.cat([self.framed(image.to(self.device), SIDE) for image in images[start : start + BATCH]])
-            vectors.append(functional.normalize(self.model.embed(batch).float(), dim=1).cpu())
-        return torch.cat(vectors) if vectors else torch.empty(0, 0)
-
-
-def stretched(image: Tensor, side: int) -> Tensor:
-    """Stretch a picture ``[h, w, 3]`` to ``[1, 3, side, side]``, 0..1, as DreamSim's own preprocessing does."""
-    pixels = image.permute(2, 0, 1)[None].float()
-    return functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        return unit_vectors(images, lambda image: self.framed(image.to(self.device), SIDE), self.model.embed, WIDTH)
 
 
 def load(path: Path | None, device: torch.device) -> DreamsimEmbedder:

@@ -17,14 +17,13 @@ from torch.nn import functional
 
 from .. import boxes
 from ..types import Detections
+from .pixels import CLIP, scaled
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, Owlv2ForObjectDetection
 
 log = logging.getLogger(__name__)
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 GREY = 0.5
 """The colour with which OWLv2's authors fill the square to the right of the picture or below it."""
 
@@ -84,8 +83,7 @@ def prepare(image: Tensor, side: int, device: torch.device | None = None) -> Ten
     # One colour at a time: a photo of 24 megapixels then takes 0.1 GB in floats and not 0.6 GB, a copy included.
     pixels = torch.cat([_smaller(image[:, :, colour].to(device), size) for colour in range(3)], dim=1)
     pixels = functional.pad(pixels, (0, side - size[1], 0, side - size[0]), value=GREY)
-    mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    return (pixels - mean) / std
+    return scaled(pixels, CLIP)
 
 
 def _smaller(channel: Tensor, size: tuple[int, int]) -> Tensor:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from .dinov2 import to_square
-from .owlv2 import CLIP_MEAN, CLIP_STD
+from .pixels import CLIP, scaled, to_square
 from .pretrained import read_model
 
 if TYPE_CHECKING:
@@ -32,8 +31,7 @@ class Vision:
         before its last layer, ``[n, tokens, c]``."""
         side = self.model.config.image_size
         pixels = torch.cat([to_square(one, side) for one in pictures]).to(self.device)
-        mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-        seen = self.model(pixel_values=(pixels - mean) / std, output_hidden_states=patches)
+        seen = self.model(pixel_values=scaled(pixels, CLIP), output_hidden_states=patches)
         found: Tensor = seen.hidden_states[-2] if patches else seen.image_embeds
         return found.float().cpu()
 

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import comfy.ldm.chroma.model
 import comfy.ldm.flux.model
-import comfy.patcher_extension
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -21,12 +20,8 @@ from ...mudi_core.attention.call import Call
 from ...mudi_core.attention.joint import NEVER, Tokens, regional_mask
 from ...mudi_core.attention.prompts import RegionalPrompts
 from ...mudi_core.types import MudiError
-from .timed import Timed
+from .timed import Timed, Worn
 
-_KEY = "mudi_regions"
-"""Of the wrappers, among those of a MODEL."""
-_APPLY = comfy.patcher_extension.WrappersMP.APPLY_MODEL
-_RUN = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
 _OTHER = ("LongCatImage",)
 """Kinds of MODELs with FLUX's network in which the prompt's length moves the picture."""
 
@@ -44,20 +39,14 @@ def sees_jointly(model: Any) -> bool:
 def with_prompts(model: Any, part: RegionalPrompts, start: float = 0.0, end: float = 1.0) -> Any:
     """Return a clone of a MODEL for which `sees_jointly`, with prompts of regions from one share of the sampling to
     another, 0..1."""
-    before = [one for one in model.get_wrappers(_APPLY, _KEY) if isinstance(one, _Worn)]
-    worn = _Worn((*(one for worn in before for one in worn.parts), Timed(part, start, end)))
-    changed = model.clone()
-    for place, wrapper in ((_APPLY, worn), (_RUN, worn.run)):
-        changed.remove_wrappers_with_key(place, _KEY)
-        changed.add_wrapper_with_key(place, _KEY, wrapper)
-    return changed
+    return _Worn.on(model, Timed(part, start, end))
 
 
 @dataclass(frozen=True, eq=False)
-class _Worn:
-    """All regional prompts of a MODEL. It is called in place of ``apply_model``."""
+class _Worn(Worn[RegionalPrompts]):
+    """All regional prompts of a MODEL."""
 
-    parts: tuple[Timed[RegionalPrompts], ...]
+    KEY = "mudi_regions"
 
     def __call__(
         self, executor: Any, x: Tensor, sigma: Tensor, concat: Any, context: Any, control: Any, options: dict[str, Any],
@@ -76,14 +65,6 @@ class _Worn:
                 context, mask = view.with_part(part, context, mask, dtype)
             options, named = view.options(options), {**named, "attention_mask": mask}
         return executor(x, sigma, concat, context, control, options, **named)
-
-    def run(self, executor: Any, *given: Any, **named: Any) -> Any:
-        """Sample, and then free what was copied to the device."""
-        try:
-            return executor(*given, **named)
-        finally:
-            for one in self.parts:
-                one.part.release()
 
 
 class _View:

@@ -12,15 +12,13 @@ from torch import Tensor
 from ...mudi_core.attention.references import given
 from ...mudi_core.attention.references.adapter import Adapter
 from ...mudi_core.attention.references.given import cut_out, patches_seen
-from ...mudi_core.eyes.dinov2 import to_square
+from ...mudi_core.eyes.pixels import CLIP, to_square
 from ...mudi_core.types import MudiError
 from .. import convert, host
 from ..convert import BadModel
 from .blocks import blocks_of
 from .places import Places
 from .words import count_tokens
-
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
 
 class NoReferences(MudiError):
@@ -81,7 +79,7 @@ class Eye:
             return None
         if not self.adapter.sees_patches:
             return self.adapter.tokens(torch.zeros(1, self.adapter.seen))
-        return self.adapter.tokens(self._encoded(torch.tensor(_CLIP_MEAN).expand(224, 224, 3)))
+        return self.adapter.tokens(self._encoded(torch.tensor(CLIP[0]).expand(224, 224, 3)))
 
     def _encoded(self, picture: Tensor) -> Tensor:
         if not hasattr(self.clip_vision, "encode_image"):

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.patcher_extension
 from comfy.ldm.modules import attention
 from torch import Tensor
 
@@ -20,12 +19,7 @@ from ...mudi_core.attention.call import Call
 from ...mudi_core.attention.layer import Layer, Part
 from ...mudi_core.attention.lora import loras_of
 from .blocks import Key, blocks_of
-from .timed import Timed
-
-_KEY = "mudi_attention"
-"""Of the wrappers, among those of a MODEL."""
-_APPLY = comfy.patcher_extension.WrappersMP.APPLY_MODEL
-_RUN = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+from .timed import Timed, Worn
 
 
 def with_part(model: Any, part: Part, start: float = 0.0, end: float = 1.0) -> Any:
@@ -33,21 +27,14 @@ def with_part(model: Any, part: Part, start: float = 0.0, end: float = 1.0) -> A
 
     Raise `BadModel` for a MODEL whose attention is not SD's or SDXL's.
     """
-    blocks = blocks_of(model)
-    before = [one for one in model.get_wrappers(_APPLY, _KEY) if isinstance(one, _Worn)]
-    worn = _Worn((*(one for worn in before for one in worn.parts), Timed(part, start, end)), blocks)
-    changed = model.clone()
-    for place, wrapper in ((_APPLY, worn), (_RUN, worn.run)):
-        changed.remove_wrappers_with_key(place, _KEY)
-        changed.add_wrapper_with_key(place, _KEY, wrapper)
-    return changed
+    return _Worn.on(model, Timed(part, start, end), blocks=blocks_of(model))
 
 
 @dataclass(frozen=True, eq=False)
-class _Worn:
-    """Everything of ours that a MODEL wears in its attention. It is called in place of ``apply_model``."""
+class _Worn(Worn[Part]):
+    """Everything of ours that a U-Net wears in its attention."""
 
-    parts: tuple[Timed[Part], ...]
+    KEY = "mudi_attention"
     blocks: dict[Key, str]
 
     def __call__(
@@ -64,14 +51,6 @@ class _Worn:
         options = _Composed(parts, self.blocks, call, options).options()
         with beside_attention(network, loras_of(parts), lambda: call):
             return executor(x, sigma, concat, context, control, options, **named)
-
-    def run(self, executor: Any, *given: Any, **named: Any) -> Any:
-        """Sample, and then free what was copied to the device."""
-        try:
-            return executor(*given, **named)
-        finally:
-            for one in self.parts:
-                one.part.release()
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mudi_core.eyes import embedded as eyes
-from mudi_core.eyes.dinov2 import IMAGENET_MEAN, IMAGENET_STD
+from mudi_core.eyes.pixels import IMAGENET, scaled
 from mudi_core.toy.world import Character, Scene, photo
 
 from .data import crowded
@@ -67,7 +67,6 @@ def picture_of(character: Character, number: int) -> np.ndarray:
 def saw(eye: nn.Module, pictures: list[np.ndarray], device: torch.device) -> Tensor:
     """Return what the mini DINOv2 sees of square pictures, ``[n, patches, 128]``."""
     pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(device)
-    mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.autocast(device.type, torch.bfloat16, enabled=half_is_fast(device)):
-        found: Tensor = eye(pixel_values=(pixels - mean) / std).last_hidden_state.float()
+        found: Tensor = eye(pixel_values=scaled(pixels, IMAGENET)).last_hidden_state.float()
     return found

@@ -194,7 +194,7 @@ class Pupil(nn.Module):
 
 def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str, dict[str, Tensor]]:
     """Return the state dict under the name of its file."""
-    from mudi_core.eyes.dinov2 import IMAGENET_MEAN, IMAGENET_STD
+    from mudi_core.eyes.pixels import IMAGENET
 
     torch.manual_seed(recipe.seed)
     photos, by_the_model = album(work), painted_album(work, device)
@@ -216,7 +216,8 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
                 kind = rng.choice(3, p=KINDS) if shot < alone else rng.integers(1, 3)
                 views.append(view(source.pictures[who, shot], source.owners[who, shot], int(kind), rng))
                 named.append(source.looks[who])
-        x = torch.from_numpy((np.stack([v[0] for v in views]) - IMAGENET_MEAN) / IMAGENET_STD).permute(0, 3, 1, 2)
+        mean_colour, deviation = IMAGENET
+        x = torch.from_numpy((np.stack([v[0] for v in views]) - mean_colour) / deviation).permute(0, 3, 1, 2)
         tokens = pupil(x.contiguous().float().to(device))
         mean, looks = tokens.mean(1), torch.stack(named).to(device)
         directions = normalize(mean, dim=1)

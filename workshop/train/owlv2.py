@@ -119,7 +119,7 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         start(model)
     model.to(device)
     patches = model.num_patches_height
-    from mudi_core.eyes.owlv2 import CLIP_MEAN, CLIP_STD
+    from mudi_core.eyes.pixels import CLIP
 
     def loss(generator: torch.Generator) -> Tensor:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
@@ -130,7 +130,8 @@ def train(work: Path, device: torch.device, recipe: Recipe = RECIPE) -> dict[str
         labels: list[Pixels] = []
         for index in rng.integers(0, len(pool.pictures), BATCH).tolist():
             picture, numbers = views.drawn(pool, index, rng)
-            pictures.append((picture - CLIP_MEAN) / CLIP_STD)
+            mean, deviation = CLIP
+            pictures.append((picture - mean) / deviation)
             found = []
             for k, label in enumerate(pool.labels[index]):
                 mask = (numbers == k + 1).view(np.uint8)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...eyes.dinov2 import IMAGENET_MEAN, IMAGENET_STD, to_square
+from ...eyes.pixels import IMAGENET, scaled, to_square
 from ...masks import mask_box
 from ...types import Subject
 from ..regions import Regions
@@ -40,8 +40,7 @@ def everywhere(masks: Tensor) -> Regions:
 def patches_seen(eye: Any, pictures: Sequence[Tensor]) -> Tensor:
     """Return what a DINOv2 (`eyes.dinov2.Dinov2Embedder`) sees of pictures, ``[n, patches, c]`` on the CPU."""
     pixels = torch.cat([to_square(one, eye.side) for one in pictures]).to(eye.device)
-    mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    found: Tensor = eye.model(pixel_values=(pixels - mean) / std).last_hidden_state.float().cpu()
+    found: Tensor = eye.model(pixel_values=scaled(pixels, IMAGENET)).last_hidden_state.float().cpu()
     return found
 
 
