@@ -219,6 +219,27 @@ def test_the_quickstart_shows_its_pictures_and_the_score(page: Page, comfyui_ser
         _thumbnails(comfyui_server, ended["id"])
 
 
+def test_what_a_node_says_stays_when_the_frontend_takes_it_away_and_never_that_of_the_run_before(page: Page) -> None:
+    """Newer frontends take the text away when a run ends, whether the node came to its end in it or not."""
+    said = page.evaluate("""async () => {
+        const node = LiteGraph.createNode('MudiSegMixDataset')
+        app.graph.add(node)
+        const run = async texts => {
+            const widget = {name: '$$node-text-preview', type: 'progressText', options: {}, value: 'half way'}
+            node.addCustomWidget(widget)
+            for (const text of texts) node.onExecuted({text: [text]})
+            node.widgets.splice(node.widgets.indexOf(widget), 1)
+            widget.onRemove()
+            await new Promise(resolve => setTimeout(resolve, 50))
+            return node.widgets.filter(widget => widget.name === 'mudi_text').map(widget => widget.value)
+        }
+        const found = [await run(['one']), await run(['two']), await run([])]
+        app.graph.remove(node)
+        return found
+    }""")
+    assert said == [["one"], ["two"], []]
+
+
 def graph_picture(page: Page) -> Image.Image:
     """The whole graph without the frontend's panels."""
     command(page, "Workspace.ToggleFocusMode")
