@@ -46,5 +46,9 @@ task="$1"
 shift
 case "$task" in
 demo) exec .venv/bin/python -m mudi_core demo --out demo-out "$@" ;;
-test) exec .venv/bin/python -m pytest "$@" ;;
+test)
+    # One process for each core, of one thread; options given win over these: -n 0 is one process.
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup "$@"
+    ;;
 esac

@@ -36,6 +36,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, for the sake of its fixtures, and all browsers in one of theirs."""
+    for item in items:
+        browser = "page" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("browsers" if browser else item.path.stem))
+
+
 @pytest.fixture
 def random_mini(monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded SDXL with fresh weights from a fixed seed: its pictures are noise, the rest is real, and so are the

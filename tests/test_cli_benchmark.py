@@ -503,11 +503,12 @@ def test_a_summary_counts_what_the_pictures_say() -> None:
     done[0] = replace(done[0], similarities=(0.7, 0.5))
     one = summary(done)
     assert (one.similarity, one.similarity_product) == (pytest.approx(0.6), pytest.approx(0.35))
+    assert one.collapse == 0
     assert summary([result("a", "mudi", 0, 1.0)]).text_fidelity is None and one.combos_interval is None
     assert summary([result(combo, "mudi", 0, 0.5) for combo in "ab"]).combos_interval == (0.5, 0.5)
     assert table(done).splitlines()[1:] == [
-        "a,mudi,0,0,0,2,2,1.000000,0.500000,1,2,0,0,0,0,0.300000,0.600000,0.350000,",
-        "a,mudi,0,1,0,2,1,0.000000,0.000000,0,1,0,0,1,0,0.100000,,,",
+        "a,mudi,0,0,0,2,2,1.000000,0.500000,1,2,0,0,0,0,0.300000,0.600000,0.350000,,0.000000,0.000000,0.500000",
+        "a,mudi,0,1,0,2,1,0.000000,0.000000,0,1,0,0,1,0,0.100000,,,,,,",
     ]
 
 

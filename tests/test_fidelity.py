@@ -23,7 +23,14 @@ from mudi_core.eyes.dreamsim import MissingPackage
 from mudi_core.eyes.pixels import AT_ONCE, CLIP, IMAGENET
 from mudi_core.eyes.weights import MissingWeights
 from mudi_core.score.compare import References
-from mudi_core.score.fidelity import every_order, mean_similarity, product_similarity, similarities, text_fidelity
+from mudi_core.score.fidelity import (
+    collapse_rate,
+    every_order,
+    mean_similarity,
+    product_similarity,
+    similarities,
+    text_fidelity,
+)
 from mudi_core.subjects.prompt import TooManyOrders
 from mudi_core.types import Subject, SubjectSet
 
@@ -178,6 +185,12 @@ def test_the_product_falls_when_one_is_missing_and_the_mean_hardly_does() -> Non
     assert float(product_similarity(torch.tensor([[-0.5, -0.5]]))) == 0
 
 
+def test_the_collapse_rate_counts_the_subjects_that_a_mean_hides() -> None:
+    eight = torch.tensor([[0.7] * 7 + [0.1], [0.4] * 8])
+    assert collapse_rate(eight).tolist() == [1 / 8, 0] and float(eight[0].mean()) > 0.6
+    assert collapse_rate(eight, 0.5).tolist() == [1 / 8, 1] and collapse_rate(eight[0, :2]).tolist() == 0
+
+
 def nouns(*class_nouns: str) -> SubjectSet:
     (red,) = coloured("red", photos=1)
     return SubjectSet(tuple(Subject(f"t{i}", noun, red.photos, red.masks) for i, noun in enumerate(class_nouns)))
@@ -222,4 +235,5 @@ def test_compare_says_them_where_asked(
     assert asked == [["cat and cat on a beach"]]
     assert answer["means"]["text_fidelity"] == pytest.approx(0.25)
     (one,) = answer["pictures"]
-    assert one["similarity_product"] <= one["similarity"] <= 1 and one["text_fidelity"] == pytest.approx(0.25)
+    assert one["collapse_rate"] in (0, 0.5, 1) and one["similarity_product"] <= one["similarity"] <= 1
+    assert one["text_fidelity"] == pytest.approx(0.25)

@@ -22,6 +22,7 @@ MEASURES = {
     "text_fidelity": "text fidelity",
     "similarity": "similarity",
     "similarity_product": "its product",
+    "collapse": "SCR@0.4",
     "seconds": "seconds",
 }
 """The other measures of a `Summary`, shown when there is one, by their heads."""
@@ -87,7 +88,9 @@ def _table(by_method: Mapping[str, Summary]) -> str:
 <p class="soft">The second interval draws combos, their trainings and then pictures, since pictures of one combo
 share subjects and LoRAs: it says how sure the mean is for other subjects and trainings. Success: everybody there once,
 as themselves. Similarity: of whole pictures to the photos, which does not notice who is mixed; its product over the
-subjects is called M-DINO with DINO (dino-s16), its mean CLIP-I with CLIP (clip-b32).</p>"""
+subjects is called M-DINO with DINO (dino-s16), its mean CLIP-I with CLIP (clip-b32). SCR@0.4:
+Subject Collapse Rate (arXiv 2603.26078), the share of subjects to whom the whole picture is less similar than 0.4, a
+limit made for DINOv2.</p>"""
 
 
 def _published(spec: Spec) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..report.statistics import hierarchical_interval, interval
-from ..score.fidelity import mean_similarity, product_similarity
+from ..score.fidelity import COLLAPSE_LIMITS, collapse_rate, mean_similarity, product_similarity
 from .results import Result
 
 STATUSES = ("found", "unlike", "mixed", "missing", "duplicated")
@@ -19,6 +19,7 @@ COLUMNS = (
     *("combo", "method", "prompt", "seed", "training", "subjects", "figures", "score", "score_spectral", "success"),
     *STATUSES,
     *("text_fidelity", "similarity", "similarity_product", "seconds"),
+    *(f"collapse_rate_{limit}" for limit in COLLAPSE_LIMITS),
 )
 
 
@@ -46,6 +47,8 @@ class Summary:
     """Mean similarity of the whole picture to the photos of each subject: called DINO or CLIP-I, by the embedder."""
     similarity_product: float | None
     """The product in the place of the mean: M-DINO with DINO."""
+    collapse: float | None
+    """Subject Collapse Rate at a similarity of 0.4."""
     whole: Mapping[str, tuple[float, float]]
     """The mean and the mean product by each further embedder: CLIP-I, DINO, M-DINO."""
     seconds: float | None
@@ -61,7 +64,7 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         compared, statuses = result.comparison, [verdict.status for verdict in result.comparison.verdicts]
         wholes = [value for name in further for value in _both(result.whole.get(name, ()))]
-        fidelities = (result.text_fidelity, *_both(result.similarities), result.seconds, *wholes)
+        fidelities = (result.text_fidelity, *_both(result.similarities), result.seconds, *_collapses(result), *wholes)
         writer.writerow(
             [
                 *result.cell,
@@ -100,6 +103,7 @@ def summary(results: Sequence[Result]) -> Summary:
         text_fidelity=_mean([result.text_fidelity for result in results]),
         similarity=_mean([_both(result.similarities)[0] for result in results]),
         similarity_product=_mean([_both(result.similarities)[1] for result in results]),
+        collapse=_mean([_collapses(result)[0] for result in results]),
         whole=_wholes(results),
         seconds=_mean([result.seconds for result in results]),
     )
@@ -122,6 +126,14 @@ def _both(similarities: Sequence[float]) -> tuple[float | None, float | None]:
         return None, None
     values = torch.tensor(similarities)
     return float(mean_similarity(values)), float(product_similarity(values))
+
+
+def _collapses(result: Result) -> list[float | None]:
+    """Return a picture's Subject Collapse Rate at each of the limits."""
+    if not result.similarities:
+        return [None] * len(COLLAPSE_LIMITS)
+    values = torch.tensor(result.similarities)
+    return [float(collapse_rate(values, limit)) for limit in COLLAPSE_LIMITS]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

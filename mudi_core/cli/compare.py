@@ -153,6 +153,7 @@ def _measures(
             similar = fidelity.similarities([image], means, embedder)
             found["similarity"] = float(fidelity.mean_similarity(similar))
             found["similarity_product"] = float(fidelity.product_similarity(similar))
+            found["collapse_rate"] = float(fidelity.collapse_rate(similar))
         if scorer is not None:
             found["text_fidelity"] = float(fidelity.text_fidelity([image], texts, scorer))
         return found

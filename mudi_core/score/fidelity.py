@@ -2,7 +2,8 @@
 
 With a DINO embedder the mean over the subjects is called DINO and the product M-DINO; with CLIP the mean is CLIP-I
 (MS-Bench of MS-Diffusion, arXiv 2406.07209). They look at the whole picture, so they do not notice which subjects are
-mixed; Detect-and-Compare does. CLIP-T is the text fidelity by CLIP.
+mixed; Detect-and-Compare does. CLIP-T is the text fidelity by CLIP. The Subject Collapse Rate (arXiv 2603.26078,
+section 4.3) counts the subjects to whom a picture is hardly similar.
 """
 
 from __future__ import annotations
@@ -40,6 +41,19 @@ def product_similarity(similarities: Tensor) -> Tensor:
     Negative similarities count as 0.
     """
     return similarities.clamp(min=0).prod(-1)
+
+
+COLLAPSE_LIMITS = (0.4, 0.5, 0.6)
+"""Similarities by DINOv2 that the Subject Collapse Rate is told for; its paper's table has the first."""
+
+
+def collapse_rate(similarities: Tensor, limit: float = COLLAPSE_LIMITS[0]) -> Tensor:
+    """Return the share 0..1 of the subjects to whom a picture is less similar than ``limit``, float ``[b]`` from
+    ``[b, n]``: the Subject Collapse Rate with DINOv2 (arXiv 2603.26078, section 4.3), 0 when nobody is lost.
+
+    The paper has one photo of each subject; here the mean over the photos counts. The limits are of DINOv2's scale.
+    """
+    return (similarities < limit).float().mean(-1)
 
 
 def every_order(subjects: SubjectSet, text: str) -> list[str]:
