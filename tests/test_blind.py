@@ -76,5 +76,5 @@ def test_sheets_of_single_loras_are_drawn_too(tmp_path: Path) -> None:
     Image.new("RGB", (40, 40), "red").save(folder / "007.png")
     (folder / "007.json").write_text(json.dumps({"score": 0.5, "sound": True, "boxes": []}))
     (one,) = blind.of_loras(tmp_path / "out")
-    assert one.pair == PAIRS[1] and one.about["method"] == "fused" and one.about["verdict"]
+    assert one.characters == PAIRS[1] and one.about["method"] == "fused" and one.about["verdict"]
     assert blind.sheets([one], 200, 0, tmp_path / "to") == 1

@@ -87,6 +87,8 @@ def result(combo: str, method: str, seed: int, score: float, found: int = 2, fid
         ("embedded", 6 * 6 * 4 * 16),
         ("embedded_quick", 6 * 6 * 4),
         ("held_out", 12 * 3 * 7 * 4 * 8),
+        ("several_alike", 4 * 3 * 4 * 2 * 8),
+        ("several_different", 4 * 3 * 4 * 2 * 8),
         ("rivals", 6 * 4 * 8 * (2 * 17 + 4)),
         ("paper", 8 * 7 * 5 * 10),
         ("official", 8 * 7 * 5 * 10),
@@ -121,6 +123,30 @@ def test_a_spec_with_a_mistake_is_told_in_a_sentence(change: tuple[str, str], wo
     spec_file.write_text(spec_file.read_text().replace(*change))
     with pytest.raises(BadSpec, match=words):
         read_spec(spec_file)
+
+
+CAST = "[casts.three]\nsubjects = 3\nalike = true\ncount = 2\n[judges]"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("alike = true\n", "", r"\[casts.three\] does not say 'alike'"),
+        ("alike = true", "alike = 1", "alike is 1; it must be true or false"),
+        ("subjects = 3", "subjects = 6", "subjects is 2 to 5"),
+        ("count = 2", "count = 0", "count 1 or more"),
+        ("count = 2", "count = 60", "'three 30' cannot be drawn: 100 characters give"),
+        ("pairs_seed = 2026\n", "", "need a 'pairs_seed'"),
+    ],
+)
+def test_a_cast_with_a_mistake_is_told_in_a_sentence(before: str, after: str, words: str, tmp_path: Path) -> None:
+    text = (SPECS / "held_out.toml").read_text().replace("[judges]", CAST)
+    (tmp_path / "spec.toml").write_text(text)
+    three = read_spec(tmp_path / "spec.toml").characters("three 1")
+    assert len(three) == 3 and len({one.class_noun for one in three}) == 1
+    (tmp_path / "spec.toml").write_text(text.replace(before, after))
+    with pytest.raises(BadSpec, match=words):
+        read_spec(tmp_path / "spec.toml")
 
 
 def test_a_spec_that_is_not_there(tmp_path: Path) -> None:
@@ -232,7 +258,7 @@ def test_pairs_that_a_seed_draws_take_the_place_of_the_built_in_ones(tmp_path: P
     text = (SPECS / "embedded.toml").read_text()
     (tmp_path / "spec.toml").write_text(text)
     plain, by_seed = read_spec(tmp_path / "spec.toml"), read_spec(tmp_path / "spec.toml", pairs_seed=7)
-    assert plain.pair(2) == PAIRS[2] and by_seed.pair(2) == drawn(7, 5)[2]
+    assert plain.characters("dogs") == PAIRS[2] and by_seed.characters("dogs") == drawn(7, 5)[2]
     Results(tmp_path / "out", plain)
     with pytest.raises(OtherSpec, match="pairs_seed differ"):
         Results(tmp_path / "out", by_seed)

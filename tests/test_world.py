@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mudi_core.toy import world
-from mudi_core.toy.pairs import MOST, drawn
+from mudi_core.toy.pairs import MOST, Cast, drawn, drawn_cast
 from mudi_core.toy.world import HELD_OUT_IDENTITIES
 from mudi_core.vocabulary import TOKENIZER
 
@@ -158,3 +158,17 @@ def test_drawn_pairs_are_similar_strangers(seed):
     assert drawn(seed, 5) == pairs[:5] and drawn(seed + 1, 5) != pairs[:5]
     with pytest.raises(ValueError, match="100 characters give"):
         drawn(seed, 51)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("subjects", [2, 3, 4, 5])
+def test_drawn_casts_are_strangers_of_one_species_or_of_as_many_as_they_are(subjects, alike):
+    casts = [drawn_cast(9, Cast(subjects, alike, i)) for i in range(3)]
+    everybody = [spec.character for cast in casts for spec in cast]
+    assert len(set(everybody)) == 3 * subjects and set(everybody) <= set(HELD_OUT_IDENTITIES)
+    for cast in casts:
+        assert len(cast) == subjects == len({spec.token for spec in cast}) == len({s.character.color for s in cast})
+        assert len({spec.class_noun for spec in cast}) == (1 if alike else subjects)
+    assert drawn_cast(10, Cast(subjects, alike, 0)) != casts[0]
+    with pytest.raises(ValueError, match="100 characters give"):
+        drawn_cast(9, Cast(subjects, alike, 50))

@@ -22,11 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mudi_core.benchmark.judges import BadSpec
 from mudi_core.benchmark.results import Results
 from mudi_core.benchmark.spec_file import read_spec
-from mudi_core.toy.pairs import Pair
-from mudi_core.toy.world import PAIRS, photo
+from mudi_core.toy.world import PAIRS, SubjectSpec, photo
 
 COLUMNS, TILE, HEAD = 5, 256, 22
 """Pictures in a row, the side of one, and the height of its number, in pixels."""
@@ -36,7 +34,7 @@ ANSWERS = {"yes": True, "no": False}
 class Shown(NamedTuple):
     """A picture that can be drawn for a sheet."""
 
-    pair: Pair
+    characters: tuple[SubjectSpec, ...]
     path: Path
     about: dict[str, Any]
     """What the key says of it: "method", "verdict" and more."""
@@ -46,11 +44,9 @@ def of_benchmark(results: Results) -> Iterator[Shown]:
     """Yield the pictures of a benchmark. Raise `BadSpec` for subjects that are not drawn."""
     for cell in results.spec.cells():
         if results.is_done(cell):
-            where, result = results.spec.combos[cell.combo], results.read(cell)
-            if not isinstance(where, int):
-                raise BadSpec(f"Combo '{cell.combo}' is a folder; only characters of the toy world can be drawn here.")
+            result = results.read(cell)
             about = {**cell._asdict(), "verdict": result.success, "score": result.comparison.score}
-            yield Shown(results.spec.pair(where), results.path(cell, ".png"), about)
+            yield Shown(results.spec.characters(cell.combo), results.path(cell, ".png"), about)
 
 
 def of_loras(out: Path) -> Iterator[Shown]:
@@ -64,15 +60,15 @@ def of_loras(out: Path) -> Iterator[Shown]:
 
 
 def sheets(pictures: Sequence[Shown], count: int, seed: int, to: Path) -> int:
-    """Write the sheets, one for each pair, and the key; return how many pictures they show: at most all."""
+    """Write the sheets, one for each combo, and the key; return how many pictures they show: at most all."""
     chosen = random.Random(seed).sample(list(pictures), min(count, len(pictures)))
     to.mkdir(parents=True, exist_ok=True)
     key: dict[int, dict[str, Any]] = {}
-    for pair in dict.fromkeys(one.pair for one in pictures):
-        tiles = [("", image) for image in _photos(pair)]
+    for characters in dict.fromkeys(one.characters for one in pictures):
+        tiles = [("", image) for image in _photos(characters)]
         first = len(key) + 1
         for one in chosen:
-            if one.pair == pair:
+            if one.characters == characters:
                 key[len(key) + 1] = one.about
                 with Image.open(one.path) as image:
                     tiles.append((str(len(key)), _pixels(np.asarray(image.convert("RGB")))))
@@ -120,8 +116,8 @@ def read_answers(path: Path) -> dict[str, bool]:
     return answers
 
 
-def _photos(pair: Pair) -> list[Image.Image]:
-    shots = [(subject, i) for subject in pair for i in range(2)]
+def _photos(characters: tuple[SubjectSpec, ...]) -> list[Image.Image]:
+    shots = [(subject, i) for subject in characters for i in range(2)]
     return [_pixels(photo(one.character, random.Random(f"{one.token}/{i}"), TILE).image) for one, i in shots]
 
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from mudi_core.bases import embedded as family
-from mudi_core.benchmark.judges import BadSpec
 from mudi_core.benchmark.methods import METHODS
 from mudi_core.benchmark.results import Result, Results, write_whole
 from mudi_core.benchmark.spec_file import read_spec
@@ -92,13 +91,12 @@ def _same(figure: Sequence[int] | None, wanted: Sequence[int]) -> int:
 
 def look_at(results: Results, one: Result, reader: Reader) -> Seen:
     """Return what is seen in the picture of a result, and keep it beside the picture."""
-    path, where = results.path(one.cell, ".looks.json"), results.spec.combos[one.cell.combo]
+    path = results.path(one.cell, ".looks.json")
     if path.is_file():
         return Seen(**json.loads(path.read_text(encoding="utf-8")))
-    if not isinstance(where, int):
-        raise BadSpec(f"Combo '{one.cell.combo}' is a folder; only characters of the toy world have known looks.")
+    characters = [subject.character for subject in results.spec.characters(one.cell.combo)]
     figures = read(reader, results.image(one.cell), one.comparison.detections.xyxy)
-    found = seen(figures, [subject.character for subject in results.spec.pair(where)])
+    found = seen(figures, characters)
     write_whole(path, json.dumps(vars(found)) + "\n")
     return found
 

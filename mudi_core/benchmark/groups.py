@@ -17,11 +17,16 @@ from ..boxes import Box
 from ..files import NotText, read_text
 from ..subjects.picture_file import SUFFIXES
 from ..subjects.prompt import SUBJECTS
+from ..toy.pairs import Cast
 from ..types import MudiError, listed
 from .wording import MOST_NUMBERED, places_in
 
 CONCEPTS = "dataset_multiconcept.json"
 """The list of pairs in a copy of CustomConcept101 (arXiv 2212.04488), beside ``prompts`` and ``benchmark_dataset``."""
+
+
+MOST_TOGETHER = 5
+"""Characters of a cast: more are in no picture of the embedded model's world."""
 
 
 class BadGroup(MudiError):
@@ -51,6 +56,21 @@ class Group:
     """Name the subjects in every order, each a prompt of its own."""
     pictures: int = 0
     """Of all combos together, for each method and training, dealt evenly; 0: the spec's seeds of each prompt."""
+
+
+@dataclass(frozen=True)
+class Casts:
+    """Combos of characters of the toy world that the spec's ``pairs_seed`` draws (`toy.pairs.Cast`)."""
+
+    subjects: int
+    alike: bool
+    count: int
+
+    def combos(self, title: str) -> dict[str, Cast]:
+        """Return the casts by their names: the title with a number. Raise `BadGroup`."""
+        if not 2 <= self.subjects <= MOST_TOGETHER or self.count < 1:
+            raise BadGroup(f"[casts.{title}]: subjects is 2 to {MOST_TOGETHER}, count 1 or more.")
+        return {f"{title} {i}": Cast(self.subjects, self.alike, i) for i in range(self.count)}
 
 
 class Made(NamedTuple):

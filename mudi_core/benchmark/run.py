@@ -29,6 +29,7 @@ from ..score.compare import References, compare
 from ..score.fidelity import similarities
 from ..stage.cutouts import cut_outs
 from ..subjects import storage
+from ..toy.pairs import Cast
 from ..train.config import TrainConfig
 from ..types import Subject, SubjectSet
 from .methods import METHODS
@@ -205,20 +206,20 @@ class Worker:
         return time.process_time() if self._checkpoint.device.type == "cpu" else time.perf_counter()
 
     def _subjects(self, combo: str) -> SubjectSet:
-        """Return the dataset of the combo; for a drawn pair, draw and prepare the photos when first needed."""
+        """Return the dataset of the combo; for drawn characters, draw and prepare the photos when first needed."""
         where = self.spec.combos[combo]
         if isinstance(where, str):
             return storage.read_subjects(Path(where))
-        if isinstance(where, tuple):
+        if isinstance(where, tuple) and not isinstance(where, Cast):
             threshold = self._checkpoint.usual.photo_threshold
             how = Preparing(self.results, self.detector, self.segmenter, threshold, self.progress)
             return joined([subject for one in where for subject in subjects_of(Path(one), how)])
         place = self.results.folder / combo
         with self.results.claimed(f"{combo}/photos", wait=True):
             if not (place / "dataset" / storage.METADATA).is_file():
-                settings, pair = DemoSettings(), self.spec.pair(where)
-                folders = [draw_photos(place / "photos", spec, self.spec.seed, settings) for spec in pair]
-                storage.write_subjects(prepare_photos(folders, pair, settings, self.progress), place / "dataset")
+                settings, cast = DemoSettings(), self.spec.characters(combo)
+                folders = [draw_photos(place / "photos", spec, self.spec.seed, settings) for spec in cast]
+                storage.write_subjects(prepare_photos(folders, cast, settings, self.progress), place / "dataset")
         return storage.read_subjects(place / "dataset")
 
     def _priors(self, combo: str, subjects: SubjectSet) -> SubjectSet | None:

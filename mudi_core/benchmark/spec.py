@@ -12,8 +12,8 @@ from ..jobs.residual import residual_config
 from ..stage.layout_text import Place
 from ..subjects.prompt import SUBJECTS, with_article
 from ..toy.pairs import MOST as MOST_DRAWN
-from ..toy.pairs import Pair, drawn
-from ..toy.world import PAIRS
+from ..toy.pairs import Cast, drawn, drawn_cast
+from ..toy.world import PAIRS, SubjectSpec
 from ..train.config import TrainConfig
 from ..types import SubjectSet
 from .groups import Own
@@ -43,9 +43,9 @@ class Spec:
     name: str
     base: str
     """ "mini", or an SDXL file or folder."""
-    combos: Mapping[str, str | int | tuple[str, ...]]
+    combos: Mapping[str, str | int | Cast | tuple[str, ...]]
     """A dataset folder by name; or the folder or picture of each subject; or the number of a pair: of the toy world's
-    six, or of those of `pairs_seed`."""
+    six, or of those of `pairs_seed`; or a cast of that seed, which a rule names."""
     methods: tuple[str, ...]
     """Names in `METHODS`; the report compares the last one with each of the others."""
     prompts: tuple[str, ...]
@@ -57,7 +57,7 @@ class Spec:
     trainings: int = 1
     """Trainings of each combo and method, each with the next seed: a mean moves with it by more than methods differ."""
     pairs_seed: int | None = None
-    """Draws the pairs whose numbers are in `combos` (`toy.pairs`), so that nobody chose them."""
+    """Draws the pairs and casts that are in `combos` (`toy.pairs`), so that nobody chose them."""
     priors: int = 0
     """Pictures of other members of each class that the base model makes for prior preservation (paper, appendix B)."""
     steps_of: Mapping[str, int] = field(default_factory=dict)
@@ -102,9 +102,9 @@ class Spec:
         for name in self.combos:
             if not name or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
                 raise BadSpec(f"{self.name}: {name!r} cannot be the name of a combo, because a folder gets this name.")
-        for where in self.combos.values():
-            if isinstance(where, int):
-                self.pair(where)
+        for combo, where in self.combos.items():
+            if isinstance(where, (int, Cast)):
+                self.characters(combo)
         for name in self.published:
             if name not in METHODS:
                 raise BadSpec(
@@ -201,12 +201,20 @@ class Spec:
         noun = self.general_nouns[cell.combo]
         return SubjectSet(tuple(replace(subject, class_noun=noun) for subject in subjects))
 
-    def pair(self, number: int) -> Pair:
-        """Return a drawn pair of characters by its number in `combos`. Raise `BadSpec`."""
+    def characters(self, combo: str) -> tuple[SubjectSpec, ...]:
+        """Return the drawn characters of a combo. Raise `BadSpec`, also for one that is of photos."""
+        where = self.combos[combo]
+        if isinstance(where, Cast):
+            try:
+                return drawn_cast(self.pairs_seed or 0, where)
+            except ValueError as error:
+                raise BadSpec(f"{self.name}: '{combo}' cannot be drawn: {error}") from error
+        if not isinstance(where, int):
+            raise BadSpec(f"Combo '{combo}' is a folder; only characters of the toy world can be drawn.")
         most = len(PAIRS) if self.pairs_seed is None else MOST_DRAWN
-        if not 0 <= number < most:
-            raise BadSpec(f"{self.name}: there is no pair {number}; there are 0 to {most - 1}.")
-        return PAIRS[number] if self.pairs_seed is None else drawn(self.pairs_seed, number + 1)[number]
+        if not 0 <= where < most:
+            raise BadSpec(f"{self.name}: there is no pair {where}; there are 0 to {most - 1}.")
+        return PAIRS[where] if self.pairs_seed is None else drawn(self.pairs_seed, where + 1)[where]
 
     def as_json(self) -> dict[str, Any]:
         """Return what the result of a cell depends on; without what may become more: methods, seeds and trainings."""

@@ -13,15 +13,16 @@ from ..bases.families import BUILT_IN, usual
 from ..files import NotText, read_text
 from ..jobs.fusion import FuseConfig
 from ..jobs.generate import GenerateConfig
+from ..toy.pairs import Cast
 from ..train.config import SETTINGS
 from ..types import MudiError
-from .groups import BadGroup, Group, Made, concepts, made
+from .groups import BadGroup, Casts, Group, Made, concepts, made
 from .judges import BadSpec, Judges
 from .kinds import BadKind, of_kind, of_their_kinds
 from .spec import Spec
 
 _MADE = ("own",)
-_RULES = ("groups", "sorts", "concepts")
+_RULES = ("groups", "sorts", "concepts", "casts")
 """Keys of the file that make combos."""
 _NOT_TRAIN = ("method", "seed", "layout")
 _NOT_FUSE = ("method", "seed")
@@ -56,7 +57,7 @@ def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
     if family.eye is not None:
         judging = replace(judging, detector=family.eye, embedder=family.eye)
     try:
-        rules = _by_rule(given, here, path)
+        rules, casts = _by_rule(given, here, path), _casts(given, path)
         values = of_their_kinds(
             {key: value for key, value in given.items() if key not in ("judges", *_RULES)},
             get_type_hints(Spec),
@@ -81,7 +82,7 @@ def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
             "prompts": (),
             **values,
             "base": values["base"] if values["base"] in BUILT_IN else str(here / values["base"]),
-            "combos": {**combos, **rules.combos},
+            "combos": {**combos, **rules.combos, **casts},
             "nouns": {**nouns, **rules.nouns},
             "own": rules.own,
             "residual": residual,
@@ -102,6 +103,20 @@ def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
     except MudiError as error:
         raise BadSpec(f"{path}, [{table}]: {error}") from error
     return spec
+
+
+def _casts(given: Mapping[str, Any], path: Path) -> dict[str, Cast]:
+    """Return the casts that the file's rules draw. Raise `BadKind` or `BadGroup`."""
+    found: dict[str, Cast] = {}
+    for title, table in of_kind(given.get("casts", {}), Mapping[str, Any], f"{path}, [casts]").items():
+        values = of_their_kinds(table, get_type_hints(Casts), f"{path}, [casts.{title}]")
+        for name in get_type_hints(Casts):
+            if name not in values:
+                raise BadKind(f"{path}, [casts.{title}] does not say '{name}'.")
+        if given.get("pairs_seed") is None:
+            raise BadGroup(f"{path}: [casts] need a 'pairs_seed', which draws them.")
+        found |= Casts(**values).combos(title)
+    return found
 
 
 def _by_rule(given: Mapping[str, Any], here: Path, path: Path) -> Made:

@@ -6,7 +6,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,12 +143,14 @@ def draw_photos(folder: Path, spec: SubjectSpec, seed: int, settings: DemoSettin
     return place
 
 
-def prepare_photos(folders: list[Path], pair: Pair, settings: DemoSettings, progress: Progress = silent) -> SubjectSet:
+def prepare_photos(
+    folders: Sequence[Path], cast: Sequence[SubjectSpec], settings: DemoSettings, progress: Progress = silent
+) -> SubjectSet:
     """Find and cut out the photos of `draw_photos` with the embedded models."""
     cpu = torch.device("cpu")
     detector, segmenter = load_detector(EMBEDDED, None, cpu), load_segmenter(EMBEDDED, None, cpu)
     found = []
-    for folder, spec in zip(folders, pair, strict=True):
+    for folder, spec in zip(folders, cast, strict=True):
         wanted = Wanted(spec.token, spec.class_noun, threshold=settings.photo_threshold, which="best")
         found.append(prepare(storage.read_photos(folder), wanted, detector, segmenter, progress))
     return SubjectSet(tuple(found))
