@@ -59,8 +59,13 @@ def test_a_blueprint_is_one_node_whose_wires_and_widgets_exist(comfyui_server: S
         if named is not None and one["type"].startswith("Mudi"):
             widgets = [name for name in named if name not in BESIDE]
             assert set(widgets) == {name for name in wanted if _is_widget(about, name)} and len(named) == len(values)
-    for number, widget in node["properties"]["proxyWidgets"]:
-        assert widget in [socket["name"] for socket in nodes[int(number)]["inputs"] if "widget" in socket]
+    shown = [socket["name"] for socket in node["inputs"] if "widget" in socket]
+    # Wired to the widgets inside, not only named by their nodes: newer frontends show no others.
+    assert [["-1", name] for name in shown] == node["properties"]["proxyWidgets"]
+    assert len(node["widgets_values"]) == len(shown) > 0
+    for link in inside["links"]:
+        if link["origin_id"] == INPUT and inside["inputs"][link["origin_slot"]]["name"] in shown:
+            assert "widget" in nodes[link["target_id"]]["inputs"][link["target_slot"]]
 
 
 def test_newer_comfyui_offers_them(comfyui_server: Server) -> None:

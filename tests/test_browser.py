@@ -219,6 +219,26 @@ def test_the_quickstart_shows_its_pictures_and_the_score(page: Page, comfyui_ser
         _thumbnails(comfyui_server, ended["id"])
 
 
+def test_the_quickstart_runs_as_an_app(page: Page, comfyui_server: Server) -> None:
+    if not page.evaluate("() => app.extensionManager.command.commands.some(one => one.id === 'Comfy.ToggleLinear')"):
+        pytest.skip("this frontend has no app mode")
+    open_template(page, "0_quickstart")
+    page.evaluate("""() => {
+        app.graph.nodes.find(node => node.type === 'KSampler').widgets.find(one => one.name === 'steps').value = 2
+        app.api.addEventListener('execution_success', () => { window.ended = 'success' })
+        app.api.addEventListener('execution_error', event => { window.ended = event.detail.exception_message })
+    }""")
+    command(page, "Comfy.ToggleLinear")
+    page.get_by_role("button", name="Skip", exact=True).click()  # of the welcome
+    for widget in ("pair", "train", "text", "gamma", "batch_size", "seed"):
+        page.get_by_text(widget, exact=True).locator("visible=true").first.wait_for()
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    page.wait_for_function("() => window.ended", timeout=SECONDS * 1000)
+    assert page.evaluate("() => window.ended") == "success"
+    shown = "() => [...document.images].filter(image => image.src.includes('/view?') && image.naturalWidth > 0).length"
+    page.wait_for_function(f"() => ({shown})() >= 8")  # four pictures and their cards
+
+
 def test_what_a_node_says_stays_when_the_frontend_takes_it_away_and_never_that_of_the_run_before(page: Page) -> None:
     """Newer frontends take the text away when a run ends, whether the node came to its end in it or not."""
     said = page.evaluate("""async () => {
