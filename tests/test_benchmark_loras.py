@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from comfyui_server import ROOT
 from PIL import Image
 
 from benchmarks.loras import METHODS, RESULTS, Looks, keep, table
@@ -27,3 +28,10 @@ def test_results_tell_the_table_without_pictures(tmp_path: Path) -> None:
         for path in place.rglob("pictures/*/*"):
             path.unlink()
     assert table(tmp_path, pairs, 2, METHODS) == before
+
+
+def test_the_docs_have_the_table_of_the_results_that_ship() -> None:
+    results, page = ROOT / "benchmarks" / "results" / "loras", (ROOT / "docs" / "measurements.md").read_text()
+    pairs = {f"pair-{i}": PAIRS[i] for i in range(4)}
+    rows = table(results, pairs, 1, METHODS).splitlines()
+    assert len(rows) == 2 + len(METHODS) and "\n".join(rows) in page
