@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..mudi_core.types import BadLayout, MudiError
+from ..mudi_core.types import BadLayout, MudiError, listed
 from . import host
 from .attention import Places, place_inputs, places, with_part, word_tokens
 from .attention.blocks import blocks_of
@@ -177,6 +177,14 @@ def _told(one: SubjectLora, found: Places, place: int, part: TakenApart, rest: f
 
 
 def _twice(loras: tuple[SubjectLora, ...], whose: list[int]) -> list[str]:
+    """Return a line for each LoRA that a subject has several times, and for each subject that has several LoRAs."""
     pairs = [(one.path, place) for one, place in zip(loras, whose, strict=True)]
     again = dict.fromkeys(pair for pair in pairs if pairs.count(pair) > 1)
-    return [f"{path.name} is there {pairs.count((path, place))} times for one subject." for path, place in again]
+    lines = [f"{path.name} is there {pairs.count((path, place))} times for one subject." for path, place in again]
+    for place in dict.fromkeys(whose):
+        some = list(dict.fromkeys(path.name for path, whom in pairs if whom == place))
+        if len(some) > 1:
+            lines.append(
+                f"{listed(some)} are of one subject. If each is of another, say in LoRA Subject whom it was taught."
+            )
+    return lines

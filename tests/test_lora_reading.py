@@ -71,6 +71,15 @@ def test_a_change_is_what_comfyui_makes(comfy: Comfy, name: str, strength: float
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
+def check_in_comfyui(comfy: Comfy, changes: Mapping[str, Any], model: torch.nn.Module) -> None:
+    """Compare what ComfyUI makes of every changed layer, as the nodes hand it on, with what the library makes of it."""
+    weights = {name: layer.weight.detach() for name, layer in layers_of(model).items()}
+    for name, change in changes.items():
+        weight = weights[name]
+        theirs = by_comfyui(comfy, change.tensors(name), name, weight)
+        torch.testing.assert_close(theirs, weight + change.delta(weight), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_factors_are_the_change(name: str) -> None:
     change, _, weight, _ = one(FOLDER / f"{name}.safetensors")
@@ -163,7 +172,7 @@ def kinds_of_peft() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "LoRA with an alpha", "rsLoRA", "DoRA", "LoHa"])
-def test_what_peft_saves_answers_as_in_peft(kind: str, tmp_path: Path) -> None:
+def test_what_peft_saves_answers_as_in_peft(comfy: Comfy, kind: str, tmp_path: Path) -> None:
     tensors, settings, wearing = peft_raw(tiny_unet(), **kinds_of_peft()[kind])
     expected, plain = predict(wearing), tiny_unet()
     save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / "adapter_model.safetensors")
@@ -176,9 +185,11 @@ def test_what_peft_saves_answers_as_in_peft(kind: str, tmp_path: Path) -> None:
     with worn(plain, (matched.changes, 1.0)):
         torch.testing.assert_close(predict(plain), expected, rtol=0, atol=1e-5)
     assert torch.equal(predict(plain), base) and (base - expected).abs().max() > 1e-3
+    if kind != "DoRA":  # ComfyUI's of rows is another: `OTHERWISE`
+        check_in_comfyui(comfy, matched.changes, plain)
 
 
-def test_what_diffusers_saves_answers_as_in_diffusers(tmp_path: Path) -> None:
+def test_what_diffusers_saves_answers_as_in_diffusers(comfy: Comfy, tmp_path: Path) -> None:
     """`save_lora_weights` of a pipeline, with the alphas that diffusers writes into the file's metadata."""
     from diffusers import StableDiffusionXLPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
@@ -194,8 +205,10 @@ def test_what_diffusers_saves_answers_as_in_diffusers(tmp_path: Path) -> None:
     lora = read_lora(tmp_path / "pytorch_lora_weights.safetensors")
     assert next(iter(lora.written.values())).startswith("unet.")
     plain = tiny_unet()
-    with worn(plain, (lora.on(sizes_of(plain)).changes, 1.0)):
+    changes = lora.on(sizes_of(plain)).changes
+    with worn(plain, (changes, 1.0)):
         torch.testing.assert_close(predict(plain), expected, rtol=0, atol=1e-5)
+    check_in_comfyui(comfy, changes, plain)
 
 
 def other_names(state: Mapping[str, Tensor], modules: Mapping[str, str], style: str) -> dict[str, Tensor]:
@@ -425,7 +438,7 @@ def test_a_training_starts_from_a_lora_of_any_program(mini_state: Any, style: st
     assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], state[key]) for key in state)
 
 
-def test_loha_and_glora_of_linear_layers(tmp_path: Path) -> None:
+def test_loha_of_linear_layers(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = {"hada_w1_a": (40, 2), "hada_w1_b": (2, 32), "hada_w2_a": (40, 2), "hada_w2_b": (2, 32)}
     tensors = {f"lora_unet_a.{part}": torch.randn(*shape, generator=generator) for part, shape in shapes.items()}

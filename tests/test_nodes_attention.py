@@ -521,6 +521,10 @@ def test_a_lora_finds_its_subject_by_name_by_its_file_or_by_order(
     }
     save_file(random_lora(comfy, mini[0], 1), told, about)
     assert module._whose((subject(told, "", 1.0, 1.0),), found) == [1]
+    (line,) = module._twice((subject(told, "", 1.0, 1.0), loras[1]), [1, 1])
+    assert line.startswith("told.safetensors and random2.safetensors are of one subject. If each is of another, say in")
+    assert module._twice((loras[0], loras[0]), [0, 0]) == ["random1.safetensors is there 2 times for one subject."]
+    assert module._twice(loras, [0, 1]) == []
     with pytest.raises(BadLayout, match="the layout has several of this name. Its subjects: olis cat, hta cat"):
         module._whose((subject(first, "cat", 1.0, 1.0),), found)
     with pytest.raises(BadLayout, match="'rex', and the layout has nobody"):

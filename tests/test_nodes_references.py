@@ -114,6 +114,8 @@ def refer(comfy: Comfy, mini: Any, files: dict[str, str], vision: Any) -> Any:
 def test_files_of_both_folders_can_be_chosen(comfy: Comfy, files: dict[str, str]) -> None:
     (comfy.base / "models" / "ipadapter" / "readme.txt").write_text("no adapter")
     choices = comfy.module("host").adapters()
+    kinds = [choice.endswith(".safetensors") for choice in choices[:-1]]
+    assert kinds == sorted(kinds, reverse=True) and len(set(kinds)) == 2
     assert set(files.values()) < set(choices) and choices[-1].startswith("embedded") and "readme.txt" not in choices
 
 

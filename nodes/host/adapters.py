@@ -28,8 +28,9 @@ for _folder in FOLDERS:
 
 
 def adapters() -> list[str]:
-    """Return the choices of an adapter widget, the embedded one last."""
-    return [*dict.fromkeys(name for folder in FOLDERS for name in _files(folder)), MINI]
+    """Return the choices of an adapter widget, those of safetensors first, the embedded one last."""
+    found = dict.fromkeys(name for folder in FOLDERS for name in _files(folder))
+    return [*sorted(found, key=lambda name: not name.lower().endswith(_SUFFIXES[0])), MINI]
 
 
 def find_adapter(choice: str | None) -> Path | None:
