@@ -13,6 +13,7 @@ from comfyui import Comfy
 from safetensors.torch import save_file
 from test_nodes_attention import (
     differ,
+    flipped,
     guided,
     halves,
     layout,
@@ -23,6 +24,7 @@ from test_nodes_attention import (
     separate,
     text,
     unlike,
+    with_adapter,
 )
 from test_references import nested
 from tiny_models import tiny
@@ -204,6 +206,20 @@ def test_it_stacks_with_every_other_node_in_any_order(comfy: Comfy, mini: Any, l
     for order in ("gsrf", "rfgs"):
         assert unlike(worn(order), wanted) < 1e-2, order
     assert differ(worn("srg"), wanted) > 0.05
+
+
+def test_prompts_are_told_apart_in_every_order_without_a_negative_one_and_beside_another_packs_patch(
+    comfy: Comfy, mini: Any, refer: Any
+) -> None:
+    model = refer("MS-Diffusion").result[0]
+    wanted, turned = sampled(comfy, mini, model), model.clone()
+    turned.set_model_unet_function_wrapper(flipped)
+    assert unlike(sampled(comfy, mini, turned), wanted) < 1e-2
+    assert differ(sampled(comfy, mini, model, cfg=1.0), sampled(comfy, mini, mini[0], cfg=1.0)) > 0.05
+    both = sampled(comfy, mini, with_adapter(comfy, model))
+    other_way = sampled(comfy, mini, refer("MS-Diffusion", with_adapter(comfy, mini[0])).result[0])
+    assert unlike(both, other_way) < 1e-2
+    assert differ(both, wanted) > 0.05 and differ(both, sampled(comfy, mini, with_adapter(comfy, mini[0]))) > 0.05
 
 
 def test_keys_and_values_are_projected_once_a_run_and_then_forgotten(comfy: Comfy, mini: Any, refer: Any) -> None:
