@@ -127,6 +127,17 @@ def test_every_node_is_found_by_other_words_where_comfyui_knows_them(
     assert len(given[0]["search_aliases"]) >= 3
 
 
+def test_the_first_five_nodes_of_an_artist_are_among_comfyuis_essentials(
+    comfy: Comfy, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(host, "schema", lambda **settings: given.append(settings))
+    for node_id in comfy.nodes:
+        comfy.node(node_id).define_schema()
+    found = {one["node_id"] for one in given if one.get("essentials_category") == "Characters"}
+    assert found == {"MudiSubjectFromPhotos", "MudiTrainLora", "MudiLayout", "MudiInitLatent", "MudiCompare"}
+
+
 def test_pictures_come_out_of_batches_and_lists(convert: Any) -> None:
     rgb, rgba, grey = torch.rand(2, 8, 6, 3), torch.rand(1, 4, 4, 4), torch.rand(5, 7, 1)
     assert [tuple(image.shape) for image in convert.pictures([rgb, rgba, grey])] == [
