@@ -248,6 +248,18 @@ def test_the_quickstart_has_the_settings_of_the_demo(info: Info) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_widgets_have_their_values_by_name_too(info: Info, name: str) -> None:
+    """Newer frontends find a value by its name where a node has got other widgets since."""
+    for node in working(name):
+        if not node.get("widgets_values"):
+            continue
+        named = node["widgets_values_named"]
+        assert list(named.values()) == node["widgets_values"], node["type"]
+        if node["type"] in info:
+            assert widgets(node, info[node["type"]]).items() <= named.items(), node["type"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_workflow_has_a_deprecated_node(info: Info, name: str) -> None:
     at_work = [node["type"] for node in working(name) if node["type"] in info or node["type"] not in NEWER]
     assert not [kind for kind in at_work if info[kind].get("deprecated")]
