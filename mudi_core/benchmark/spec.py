@@ -102,6 +102,8 @@ class Spec:
         for name in self.combos:
             if not name or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
                 raise BadSpec(f"{self.name}: {name!r} cannot be the name of a combo, because a folder gets this name.")
+        if self.pairs_seed is None and any(isinstance(where, Cast) for where in self.combos.values()):
+            raise BadSpec(f"{self.name}: [casts] need a 'pairs_seed', which draws them.")
         for combo, where in self.combos.items():
             if isinstance(where, (int, Cast)):
                 self.characters(combo)
@@ -205,8 +207,9 @@ class Spec:
         """Return the drawn characters of a combo. Raise `BadSpec`, also for one that is of photos."""
         where = self.combos[combo]
         if isinstance(where, Cast):
+            assert self.pairs_seed is not None, "checked before"
             try:
-                return drawn_cast(self.pairs_seed or 0, where)
+                return drawn_cast(self.pairs_seed, where)
             except ValueError as error:
                 raise BadSpec(f"{self.name}: '{combo}' cannot be drawn: {error}") from error
         if not isinstance(where, int):

@@ -113,8 +113,6 @@ def _casts(given: Mapping[str, Any], path: Path) -> dict[str, Cast]:
         for name in get_type_hints(Casts):
             if name not in values:
                 raise BadKind(f"{path}, [casts.{title}] does not say '{name}'.")
-        if given.get("pairs_seed") is None:
-            raise BadGroup(f"{path}: [casts] need a 'pairs_seed', which draws them.")
         found |= Casts(**values).combos(title)
     return found
 
