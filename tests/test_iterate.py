@@ -313,6 +313,36 @@ def test_a_folder_of_another_iteration_is_refused(tmp_path: Path, drawn_subjects
         go(Fake(0.0), tmp_path, drawn_subjects)
 
 
+def test_before_the_first_training_more_pictures_can_be_asked_for(
+    tmp_path: Path, drawn_subjects: SubjectSet
+) -> None:
+    few = Fake(0.1)
+    with pytest.raises(NoneSound):
+        go(few, tmp_path, drawn_subjects, pictures=replace(CONFIG.pictures, least=4, keep=4, count=3))
+    model = Fake(0.1, 0.0, 0.0)
+    with pytest.raises(CannotIterate, match="other settings"):
+        go(model, tmp_path, drawn_subjects, pictures=replace(CONFIG.pictures, seed=1))
+    go(model, tmp_path, drawn_subjects, made_of={"training": 2}, rounds=1)
+    assert few.painted == 4 + 3 and model.painted == 3 + 4
+    with pytest.raises(CannotIterate, match="other training"):
+        go(model, tmp_path, drawn_subjects, made_of={"training": 1}, rounds=1)
+    with pytest.raises(CannotIterate, match="other pictures to choose from"):
+        go(model, tmp_path, drawn_subjects, made_of={"training": 2}, pictures=replace(CONFIG.pictures, count=7))
+
+
+def test_more_rounds_can_be_asked_for_later(tmp_path: Path, drawn_subjects: SubjectSet) -> None:
+    model = Fake(0.1, 0.2, 0.0)
+    assert go(model, tmp_path, drawn_subjects, rounds=1).best.number == 1
+    done = go(model, tmp_path, drawn_subjects)
+    assert (len(done.rounds) - 1, done.best.number, model.trained) == (3, 2, 3)
+
+
+def test_every_picture_of_a_check_can_be_looked_at(tmp_path: Path, drawn_subjects: SubjectSet) -> None:
+    go(Fake(-1.0), tmp_path, drawn_subjects)
+    for number in (0, 1):
+        assert len(list((tmp_path / "out" / f"check-{number}").glob("*.png"))) == CONFIG.checks
+
+
 def test_the_command_iterates_on_the_embedded_model(
     mini_weights: None, drawn_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,11 +103,11 @@ class Shelf(Protocol):
     def get(self, number: int, prompt: str, seed: int) -> Tried | None:
         """Return what came of a picture; None where it was not tried."""
 
-    def add(self, one: Tried, sound: bool) -> Tried:
-        """Keep what came of a picture, and the picture itself where it is sound; return it as it is kept."""
+    def add(self, one: Tried, keep: bool) -> Tried:
+        """Keep what came of a picture, and the picture itself where that is wanted; return it as it is kept."""
 
     def image(self, one: Tried) -> Tensor:
-        """Return a sound picture."""
+        """Return a picture that was kept."""
 
 
 class InMemory:
@@ -119,9 +119,9 @@ class InMemory:
         """Return None: nothing is kept from before."""
         return None
 
-    def add(self, one: Tried, sound: bool) -> Tried:
+    def add(self, one: Tried, keep: bool) -> Tried:
         """Return it, without its picture where nobody will want it."""
-        return one if sound else replace(one, image=None)
+        return one if keep else replace(one, image=None)
 
     def image(self, one: Tried) -> Tensor:
         """Return its picture."""
@@ -130,16 +130,25 @@ class InMemory:
 
 
 def try_all(
-    pictures: Sequence[tuple[str, int]], subjects: int, paint: Paint, judge: Judge, shelf: Shelf
+    pictures: Sequence[tuple[str, int]],
+    subjects: int,
+    paint: Paint,
+    judge: Judge,
+    shelf: Shelf,
+    *,
+    keep_all: bool = False,
 ) -> Iterator[Tried]:
-    """Paint and judge pictures of these prompts and seeds, in their order, and yield what came of each."""
+    """Paint and judge pictures of these prompts and seeds, in their order, and yield what came of each.
+
+    Pictures are kept where they are sound, or all.
+    """
     for number, (prompt, seed) in enumerate(pictures):
         there = shelf.get(number, prompt, seed)
         if there is None:
             image = paint(prompt, seed)
             (comparison,) = judge([image])
             one = _tried(number, prompt, seed, comparison, image)
-            there = shelf.add(one, one.is_sound(subjects))
+            there = shelf.add(one, keep_all or one.is_sound(subjects))
         yield there
 
 

@@ -28,6 +28,8 @@ from .train import LoraFiles, whole_of
 from .unfinished import MADE_OF, differences, remember
 
 STATE = "iterate.json"
+LEARNING = ("pictures to choose from", "training")
+"""What nothing depends on before the first round is trained: whoever finds too few pictures can ask for more."""
 
 
 class CannotIterate(MudiError):
@@ -127,12 +129,14 @@ def iterate(
 ) -> Iterated:
     """Improve a LoRA of all subjects by pictures that it makes itself; files and numbers are in ``folder``.
 
-    ``made_of``: what else the result depends on, to refuse a folder of something else. ``folder/best.safetensors`` is
-    the LoRA of the best round. Raise `CannotIterate`, `best_pictures.NoneSound`, and what model and judge raise.
+    ``made_of``: what else the result depends on, to refuse a folder of something else; "training" of it, and how many
+    pictures a round chooses from, may change until the first round is trained, ``config.rounds`` at any time.
+    ``folder/best.safetensors`` is the LoRA of the best round. Raise `CannotIterate`, `best_pictures.NoneSound`, and
+    what model and judge raise.
     """
     with _alone(folder):
         lora = read_lora(first)
-        _same(folder, {**made_of, "lora": lora.fingerprint(), "settings": asdict(config)})
+        _same(folder, {**made_of, **_settings(config), "lora": lora.fingerprint()})
         work = _Work(subjects, model, judge, config, folder, progress)
         rounds = [replace(work.check(lora, 0), lora=first)]
         best, stopped = rounds[0], False
@@ -178,7 +182,7 @@ class _Work:
         shelf = FolderShelf(self.folder / f"check-{number}")
         pictures = asked(self.config.fresh, self.config.checks, self.config.pictures.seed + 1)
         with self.model.wearing(lora) as paint, self.progress(f"checking round {number}") as update:
-            for one in try_all(pictures, n, paint, self.judge, shelf):
+            for one in try_all(pictures, n, paint, self.judge, shelf, keep_all=True):
                 found.append(one)
                 update(len(found), len(pictures))
         sound = sum(one.is_sound(n) for one in found) / len(found)
@@ -208,12 +212,22 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _settings(config: IterateConfig) -> dict[str, Any]:
+    """Return the settings as two values: which pictures are painted, and how those to learn from are chosen."""
+    pictures = asdict(config.pictures)
+    which = {"prompts": pictures.pop("prompts"), "seed": pictures.pop("seed")}
+    return {"settings": {**which, "fresh": config.fresh, "checks": config.checks}, LEARNING[0]: pictures}
+
+
 def _same(folder: Path, made_of: Mapping[str, Any]) -> None:
     """Write what an iteration is made of, or compare it with what is there. Raise `CannotIterate`."""
-    if not (folder / MADE_OF).exists():
+    trained = any(folder.glob("round-1/*.safetensors"))
+    different = differences(folder, made_of) if (folder / MADE_OF).exists() else list(LEARNING)
+    different.sort(key=lambda name: name in LEARNING)
+    if not trained and set(different) <= set(LEARNING):
         with _writing(folder):
             remember(folder, made_of)
-    if different := differences(folder, made_of):
+    elif different:
         raise CannotIterate(
             f"{folder} holds an iteration with other {different[0]}. Choose another folder, or give it what it had "
             "before."

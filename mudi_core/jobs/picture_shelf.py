@@ -1,4 +1,4 @@
-"""Pictures that were tried, in a folder: a line for each with its score and seed, and the sound ones as PNGs."""
+"""Pictures that were tried, in a folder: a line for each with its score and seed, and those to keep as PNGs."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class FolderShelf:
             return None
         return one if one.path is None or one.path.is_file() else None
 
-    def add(self, one: Tried, sound: bool) -> Tried:
-        """Write the picture where it is sound, and then its line. Raise `CannotWriteShelf`."""
-        path = self.folder / f"{one.number:04d}.png" if sound else None
+    def add(self, one: Tried, keep: bool) -> Tried:
+        """Write the picture where it is to be kept, and then its line. Raise `CannotWriteShelf`."""
+        path = self.folder / f"{one.number:04d}.png" if keep else None
         try:
             if path is not None:
                 assert one.image is not None
@@ -60,7 +60,7 @@ class FolderShelf:
         return kept
 
     def image(self, one: Tried) -> Tensor:
-        """Read a sound picture. Raise `BadPhoto`."""
+        """Read a picture that was kept. Raise `BadPhoto`."""
         if one.path is None:
             raise BadPhoto(f"Picture {one.number} of {self.folder} was not kept.")
         return read_photo(self.folder / one.path.name).image
