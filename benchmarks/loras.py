@@ -194,10 +194,10 @@ class Looks:
         return {"right": seen.right, "leaked": seen.leaked}
 
 
-def rows_of(place: Path, specs: Any, looks: Looks) -> Iterator[dict[str, Any]]:
+def rows_of(place: Path, specs: Any, looks: Looks, kept: str = RESULTS) -> Iterator[dict[str, Any]]:
     """Yield what was found in each picture of a training, with its method and name."""
-    if (place / RESULTS).is_file():
-        yield from map(json.loads, (place / RESULTS).read_text(encoding="utf-8").splitlines())
+    if (place / kept).is_file():
+        yield from map(json.loads, (place / kept).read_text(encoding="utf-8").splitlines())
         return
     for path in sorted(place.glob("pictures/*/*.json")):
         row = json.loads(path.read_text(encoding="utf-8"))
@@ -219,10 +219,11 @@ def keep(place: Path, specs: Any, looks: Looks) -> None:
     part.replace(place / RESULTS)
 
 
-def table(out: Path, pairs: Mapping[str, Any], seeds: int, methods: Iterable[str]) -> str:
+def table(out: Path, pairs: Mapping[str, Any], seeds: int, methods: Iterable[str], kept: str = RESULTS) -> str:
     """Return the table of what is there: means, with intervals over pairs, trainings and pictures.
 
-    A training's folder is ``out / pair / training-SEED``, a picture's file ``pictures / method / NUMBER.json`` in it.
+    A training's folder is ``out / pair / training-SEED``, a picture's file ``pictures / method / NUMBER.json`` in it;
+    ``kept`` is its file of results.
     """
     from mudi_core.report.statistics import hierarchical_interval
 
@@ -234,7 +235,7 @@ def table(out: Path, pairs: Mapping[str, Any], seeds: int, methods: Iterable[str
     found: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {}
     for pair, specs in pairs.items():
         for seed in range(seeds):
-            for row in rows_of(out / pair / f"training-{seed}", specs, looks):
+            for row in rows_of(out / pair / f"training-{seed}", specs, looks, kept):
                 found.setdefault(row["method"], {}).setdefault(pair, {}).setdefault(str(seed), []).append(row)
     for method in methods:
         rows = found.get(method, {})
