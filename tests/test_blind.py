@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,18 @@ from PIL import Image
 
 from mudi_core.benchmark.results import Result, Results
 from mudi_core.benchmark.spec import Spec
+from mudi_core.subjects.storage import write_subjects
 from mudi_core.toy.world import PAIRS
-from mudi_core.types import Comparison, Detections, Verdict
+from mudi_core.types import Comparison, Detections, SubjectSet, Verdict
 from workshop import blind
 
 
 def key_of(*rows: tuple[str, bool]) -> dict[str, dict[str, object]]:
-    return {str(i): {"method": method, "verdict": verdict} for i, (method, verdict) in enumerate(rows, 1)}
+    judged = {"own": 0.7, "alike": 0.8, "right": 0.9, "leaked": 0.1}
+    return {
+        str(i): {"method": method, "verdict": verdict, "score": i / 10, **judged}
+        for i, (method, verdict) in enumerate(rows, 1)
+    }
 
 
 def test_agreement_is_counted_against_chance() -> None:
@@ -29,8 +35,27 @@ def test_agreement_is_counted_against_chance() -> None:
         "cutmix": {"pictures": 2, "eye": 0.0, "verdict": 0.5},
         "mudi": {"pictures": 2, "eye": 1.0, "verdict": 1.0},
     }
+    assert found["AUROC"] == {"score": 0.0, "right": 0.5, "leaked": 0.5}, "the eye's yes has the lowest scores"
     with pytest.raises(ValueError, match=r"No answer for 2, 4\."):
         blind.agreement(key, {"1": True, "3": False})
+
+
+def test_other_limits_are_tried_on_the_same_answers() -> None:
+    key, answers = key_of(("mudi", True), ("cutmix", False)), {"1": True, "2": False}
+    key["2"] |= {"own": 0.9, "alike": 0.7}
+    assert blind.by_limits(key, answers, 0.7, 0.75)["kappa"] == 1.0
+    assert blind.by_limits(key, answers, 0.7, 0.7)["yes by the verdict alone"] == 1
+    assert blind.by_limits(key, answers, 0.75, 0.75)["yes by the eye alone"] == 1
+
+
+def test_the_limits_of_a_picture_are_its_weakest_subjects() -> None:
+    s_gt, s_dc = torch.tensor([[0.8, 0.2], [0.2, 0.5]]), torch.tensor([[0.6, 0.2], [0.1, 0.45]])
+    found = Detections(torch.zeros(2, 4), torch.ones(2), ("cat", "cat"))
+    verdicts = (Verdict("a", "found", 0.9, ""), Verdict("b", "unlike", 0.7, ""))
+    one = Comparison(("a", "b"), 0.4, 0.5, s_gt, s_dc, found, verdicts)
+    assert blind.verdict_of(one) == {"verdict": False, "score": 0.4, "own": 0.7, "alike": 0.75}
+    lost = replace(one, verdicts=(verdicts[0], Verdict("b", "missing", 0.0, "")))
+    assert (blind.verdict_of(lost)["own"], blind.verdict_of(lost)["alike"]) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("line", ["3", "3 perhaps", "three yes", "1 no"])
@@ -70,11 +95,14 @@ def test_sheets_show_each_chosen_picture_once_and_no_method(tmp_path: Path) -> N
     assert [k["method"] for k in key.values()] != sorted(k["method"] for k in key.values())
 
 
-def test_sheets_of_single_loras_are_drawn_too(tmp_path: Path) -> None:
+def test_sheets_of_single_loras_are_drawn_too(mini_weights: None, drawn_subjects: SubjectSet, tmp_path: Path) -> None:
     folder = tmp_path / "out" / "pair-1" / "training-0" / "pictures" / "fused"
     folder.mkdir(parents=True)
     Image.new("RGB", (40, 40), "red").save(folder / "007.png")
-    (folder / "007.json").write_text(json.dumps({"score": 0.5, "sound": True, "boxes": []}))
+    write_subjects(drawn_subjects, tmp_path / "out" / "pair-1" / "both")
     (one,) = blind.of_loras(tmp_path / "out")
-    assert one.characters == PAIRS[1] and one.about["method"] == "fused" and one.about["verdict"]
+    assert one.characters == PAIRS[1] and one.about["method"] == "fused"
     assert blind.sheets([one], 200, 0, tmp_path / "to") == 1
+    key = json.loads((tmp_path / "to" / "key.json").read_text())
+    assert key["1"]["name"] == "007" and not key["1"]["verdict"] and key["1"]["own"] == 0.0
+    assert 0 <= key["1"]["right"] <= 1
