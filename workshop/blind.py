@@ -122,7 +122,7 @@ def sheets(pictures: Sequence[Shown], count: int, seed: int, to: Path) -> int:
     return len(key)
 
 
-def agreement(key: dict[str, dict[str, object]], answers: dict[str, bool]) -> dict[str, object]:
+def agreement(key: Mapping[str, Mapping[str, Any]], answers: Mapping[str, bool]) -> dict[str, object]:
     """Return how the eye and the verdict agree, and what the eye says of each method.
 
     ``kappa`` is Cohen's: 0 is chance, 1 is perfect; ``AUROC`` tells how far each of `JUDGES` tells the eye's yes from
