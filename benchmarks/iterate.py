@@ -42,7 +42,9 @@ def improve(place: Path, pair: Path, seed: int, options: argparse.Namespace) -> 
         for shared in ("check-0", "round-1/pictures"):
             if out != first and (first / shared).is_dir() and not (out / shared).exists():
                 shutil.copytree(first / shared, out / shared)
-        quick = ["--count", "2", "--keep", "2", "--least", "1", "--steps", "1", "--checks", "2"] if options.quick else []
+        quick = (
+            ["--count", "2", "--keep", "2", "--least", "1", "--steps", "1", "--checks", "2"] if options.quick else []
+        )
         words = ["iterate", str(pair / "both"), "--base", "mini", "--lora", str(whole), "--out", str(out)]
         words += ["--rounds", "1", "--kl-weight", weight, "--seed", str(seed), "--least", str(options.least), *quick]
         if command(words):

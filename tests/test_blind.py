@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_server import ROOT
 from PIL import Image
 
 from mudi_core.benchmark.results import Result, Results
@@ -106,3 +107,22 @@ def test_sheets_of_single_loras_are_drawn_too(mini_weights: None, drawn_subjects
     key = json.loads((tmp_path / "to" / "key.json").read_text())
     assert key["1"]["name"] == "007" and not key["1"]["verdict"] and key["1"]["own"] == 0.0
     assert 0 <= key["1"]["right"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("looked", "row"),
+    [
+        ("held-out", "| 200 of four held-out pairs, seven methods |"),
+        ("development", "| 128 of two development pairs, MuDI and DreamBooth from MuDI's start |"),
+    ],
+)
+def test_the_docs_count_the_answers_that_ship(looked: str, row: str) -> None:
+    folder = ROOT / "benchmarks" / "results" / "blind" / looked
+    key = json.loads((folder / "key.json").read_text())
+    found = blind.agreement(key, blind.read_answers(folder / "answers.txt"))
+    both, eye, verdict = (found[f"yes by {who}"] for who in ("both", "the eye alone", "the verdict alone"))
+    judges = found["AUROC"]
+    assert isinstance(both, int) and isinstance(eye, int) and isinstance(verdict, int) and isinstance(judges, dict)
+    numbers = [f"{both + eye}", f"{both + verdict}", f"{both}", f"{found['kappa']:.2f}"]
+    numbers += [f"{judges[name]:.2f}" for name in ("score", "right", "leaked")]
+    assert f"{row} {' | '.join(numbers)} |" in (ROOT / "docs" / "BENCHMARKS.md").read_text()

@@ -313,9 +313,7 @@ def test_a_folder_of_another_iteration_is_refused(tmp_path: Path, drawn_subjects
         go(Fake(0.0), tmp_path, drawn_subjects)
 
 
-def test_before_the_first_training_more_pictures_can_be_asked_for(
-    tmp_path: Path, drawn_subjects: SubjectSet
-) -> None:
+def test_before_the_first_training_more_pictures_can_be_asked_for(tmp_path: Path, drawn_subjects: SubjectSet) -> None:
     few = Fake(0.1)
     with pytest.raises(NoneSound):
         go(few, tmp_path, drawn_subjects, pictures=replace(CONFIG.pictures, least=4, keep=4, count=3))

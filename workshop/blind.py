@@ -118,7 +118,8 @@ def sheets(pictures: Sequence[Shown], count: int, seed: int, to: Path) -> int:
                 with Image.open(one.path) as image:
                     tiles.append((str(len(key)), _pixels(np.asarray(image.convert("RGB")))))
             _sheet(tiles).save(to / f"sheet {first:03d} to {len(key):03d}.png")
-    (to / "key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
+    lines = ",\n".join(f'"{number}": {json.dumps(about)}' for number, about in key.items())
+    (to / "key.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     return len(key)
 
 
