@@ -129,7 +129,8 @@ class MakeTrainSettings(io.ComfyNode):  # type: ignore[misc]
                 io.Combo.Input(
                     "start_from",
                     options=host.loras(),
-                    tooltip="A LoRA of Train LoRA to begin with, of the same kind of model and of no higher rank.",
+                    tooltip="A LoRA to begin with, of the same kind of model, by any program and of any kind: LoRA, "
+                    "LoKr, LoHa, DoRA, GLoRA. What it changes beyond the rank of the training is cut off, and told.",
                 ),
                 io.Float.Input(
                     "dco_beta",

@@ -18,7 +18,7 @@ from .denoiser import usual_of
 from .host import widgets, written
 from .sockets import Dataset, PreviewSocket, Settings, TrainingSet, TrainPreview, TrainSettings
 from .train_config import LOSSES, PRESETS, config_of
-from .training import Run, read_lora, with_lora
+from .training import Run, read_lora, started, with_lora
 
 if TYPE_CHECKING:
     from ..mudi_core.bases.families import Family
@@ -180,7 +180,6 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         on_lora: str = "",
     ) -> io.NodeOutput:
         from ..mudi_core.jobs.train import Training, whole_of
-        from ..mudi_core.lora.file import load_lora
 
         values = (name, method, preset, steps, rank, learning_rate, batch_size, seed, loss, on_lora)
         chosen = dict(zip(_WIDGETS, values, strict=True))
@@ -192,7 +191,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         base.check(config.learning.precision == "bf16")
         if usual.remark:
             host.log.warning(usual.remark)
-        start = None if settings.start is None else load_lora(settings.start)[0]
+        start, cut = started(settings.start, base, config.learning.rank)
         on = carried(model, on_lora)
         training = Training(base, dataset.subjects, config, dataset.priors, dataset.others, start, on)
         plan = training.plan(host.progress(), host.cache_folder())
@@ -203,7 +202,7 @@ class TrainLora(io.ComfyNode):  # type: ignore[misc]
         written.remember("MudiTrainLora", chosen, run.path)
         drawn = drawing.loss_curve(result.losses, config.samples.steps)
         for_diffusers = run.for_diffusers(usual) if settings.diffusers_file else ""
-        remarks = [_summary(run, usual), for_diffusers, usual.remark, base.remark, result.remark]
+        remarks = [_summary(run, usual), for_diffusers, cut, usual.remark, base.remark, result.remark]
         text = " ".join(filter(None, remarks))
         wearing = with_lora(model, read_lora(run.path), run.path.name)
         usable = run.path if training.on is None else whole_of(run.path)

@@ -18,6 +18,7 @@ from ..mudi_core.files import whole
 from ..mudi_core.types import MudiError
 from . import drawing, host
 from .base import ComfyBase
+from .denoiser.patches import delta_of
 from .host.listing import entries
 from .preview import sampled
 from .sockets import TrainPreview
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..mudi_core.jobs.previews import Preview
     from ..mudi_core.jobs.train import Training
     from ..mudi_core.lora.file import LoraState
+    from ..mudi_core.lora.start_from import StartLora
     from ..mudi_core.train.loop import TrainResult
     from ..mudi_core.train.plan import Plan
 
@@ -184,6 +186,20 @@ def _says(path: Path, about: Mapping[str, str]) -> bool:
         return about.items() <= load_lora(path)[1].items()
     except MudiError:
         return False
+
+
+def started(path: Path | None, base: ComfyBase, rank: int) -> tuple[StartLora | None, str]:
+    """Return the LoRA of a file as what a training of this rank starts from, and what it loses of it in a sentence.
+
+    It begins with what ComfyUI's loaders make of the file. Raise `BadLora`.
+    """
+    from ..mudi_core.lora import reading
+    from ..mudi_core.lora.start_from import start_of
+
+    if path is None:
+        return None, ""
+    found = start_of(reading.read_lora(path), base.denoiser(), rank, delta_of, host.progress())
+    return found, found.told(path.name)
 
 
 def with_lora(model: Any, state: Mapping[str, Tensor], name: str) -> Any:

@@ -142,7 +142,9 @@ def test_savings_on_the_way_and_a_start_from_one_of_them(
     assert any(value.abs().max() > 0 for key, value in saved.items() if "lora_up" in key)
     for key, value in saved.items():
         torch.testing.assert_close(begun[key], value, rtol=1e-3, atol=1e-5)
-    capsys.readouterr()
+    assert "The start holds" not in capsys.readouterr().out
+    assert main(command(drawn_dataset, tmp_path / "cut.safetensors", *still, "--rank", "1")) == 0
+    assert "% of what l-000002.safetensors changes; a higher rank holds more." in capsys.readouterr().out
     assert main(command(drawn_dataset, further, "--learning-rate", "1e-12")) == 1
     assert "made from another LoRA to start from" in capsys.readouterr().err
     assert main(command(drawn_dataset, tmp_path / "x.safetensors", "--start-from", str(tmp_path / "gone"))) == 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mudi_core.bases.unet import UNetDenoiser
+from mudi_core.lora.start_from import StartLora
 from mudi_core.train import loop
 from mudi_core.train.config import TrainConfig
 from mudi_core.train.plan import Plan
@@ -77,5 +78,6 @@ def train(
     **more: Any,
 ) -> loop.TrainResult:
     """`loop.train` of a U-Net; ``more``: checkpoint, team."""
+    start = StartLora(start) if isinstance(start, dict) else start
     events, begin = loop.Events(on_step, on_save, on_preview), loop.Beginning(start, stopped=resume)
     return loop.train(denoiser(unet, prediction_type), plan, config, events, begin=begin, **more)

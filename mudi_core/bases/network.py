@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..types import MudiError
-from .quantize import BaseWeights, stored_as
+from .quantize import BaseWeights, FrozenLinear, stored_as
 
 KOHYA = "lora_unet_"
 """The prefix of kohya's name of a network layer, in every family."""
@@ -64,6 +64,11 @@ class DiffusersNetwork:
 
     def layers(self) -> dict[str, nn.Module]:
         return {name: layer for name, layer in self.network.named_modules() if isinstance(layer, nn.Linear)}
+
+    def weight(self, layer: str) -> Tensor:
+        module = self.network.get_submodule(layer)
+        weight: Tensor = module.full() if isinstance(module, FrozenLinear) else module.weight
+        return weight.detach().float()
 
     def file_name(self, layer: str) -> str:
         """Turn ``down_blocks.1.attentions.0...to_q`` into ``lora_unet_down_blocks_1_attentions_0_..._to_q``."""

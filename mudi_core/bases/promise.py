@@ -118,6 +118,9 @@ class Denoiser(Protocol):
     def layers(self) -> dict[str, nn.Module]:
         """Return the linear layers by name, always in the same order."""
 
+    def weight(self, layer: str) -> Tensor:
+        """Return the weight ``[out, in]`` that one of the `layers` multiplies with, float32, LoRAs on it included."""
+
     def file_name(self, layer: str) -> str:
         """Return the name of a layer in a LoRA file: kohya's name, as other programs read it."""
 

@@ -35,8 +35,8 @@ def check_writable(out: Path) -> None:
         raise BadTensorFile(f"{out.parent} cannot be written: {reason}. Choose another place with --out.") from error
 
 
-def answer(training: Training, plan: Plan, trained: TrainResult, out: Path, best: BestLora) -> Answer:
-    """Return what is told of a training that has ended."""
+def answer(training: Training, plan: Plan, trained: TrainResult, out: Path, best: BestLora, remark: str = "") -> Answer:
+    """Return what is told of a training that has ended; ``remark``: a sentence of how it began."""
     from ..jobs.train import whole_of
 
     samples = training.config.samples
@@ -49,8 +49,7 @@ def answer(training: Training, plan: Plan, trained: TrainResult, out: Path, best
         words += f" The pictures were best after {best.step} steps, {best.score:.2f}: {best.path}."
     if training.on is not None:
         words += f" It acts on top of {training.on.name}; both as one file: {whole_of(out)}."
-    if trained.remark:
-        words += f" {trained.remark}"
+    words = " ".join(filter(None, [words, remark, trained.remark]))
     return Answer(
         words,
         {
@@ -91,9 +90,9 @@ def read_existing(out: Path, training: Training) -> str | None:
     from ..lora.change import BadLora
     from ..lora.file import load_lora
     from ..lora.metadata import plain_base
+    from ..lora.start_from import fingerprint_of
     from ..lora.together import ON
     from ..tensor_file import BadTensorFile
-    from ..train.resume import lora_fingerprint
 
     if not out.exists():
         return None
@@ -104,7 +103,7 @@ def read_existing(out: Path, training: Training) -> str | None:
     made_of = {
         "mudi_config": (training.config.to_json(), "other settings"),
         "mudi_base": (plain_base(training.base.name), "another base model"),
-        "mudi_start": (lora_fingerprint(training.start), "another LoRA to start from"),
+        "mudi_start": (fingerprint_of(training.start), "another LoRA to start from"),
         ON: (training.about_on().get(ON), "another LoRA on the base model"),
     }
     for key, (ours, what) in made_of.items():

@@ -70,7 +70,12 @@ def add(commands: Any) -> None:
         help="a LoRA that stays on the base model, such as a fusion: what is learned is added to it, and both are "
         "written as one file, too",
     )
-    parser.add_argument("--start-from", type=Path, metavar="FILE", help="a LoRA to start from, of this rank or less")
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="FILE",
+        help="a LoRA of any kind to start from; what is beyond the rank is cut off",
+    )
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="save what is encoded for the next run (4 GB at most)"
     )
@@ -117,8 +122,8 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
 
     from ..jobs.fuse_checkpoint import wearing
     from ..jobs.train import LoraFiles, Training, train_lora
-    from ..lora.file import load_lora
     from ..lora.reading import read_lora
+    from ..lora.start_from import start_of
     from ..stage.strangers import strangers_of
     from ..subjects import storage
     from ..train.best import BestLora
@@ -127,7 +132,7 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     journal = Journal(talk, args.log_every, args.tensorboard if team.leads else None)
     files = LoraFiles(args.out, args.out.with_suffix(".stopped.safetensors"))
     _check_stopped(args, files)
-    start = None if args.start_from is None else load_lora(args.start_from)[0]
+    begun = None if args.start_from is None else read_lora(args.start_from)
     on_it = None if args.on is None else read_lora(args.on)
     subjects = storage.read_subjects(args.dataset, packed=True)
     priors = None if args.priors is None else storage.read_priors(args.priors, subjects, packed=True)
@@ -140,6 +145,9 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
     settings = settings.but(accumulation=settings.accumulation * team.size)
     settings = settings.but(compose_with_others=others is not None)
     with wearing(checkpoint, on_it):
+        start = None
+        if begun is not None:
+            start = start_of(begun, checkpoint.denoiser(), settings.learning.rank, progress=talk.progress)
         training = Training(checkpoint, subjects, settings, priors, others, start, on_it)
         there = None if args.overwrite else read_existing(args.out, training)
         previews = open_previews(args, talk, checkpoint, settings, subjects) if team.leads else None
@@ -152,7 +160,8 @@ def _train(args: argparse.Namespace, talk: Talk, on: torch.device, team: Team) -
         watch = journal.watch(previews, args.out.with_name(f"{args.out.stem}-previews"))
         with journal:
             trained = train_lora(training, plan, files, talk.progress, watch, best=best, goes_on=args.resume, team=team)
-    return answer(training, plan, trained, args.out, best) if team.leads else None
+    remark = start.told(begun.name) if start is not None and begun is not None else ""
+    return answer(training, plan, trained, args.out, best, remark) if team.leads else None
 
 
 def _check_stopped(args: argparse.Namespace, files: LoraFiles) -> None:

@@ -16,6 +16,7 @@ from ..bases.tokens import TokenVectors, save_token
 from ..lora.file import LoraState, save_lora
 from ..lora.metadata import lora_metadata
 from ..lora.reading import Lora, read_lora
+from ..lora.start_from import StartLora, fingerprint_of
 from ..lora.together import ON, parent, together, whole_metadata
 from ..lora.triggers import trigger_words
 from ..progress import Progress, silent
@@ -25,7 +26,6 @@ from ..train.loop import Beginning, TrainResult, train
 from ..train.pace import Pace
 from ..train.parts import BadTrainConfig
 from ..train.plan import Plan, make_plan
-from ..train.resume import lora_fingerprint
 from ..train.run import Events
 from ..train.team import Team
 from ..types import SubjectSet, listed
@@ -43,8 +43,8 @@ class Training:
     """Pictures of other members of each class, with masks (paper, appendix B)."""
     others: SubjectSet | None = None
     """Strangers to compose the subjects with, where the settings say so; their tokens mean nothing."""
-    start: LoraState | None = None
-    """A LoRA to start from, of the same rank or less."""
+    start: StartLora | None = None
+    """A LoRA to start from (`lora.start_from.start_of`)."""
     on: Lora | None = None
     """The LoRA that the base model has already, at strength 1, and that the new one is trained on top of."""
     vectors: TokenVectors | None = None
@@ -102,7 +102,7 @@ class Training:
             family=base.family,
             captions=self.config.samples.captions,
         )
-        return {**about, **self.about_on(), "mudi_start": lora_fingerprint(self.start)}
+        return {**about, **self.about_on(), "mudi_start": fingerprint_of(self.start)}
 
     def about_on(self) -> dict[str, str]:
         """Return the metadata that name the LoRA that it is trained on top of, if there is one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ..bases.promise import Denoiser
 from ..bases.tokens import TokenVectors
 from ..lora.adapter import Adapter
 from ..lora.file import LoraState
+from ..lora.start_from import StartLora
 from ..types import MudiError
 from .config import TrainConfig
 from .ctrl_c import ctrl_c_waits
@@ -48,8 +48,8 @@ class TrainResult:
 class Beginning:
     """How a run begins, beside the seed."""
 
-    lora: Mapping[str, Tensor] | None = None
-    """The state of a LoRA to start from; None: a LoRA without effect."""
+    lora: StartLora | None = None
+    """The LoRA to start from; None: one without effect."""
     vectors: TokenVectors | None = None
     """The vectors of the subjects' tokens, when the settings say ``learn_tokens``."""
     stopped: Path | None = None
@@ -88,7 +88,7 @@ def train(
     with torch.inference_mode(False), torch.enable_grad(), ctrl_c_waits() as asked_to_stop:
         learning = config.learning
         adapter = Adapter.new(denoiser, learning.rank, learning.lora_alpha, learning.target_modules, begin.vectors)
-        adapter.start(config.samples.seed, begin.lora)
+        adapter.start(config.samples.seed, None if begin.lora is None else begin.lora.state)
         trainee = Trainee(denoiser, adapter, plan, config)
         with in_training(replace(trainee, config=config.but(gradient_checkpointing="off"))):
             trainee = replace(trainee, config=preflight(trainee))

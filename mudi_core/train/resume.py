@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..bases.promise import Denoiser
 from ..lora.adapter import Adapter
 from ..lora.reading import RUN_PREFIX
+from ..lora.start_from import StartLora, fingerprint_of
 from ..tensor_file import BadTensorFile, read_tensors, write_tensors
 from ..types import MudiError
 from .config import TrainConfig
@@ -48,24 +48,12 @@ class BadCheckpoint(MudiError):
     """A checkpoint that cannot be resumed."""
 
 
-def lora_fingerprint(lora: Mapping[str, Tensor] | None) -> str:
-    """Return a hash of the LoRA to start from; "" without one."""
-    if lora is None:
-        return ""
-    digest = hashlib.sha256()
-    for name in sorted(lora):
-        digest.update(name.encode() + lora[name].float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def origin_of(
-    plan: Plan, denoiser: Denoiser, start: Mapping[str, Tensor] | None, config: TrainConfig
-) -> dict[str, str]:
+def origin_of(plan: Plan, denoiser: Denoiser, start: StartLora | None, config: TrainConfig) -> dict[str, str]:
     """Return what a run is made from: a stopped run can be resumed only when all of it is the same."""
     return {
         "plan": plan.plan_hash,
         "unet": denoiser.fingerprint(),
-        "start": lora_fingerprint(start),
+        "start": fingerprint_of(start),
         "config": config.run_json(),
     }
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...mudi_core.bases.quantize import BaseWeights, FrozenLinear, quantized
 from ..convert import BadModel
 from .guards import outside_inference_mode
-from .linear import is_in_few_bits, unscaled
+from .linear import is_in_few_bits, unscaled, weight_of
 from .patches import PREFIX, name_of
 
 
@@ -57,6 +57,15 @@ def stay_as_they_are(patcher: Any, linear: Sequence[str]) -> set[str]:
     network = patcher.model.diffusion_model
     few = {name for name in linear if is_in_few_bits(network.get_submodule(name))}
     return {name for name in few if not {f"{PREFIX}{name}.weight", f"{PREFIX}{name}.bias"} & patcher.patches.keys()}
+
+
+def weight_on(patcher: Any, layer: str) -> Tensor:
+    """Return the weight of a MODEL's layer in float32, dequantized, LoRAs on it included. Raise `BadModel`."""
+    if stay_as_they_are(patcher, [layer]):
+        module = patcher.model.diffusion_model.get_submodule(layer)
+        with torch.no_grad(), weight_of(module, torch.float32, module.weight.device) as (weight, _):
+            return weight.clone()
+    return _full(patcher, f"{layer}.weight")
 
 
 def _beneath(patcher: Any, name: str) -> Tensor:

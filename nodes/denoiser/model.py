@@ -18,7 +18,7 @@ from ...mudi_core.bases.promise import Conditions, NoiseLevel
 from . import guards
 from .asking import answer, fit_together, inputs_of
 from .check import check_answer
-from .copies import Copies, copies_in, in_place_of, stay_as_they_are
+from .copies import Copies, copies_in, in_place_of, stay_as_they_are, weight_on
 from .linear import cast_to, is_linear, weights_asked_again
 from .names import diffusers_names, place_in_order, repeated_parts, smaller_parts, usual_of
 from .noise import answering, draw_sigma, is_flow, level_of, training_sampling
@@ -128,6 +128,9 @@ class ComfyDenoiser:
         if not self._names:
             return found
         return dict(sorted(found.items(), key=lambda layer: place_in_order(self._names.get(layer[0], layer[0]))))
+
+    def weight(self, layer: str) -> Tensor:
+        return weight_on(self.patcher, layer)
 
     def file_name(self, layer: str) -> str:
         """SD's and SDXL's layers have diffusers' names in files, all others ComfyUI's own."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import comfy.lora
+import torch
 from torch import Tensor
 
 from ...mudi_core.bases.network import weights_fingerprint
 from ..convert import BadModel
+
+if TYPE_CHECKING:
+    from ...mudi_core.lora.change import Change
 
 PREFIX = "diffusion_model."
 """Begins the name of every weight of a MODEL's network."""
@@ -27,6 +32,19 @@ def foreign_patches(model: Any) -> list[str]:
     found += [name for name in options.get("transformer_options", {}) if name.startswith(("patches", "wrappers"))]
     found += [name for name in getattr(model, "object_patches", {}) if name != "model_sampling"]
     return sorted(set(found))
+
+
+def added(patch: Any, strength: float, weight: Tensor, key: str) -> Tensor:
+    """Return what ComfyUI adds to a ``weight`` of float32 for one of its patches of any kind."""
+    with torch.no_grad():
+        new: Tensor = comfy.lora.calculate_weight([(strength, patch, 1.0, None, None)], weight.clone(), key)
+        return new - weight
+
+
+def delta_of(change: Change, weight: Tensor) -> Tensor:
+    """Return what ComfyUI's loaders add to a ``weight`` of float32 for a change of a LoRA file."""
+    patches = comfy.lora.load_lora(change.tensors("layer"), {"layer": "layer.weight"})
+    return added(patches["layer.weight"], 1.0, weight, "layer.weight")
 
 
 def check_bare(model: Any) -> None:
