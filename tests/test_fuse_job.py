@@ -17,7 +17,7 @@ from torch import Tensor
 from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
 from mudi_core.bases.text import places_of
 from mudi_core.cli import main
-from mudi_core.jobs.fuse import fuse
+from mudi_core.jobs.fuse import CAPTIONS, fuse
 from mudi_core.jobs.fuse_checkpoint import CheckpointToFuse
 from mudi_core.jobs.fusion import FuseConfig
 from mudi_core.lora.change import BadLora
@@ -158,6 +158,40 @@ def test_the_file_knows_its_parents_and_subjects(mini: Checkpoint, fused: Any, t
     assert [one["file"] for one in parents] == ["a.safetensors", "b.safetensors"]
     assert [one["sha256"] for one in parents] == [one.lora.fingerprint() for one in two]
     assert parents[0]["strength"] == 1.0 and parents[1]["subjects"] == "hta cat"
+
+
+def test_the_end_of_each_caption_is_answered_as_by_each_concept_alone(mini: Checkpoint, fused: Any) -> None:
+    """The end of a text gathers what the whole of it says; other tokens that name nobody are not fused for."""
+    tokenizer, ends, others = mini.tokenizers[0], [], []
+    for concept in concepts(mini):
+        captions = [caption.format(concept.words) for caption in CAPTIONS]
+        contexts, _ = mini.encode_text(captions)
+        read = [tokenizer(caption).input_ids for caption in captions]
+        places = [ids.index(tokenizer.eos_token_id) for ids in read]
+        assert places == [len(tokenizer.tokenize(caption)) + 1 for caption in captions]
+        of = mini_words(mini, concept)
+        for context, place in zip(contexts, places, strict=True):
+            assert any(torch.equal(context[place], row) for row in of)
+        missed = []
+        for place in (places[0], 1):  # "photo" is the first word
+            x = contexts[0][place].double()
+            gaps = []
+            for name, change in fused.changes.items():
+                if name.endswith(("attn2_to_k", "attn2_to_v")):
+                    nothing = torch.zeros(sizes_of(mini.unet)[name])
+                    own = concept.lora.changes[name].delta(nothing).double() @ x
+                    gaps.append(float((change.delta(nothing).double() @ x - own).norm() / own.norm()))
+            assert len(gaps) == 14
+            missed.append(gaps)
+        ends.append(max(missed[0]))
+        others.append(min(missed[1]))
+    assert max(ends) < 2e-3 and min(others) > 0.1
+
+
+def mini_words(mini: Checkpoint, concept: Concept) -> Tensor:
+    """What is heard of a concept's words, ``[n, d]``."""
+    names = [" ".join(name) for name in concept.names]
+    return CheckpointToFuse(mini).words([caption.format(concept.words) for caption in CAPTIONS], names)
 
 
 def test_places_of_words() -> None:
