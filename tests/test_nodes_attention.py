@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui import Comfy
+from kinds import NEEDED, lora_of_kind
 from models import other_model
 from safetensors.torch import save_file
 from tiny_models import tiny
@@ -73,9 +74,9 @@ def random_lora(comfy: Comfy, model: Any, seed: int, more: dict[str, torch.Tenso
     return state
 
 
-def stacked(comfy: Comfy, model: Any, *states: dict[str, Any]) -> Any:
+def stacked(comfy: Comfy, model: Any, *states: dict[str, Any], strength: float = 1.0) -> Any:
     for state in states:
-        model, _ = comfy.core("comfy.sd").load_lora_for_models(model, None, dict(state), 1.0, 0)
+        model, _ = comfy.core("comfy.sd").load_lora_for_models(model, None, dict(state), strength, 0)
     return model
 
 
@@ -381,6 +382,35 @@ def test_other_layers_are_merged_at_a_weight_or_left_out_and_told(comfy: Comfy, 
     assert differ(whole, part) > 0.1
     assert unlike(sampled(comfy, mini, with_rest.result[0]), whole) < 1e-2
     assert unlike(sampled(comfy, mini, without.result[0]), part) < 1e-2
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NEEDED if kind not in ("LoRA", "more ranks", "LoKr", "LoHa")])
+def test_kinds_that_depend_on_the_weight_are_exact_too(comfy: Comfy, mini: Any, kind: str) -> None:
+    """GLoRA and DoRA, on a MODEL that has a LoRA already, and beside another of the plain kind."""
+    names = [f"diffusion_model.{layer}" for layer in layers(comfy, mini[0])]
+    model, ones = stacked(comfy, mini[0], random_lora(comfy, mini[0], 9)), torch.ones(2, 24, 24)
+    weights = model.model.state_dict()
+    state = lora_of_kind(kind, {name: weights[f"{name}.weight"] for name in names})
+    plain, given = random_lora(comfy, mini[0], 2), ()
+    for name, some in ((kind, state), ("plain", plain)):
+        path = comfy.base / "models" / "loras" / f"beside {name}.safetensors"
+        save_file(some, path)
+        more = {"loras": given} if given else {}
+        given = comfy.run(
+            "MudiLoraSubject", lora_name=path.name, subject="", strength=0.7, text_strength=1.0, **more
+        ).result[0]
+    base, alone = sampled(comfy, mini, model), sampled(comfy, mini, stacked(comfy, model, plain, strength=0.7))
+    wanted = sampled(comfy, mini, stacked(comfy, model, state, plain, strength=0.7))
+    effect = differ(wanted, alone)
+    assert effect > 0.1
+    whole = comfy.run("MudiSeparateLoras", model=model, clip=mini[1], loras=given, strength=1.0, rest=0.0, masks=ones)
+    assert f"{len(names)} layers where mask 1 stands" in whole.ui["text"][0] and "others" not in whole.ui["text"][0]
+    assert unlike(sampled(comfy, mini, whole.result[0]), wanted) < 1e-3 * effect
+    assert torch.equal(sampled(comfy, mini, separate(comfy, mini, given, 0 * ones, model)), base)
+    second = separate(comfy, mini, given, torch.stack([0 * ones[0], ones[0]]), model)
+    assert unlike(sampled(comfy, mini, second), alone) < 1e-3 * effect
+    apart = sampled(comfy, mini, separate(comfy, mini, given, halves(), model))
+    assert min(differ(apart, wanted), differ(apart, base), differ(apart, alone)) > 0.1 * effect
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr", "diff"])

@@ -11,18 +11,19 @@ import comfy.lora
 import comfy.lora_convert
 import comfy.utils
 import torch
+from torch import Tensor
 
 from ...mudi_core.attention.beside import layers_beside
 from ...mudi_core.attention.lora import Change
-from ...mudi_core.lora.change import BadLora
+from ...mudi_core.lora.change import ALPHA, KINDS, BadLora
+from ...mudi_core.lora.change import Change as OfFile
 from ...mudi_core.lora.reading import lora_of
-from ..denoiser.patches import PREFIX
+from ..denoiser.copies import weight_on
+from ..denoiser.patches import PREFIX, added
 
 _LAYERS = tuple(
     f"{attention}.{layer}" for attention in ("attn1", "attn2") for layer in ("to_q", "to_k", "to_v", "to_out.0")
 )
-_LINEAR = ("loha", "lokr")
-"""Kinds whose change of a weight does not depend on the weight, unless a scale of it (DoRA) is trained."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ def take_apart(model: Any, clip: Any, path: Path, strength: float, blocks: Itera
         name = key.removeprefix(PREFIX).removesuffix(".weight") if isinstance(key, str) else ""
         if isinstance(key, str) and not key.startswith(PREFIX):
             text[key] = patch
-        elif name in layers and (change := _change(patch, strength, key)) is not None:
+        elif name in layers and (change := _change(model, name, patch, strength)) is not None:
             changes[name] = change
         else:
             rest[key] = patch
@@ -80,42 +81,31 @@ def _patches(model: Any, clip: Any, path: Path) -> dict[Any, Any]:
     return max(found, known, key=len)
 
 
-def _change(patch: Any, strength: float, key: str) -> Change | None:
-    """Return a patch as a `Change`; None where it depends on the weight that it changes, or is none of a matrix."""
+def _change(model: Any, layer: str, patch: Any, strength: float) -> Change | None:
+    """Return a patch of a layer as a `Change`; None where it gives the weight another shape."""
     kind, values = getattr(patch, "name", None), getattr(patch, "weights", None)
     if kind == "lora" and values is not None:
         up, down, alpha, mid, scale, shape = (*values, *[None] * 6)[:6]
-        if mid is not None or scale is not None or shape is not None:
+        if shape is not None:
             return None
-        factor = strength * (alpha / down.shape[0] if alpha is not None else 1.0)
-        return Change(down.flatten(1).float(), up.flatten(1).float() * factor)
+        if mid is None and scale is None:
+            factor = strength * (alpha / down.shape[0] if alpha is not None else 1.0)
+            return Change(down.flatten(1).float(), up.flatten(1).float() * factor)
     if isinstance(patch, tuple) and patch[0] == "diff":
         return Change(patch[1][0].flatten(1).float() * strength)
-    if kind in _LINEAR and values is not None and values[-1] is None:
-        return _dense(patch, strength, key)
-    return None
+    weight = weight_on(model, layer)
+    if kind == "glora" and values is not None and (factors := _glora(values, weight, layer)) is not None:
+        return Change(factors[1], factors[0] * strength)
+    # DoRA depends on the weight, as others may, and LoHa and LoKr are as large as it.
+    more = added(patch, strength, weight, layer)
+    return Change(more.flatten(1)) if more.shape == weight.shape else None
 
 
-def _dense(patch: Any, strength: float, key: str) -> Change | None:
-    """Return the whole change of a weight: added to nothing by ComfyUI's own arithmetic."""
-    if patch.name == "loha":
-        rows, columns = patch.weights[0].shape[0], patch.weights[1].shape[1]
-    else:
-        first, second = ((one if one is not None else (a, b)) for one, a, b in _kronecker(patch.weights))
-        (rows, columns), (more, wide) = map(_shape, (first, second))
-        rows, columns = rows * more, columns * wide
-    with torch.inference_mode():
-        change = comfy.lora.calculate_weight([(strength, patch, 1.0, None, None)], torch.zeros(rows, columns), key)
-    return Change(change.clone())
-
-
-def _kronecker(weights: Any) -> list[tuple[Any, Any, Any]]:
-    w1, w2, _, w1_a, w1_b, w2_a, w2_b, *_ = weights
-    return [(w1, w1_a, w1_b), (w2, w2_a, w2_b)]
-
-
-def _shape(factor: Any) -> tuple[int, int]:
-    """Return rows and columns of a factor, or of two whose product it is."""
-    if isinstance(factor, tuple):
-        return factor[0].shape[0], factor[1].shape[1]
-    return factor.shape[0], factor.shape[1]
+def _glora(values: Any, weight: Tensor, layer: str) -> tuple[Tensor, Tensor] | None:
+    """Return up and down of a GLoRA's change of a weight; None where its rows are scaled (DoRA), or for no matrix."""
+    *matrices, alpha, scale = values[:6]
+    parts = dict(zip(KINDS["GLoRA"][0], matrices, strict=True))
+    if alpha is not None:
+        parts[ALPHA] = torch.tensor(alpha)
+    change = None if scale is not None else OfFile.of(parts, layer)
+    return None if change is None else change.factors(weight)
