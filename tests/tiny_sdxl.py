@@ -19,21 +19,29 @@ ABAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 SCALE = 0.13025
 
 
-def tiny_unet(seed: int = 0) -> Any:
+SMALL = {
+    "block_out_channels": (32, 64), "layers_per_block": 1, "transformer_layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": (2, 4),
+}  # fmt: skip
+TRUE = {
+    "block_out_channels": (16, 32, 32), "layers_per_block": 2, "transformer_layers_per_block": (1, 2, 10),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": (2, 2, 4),
+}  # fmt: skip
+"""The blocks of SDXL itself, all of them, in few channels."""
+
+
+def tiny_unet(seed: int = 0, blocks: dict[str, Any] = SMALL) -> Any:
     """Two levels, 4 transformers of one block each, 1.0M parameters; the same seed gives the same weights."""
     from diffusers import UNet2DConditionModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
+            **blocks,
             sample_size=8,
-            block_out_channels=(32, 64),
-            layers_per_block=1,
             norm_num_groups=8,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=1,
-            attention_head_dim=(2, 4),
             cross_attention_dim=CONTEXT,
             use_linear_projection=True,
             addition_embed_type="text_time",
