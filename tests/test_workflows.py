@@ -14,10 +14,13 @@ import pytest
 from comfyui_server import ROOT, Graph, Run, Server
 from models import random_lora
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from mudi_core.bases.embedded import WEIGHTS
 from mudi_core.demo.settings import DemoSettings
 from mudi_core.eyes import EYES
 from mudi_core.eyes.weights import TABLE
+from mudi_core.lora.reading import read_lora
 from mudi_core.toy.world import PAIRS, photo
 
 FOLDER = ROOT / "workflows"
@@ -658,30 +661,63 @@ def test_subjects_are_put_into_a_photo_and_the_rest_of_it_stays(server: Server, 
     assert np.abs(first[120:] - second[120:]).max() > 10
 
 
-def test_two_loras_are_fused_decoupled_and_drawn_in_one_graph(server: Server, info: Info, single_loras: None) -> None:
-    """With random LoRAs, whose pictures show nobody: the figures are then those of photos."""
-    server.run(in_small("1_prepare", info))
+@pytest.fixture
+def cat_loras(server: Server) -> None:
+    """The embedded model's own LoRA of two cats, twice, as if each file were of one of them alone."""
+    folder = server.base / "models" / "loras"
+    folder.mkdir(exist_ok=True)
+    state = load_file(WEIGHTS / "lora.safetensors")
+    for share, (_, name) in zip((1.0, 0.95), SINGLES, strict=True):
+        weaker = {key: value * (share if "lora_up" in key else 1.0) for key, value in state.items()}
+        save_file(weaker, folder / f"my_{name}.safetensors")
+
+
+def test_two_loras_are_fused_painted_decoupled_and_drawn_in_one_graph(
+    server: Server, info: Info, cat_loras: None
+) -> None:
+    """The whole chain, from two files and no photo to pictures of a third file."""
     graph = in_small("12_fuse_and_decouple", info)
-    sizes = {"width": 64, "height": 64}
-    graph = with_settings(graph, {"MudiFuseLoras": {**sizes, "steps": 1}, "MudiTrainLora": {"preset": "decouple"}})
-    ((fuse,), (paint,), (train,), (start,)) = (
-        nodes(graph, kind) for kind in ("MudiFuseLoras", "MudiSubjectsFromLoras", "MudiTrainLora", "MudiInitLatent")
+    eyes = {"detector": MINI, "segmenter": MINI, "embedder": MINI, "threshold": 0.03}
+    sizes, prompt = {"width": 192, "height": 192}, "a photo of olis cat and hta cat"
+    small = {
+        "MudiFuseLoras": {**sizes, "steps": 1},
+        "MudiSubjectsFromLoras": {**sizes, **eyes, "count": 2, "spare": 1, "steps": 15, "seed": 1},
+        "MudiTrainLora": {"preset": "decouple"},
+        "KSampler": {"steps": 15},
+    }
+    graph = with_settings(graph, small)
+    for node, (token, _) in zip(nodes(graph, "MudiLoraSubject"), SINGLES, strict=True):
+        graph[node]["inputs"]["subject"] = f"{token} cat"
+    for node in nodes(graph, "CLIPTextEncode"):
+        if "olis" in graph[node]["inputs"]["text"]:
+            graph[node]["inputs"]["text"] = prompt
+    ((fuse,), (paint,), (data,), (train,), (start,), (save,)) = (
+        nodes(graph, kind)
+        for kind in (
+            *("MudiFuseLoras", "MudiSubjectsFromLoras", "MudiSegMixDataset", "MudiTrainLora", "MudiInitLatent"),
+            "SaveImage",
+        )
     )
-    assert graph[train]["inputs"]["model"] == [fuse, 0] and graph[train]["inputs"]["on_lora"] == [fuse, 2]
-    assert (
-        graph[train]["inputs"]["clip"] == [fuse, 1]
-        and graph[paint]["inputs"]["loras"] == graph[fuse]["inputs"]["loras"]
-    )
-    painted = graph[paint]["inputs"]
+    painted, learns = graph[paint]["inputs"], graph[train]["inputs"]
+    assert painted["loras"] == graph[fuse]["inputs"]["loras"]
     assert (painted["model"], painted["clip"]) == (graph[fuse]["inputs"]["model"], graph[fuse]["inputs"]["clip"])
-    graph[paint] = {"class_type": "MudiLoadSubjectSet", "inputs": {"name": "my_subjects"}}
-    run = twice(server, graph)
-    assert "28 layers" in run.outputs[fuse]["text"][0]
-    (told,) = run.outputs[train]["text"]
-    assert "2 steps of segmix" in told
-    (save,) = nodes(graph, "SaveImage")
-    assert len(server.files(run, save)) == 2 and all(map(is_picture, server.files(run, save)))
+    assert graph[data]["inputs"]["subjects"] == [paint, 0] and learns["dataset"] == [data, 0]
+    assert (learns["model"], learns["clip"], learns["on_lora"]) == ([fuse, 0], [fuse, 1], [fuse, 2])
     assert graph[nodes(graph, "KSampler")[0]]["inputs"]["model"] == [start, 1]
+    run = twice(server, graph)
+    assert "layers" in run.outputs[fuse]["text"][0]
+    said = run.outputs[paint]["text"][0]
+    assert re.search(r"olis cat: 2 pictures, likeness .*\nhta cat: 2 pictures, likeness ", said)
+    assert len(server.files(run, paint)) >= 1
+    (told,) = run.outputs[train]["text"]
+    assert "2 steps of segmix" in told and "Prompt it with 'olis cat' and 'hta cat'" in told
+    (name,) = re.findall(r"both as one file: (\S+\.safetensors)", told)
+    whole, part = (read_lora(server.base / "models" / "loras" / one) for one in (name, name.replace("-whole", "")))
+    parents = [one["file"] for one in json.loads(whole.about["mudi_parents"])]
+    assert parents == [json.loads(part.about["mudi_on"])[0]["file"], part.name]
+    config = json.loads(part.about["mudi_config"])
+    assert (config["segmix_prob"], config["kl_weight"], config["dco_beta"]) == (1.0, 1.0, 0.0)
+    assert len(server.files(run, save)) == 2 and all(map(is_picture, server.files(run, save)))
 
 
 @pytest.mark.parametrize("name", NAMES)
