@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from random import Random
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class SizesOfSdxl:
         return torch.randn(8, CONTEXT, generator=self._generator)
 
     def paint(self, caption: str, steps: int, seed: int, number: int, on_step: Callable[[int, int], None]) -> None:
-        generator = torch.Generator().manual_seed(hash((caption, seed, number)) % 2**31)
+        generator = torch.Generator().manual_seed(Random(f"{caption}/{seed}/{number}").getrandbits(31))
         for step in range(steps):
             read: dict[str, Tensor] = {}
             for name, layer in self._layers.items():
