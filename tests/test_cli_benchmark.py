@@ -22,6 +22,7 @@ import torch
 
 from mudi_core.bases.tokens import load_token, save_token
 from mudi_core.benchmark import run as work
+from mudi_core.benchmark import trained as learned
 from mudi_core.benchmark.methods import METHODS
 from mudi_core.benchmark.page import _published
 from mudi_core.benchmark.results import OtherSpec, Result, Results
@@ -89,7 +90,7 @@ def result(combo: str, method: str, seed: int, score: float, found: int = 2, fid
         ("held_out", 12 * 3 * 7 * 4 * 8),
         ("several_alike", 4 * 3 * 4 * 2 * 8),
         ("several_different", 4 * 3 * 4 * 2 * 8),
-        ("rivals", 6 * 4 * 8 * (2 * 17 + 4)),
+        ("rivals", 6 * 4 * 8 * (2 * 19 + 4)),
         ("paper", 8 * 7 * 5 * 10),
         ("official", 8 * 7 * 5 * 10),
     ],
@@ -242,9 +243,11 @@ def test_priors_are_made_once_and_trained_on(
         made.append(subjects.tokens)
         return subjects
 
-    train = work.train_lora
+    train = learned.train_lora
     monkeypatch.setattr(work, "make_priors", make)
-    monkeypatch.setattr(work, "train_lora", lambda training, *a, **k: (seen.append(training), train(training, *a, **k)))
+    monkeypatch.setattr(
+        learned, "train_lora", lambda training, *a, **k: (seen.append(training), train(training, *a, **k))
+    )
     spec = replace(read_spec(spec_file), methods=("dreambooth", "mudi"), seeds=1, priors=2)
     results = Results(tmp_path / "out", spec)
     Worker(results, eyes.load_detector(), eyes.load_embedder(), segmenter=eyes.load_segmenter()).run()
@@ -323,7 +326,7 @@ with claimed(Path({str(tmp_path / "out" / ".cats.segmix.lock")!r})):
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often LoRAs were trained and pictures made."""
     done: Counter[str] = Counter()
-    train_lora, generate = work.train_lora, work.generate
+    train_lora, generate = learned.train_lora, work.generate
 
     def counted_train(*about: Any, **more: Any) -> Any:
         done["trained"] += 1
@@ -335,7 +338,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             raise MemoryError
         return generate(*about, **more)
 
-    monkeypatch.setattr(work, "train_lora", counted_train)
+    monkeypatch.setattr(learned, "train_lora", counted_train)
     monkeypatch.setattr(work, "generate", counted_generate)
     return done
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,23 @@ from mudi_core.attention.lora import SeparateLoras
 from mudi_core.attention.prompts import RegionalPrompts
 from mudi_core.attention.regions import Regions
 from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
-from mudi_core.benchmark import run as work
+from mudi_core.benchmark import singles
+from mudi_core.benchmark import trained as learned
+from mudi_core.benchmark.judges import Judges
 from mudi_core.benchmark.methods import METHODS
 from mudi_core.benchmark.results import Results
 from mudi_core.benchmark.run import Worker
 from mudi_core.benchmark.singles import changes_of, stacked
-from mudi_core.benchmark.spec import BadSpec
+from mudi_core.benchmark.spec import BadSpec, Spec
 from mudi_core.benchmark.spec_file import read_spec
 from mudi_core.benchmark.table import table
 from mudi_core.eyes import embedded as eyes
+from mudi_core.jobs.from_loras import Painted, PicturesConfig
+from mudi_core.jobs.train import Training
 from mudi_core.lora.file import save_lora
 from mudi_core.lora.reading import read_lora
+from mudi_core.lora.wear import sizes_of
+from mudi_core.subjects.storage import read_subjects
 
 SPECS = Path(__file__).parent.parent / "benchmarks"
 HEIGHT, WIDTH = 20, 12
@@ -108,13 +115,18 @@ def test_every_rival_is_painted_alone_and_with_the_start(
     mini_weights: None, drawn_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: Counter[str] = Counter()
-    train = work.train_lora
+    train, given = learned.train_lora, read_subjects(drawn_dataset)
 
     def counted(*about: Any, **more: Any) -> Any:
         done["trained"] += 1
         return train(*about, **more)
 
-    monkeypatch.setattr(work, "train_lora", counted)
+    def painted(*about: Any, **more: Any) -> Painted:
+        done["painted"] += 1
+        return Painted(given, (), ())
+
+    monkeypatch.setattr(learned, "train_lora", counted)
+    monkeypatch.setattr(singles, "paint_subjects", painted)
     rivals = [name for name, rival in METHODS.items() if rival.wears or rival.singles or rival.residual]
     path = tmp_path / "rivals.toml"
     path.write_text(
@@ -142,15 +154,18 @@ rows = 64
 steps = 1
 batch_size = 1
 resolution = 64
+[decouple]
+steps = 1
+max_composites = 2
 """
     )
     spec = read_spec(path)
     results = Results(tmp_path / "out", spec)
-    worker = Worker(results, eyes.load_detector(), eyes.load_embedder())
+    worker = Worker(results, eyes.load_detector(), eyes.load_embedder(), segmenter=eyes.load_segmenter())
     worker.run()
-    assert done["trained"] == 3, "one of both, one of each"
+    assert done == {"trained": 4, "painted": 1}, "one of both, one of each, one on the fusion"
     cells = {cell.method: cell for cell in spec.cells()}
-    assert len(cells) == 21 and all(results.is_done(cell) for cell in cells.values())
+    assert len(cells) == 23 and all(results.is_done(cell) for cell in cells.values())
     pictures = {method: results.image(cell) for method, cell in cells.items()}
     names = list(pictures)
     for i, one in enumerate(names):
@@ -159,11 +174,63 @@ resolution = 64
     rows = list(csv.DictReader(table([results.read(cell) for cell in cells.values()]).splitlines()))
     assert all(float(row["seconds"]) > 0 for row in rows)
     files = {path.name for path in (tmp_path / "out" / "cats").glob("*.safetensors")}
-    singles = {f"singles.{name}.safetensors" for name in ("olis", "hta", "fused")}
+    apart = {f"singles.{name}.safetensors" for name in ("olis", "hta", "fused", "decoupled", "decoupled-whole")}
     residuals = {f"residual.{name}.safetensors" for name in ("olis", "hta")}
-    assert files == {"dreambooth.safetensors"} | singles | residuals, "Cones 2 and its residual share the training"
+    assert files == {"dreambooth.safetensors"} | apart | residuals, "Cones 2 and its residual share the training"
     worker.run()
-    assert done["trained"] == 3
+    assert done == {"trained": 4, "painted": 1}
+
+
+def test_a_fusion_is_kept_apart_by_what_each_lora_paints_and_goes_on_where_it_was_stopped(
+    mini_weights: None, drawn_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Training] = []
+    painted: list[list[str]] = []
+    train, paint = learned.train_lora, singles.paint_subjects
+
+    def counted(training: Training, *about: Any, **more: Any) -> Any:
+        trained.append(training)
+        if len(trained) == 3:
+            raise MemoryError
+        return train(training, *about, **more)
+
+    def counted_paint(concepts: Any, *about: Any) -> Painted:
+        painted.append([f"{one.lora.name} {one.words}" for one in concepts])
+        return paint(concepts, *about)
+
+    monkeypatch.setattr(learned, "train_lora", counted)
+    monkeypatch.setattr(learned, "PicturesConfig", partial(PicturesConfig, count=1, spare=0))
+    monkeypatch.setattr(singles, "paint_subjects", counted_paint)
+    short = {"steps": 2, "rank": 2, "batch_size": 1, "crops_per_photo": 1, "max_composites": 2}
+    spec = Spec(
+        "small", "mini", {"cats": str(drawn_dataset)}, ("fused", "decoupled"), ("{subjects}",), 1, seed=3, train=short,
+        decouple={"steps": 3}, generate={"steps": 6}, fuse={"steps": 1, "rows": 64},
+        judges=Judges("mini", "mini", 0.05),
+    )  # fmt: skip
+    assert spec.cuts_out and not replace(spec, methods=("fused",)).cuts_out
+    results = Results(tmp_path / "out", spec)
+    worker = Worker(results, eyes.load_detector(), eyes.load_embedder(), segmenter=eyes.load_segmenter())
+    weights = worker._checkpoint.denoiser().fingerprint()
+    with pytest.raises(MemoryError):
+        worker.run()
+    assert len(list((tmp_path / "out").rglob("decoupled/*.json"))) == 0
+    worker.run()
+    assert len(trained) == 4 and len(painted) == 1, "neither LoRAs nor pictures are made again"
+    assert painted[0] == ["singles.olis.safetensors olis cat", "singles.hta.safetensors hta cat"]
+    on_it = trained[-1]
+    assert on_it.on is not None and on_it.on.name == "singles.fused.safetensors"
+    shown = {subject.name: [photo.caption for photo in subject.photos] for subject in on_it.subjects}
+    assert shown.keys() == {"olis cat", "hta cat"} and all(name in texts[0] for name, texts in shown.items())
+    samples, learning = on_it.config.samples, on_it.config.learning
+    assert (samples.method, samples.segmix_prob, samples.steps, samples.seed) == ("segmix", 1.0, 3, 3)
+    assert (learning.kl_weight, learning.dco_beta, learning.rank) == (1.0, 0.0, 2)
+    place = tmp_path / "out" / "cats"
+    fusion, both = (read_lora(place / f"singles.{name}.safetensors") for name in ("fused", "decoupled-whole"))
+    sizes = sizes_of(worker._checkpoint.unet)
+    alone, more = (one.on(sizes, "mini").changes for one in (fusion, both))
+    assert alone.keys() <= more.keys()
+    one, other = (results.image(cell) for cell in spec.cells())
+    assert not torch.equal(one, other) and worker._checkpoint.denoiser().fingerprint() == weights
 
 
 def test_rivals_that_a_base_model_cannot_have_are_told() -> None:

@@ -25,8 +25,9 @@ class Rival:
     wears: Literal["", "regions", "guidance", "references", "merge"] = ""
     """What acts in attention: Mix-of-Show's regions, Cones 2's layout guidance, a reference adapter where the subjects
     stand, or one whose answers are merged by the subjects' words (MIP-Adapter)."""
-    singles: Literal["", "stacked", "fused", "separate"] = ""
-    """How LoRAs of single subjects come together; empty: one is trained on all subjects."""
+    singles: Literal["", "stacked", "fused", "decoupled", "separate"] = ""
+    """How LoRAs of single subjects come together; empty: one is trained on all subjects. "decoupled": fused, and then
+    trained on compositions of pictures that each LoRA paints of its subject (paper, 5.4 and C.2)."""
     residual: bool = False
     """What is trained is a residual token embedding of each subject (Cones 2), added at its class word."""
 
@@ -56,6 +57,7 @@ _OTHERS = {
     "merge": Rival("MIP merge", "", {}, wears="merge"),
     "stacked": Rival("Stacked LoRAs", "singles", _DREAMBOOTH, singles="stacked"),
     "fused": Rival("Fused LoRAs", "singles", _DREAMBOOTH, singles="fused"),
+    "decoupled": Rival("Fused and decoupled LoRAs", "singles", _DREAMBOOTH, singles="decoupled"),
     "mix_of_show": Rival(
         "Mix-of-Show: fused LoRAs and region control", "singles", _DREAMBOOTH, wears="regions", singles="fused"
     ),

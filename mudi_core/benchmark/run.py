@@ -1,10 +1,9 @@
-"""The work of a benchmark: make missing photos, LoRAs, pictures and scores, with any number of processes."""
+"""The work of a benchmark: make what is missing of photos, LoRAs, pictures and scores, with any number of processes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -13,30 +12,24 @@ import torch
 from torch import Tensor
 
 from ..bases.checkpoint import Checkpoint, open_checkpoint
-from ..bases.residual import Residual
-from ..bases.tokens import load_token
 from ..demo.job import draw_photos, prepare_photos
 from ..demo.settings import DemoSettings
 from ..eyes import Detector, Embedder, Segmenter
-from ..jobs.fusion import FuseConfig
 from ..jobs.generate import generate
 from ..jobs.priors import PROMPT, PriorsConfig, make_priors, sampler
-from ..jobs.train import LoraFiles, Training, train_lora
-from ..lora.adapter import apply_lora
-from ..lora.reading import read_lora
-from ..progress import Progress, Update, silent
+from ..progress import Progress, silent
 from ..score.compare import References, compare
 from ..score.fidelity import similarities
 from ..stage.cutouts import cut_outs
 from ..subjects import storage
 from ..toy.pairs import Cast
-from ..train.config import TrainConfig
-from ..types import Subject, SubjectSet
+from ..types import SubjectSet
 from .methods import METHODS
 from .photos import Preparing, joined, subjects_of
 from .results import Result, Results
-from .singles import Beside, changes_of, fused, residual_of, stacked
+from .singles import Beside
 from .spec import Cell
+from .trained import Trained
 from .whole import WholePictures
 from .worn import Wardrobe
 
@@ -94,7 +87,7 @@ class Worker:
         for method, own in groupby(cells, lambda cell: cell.method):
             some = list(own)
             what = f"pictures of {METHODS[method].title}, {name}"
-            with self._trained(name, some[0], subjects) as beside, self.progress(what) as update:
+            with self._trained.on_base(name, some[0], subjects) as beside, self.progress(what) as update:
                 for done, cell in enumerate(some, 1):
                     self._picture(cell, wardrobe, beside, references, photos)
                     update(done, len(some))
@@ -120,86 +113,6 @@ class Worker:
         (alike,) = similarities([picture.image], references.means, self.embedder).tolist()
         whole = self.whole.similarities(picture.image, photos)
         self.results.add(Result(cell, compared, fidelity, tuple(alike), whole, seconds), picture.image)
-
-    @contextmanager
-    def _trained(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[Beside]:
-        """Inside the block the base model has the LoRA of the cell's method; train it first if nobody has.
-
-        Yield what the base model does not have.
-        """
-        rival = METHODS[cell.method]
-        if rival.zero_shot:
-            yield Beside()
-        elif rival.residual:
-            yield Beside(residuals=tuple(self._residual(name, cell, subject) for subject in subjects))
-        elif rival.singles:
-            with self._singles(name, cell, subjects) as beside:
-                yield beside
-        else:
-            with self._joint(name, cell, subjects):
-                yield Beside()
-
-    def _residual(self, name: str, cell: Cell, subject: Subject) -> Residual:
-        """Return the residual token of a subject; train it first if nobody has."""
-
-        def progress(words: str) -> AbstractContextManager[Update]:
-            return self.progress(f"{words} {name}, {subject.name}")
-
-        file = self.results.folder / f"{name}.{subject.token}.safetensors"
-        return residual_of(self._checkpoint, file, subject, self.spec.residual_config(cell.training), progress)
-
-    @contextmanager
-    def _singles(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[Beside]:
-        """Do the same with the LoRAs of single subjects."""
-        base, how = self._checkpoint, METHODS[cell.method].singles
-        files = [self.results.folder / f"{name}.{subject.token}.safetensors" for subject in subjects]
-        for file, subject in zip(files, subjects, strict=True):
-            if not file.is_file():
-                training = Training(base, SubjectSet((subject,)), self._config(cell))
-                self._train(f"{name}, {subject.name}", training, file, [])
-        if how == "separate":
-            yield Beside(tuple(changes_of(base, read_lora(file)) for file in files))
-            return
-        if how == "fused":
-            config = FuseConfig(**self.spec.fuse, seed=self.spec.seed + cell.training)
-            files = [fused(base, subjects, files, config, self.progress)]
-        with stacked(base, files):
-            yield Beside()
-
-    def _config(self, cell: Cell) -> TrainConfig:
-        config = self.spec.train_config(cell.method, self._checkpoint.side, cell.training, cell.combo)
-        return config.but(precision="bf16") if self.dtype == torch.bfloat16 else config
-
-    @contextmanager
-    def _joint(self, name: str, cell: Cell, subjects: SubjectSet) -> Iterator[None]:
-        """Do the same with a LoRA of all subjects."""
-        base, lora = self._checkpoint, self.results.folder / f"{name}.safetensors"
-        config = self._config(cell)
-        embeddings = [
-            lora.with_suffix(f".{token}.safetensors") for token in subjects.tokens if config.learning.learn_tokens
-        ]
-        with ExitStack() as stack:
-            vectors = stack.enter_context(base.token_vectors(subjects.tokens)) if config.learning.learn_tokens else None
-            if not all(path.is_file() for path in [*embeddings, *([lora] if config.learning.target_modules else [])]):
-                priors = self._priors(cell.combo, subjects)
-                training = Training(base, self.spec.as_named(cell, subjects), config, priors, vectors=vectors)
-                self._train(name, training, lora, embeddings)
-            if vectors is not None:
-                loaded = [load_token(path) for path in embeddings]
-                vectors.load({encoder: torch.cat([one[encoder] for one in loaded]) for encoder in loaded[0]})
-            if config.learning.target_modules:
-                stack.enter_context(apply_lora(base.unet, lora))
-            yield
-
-    def _train(self, name: str, training: Training, lora: Path, embeddings: list[Path]) -> None:
-        lora.parent.mkdir(parents=True, exist_ok=True)
-        stopped = lora.with_suffix(".stopped.safetensors")
-        files = LoraFiles(lora if training.config.learning.target_modules else None, stopped, tuple(embeddings))
-
-        def progress(words: str) -> AbstractContextManager[Update]:
-            return self.progress(f"{words} {name}")
-
-        train_lora(training, training.plan(progress), files, progress, goes_on=stopped.is_file())
 
     def _now(self) -> float:
         """Return seconds: of this process alone on a CPU, which others may use too; of the clock on a card."""
@@ -237,6 +150,12 @@ class Worker:
                     made = make_priors(subjects, sampler(base), self.detector, self.segmenter, wanted, update)
                 storage.write_subjects(made, place)
         return storage.read_priors(place, subjects)
+
+    @cached_property
+    def _trained(self) -> Trained:
+        eyes = self.detector, self.segmenter, self.embedder
+        bf16 = self.dtype == torch.bfloat16
+        return Trained(self.results, self._checkpoint, self._priors, *eyes, bf16, self.progress)
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:

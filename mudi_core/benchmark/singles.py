@@ -1,5 +1,5 @@
-"""What was trained of single subjects, in one picture: LoRAs stacked as loaders do, fused, or each where its subject
-stands; residual tokens."""
+"""What was trained of single subjects, in one picture: LoRAs stacked as loaders do, fused, taught by their own pictures
+to keep apart, or each where its subject stands; residual tokens."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from ..attention.lora import Change
 from ..bases.checkpoint import Checkpoint
 from ..bases.residual import Residual, load_residual, save_residual
 from ..bases.text import CheckpointText
-from ..jobs.fuse_checkpoint import fuse_to_file, wearing
+from ..eyes import Detector, Embedder, Segmenter
+from ..jobs.from_loras import PicturesConfig, paint_subjects
+from ..jobs.fuse_checkpoint import fuse_to_file, painting, wearing
 from ..jobs.fusion import FuseConfig
+from ..jobs.generate import GenerateConfig
 from ..jobs.residual import train_residual
 from ..lora.concepts import Concept
 from ..lora.names import UNET, our_name
 from ..lora.reading import Lora, read_lora
 from ..lora.wear import layers_of, sizes_of
 from ..progress import Progress
+from ..subjects import storage
 from ..train.config import TrainConfig
 from ..types import Subject, SubjectSet
 
@@ -50,10 +54,37 @@ def fused(
     """Return the file in which the LoRAs of single subjects are one, made when first needed."""
     out = files[0].with_name(files[0].name.replace(f".{subjects.tokens[0]}.", ".fused."))
     if not out.is_file():
-        pairs = zip(files, subjects, strict=True)
-        concepts = [Concept(read_lora(file), ((one.token, one.class_noun),), 1.0) for file, one in pairs]
-        fuse_to_file(concepts, base, config, out, progress)
+        fuse_to_file(_concepts(files, subjects), base, config, out, progress)
     return out
+
+
+@dataclass(frozen=True, eq=False)
+class Painter:
+    """Paints each subject by its own LoRA, and keeps the pictures that show it."""
+
+    base: Checkpoint
+    picture: GenerateConfig
+    """How each is sampled."""
+    which: PicturesConfig
+    detector: Detector
+    segmenter: Segmenter
+    embedder: Embedder
+
+    def subjects(self, subjects: SubjectSet, files: Sequence[Path], folder: Path, progress: Progress) -> SubjectSet:
+        """Return the subjects with these pictures for photos, from a folder that is made when first needed.
+
+        Raise `from_loras.NoPictures`.
+        """
+        if not (folder / storage.METADATA).is_file():
+            concepts, paint = _concepts(files, subjects), painting(self.base, self.picture)
+            made = paint_subjects(concepts, paint, self.detector, self.segmenter, self.embedder, self.which, progress)
+            storage.write_subjects(made.subjects, folder)
+        return storage.read_subjects(folder)
+
+
+def _concepts(files: Sequence[Path], subjects: SubjectSet) -> list[Concept]:
+    pairs = zip(files, subjects, strict=True)
+    return [Concept(read_lora(file), ((one.token, one.class_noun),), 1.0) for file, one in pairs]
 
 
 @contextmanager

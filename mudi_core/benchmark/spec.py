@@ -14,7 +14,7 @@ from ..subjects.prompt import SUBJECTS, with_article
 from ..toy.pairs import MOST as MOST_DRAWN
 from ..toy.pairs import Cast, drawn, drawn_cast
 from ..toy.world import PAIRS, SubjectSpec
-from ..train.config import TrainConfig
+from ..train.config import GOING_ON, TrainConfig
 from ..types import SubjectSet
 from .groups import Own
 from .judges import BadSpec, Judges
@@ -70,6 +70,9 @@ class Spec:
     """The same of `GenerateConfig`."""
     fuse: Mapping[str, Any] = field(default_factory=dict)
     """The same of `FuseConfig`."""
+    decouple: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `TrainConfig` for the training on top of a fusion that differ from `train` and, over it, from the
+    preset "decouple"."""
     residual: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `TrainConfig` for residual tokens that differ from `jobs.residual.residual_config`."""
     judges: Judges = field(default_factory=Judges)
@@ -143,6 +146,12 @@ class Spec:
                 f"{self.name}: '{method}' has an adapter for the base model '{EMBEDDED}' only. Name another: 'adapter'."
             )
 
+    @property
+    def cuts_out(self) -> bool:
+        """Whether subjects have to be cut out of pictures: of priors, of plain photos, or painted by LoRAs."""
+        decoupled = any(METHODS[method].singles == "decoupled" for method in self.methods)
+        return bool(self.priors or self.nouns or decoupled)
+
     def prompts_of(self, combo: str) -> tuple[str, ...]:
         """Return the prompts of a combo: its own, or the spec's."""
         return (self.own[combo].prompts if combo in self.own else ()) or self.prompts
@@ -171,6 +180,10 @@ class Spec:
         steps = self.steps_of.get(method) or self.steps_of.get(combo)
         return config.but(steps=steps) if steps else config
 
+    def decouple_config(self, side: int, training: int = 0) -> TrainConfig:
+        """Return how a fusion of LoRAs is trained to keep its subjects apart; ``side`` as for `train_config`."""
+        return self.train_config("segmix", side, training).but(**{**GOING_ON["decouple"], **self.decouple})
+
     def residual_config(self, training: int = 0) -> TrainConfig:
         """Return how residual tokens are trained."""
         return residual_config(usual(self.base), **{"seed": self.seed + training, **self.residual})
@@ -178,11 +191,15 @@ class Spec:
     def generate_config(self, cell: Cell, subjects: SubjectSet) -> GenerateConfig:
         """Return how the picture of a cell is made. Cells with the same seed and combo share noise and places."""
         prompt = worded(self.names(cell, subjects), self.text(cell))
-        start = GenerateConfig.usual(usual(self.base), prompt, len(subjects))
-        config = replace(start, count=1, seed=cell.seed, **self.generate)
+        config = replace(self.picture_config(prompt, len(subjects)), seed=cell.seed)
         if cell.combo in self.own and (boxes := self.own[cell.combo].boxes):
             config = replace(config, places=dict(zip(subjects.tokens, map(Place, boxes), strict=True)))
         return config if METHODS[cell.method].with_start else replace(config, gamma=0.0)
+
+    def picture_config(self, prompt: str = "", subjects: int = 1) -> GenerateConfig:
+        """Return how any one picture is made."""
+        start = GenerateConfig.usual(usual(self.base), prompt, subjects)
+        return replace(start, count=1, **self.generate)
 
     def text(self, cell: Cell) -> str:
         """Return the prompt of a cell without names."""
@@ -226,7 +243,7 @@ class Spec:
         if self.own:
             ours["own"] = {combo: {"prompts": own.prompts, "boxes": own.boxes} for combo, own in self.own.items()}
         usual_ones: dict[str, Any] = {"pairs_seed": None, "priors": 0, "adapter": "", "image_encoder": ""}
-        usual_ones |= dict.fromkeys(("steps_of", "fuse", "residual", "nouns"), {})
+        usual_ones |= dict.fromkeys(("steps_of", "fuse", "decouple", "residual", "nouns"), {})
         # folders of before do not name these
         ours = {key: value for key, value in ours.items() if key not in usual_ones or value != usual_ones[key]}
         return {**ours, "judges": self.judges.as_json()}

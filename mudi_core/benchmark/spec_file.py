@@ -70,6 +70,7 @@ def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
             given.get("generate", {}), get_type_hints(GenerateConfig), f"{path}, [generate]", _NOT_GENERATE
         )
         residual = of_their_kinds(given.get("residual", {}), SETTINGS, f"{path}, [residual]", _NOT_TRAIN)
+        decouple = of_their_kinds(given.get("decouple", {}), SETTINGS, f"{path}, [decouple]", _NOT_TRAIN)
         fuse = of_their_kinds(given.get("fuse", {}), get_type_hints(FuseConfig), f"{path}, [fuse]", _NOT_FUSE)
     except (BadKind, BadGroup) as error:
         raise BadSpec(str(error)) from error
@@ -86,6 +87,7 @@ def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
             "nouns": {**nouns, **rules.nouns},
             "own": rules.own,
             "residual": residual,
+            "decouple": decouple,
             **{name: str(here / values[name]) for name in ("adapter", "image_encoder") if values.get(name)},
             **tables,
         }
@@ -98,6 +100,8 @@ def _spec(path: Path, given: Mapping[str, Any]) -> Spec:
         replace(GenerateConfig(""), **generate)
         table = "residual"
         spec.residual_config()
+        table = "decouple"
+        spec.decouple_config(64)
         table = "fuse"
         FuseConfig(**fuse)
     except MudiError as error:

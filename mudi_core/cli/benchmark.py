@@ -111,7 +111,7 @@ def _worker(args: argparse.Namespace, talk: Talk, results: Results) -> Worker:
         load_detector(args, on, talk),
         load_embedder(args, on, talk),
         WholePictures(load_text_scorer(args, on, talk) if args.text_scorer else None, further),
-        load_segmenter(args, on, talk) if results.spec.priors or results.spec.nouns else None,
+        load_segmenter(args, on, talk) if results.spec.cuts_out else None,
         on,
         torch.bfloat16 if precision(args, on) == "bf16" else torch.float32,
         talk.progress,

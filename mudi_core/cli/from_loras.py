@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .loras import add_loras, concepts_of
 from .options import (
@@ -20,11 +18,6 @@ from .options import (
     base_and_eyes,
 )
 from .talk import Answer, Talk
-
-if TYPE_CHECKING:
-    from ..jobs.from_loras import Painting
-    from ..jobs.one_figure import Sample
-    from ..lora.concepts import Concept
 
 
 def add(commands: Any) -> None:
@@ -60,6 +53,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace, talk: Talk) -> Answer:
     from ..jobs.from_loras import PicturesConfig, paint_subjects
+    from ..jobs.fuse_checkpoint import painting
+    from ..jobs.generate import GenerateConfig
     from ..lora.concepts import check_concepts
     from ..subjects import storage
     from ..subjects.prompt import SCENES
@@ -70,7 +65,8 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
     checkpoint, (detector, segmenter, embedder) = base_and_eyes(args, talk, "detector", "segmenter", "embedder")
     usual = checkpoint.usual.photo_threshold
     config = replace(config, threshold=usual if args.threshold is None else args.threshold)
-    paint = painting(checkpoint, args.steps)
+    picture = GenerateConfig.usual(checkpoint.usual, "", 1)
+    paint = painting(checkpoint, replace(picture, steps=args.steps or picture.steps))
     painted = paint_subjects(concepts, paint, detector, segmenter, embedder, config, talk.progress)
     folder = storage.write_subjects(painted.subjects, args.out)
     return Answer(
@@ -82,19 +78,3 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer:
             "left_out": [list(one) for one in painted.left_out],
         },
     )
-
-
-def painting(checkpoint: Any, steps: int | None) -> Painting:
-    """Return how a base model of the command line paints with a LoRA: by its plain sampler, in its usual way."""
-    from ..jobs.fuse_checkpoint import wearing
-    from ..jobs.generate import GenerateConfig, generate_plain
-
-    config = GenerateConfig.usual(checkpoint.usual, "", 1, gamma=0.0, count=1)
-    config = replace(config, steps=steps or config.steps)
-
-    @contextmanager
-    def paint(concept: Concept) -> Iterator[Sample]:
-        with wearing(checkpoint, concept.lora, concept.strength, concept.text_strength):
-            yield lambda prompt, seed: generate_plain(checkpoint, replace(config, prompt=prompt, seed=seed))
-
-    return paint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from ..lora.names import TEXT, UNET
 from ..lora.reading import Lora
 from ..lora.wear import Worn, layers_of, sizes_of, worn
 from ..progress import Progress, silent
+from .from_loras import Painting
 from .fuse import fuse
 from .fusion import FuseConfig, Fused
-from .generate import draw_noise
+from .generate import GenerateConfig, draw_noise, generate_plain
+from .one_figure import Sample
 
 
 class CheckpointToFuse:
@@ -121,3 +124,14 @@ def wearing(
     network = {name: change for name, change in changes.items() if name not in text}
     with base.wearing((network, strength), (text, strength if text_strength is None else text_strength)):
         yield
+
+
+def painting(checkpoint: Checkpoint, config: GenerateConfig) -> Painting:
+    """Return how a base model paints with a LoRA: by its plain sampler, all but prompt and seed as ``config`` says."""
+
+    @contextmanager
+    def paint(concept: Concept) -> Iterator[Sample]:
+        with wearing(checkpoint, concept.lora, concept.strength, concept.text_strength):
+            yield lambda prompt, seed: generate_plain(checkpoint, replace(config, prompt=prompt, seed=seed))
+
+    return paint
