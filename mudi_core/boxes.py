@@ -20,6 +20,11 @@ def area(xyxy: Tensor) -> Tensor:
     return sides[..., 0] * sides[..., 1]
 
 
+def middles(xyxy: Tensor) -> Tensor:
+    """Return the middle ``[n, 2]``, x and y, of boxes ``[n, 4]``."""
+    return (xyxy[..., :2] + xyxy[..., 2:]) / 2
+
+
 def iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the intersection over union ``[n, m]``, 0..1, of boxes ``[n, 4]`` and ``[m, 4]``; 0 if both are empty."""
     top_left = torch.maximum(a[:, None, :2], b[None, :, :2])

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from mudi_core.bases.tokens import load_token, save_token
+from mudi_core.benchmark import page as pages
 from mudi_core.benchmark import run as work
 from mudi_core.benchmark import trained as learned
 from mudi_core.benchmark.methods import METHODS
@@ -273,14 +274,14 @@ def test_pairs_that_a_seed_draws_take_the_place_of_the_built_in_ones(tmp_path: P
 
 def test_a_cell_is_read_as_it_was_written(spec_file: Path, tmp_path: Path) -> None:
     results = Results(tmp_path / "out", read_spec(spec_file))
-    alike = replace(result("cats", "mudi", 0, 0.5, fidelity=0.2), similarities=(0.25, 0.5))
+    alike = replace(result("cats", "mudi", 0, 0.5, fidelity=0.2), similarities=(0.25, 0.5), places=PLACES)
     for one in (alike, result("cats", "mudi", 1, 0.0, found=0)):
         assert not results.is_done(one.cell)
         image = (torch.rand(64, 64, 3) * 255).round() / 255
         results.add(one, image)
         assert results.is_done(one.cell) and torch.allclose(results.image(one.cell), image)
         again = results.read(one.cell)
-        assert again.similarities == one.similarities
+        assert again.similarities == one.similarities and again.places == one.places
         assert (again.cell, again.text_fidelity, again.success) == (one.cell, one.text_fidelity, one.success)
         ours, theirs = one.comparison, again.comparison
         assert (ours.tokens, ours.score, ours.verdicts) == (theirs.tokens, theirs.score, theirs.verdicts)
@@ -536,9 +537,68 @@ def test_a_summary_counts_what_the_pictures_say() -> None:
     assert summary([result("a", "mudi", 0, 1.0)]).text_fidelity is None and one.combos_interval is None
     assert summary([result(combo, "mudi", 0, 0.5) for combo in "ab"]).combos_interval == (0.5, 0.5)
     assert table(done).splitlines()[1:] == [
-        "a,mudi,0,0,0,2,2,1.000000,0.500000,1,2,0,0,0,0,0.300000,0.600000,0.350000,,0.000000,0.000000,0.500000",
-        "a,mudi,0,1,0,2,1,0.000000,0.000000,0,1,0,0,1,0,0.100000,,,,,,",
+        "a,mudi,0,0,0,2,2,1.000000,0.500000,1,,2,0,0,0,0,0.300000,0.600000,0.350000,,0.000000,0.000000,0.500000",
+        "a,mudi,0,1,0,2,1,0.000000,0.000000,0,,1,0,0,1,0,0.100000,,,,,,",
     ]
+
+
+PLACES = ((0.0, 20.0, 30.0, 60.0), (30.0, 20.0, 64.0, 60.0))
+
+
+@pytest.mark.parametrize(
+    ("places", "figures", "right"),
+    [
+        (PLACES, [[2, 2, 20, 60], [40, 2, 60, 60]], True),
+        (PLACES, [[40, 2, 60, 60], [2, 2, 20, 60]], False),  # each is where the other should be
+        (PLACES, [[2, 2, 20, 60], [10, 2, 30, 60]], False),  # both are left
+        (PLACES, [[16, 2, 46, 60], [40, 2, 60, 60]], True),  # on the line between: as near to its own as to the other
+        (PLACES, [[2, 2, 20, 60]], False),
+        (PLACES, [[2, 2, 20, 60], [40, 2, 60, 60], [20, 0, 30, 10]], False),
+        (PLACES, [], False),
+        ((), [[2, 2, 20, 60], [40, 2, 60, 60]], None),
+        (PLACES[:1], [[2, 2, 20, 60]], None),
+        (((0, 0, 64, 20), (0, 40, 64, 64)), [[40, 2, 60, 18], [2, 44, 20, 60]], True),  # above and below
+    ],
+)
+def test_subjects_are_on_their_side_where_each_figure_is_nearest_to_its_own_place(
+    places: Any, figures: list[list[float]], right: bool | None
+) -> None:
+    boxes = torch.tensor(figures, dtype=torch.float32).reshape(-1, 4)
+    found = Detections(boxes, torch.ones(len(boxes)), ("cat",) * len(boxes), 0.9)
+    plain = result("a", "mudi", 0, 0.5)
+    tokens = plain.comparison.tokens[: len(places) or 2]
+    one = replace(plain, comparison=replace(plain.comparison, tokens=tokens, detections=found), places=places)
+    assert one.on_their_side is right
+    unknown = replace(one, places=())
+    assert summary([one, unknown]).on_their_side == (None if right is None else float(right)), "of those that are told"
+    rows = list(csv.DictReader(table([one, unknown]).splitlines()))
+    assert [row["on_their_side"] for row in rows] == ["" if right is None else str(int(right)), ""]
+
+
+def test_only_methods_that_are_told_places_have_a_side(
+    random_mini: None, spec_file: Path, tmp_path: Path, counted: Counter[str]
+) -> None:
+    methods = ("segmix", "regions", "merge", "merge_start", "mudi")
+    spec = replace(read_spec(spec_file), methods=methods, seeds=1)
+    results = Results(tmp_path / "out", spec)
+    Worker(results, eyes.load_detector(), eyes.load_embedder()).run()
+    done = {one.cell.method: one for one in map(results.read, spec.cells())}
+    told = {method for method, one in done.items() if one.places}
+    assert told == {"regions", "merge_start", "mudi"} == {m for m, one in done.items() if one.on_their_side is not None}
+    (places,) = {done[method].places for method in told}
+    assert len(places) == 2 and all(0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 64 for x0, y0, x1, y1 in places)
+    aside = [replace(one, places=()) for one in done.values()]
+    shown = [pages.page(results, some) for some in (list(done.values()), aside)]
+    assert [text.count("on their side, where told a place") for text in shown] == [1, 0]
+    assert [text.count("On their side: the share of pictures") for text in shown] == [1, 0]
+    segmix, mudi = (
+        next(line for line in shown[0].splitlines() if f"<tr><td>{title}</td>" in line)
+        for title in (METHODS["segmix"].title, METHODS["mudi"].title)
+    )
+    share = f"{float(bool(done['mudi'].on_their_side)):.0%}"
+    right_count = f"{float(done['mudi'].comparison.count_is_right):.0%}"
+    assert f"<td>{right_count}</td><td>{share}</td>" in mudi.split(METHODS["mudi"].title)[1]
+    assert "<td>–</td>" in segmix and "seconds a picture" in shown[0] and "of CPU time on a CPU" in shown[0]
 
 
 def test_an_interval_over_combos_is_as_wide_as_the_combos_differ() -> None:

@@ -46,6 +46,11 @@ class Rival:
         """Whether anything acts in the U-Net's attention."""
         return bool(self.wears) or self.singles == "separate"
 
+    @property
+    def keeps_places(self) -> bool:
+        """Whether what acts in attention is told where each subject stands; MIP's merge goes by words alone."""
+        return self.in_attention and self.wears != "merge"
+
 
 _DREAMBOOTH = {"method": "dreambooth"}
 _OTHERS = {

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..boxes import Box, middles
 from ..files import whole
 from ..lock import claimed, sweep
 from ..subjects.picture_file import read_photo
@@ -44,11 +45,32 @@ class Result:
     """The same by further embedders, by their names."""
     seconds: float | None = None
     """That the picture took to make, of CPU time on a CPU; older results have none."""
+    places: tuple[Box, ...] = ()
+    """Where the method was told to put each subject, xyxy in pixels of the picture; empty where it was told no places,
+    and in older results."""
 
     @property
     def success(self) -> bool:
         """Whether every subject is there once, as itself, and nobody else."""
         return self.comparison.success
+
+    @property
+    def on_their_side(self) -> bool | None:
+        """Whether every subject stands where the method was told to put it.
+
+        The figure that Detect-and-Compare matches with a subject must have its middle at least as near to the middle of
+        this subject's place as to that of any other. Whether it looks like the subject does not count here: of two
+        subjects whose places mean nothing, half of the pictures with two figures are right. With another number of
+        figures than subjects nobody says which is whom, so it is false. None: the method was told no places, or there
+        is one subject alone, which has no other side.
+        """
+        if len(self.places) < 2:
+            return None
+        if not self.comparison.count_is_right:
+            return False
+        figures = middles(self.comparison.detections.xyxy)
+        apart = torch.cdist(figures, middles(torch.tensor(self.places)))
+        return bool((apart.diagonal() <= apart.amin(1)).all())
 
 
 class Results:
@@ -82,6 +104,7 @@ class Results:
             "similarities": result.similarities,
             **({"whole": result.whole} if result.whole else {}),
             "seconds": result.seconds,
+            **({"places": result.places} if result.places else {}),
             "comparison": _plain(result.comparison),
         }
         write_whole(self.path(result.cell, ".json"), json.dumps(about) + "\n")
@@ -92,7 +115,8 @@ class Results:
         similarities = tuple(about.get("similarities", ()))
         whole = {name: tuple(values) for name, values in about.get("whole", {}).items()}
         compared, fidelity = _comparison(about["comparison"]), about["text_fidelity"]
-        return Result(cell, compared, fidelity, similarities, whole, about.get("seconds"))
+        places = tuple(map(tuple, about.get("places", ())))
+        return Result(cell, compared, fidelity, similarities, whole, about.get("seconds"), places)
 
     def image(self, cell: Cell) -> Tensor:
         """Return the picture of a cell, float ``[h, w, 3]``, 0..1."""

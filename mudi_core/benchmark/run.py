@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..bases.checkpoint import Checkpoint, open_checkpoint
+from ..boxes import Box
 from ..demo.job import draw_photos, prepare_photos
 from ..demo.settings import DemoSettings
 from ..eyes import Detector, Embedder, Segmenter
@@ -23,7 +24,7 @@ from ..score.fidelity import similarities
 from ..stage.cutouts import cut_outs
 from ..subjects import storage
 from ..toy.pairs import Cast
-from ..types import SubjectSet
+from ..types import Layout, SubjectSet
 from .methods import METHODS
 from .photos import Preparing, joined, subjects_of
 from .results import Result, Results
@@ -112,7 +113,9 @@ class Worker:
         fidelity = self.whole.text_fidelity(picture.image, subjects, self.spec.text(cell))
         (alike,) = similarities([picture.image], references.means, self.embedder).tolist()
         whole = self.whole.similarities(picture.image, photos)
-        self.results.add(Result(cell, compared, fidelity, tuple(alike), whole, seconds), picture.image)
+        told = config.gamma > 0 or METHODS[cell.method].keeps_places
+        places = _places(picture.layout, subjects.tokens) if told else ()
+        self.results.add(Result(cell, compared, fidelity, tuple(alike), whole, seconds, places), picture.image)
 
     def _now(self) -> float:
         """Return seconds: of this process alone on a CPU, which others may use too; of the clock on a card."""
@@ -160,3 +163,11 @@ class Worker:
     @cached_property
     def _checkpoint(self) -> Checkpoint:
         return open_checkpoint(self.spec.base, self.device, self.dtype)
+
+
+def _places(layout: Layout, tokens: Sequence[str]) -> tuple[Box, ...]:
+    """Return the box of each subject, all of which the layout places, in pixels."""
+    width, height = layout.size
+    boxes = {one.token: one.xyxy for one in layout.placements}
+    ordered = [boxes[token] for token in tokens]
+    return tuple((x0 * width, y0 * height, x1 * width, y1 * height) for x0, y0, x1, y1 in ordered)

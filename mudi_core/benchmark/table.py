@@ -17,6 +17,7 @@ from .results import Result
 STATUSES = ("found", "unlike", "mixed", "missing", "duplicated")
 COLUMNS = (
     *("combo", "method", "prompt", "seed", "training", "subjects", "figures", "score", "score_spectral", "success"),
+    "on_their_side",
     *STATUSES,
     *("text_fidelity", "similarity", "similarity_product", "seconds"),
     *(f"collapse_rate_{limit}" for limit in COLLAPSE_LIMITS),
@@ -42,6 +43,9 @@ class Summary:
     success_low: float
     success_high: float
     right_count: float
+    on_their_side: float | None
+    """Share of the pictures in which every subject stands where the method was told to put it, of those for which it
+    was told (`Result.on_their_side`); None: of none."""
     text_fidelity: float | None
     similarity: float | None
     """Mean similarity of the whole picture to the photos of each subject: called DINO or CLIP-I, by the embedder."""
@@ -73,6 +77,7 @@ def table(results: Sequence[Result]) -> str:
                 f"{compared.score:.6f}",
                 f"{compared.score_spectral:.6f}",
                 int(result.success),
+                "" if result.on_their_side is None else int(result.on_their_side),
                 *(statuses.count(status) for status in STATUSES),
                 *("" if value is None else f"{value:.6f}" for value in fidelities),
             ]
@@ -100,6 +105,7 @@ def summary(results: Sequence[Result]) -> Summary:
         success_low=success_low,
         success_high=success_high,
         right_count=float(np.mean([result.comparison.count_is_right for result in results])),
+        on_their_side=_mean([result.on_their_side for result in results]),
         text_fidelity=_mean([result.text_fidelity for result in results]),
         similarity=_mean([_both(result.similarities)[0] for result in results]),
         similarity_product=_mean([_both(result.similarities)[1] for result in results]),
