@@ -589,7 +589,7 @@ def test_only_methods_that_are_told_places_have_a_side(
     assert len(places) == 2 and all(0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 64 for x0, y0, x1, y1 in places)
     aside = [replace(one, places=()) for one in done.values()]
     shown = [pages.page(results, some) for some in (list(done.values()), aside)]
-    assert [text.count("on their side, where told a place") for text in shown] == [1, 0]
+    assert [text.count("on their side, if told") for text in shown] == [1, 0]
     assert [text.count("On their side: the share of pictures") for text in shown] == [1, 0]
     segmix, mudi = (
         next(line for line in shown[0].splitlines() if f"<tr><td>{title}</td>" in line)
@@ -652,6 +652,23 @@ def test_bars_reach_from_zero_to_their_means() -> None:
     bars = [line for line in drawn.splitlines() if 'class="bar"' in line]
     left, width = ([float(line.split(f'{key}="')[1].split('"')[0]) for line in bars] for key in ("x", "width"))
     assert left[1] + width[1] == pytest.approx(left[0], abs=0.2) and width[0] > width[1] > 0
+
+
+def test_names_of_any_length_stand_beside_their_bars_and_many_methods_are_scrolled(
+    spec_file: Path, tmp_path: Path
+) -> None:
+    bars = {name: Bar(rival.title, 0.5, 0.4, 0.6) for name, rival in METHODS.items()}
+    drawn = bar_chart(bars, "scores")
+    ends = {float(line.split('x="')[1].split('"')[0]) for line in drawn.splitlines() if 'class="label"' in line}
+    longest = max(len(rival.title) for rival in METHODS.values())
+    assert len(ends) == 1 and min(ends) > 7.7 * longest, "a letter takes 7.7 on average (Chromium, DejaVu Sans)"
+    spec = replace(read_spec(spec_file), general_nouns={"cats": "animal"})
+    few, many = replace(spec, methods=tuple(METHODS)[:8]), replace(spec, methods=tuple(METHODS)[:9])
+    for one, found in ((few, "repeat(8, 1fr)"), (many, "repeat(9, minmax(110px, 1fr))")):
+        results = Results(tmp_path / str(len(one.methods)), one)
+        results.add(result("cats", "dreambooth", 0, 0.5), torch.rand(32, 32, 3))
+        shown = pages.page(results, [result("cats", "dreambooth", 0, 0.5)])
+        assert f'style="grid-template-columns: {found}"' in shown and ('class="rows many"' in shown) == (one is many)
 
 
 ODD = (

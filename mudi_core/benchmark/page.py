@@ -29,6 +29,9 @@ MEASURES = {
 PICTURE_SIDE = 256
 """Pixels: larger pictures are made smaller, so that the page is small enough to send."""
 
+MOST_ABREAST = 8
+"""Methods whose pictures share the page's width: those of more are scrolled sideways."""
+
 MOST_SHOWN = 12_000
 """Pictures of a page: more would make a file that no browser opens."""
 
@@ -86,7 +89,7 @@ def _table(by_method: Mapping[str, Summary]) -> str:
         )
     return f"""<table class="wide"><tr><th>method</th><th>pictures</th><th>D&amp;C</th><th>over pictures</th>
 <th>over combos</th><th>spectral</th><th>success</th><th>right count</th>
-{"<th>on their side, where told a place</th>" if sides else ""}
+{"<th>on their side, if told</th>" if sides else ""}
 {"".join(f"<th>{MEASURES[name]}</th>" for name in shown)}
 {"".join(f"<th>{escape(name)}</th><th>its product</th>" for name in further)}</tr>{rows}</table>
 <p class="soft">The second interval draws combos, their trainings and then pictures, since pictures of one combo
@@ -158,7 +161,9 @@ def _success(spec: Spec, done: Sequence[Result]) -> str:
 
 def _combo(results: Results, combo: str, done: Sequence[Result]) -> str:
     spec = results.spec
-    columns = f'style="grid-template-columns: repeat({len(spec.methods)}, 1fr)"'
+    count = len(spec.methods)
+    many, wide = ("rows many", "minmax(110px, 1fr)") if count > MOST_ABREAST else ("rows", "1fr")
+    columns = f'class="{many}" style="grid-template-columns: repeat({count}, {wide})"'
     heads = "".join(f'<div class="head method-{method}">{METHODS[method].title}</div>' for method in spec.methods)
     by_cell = {one.cell: one for one in done}
     grids = ""
@@ -169,7 +174,7 @@ def _combo(results: Results, combo: str, done: Sequence[Result]) -> str:
             for method in spec.methods:
                 one = by_cell.get(Cell(combo, method, number, seed, training))
                 cells += _picture(results, one) if one is not None else "<figure></figure>"
-        grids += f'<h3><code>{escape(prompt)}</code></h3><div class="rows" {columns}>{cells}</div>'
+        grids += f"<h3><code>{escape(prompt)}</code></h3><div {columns}>{cells}</div>"
     first = done[0].comparison
     remarks = "".join(f'<p class="lead">{escape(words)}</p>' for words in look_alike(first.tokens, first.s_gt))
     return f"""<h2>{escape(combo)}</h2>

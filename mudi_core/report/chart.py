@@ -8,6 +8,9 @@ from html import escape
 
 from .statistics import interval, smoothed
 
+_LETTER = 8
+"""Width that a letter of a label takes, on average and at most."""
+
 
 def strip_chart(rows: Mapping[str, tuple[str, Sequence[float]]]) -> str:
     """Return a chart of the scores of each method on one axis: a dot per picture, the mean, its 95 % interval.
@@ -62,7 +65,9 @@ def bar_chart(bars: Mapping[str, Bar], about: str) -> str:
 
     The axis ends at 1 and starts at 0 or below.
     """
-    width, left, right, row = 720, 172, 66, 40
+    right, row = 66, 40
+    left = max(172, 24 + _LETTER * max(len(bar.title) for bar in bars.values()))
+    width = left + 548
     bottom = min(0.0, *(bar.low for bar in bars.values()), *(bar.mean for bar in bars.values()))
     start = -0.25 * -(bottom // 0.25)
     height = row * len(bars) + 30
