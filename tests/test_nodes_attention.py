@@ -314,13 +314,16 @@ def true_blocks(comfy: Comfy, kind: str) -> Any:
     return other_model(comfy, kind, size | way | (SDXL if kind == "SDXL" else SD))
 
 
-@pytest.mark.parametrize(("kind", "count"), [("SDXL", 70), ("SD15", 16)])
-def test_every_layer_of_the_true_blocks_is_called(
+@pytest.mark.parametrize(("kind", "count"), [("SDXL", 70), ("SD15", 16), ("SD20", 16)])
+def test_every_layer_of_the_true_blocks_is_called_and_each_part_acts_in_it(
     comfy: Comfy, kind: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mudi_core.attention.guidance import LayoutGuidance
     from mudi_core.attention.layer import Layer
     from mudi_core.attention.lora import Change, SeparateLoras
     from mudi_core.attention.prompts import RegionalPrompts
+    from mudi_core.attention.references.adapter import Adapter
+    from mudi_core.attention.references.worn import References
     from mudi_core.attention.regions import Regions
 
     model, blocks = true_blocks(comfy, kind), comfy.module("attention.blocks")
@@ -338,7 +341,35 @@ def test_every_layer_of_the_true_blocks_is_called(
     with_part = comfy.module("attention").with_part
     model = with_part(model, SeparateLoras([changes, changes], regions))
     model = with_part(model, RegionalPrompts([torch.randn(1, 12, 16)] * 2, regions))
+    words = torch.zeros(2, 12)
+    words[0, 3] = words[1, 7] = 1
+    model = with_part(model, LayoutGuidance(list(words), regions))
+    numbers, widths, context = comfy.module("attention.references").cross_layers(model)
+    keys, values = ([torch.randn(wide, context) for wide in widths] for _ in "kv")
+    tokens = torch.randn(1, 2, 4, context)
+    model = with_part(model, References(Adapter("MS-Diffusion", None, keys, values), tokens, numbers, regions, 1.0))
     called: list[str] = []
+    acted: dict[str, list[str]] = {}
+
+    def noted(part: type, method: str) -> None:
+        """Note in which layer a part's answer is not nothing."""
+        own = getattr(part, method)
+
+        def asked(self: Any, *given: Any) -> Any:
+            answer = own(self, *given)
+            if answer is not None and len(answer if method == "limited" else [1]):
+                acted.setdefault(part.__name__, []).append(called[-1])
+            return answer
+
+        monkeypatch.setattr(part, method, asked)
+
+    for part, method in (
+        (SeparateLoras, "limited"),
+        (RegionalPrompts, "blend"),
+        (LayoutGuidance, "bias"),
+        (References, "seen"),
+    ):
+        noted(part, method)
     whole = Layer.attention
 
     def counted(self: Layer, *given: Any) -> torch.Tensor:
@@ -348,15 +379,19 @@ def test_every_layer_of_the_true_blocks_is_called(
         return answer
 
     monkeypatch.setattr(Layer, "attention", counted)
-    words = [[torch.randn(1, 12, 16), {"pooled_output": torch.randn(1, 4)}]]
+    prompt = [[torch.randn(1, 12, 16), {"pooled_output": torch.randn(1, 4)}]]
     if kind == "SDXL":
         monkeypatch.setattr(model.model, "encode_adm", lambda **given: torch.zeros(1, 16))
     latent = torch.zeros(1, 4, 16, 24)
     with torch.inference_mode():
         comfy.core("comfy.sample").sample(
-            model, torch.randn_like(latent), 1, 4.0, "euler", "normal", words, words, latent, disable_pbar=True, seed=0
-        )
+            model, torch.randn_like(latent), 1, 4.0, "euler", "normal", prompt, prompt, latent, disable_pbar=True,
+            seed=0,
+        )  # fmt: skip
     assert len(called) == 2 * count and len(set(called)) == 2 * count
+    cross = [name for name in called if name.endswith("attn2.")]
+    assert acted == dict.fromkeys(("SeparateLoras", "RegionalPrompts", "LayoutGuidance", "References"), cross)
+    assert len(cross) == count
 
 
 def test_other_layers_are_merged_at_a_weight_or_left_out_and_told(comfy: Comfy, mini: Any) -> None:
@@ -674,9 +709,46 @@ def test_strength_0_is_the_base_and_a_lora_of_other_layers_is_told(comfy: Comfy,
     assert torch.equal(sampled(comfy, mini, made.result[0]), base)
 
 
-def test_a_latent_of_another_shape_and_moved_places_are_told(comfy: Comfy, mini: Any, loras: Any) -> None:
-    with pytest.raises(MudiError, match="a picture 2.00 : 1 .* a part of 1.00 : 1 is sampled"):
-        sampled(comfy, mini, regional(comfy, mini, "a", torch.ones(1, 12, 24)))
+def with_places(comfy: Comfy, mini: Any, loras: Any, kind: str, masks: Any, **more: Any) -> Any:
+    """The MODEL with the node of this name."""
+    if kind == "Separate LoRAs":
+        return separate(comfy, mini, loras, masks, **more)
+    if kind == "Regional Prompts":
+        return regional(comfy, mini, "a red cat\na blue dog", masks, **more)
+    return guided(comfy, mini, masks, **more)
+
+
+@pytest.mark.parametrize("kind", ["Separate LoRAs", "Regional Prompts", "Layout Guidance"])
+def test_places_of_another_aspect_than_the_latent_are_told(
+    comfy: Comfy, mini: Any, loras: Any, kind: str, layout: Any
+) -> None:
+    sentence = r"a picture {} : 1 \(width to height\), and a part of {} : 1 is sampled. Give Layout"
+    wide = with_places(comfy, mini, loras, kind, halves(12, 24))
+    with pytest.raises(MudiError, match=sentence.format("2.00", "1.00")):
+        sampled(comfy, mini, wide)
+    assert sampled(comfy, mini, wide, (1, 4, 12, 24)).isfinite().all()
+    placed = with_places(comfy, mini, loras, kind, None, layout=layout)
+    with pytest.raises(MudiError, match=sentence.format("1.00", "0.60")):
+        sampled(comfy, mini, placed, SHAPES[2])
+    assert sampled(comfy, mini, placed).isfinite().all()
+    # Masks of another size and of nearly the latent's aspect are of the same picture; a part that is off asks nothing.
+    near = with_places(comfy, mini, loras, kind, halves(100, 103))
+    assert sampled(comfy, mini, near).isfinite().all()
+    off = with_places(comfy, mini, loras, kind, halves(12, 24), start=1.0, end=1.0)
+    assert torch.equal(sampled(comfy, mini, off), sampled(comfy, mini, mini[0]))
+
+
+def test_a_subject_without_a_place_is_as_if_it_were_not_there(comfy: Comfy, mini: Any) -> None:
+    first = halves()[:1]
+    some = torch.cat([first, 0 * first])
+    for alone, more in (
+        (regional(comfy, mini, "a red cat", first), regional(comfy, mini, "a red cat\na blue dog", some)),
+        (guided(comfy, mini, first, words="red cat"), guided(comfy, mini, some)),
+    ):
+        assert torch.equal(sampled(comfy, mini, more), sampled(comfy, mini, alone))
+
+
+def test_moved_places_and_prompts_of_another_model_are_told(comfy: Comfy, mini: Any, loras: Any) -> None:
     merging = separate(comfy, mini, loras, halves())
     merging.set_model_attn1_patch(lambda n, context, value, extra: (n[:, ::2], context, value))
     with pytest.raises(MudiError, match="Another node has changed the places .*72 for 12x12.* ToMe and HyperTile"):

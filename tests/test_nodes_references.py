@@ -222,6 +222,68 @@ def test_prompts_are_told_apart_in_every_order_without_a_negative_one_and_beside
     assert differ(both, wanted) > 0.05 and differ(both, sampled(comfy, mini, with_adapter(comfy, mini[0]))) > 0.05
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_asked_for_apart_are_the_same_and_without_a_negative_one_every_kind_acts(
+    comfy: Comfy, mini: Any, refer: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pictures, so that a row is not a prompt."""
+    model, shape = refer(kind).result[0], (2, 4, 24, 24)
+    wanted = sampled(comfy, mini, model, shape)
+    alone = differ(sampled(comfy, mini, model, shape, cfg=1.0), sampled(comfy, mini, mini[0], shape, cfg=1.0))
+    assert alone > 0.05
+    calls = []
+    needed = mini[0].model.memory_required
+    much = 1e18
+    monkeypatch.setattr(
+        mini[0].model, "memory_required", lambda shape, **more: much if shape[0] > 2 else needed(shape, **more)
+    )
+
+    def asked(apply: Any, given: dict[str, Any]) -> Tensor:
+        calls.append(len(given["cond_or_uncond"]))
+        answer: Tensor = apply(given["input"], given["timestep"], **given["c"])
+        return answer
+
+    apart = model.clone()
+    apart.set_model_unet_function_wrapper(asked)
+    assert unlike(sampled(comfy, mini, apart, shape), wanted) < 1e-2
+    assert calls == [1] * 4
+
+
+@pytest.mark.parametrize("where", ["places", "words", "places and words"])
+def test_places_of_another_aspect_than_the_latent_are_told(
+    comfy: Comfy, mini: Any, refer: Any, layout: Any, where: str
+) -> None:
+    sentence = r"a picture {} : 1 \(width to height\), and a part of {} : 1 is sampled. Give Layout"
+    wide = refer("IP-Adapter", where=where, masks=halves(12, 24)).result[0]
+    with pytest.raises(MudiError, match=sentence.format("2.00", "1.00")):
+        sampled(comfy, mini, wide)
+    assert sampled(comfy, mini, wide, (1, 4, 12, 24)).isfinite().all()
+    with pytest.raises(MudiError, match=sentence.format("1.00", "0.60")):
+        sampled(comfy, mini, refer("IP-Adapter", where=where, layout=layout).result[0], (1, 4, 20, 12))
+
+
+@pytest.mark.parametrize("where", ["places", "words", "places and words"])
+def test_a_reference_without_a_place_is_as_if_it_were_not_there(
+    comfy: Comfy, mini: Any, refer: Any, where: str
+) -> None:
+    first = halves()[:1]
+    alone = refer("IP-Adapter", where=where, masks=first, references=pictures(1), names="cat").result[0]
+    both = refer("IP-Adapter", where=where, masks=torch.cat([first, 0 * first]), references=pictures()).result[0]
+    assert differ(sampled(comfy, mini, alone), sampled(comfy, mini, mini[0])) > 0.05
+    assert unlike(sampled(comfy, mini, both), sampled(comfy, mini, alone)) < 1e-3
+
+
+def test_a_pickle_that_wants_to_run_code_is_refused_by_the_node(comfy: Comfy, refer: Any, tmp_path: Any) -> None:
+    class Wish:
+        def __reduce__(self) -> Any:
+            return (open, (str(tmp_path / "written"), "w"))
+
+    torch.save({"image_proj": Wish()}, comfy.base / "models" / "ms_diffusion" / "wish.bin")
+    with pytest.raises(MudiError, match="wish.bin"):
+        refer(adapter="wish.bin")
+    assert not (tmp_path / "written").exists()
+
+
 def test_keys_and_values_are_projected_once_a_run_and_then_forgotten(comfy: Comfy, mini: Any, refer: Any) -> None:
     model = refer("MS-Diffusion").result[0]
     part = model.get_wrappers("apply_model", "mudi_attention")[0].parts[0].part
