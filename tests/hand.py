@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-SOCKET = """([kind, side, name]) => {
-    const [type, number] = kind.split(' '), canvas = app.canvas
-    const node = app.graph.nodes.filter(node => node.type === type).at(number ? number - 1 : -1)
+SOCKET = r"""([kind, side, name]) => {
+    const [, called, number] = kind.match(/^(.*?)(?: (\d+))?$/), canvas = app.canvas
+    const node = app.graph.nodes.filter(node => [node.type, node.title].includes(called)).at(number ? number - 1 : -1)
     const slot = node[side].findIndex(one => one.name === name)
     const [x, y] = node.getConnectionPos(side === 'inputs', slot)
     const area = canvas.canvas.getBoundingClientRect(), {scale, offset} = canvas.ds
     return [area.left + (x + offset[0]) * scale, area.top + (y + offset[1]) * scale]
 }"""
-"""Where a socket is on the page: of the last node of a type, or of another by its number, as in "KSampler 1"."""
+"""Where a socket is on the page: of the last node of a type or title, or of another by number: "KSampler 1"."""
+ENDED = """() => {
+    window.ended = null
+    const end = ({detail}) => { window.ended = detail }
+    for (const name of ['execution_success', 'execution_error']) app.api.addEventListener(name, end, {once: true})
+}"""
 PLACE = """([x, y]) => {
     const area = app.canvas.canvas.getBoundingClientRect(), {scale, offset} = app.canvas.ds
     return [area.left + (x + offset[0]) * scale, area.top + (y + offset[1]) * scale]
@@ -57,3 +62,12 @@ class Hand:
         self.page.mouse.move(*end, steps=4)
         self.page.mouse.up()
         self.actions += 1
+
+    def run(self, seconds: float = 300) -> str:
+        """Press Run and wait for the end; the id of the run."""
+        self.page.evaluate(ENDED)
+        self.page.get_by_role("button", name="Run", exact=True).first.click()
+        self.page.wait_for_function("() => window.ended", timeout=seconds * 1000)
+        ended = self.page.evaluate("() => window.ended")
+        assert "exception_message" not in ended, ended["exception_message"]
+        return str(ended["prompt_id"])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import urllib.error
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from comfyui_server import ROOT, Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 FOLDER = ROOT / "subgraphs"
 NAMES = ("MuDI Prepare", "MuDI Train", "MuDI Generate", "MuDI Compare")
@@ -53,8 +56,9 @@ def test_a_blueprint_is_one_node_whose_wires_and_widgets_exist(comfyui_server: S
     known = comfyui_server.get("/object_info")
     for one in nodes.values():
         about = known[one["type"]]["input"]
-        wanted = {*about.get("required", {}), *about.get("optional", {})}
-        assert {socket["name"] for socket in one["inputs"]} <= wanted
+        wanted = [*about.get("required", {}), *about.get("optional", {})]
+        # All of them, as frontends order them: older ones look for a widget at its number, before they add what lacks.
+        assert [socket["name"] for socket in one["inputs"]] == sorted(wanted, key=lambda name: _is_widget(about, name))
         named, values = one.get("widgets_values_named"), one.get("widgets_values", [])
         if named is not None and one["type"].startswith("Mudi"):
             widgets = [name for name in named if name not in BESIDE]
@@ -63,6 +67,9 @@ def test_a_blueprint_is_one_node_whose_wires_and_widgets_exist(comfyui_server: S
     # Wired to the widgets inside, not only named by their nodes: newer frontends show no others.
     assert [["-1", name] for name in shown] == node["properties"]["proxyWidgets"]
     assert len(node["widgets_values"]) == len(shown) > 0
+    # Frontends stop drawing the graph at a choice that is nothing.
+    assert None not in [value for one in (node, *nodes.values()) for value in one.get("widgets_values") or []]
+    assert not [one for one in nodes.values() if None in (one.get("widgets_values_named") or {}).values()]
     for link in inside["links"]:
         if link["origin_id"] == INPUT and inside["inputs"][link["origin_slot"]]["name"] in shown:
             assert "widget" in nodes[link["target_id"]]["inputs"][link["target_slot"]]
@@ -75,3 +82,23 @@ def test_newer_comfyui_offers_them(comfyui_server: Server) -> None:
         assert error.code == 404
         pytest.skip("this ComfyUI knows no blueprints: it starts as if there were none")
     assert {one["name"] for one in offered if one["source"] == "custom_node"} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_opens_as_a_workflow_where_blueprints_are_unknown_too(page: Page, name: str) -> None:
+    """As an artist drops it into the page: one node with its widgets and their values, which a run would have."""
+    node, inside = blueprint(name)
+    text = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
+    page.evaluate(
+        "async ([name, text]) => app.handleFile(new File([text], name, {type: 'application/json'}))",
+        [f"{name}.json", text],
+    )
+    page.wait_for_function("title => app.graph.nodes.length === 1 && app.graph.nodes[0].title === title", arg=name)
+    shown = [socket["name"] for socket in node["inputs"] if "widget" in socket]
+    widgets = page.evaluate("() => app.graph.nodes[0].widgets.map(widget => [widget.name, widget.value])")
+    assert widgets == [list(one) for one in zip(shown, node["widgets_values"], strict=True)]
+    sent = page.evaluate("async () => Object.values((await app.graphToPrompt()).output)")
+    assert [one["class_type"] for one in sent] == [one["type"] for one in inside["nodes"]]
+    for one, saved in zip(sent, inside["nodes"], strict=True):
+        for key, value in (saved.get("widgets_values_named") or {}).items():
+            assert key in BESIDE or one["inputs"][key] == value, (saved["type"], key)

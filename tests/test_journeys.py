@@ -139,30 +139,6 @@ class Journey:
     stock: bool = False
 
 
-BLUEPRINTS = {
-    "MuDI Prepare": ("folder", "token", "class_noun", "folder_1", "token_1", "class_noun_1", "name"),
-    "MuDI Train": ("name", "name_1", "steps", "seed"),
-    "MuDI Generate": ("width", "height", "gamma", "batch_size", "seed", "steps", "cfg"),
-    "MuDI Compare": ("name", "threshold"),
-}
-"""What each has to choose in it, closed."""
-
-
-def test_a_blueprint_comes_from_the_search_with_all_its_widgets(hand: Hand, comfyui_server: Server) -> None:
-    if not is_newer(comfyui_server):
-        pytest.skip("this ComfyUI knows no blueprints")
-    for number, name in enumerate(BLUEPRINTS):
-        command(hand.page, "Workspace.SearchBox.Toggle")
-        hand.page.locator("input:focus").fill(name)
-        hand.page.get_by_role("option").filter(has_text=name).first.click()
-        hand.page.wait_for_timeout(500)
-        hand.page.mouse.move(300 + 550 * number, 320, steps=3)
-        hand.page.mouse.click(300 + 550 * number, 320)
-        hand.page.wait_for_function("count => app.graph.nodes.length === count", arg=number + 1)
-    widgets = hand.page.evaluate("() => app.graph.nodes.map(n => [n.title, n.widgets.map(widget => widget.name)])")
-    assert {name: tuple(some) for name, some in widgets} == BLUEPRINTS
-
-
 SET = ("MudiLoadSubjectSet", "Load Subject Set (MuDI)")
 LAYOUT = ("MudiLayout", "Layout (MuDI)")
 PHOTO = ("LoadImage", "Load Image")
