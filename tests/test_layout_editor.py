@@ -455,3 +455,38 @@ def test_handle_and_name_stand_off_the_figure(editor: Editor) -> None:
             x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
             reached = page.evaluate("([x, y]) => document.elementFromPoint(x, y).className", [x, y])
             assert "mudi-turn" in reached
+
+
+def test_the_scene_stands_behind_the_figures(editor: Editor) -> None:
+    """It is seen where it will be, stays after a reload, and goes with its wire."""
+    page = editor.page
+    on_white = editor.picture()
+    across, down = np.meshgrid(np.linspace(0, 255, 300), np.linspace(0, 255, 200))
+    meadow = np.stack([across, down, np.full_like(across, 40)], -1).astype(np.uint8)  # no part is like another
+    Image.fromarray(meadow).save(editor.server.base / "input" / "meadow.png")
+    page.evaluate(f"""async () => {{
+        await app.refreshComboInNodes()
+        const photo = LiteGraph.createNode('LoadImage'), layout = {NODE}
+        photo.pos = [340, 300]
+        app.graph.add(photo)
+        photo.widgets.find(widget => widget.name === 'image').value = 'meadow.png'
+        photo.connect(0, layout, layout.inputs.findIndex(input => input.name === 'scene'))
+    }}""")
+    rendered = editor.run()
+    shown = editor.picture()
+    assert alike(shown, rendered) < 0.03 and alike(on_white, rendered) > 0.2
+    before = editor.box("olis")
+    editor.drag("olis", 0.2 if before[0] < 0.4 else -0.2, 0)
+    moved = editor.picture()
+    rendered = editor.run()
+    assert alike(moved, rendered) < 0.03
+    if folder := os.environ.get("MUDI_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"scene-{page.evaluate('() => LiteGraph.vueNodesMode')}.png")
+    page.wait_for_timeout(1500)
+    reload(page)
+    page.wait_for_function(f"() => {NODE}")
+    editor.wait_for_pictures()
+    assert alike(editor.picture(), rendered) < 0.03
+    page.evaluate(f"() => {NODE}.disconnectInput({NODE}.inputs.findIndex(input => input.name === 'scene'))")
+    shown = editor.picture()
+    assert shown.getpixel((3, 3)) == (255, 255, 255) and alike(shown, editor.run()) < 0.03

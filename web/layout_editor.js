@@ -51,7 +51,7 @@ class LayoutEditor {
   }
 
   isLinked(name) {
-    const input = this.node.inputs.find(input => input.widget?.name === name)
+    const input = this.node.inputs.find(input => input.name === name)
     return input?.link !== null && input?.link !== undefined
   }
 
@@ -67,6 +67,7 @@ class LayoutEditor {
 
   /** The file of the picture that they stand in, kept like the subjects; undefined on white. */
   get scene() {
+    if (!this.isLinked("scene")) return undefined
     return this.told ? this.told.scene : this.node.properties[SCENE]
   }
 
