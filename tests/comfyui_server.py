@@ -89,7 +89,7 @@ class Server:
     def queue(self, graph: Graph, client_id: str = "tests") -> str:
         """The id of the queued graph, which must be valid."""
         status, answer = self.post("/prompt", {"prompt": graph, "client_id": client_id})
-        assert status == 200, answer
+        assert status == 200 and not answer["node_errors"], answer
         return str(answer["prompt_id"])
 
     def refusal(self, graph: Graph) -> str:
