@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from browser import READY, SIZE, browse_templates, command, open_template
+from browser import SIZE, browse_templates, command, open_template
 from comfyui_server import ROOT, Server
 from hand import Hand
 from models import random_lora
@@ -259,16 +260,20 @@ WITH_MINI = """() => {
 """The embedded model in the place of a checkpoint."""
 
 
-def test_3_generate_runs_as_an_app(page: Page, comfyui_server: Server, drawn_dataset: Path) -> None:
+@pytest.fixture
+def trained(comfyui_server: Server, drawn_dataset: Path) -> None:
+    """What 1_prepare and 2_train leave, before the page asks what there is."""
     shutil.copytree(drawn_dataset, comfyui_server.base / "input" / "my_subjects", dirs_exist_ok=True)
-    lora = comfyui_server.base / "models" / "loras" / "my_subjects_00001.safetensors"
-    random_lora(lora)
-    page.reload()  # it lists what there is
-    page.wait_for_function(READY)
+    random_lora(comfyui_server.base / "models" / "loras" / "my_subjects_00001.safetensors")
+
+
+def test_3_generate_runs_as_an_app(trained: None, page: Page, comfyui_server: Server) -> None:
     open_as_app(page, "3_generate", WITH_MINI, ("lora_name", "name", "text", "gamma", "batch_size", "seed"))
     page.locator("textarea:visible").first.fill("olis cat and hta cat in the meadow")
     run = comfyui_server.wait(prompt := Hand(page).run())
-    (pictures,) = (shown["images"] for shown in run.outputs.values() if shown["images"][0]["type"] == "output")
+    (pictures,) = (
+        some for shown in run.outputs.values() if (some := shown.get("images", ())) and some[0]["type"] == "output"
+    )
     assert len(pictures) == 4
     graph = comfyui_server.get(f"/history/{prompt}")[prompt]["prompt"][2]
     assert "olis cat and hta cat in the meadow" in [
@@ -277,6 +282,30 @@ def test_3_generate_runs_as_an_app(page: Page, comfyui_server: Server, drawn_dat
     results(page, 4)
     if folder := os.environ.get("MUDI_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / "3_generate_app.png")
+
+
+def test_the_dialog_of_missing_models_lists_the_eyes_that_are_not_there(page: Page, comfyui_server: Server) -> None:
+    """Where its files are, an eye is not listed. The dialog of newer frontends knows only files that widgets name."""
+    there = comfyui_server.base / "models" / "dinov2" / "dinov2-base"
+    there.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        (there / name).touch()
+    page.evaluate("() => app.extensionManager.setting.set('Comfy.Workflow.ShowMissingModelsWarning', true)")
+    if page.evaluate("() => app.extensionManager.command.commands.some(one => one.id === 'Comfy.ToggleLinear')"):
+        open_template(page, "4_compare")
+        page.get_by_text(re.compile("errors? found")).first.wait_for()
+        page.get_by_role("button", name="View details").click()
+        page.get_by_text("sd_xl_base_1.0.safetensors").first.wait_for()
+    else:
+        open_template(page, "4_compare")
+        page.get_by_text("owlv2-base-patch16-ensemble/model.safetensors").first.wait_for()
+        listed = page.locator("body").inner_text()
+        assert "sd_xl_base_1.0.safetensors" in listed
+        assert "dinov2-base/" not in listed
+    page.evaluate("() => app.extensionManager.setting.set('Comfy.Workflow.ShowMissingModelsWarning', false)")
+    shutil.rmtree(there)
+    if folder := os.environ.get("MUDI_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / "missing_models.png")
 
 
 def test_what_a_node_says_stays_when_the_frontend_takes_it_away_and_never_that_of_the_run_before(page: Page) -> None:
