@@ -306,6 +306,8 @@ class VerdictLimits:
     alike: float = 2 / 3
     """Least similarity to the subject, as a share of what the subject's own photos reach, 0..1: a blob may resemble
     nobody else and still be nobody."""
+    cosine: float | None = None
+    """Least similarity itself, 0..1, for `alike`, where it is known whatever the subject's own photos reach."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,6 +327,8 @@ class Comparison:
     verdicts: tuple[Verdict, ...] = field(default=())
     queries: tuple[str, ...] = ()
     """What the detector looked for."""
+    remarks: tuple[str, ...] = ()
+    """Sentences for the user about the references: they hold for every picture."""
 
     @property
     def count_is_right(self) -> bool:

@@ -39,6 +39,8 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
                 "Detect-and-Compare",
                 "identity",
                 "identity score",
+                "face similarity",
+                "SFace",
                 "DINOv2",
                 "DreamSim",
                 "similarity",
@@ -51,7 +53,10 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
                 io.Image.Input("images", tooltip="Pictures to judge, as a batch or a list."),
                 Subjects.Input("subjects", tooltip="Who should be in every picture."),
                 widgets.model("detector", "The model that finds the figures."),
-                widgets.model("embedder", "The model that compares them: DINOv2 or DreamSim."),
+                widgets.model(
+                    "embedder",
+                    "The model that compares them: DINOv2 or DreamSim; sface compares only the faces of persons.",
+                ),
                 widgets.threshold(
                     "Least confidence of a figure. Lower it when figures are overlooked, raise it when more "
                     "are seen than there are."
@@ -116,7 +121,7 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
         given = GivenBoxes(boxes, pictures) if boxes else None
         how = Judging(detector[0], embedder[0], threshold[0], query[0], cut_out[0], download[0], given)
         results = compared(pictures, subjects[0], how)
-        order, cards, verdicts = ranking(pictures, results, subjects[0], names)
+        order, cards, verdicts = ranking(pictures, results, names)
         scores = [result.score for result in results]
         mean = sum(scores) / len(scores)
         verdict = f"mean of {len(scores)}: {mean:.2f}\n{verdicts}"
@@ -199,17 +204,17 @@ def compared(pictures: Sequence[Tensor], subjects: SubjectSet, how: Judging) -> 
 
 
 def ranking(
-    pictures: Sequence[Tensor], results: Sequence[Comparison], subjects: SubjectSet, titles: Sequence[str]
+    pictures: Sequence[Tensor], results: Sequence[Comparison], titles: Sequence[str]
 ) -> tuple[list[int], list[Tensor], str]:
     """Return the pictures' indices, a card ``[h, w, 3]`` for each, and the verdicts in words, all best first.
 
     ``titles``: of the pictures, in their own order.
     """
-    from ..mudi_core.score.compare import ANCHORS, best_first, look_alike
+    from ..mudi_core.score.compare import ANCHORS, best_first
 
     order = best_first(results)
     headings = {i: f"{titles[i]}: {results[i].headline}" for i in order}
-    lines = look_alike([subject.name for subject in subjects], results[0].s_gt)
+    lines = list(results[0].remarks)
     cards = [drawing.score_card(pictures[i], results[i], headings[i], lines) for i in order]
     for i in order:
         said = (results[i].reason, *(verdict.text for verdict in results[i].verdicts))

@@ -15,7 +15,6 @@ from .sockets import LayoutSocket, PlacedSubjects
 
 if TYPE_CHECKING:
     from ..mudi_core.jobs.search import Found
-    from ..mudi_core.types import SubjectSet
 
 
 class FindSeed(io.ComfyNode):  # type: ignore[misc]
@@ -97,15 +96,15 @@ class FindSeed(io.ComfyNode):  # type: ignore[misc]
 
             seeds = [(seed + number) % 2**64 for number in range(count)]
             found = search(seeds, paint, lambda pictures: compared(pictures, subjects, how))
-        return cls._given(found, latents, subjects, keep)
+        return cls._given(found, latents, keep)
 
     @classmethod
-    def _given(cls, found: list[Found], latents: list[Tensor], subjects: SubjectSet, keep: int) -> io.NodeOutput:
+    def _given(cls, found: list[Found], latents: list[Tensor], keep: int) -> io.NodeOutput:
         """Return what comes out of all pictures, of which ``keep`` are handed on."""
         import torch
 
         pictures, results = [one.picture for one in found], [one.comparison for one in found]
-        _, cards, verdicts = ranking(pictures, results, subjects, [f"seed {one.seed}" for one in found])
+        _, cards, verdicts = ranking(pictures, results, [f"seed {one.seed}" for one in found])
         best = found[:keep]
         return io.NodeOutput(
             convert.image_batch(pictures[:keep]),

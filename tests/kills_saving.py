@@ -29,7 +29,8 @@ import kills
 from coloured import coloured
 
 from mudi_core.eyes import weights
-from mudi_core.eyes.weights import MissingWeights, WeightFile, Weights
+from mudi_core.eyes.pins import TABLE, WeightFile, Weights
+from mudi_core.eyes.weights import MissingWeights
 from mudi_core.subjects.saving import take_up
 from mudi_core.subjects.storage import read_subjects, write_subjects
 from mudi_core.types import MudiError
@@ -132,7 +133,7 @@ def run_downloads(wanted: int, seed: int, folder: Path) -> Report:
     folder.mkdir(parents=True, exist_ok=True)
     source.write_bytes(content)
     file = WeightFile("model.bin", source.as_uri(), hashlib.sha256(content).hexdigest(), SIZE)
-    weights.TABLE["killed"] = Weights("killed", "nowhere", (file,))
+    TABLE["killed"] = Weights("killed", "nowhere", (file,))
     report = Report(0, 0, 0, 0, 0, 0.0)
     while report.kills < wanted:
         report.rounds += 1

@@ -410,7 +410,14 @@ def test_an_unknown_name_is_answered_with_the_known_ones(load):
 
 
 @pytest.mark.parametrize(
-    "load, name", [(LOADERS[0], "owlv2"), (LOADERS[1], "sam-vit-h"), (LOADERS[2], "dinov2"), (LOADERS[2], "dreamsim")]
+    "load, name",
+    [
+        (LOADERS[0], "owlv2"),
+        (LOADERS[1], "sam-vit-h"),
+        (LOADERS[2], "dinov2"),
+        (LOADERS[2], "dreamsim"),
+        (LOADERS[2], "sface"),
+    ],
 )
 def test_missing_weights_name_the_folder_and_the_link(tmp_path, monkeypatch, load, name):
     monkeypatch.setenv("MUDI_MODELS", str(tmp_path))

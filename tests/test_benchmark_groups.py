@@ -36,8 +36,8 @@ from mudi_core.benchmark.wording import NotNumbered, alone, orders, worded
 from mudi_core.benchmark.worn import OtherEncoder
 from mudi_core.cli import main
 from mudi_core.eyes import embedded as eyes
-from mudi_core.score.compare import photo_means
 from mudi_core.score.fidelity import similarities
+from mudi_core.score.vectors import photo_means
 from mudi_core.stage.layout_text import Place
 from mudi_core.types import Subject, SubjectSet
 

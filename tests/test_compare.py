@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mudi_core.score.compare import (
-    NoNumbers,
     References,
     best_first,
     compare,
@@ -22,6 +21,7 @@ from mudi_core.score.compare import (
     look_alike,
     score_matrices,
 )
+from mudi_core.score.vectors import NoNumbers
 from mudi_core.score.verdicts import judge
 from mudi_core.types import Comparison, Detections
 

@@ -258,7 +258,7 @@ def test_the_choices_of_models(comfy: Comfy, host: Any) -> None:
         (owls / name).touch()
     assert host.eye_choices("segmenter") == ["sam-vit-b", "sam-vit-l", "sam-vit-h", "other.pth", host.MINI]
     assert host.eye_choices("detector") == ["owlv2-base", "my_owl", host.MINI]
-    assert host.eye_choices("embedder") == ["dinov2-base", "dreamsim", "clip-vit-large", host.MINI]
+    assert host.eye_choices("embedder") == ["dinov2-base", "dreamsim", "clip-vit-large", "sface", host.MINI]
 
 
 def test_every_model_widget_starts_on_one_that_knows_photos(comfy: Comfy) -> None:
@@ -295,6 +295,17 @@ def test_a_model_is_kept_for_the_next_node(host: Any, mini_weights: None) -> Non
     assert host.embedder(host.MINI) is first
     assert type(host.embedder("mini (embedded)")) is type(first)  # as older workflows call it
     assert first([torch.rand(20, 30, 3)]).shape[0] == 1
+
+
+def test_a_judge_of_faces_needs_no_place_on_a_card(comfy: Comfy, host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs in OpenCV, so ComfyUI has nothing to move there."""
+    with pytest.raises(MissingWeights, match="face_detection_yunet_2023mar.onnx") as told:
+        host.embedder("sface")
+    folder = comfy.base / "models" / "faces" / "sface"
+    assert f"into {folder}." in str(told.value)
+    shutil.copytree(Path(__file__).parent / "faces", folder)
+    monkeypatch.setattr(comfy.core("comfy.model_management"), "get_torch_device", lambda: torch.device("cuda"))
+    assert host.embedder("sface")([torch.rand(20, 30, 3)]).tolist() == [[0.0] * 128]
 
 
 def refusing(real: Any, at: str) -> Any:

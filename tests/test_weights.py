@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from mudi_core.eyes import weights
-from mudi_core.eyes.weights import DownloadFailed, MissingWeights, UnknownWeights, WeightFile, Weights, WrongHash
+from mudi_core.eyes.pins import TABLE, WeightFile, Weights
+from mudi_core.eyes.weights import DownloadFailed, MissingWeights, UnknownWeights, WrongHash
 
 CONTENT = bytes(range(256)) * 5000  # more than one block
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -102,14 +103,14 @@ def test_an_interrupted_download_leaves_nothing(server, tmp_path):
 def test_what_a_killed_download_left_is_gone_after_the_next_look(server, tmp_path, monkeypatch, number):
     import kills
 
-    monkeypatch.setitem(weights.TABLE, "tiny", model(f"{server}/file"))
+    monkeypatch.setitem(TABLE, "tiny", model(f"{server}/file"))
 
     def fetch():
         kills.die_before_a_file(number, tmp_path)
         weights.locate("tiny", [tmp_path], download=True)
 
     os.waitpid(kills.in_a_process(fetch), 0)
-    found = weights.find(weights.TABLE["tiny"], [tmp_path])
+    found = weights.find(TABLE["tiny"], [tmp_path])
     assert found is None or found.read_bytes() == CONTENT
     with contextlib.suppress(MissingWeights):
         weights.locate("tiny", [tmp_path])
@@ -151,7 +152,7 @@ def test_a_file_without_a_pinned_hash_is_never_downloaded(server, tmp_path):
 
 
 def test_nothing_is_downloaded_unless_asked(server, tmp_path, monkeypatch):
-    monkeypatch.setitem(weights.TABLE, "tiny", model(f"{server}/file"))
+    monkeypatch.setitem(TABLE, "tiny", model(f"{server}/file"))
     with pytest.raises(MissingWeights) as error:
         weights.locate("tiny", [tmp_path, tmp_path / "other"])
     for part in (str(tmp_path / "tiny"), str(tmp_path / "other"), f"{server}/file", "https://example.org/tiny"):
@@ -179,9 +180,9 @@ def test_the_default_folder_can_be_set(monkeypatch, tmp_path):
     assert weights.default_folder().name == "mudi"
 
 
-@pytest.mark.parametrize("name", weights.TABLE)
+@pytest.mark.parametrize("name", TABLE)
 def test_every_pin_is_complete(name):
-    for file in weights.TABLE[name].files:
+    for file in TABLE[name].files:
         assert file.sha256 is not None and re.fullmatch("[0-9a-f]{64}", file.sha256)
         assert file.url.startswith("https://") and file.url.endswith(file.name) and file.size > 0
         if "huggingface.co" in file.url:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from mudi_core.bases.embedded import WEIGHTS
 from mudi_core.demo.settings import DemoSettings
 from mudi_core.eyes import EYES
-from mudi_core.eyes.weights import TABLE
+from mudi_core.eyes.pins import TABLE
 from mudi_core.lora.reading import read_lora
 from mudi_core.toy.world import PAIRS, photo
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..eyes import Embedder, TextScorer
-from ..score.compare import photo_means
 from ..score.fidelity import similarities, text_fidelity
+from ..score.vectors import photo_means
 from ..types import SubjectSet
 from .wording import orders
 

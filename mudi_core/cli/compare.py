@@ -141,7 +141,7 @@ def _measures(
 ) -> Callable[[Tensor], dict[str, float]]:
     """Return a function that measures a picture further, by the names in the answer."""
     from ..score import fidelity
-    from ..score.compare import photo_means
+    from ..score.vectors import photo_means
 
     means = photo_means(subjects, embedder) if args.whole_pictures else None
     texts = fidelity.every_order(subjects, args.text) if args.text else []

@@ -50,7 +50,10 @@ class Embedder(Protocol):
     """
 
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
-        """Return unit vectors ``[n, d]`` on the CPU for n float images ``[h, w, 3]`` of any sizes."""
+        """Return unit vectors ``[n, d]`` on the CPU for n float images ``[h, w, 3]`` of any sizes.
+
+        One that compares faces returns zeros for an image without a face: it is like nothing.
+        """
 
 
 class TextScorer(Protocol):
@@ -71,7 +74,7 @@ class Eye:
     load: str
     """Its module in this folder, and the function there that loads it from a path to a device."""
     weights: str | None = None
-    """Its name in `weights.TABLE`; None: it has or finds its own weights."""
+    """Its name in `pins.TABLE`; None: it has or finds its own weights."""
     folder: str | None = None
     """Its folder below ComfyUI's models folder; None: it comes with the package."""
     official: bool = False
@@ -86,6 +89,7 @@ EYES: tuple[tuple[str, Eye], ...] = (
     ("dinov2", Eye("embedder", "dinov2.load", "dinov2-base", "dinov2")),
     ("dreamsim", Eye("embedder", "dreamsim.load", None, "dreamsim")),
     ("clip", Eye("embedder", "clip.load", "clip-vit-large", "clip_vit")),
+    ("sface", Eye("embedder", "sface.load", "sface", "faces")),
     ("clip", Eye("text scorer", "clip.load_scorer", "clip-vit-large", "clip_vit")),
     ("image-reward", Eye("text scorer", "image_reward.load", None, "image_reward")),
     ("owlv2-official", Eye("detector", "owlv2.load_official", "owlv2-base", "owlv2", official=True)),

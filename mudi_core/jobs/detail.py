@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..eyes import Embedder, Segmenter
 from ..score.compare import References, compare_boxes
-from ..score.verdicts import STRANGER
-from ..types import Comparison, Detections, MudiError
+from ..score.verdicts import LAX, STRANGER, reached
+from ..types import Comparison, Detections, MudiError, VerdictLimits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,12 +79,12 @@ class Detailed:
     """Detect-and-Compare of the image, whose figures were looked for again."""
 
 
-def figures_of(comparison: Comparison) -> list[tuple[int, int]]:
+def figures_of(comparison: Comparison, limits: VerdictLimits = LAX) -> list[tuple[int, int]]:
     """Return (subject, row of the box) for every subject that a picture shows, from the largest likeness down.
 
     Each figure belongs to one subject; one that is less than half as alike as the subject's own photos is nobody's.
     """
-    s_gt, s_dc = comparison.s_gt, comparison.s_dc
+    s_gt, s_dc = reached(comparison.s_gt, limits), comparison.s_dc
     pairs = [(float(s_dc[row, i] / s_gt[i, i]), i, row) for row in range(len(s_dc)) for i in range(len(s_gt))]
     found: list[tuple[int, int]] = []
     if comparison.count_is_right:  # its rows are matched already
@@ -95,9 +95,11 @@ def figures_of(comparison: Comparison) -> list[tuple[int, int]]:
     return found
 
 
-def regions_of(picture: Tensor, comparison: Comparison, segmenter: Segmenter, config: DetailConfig) -> list[Region]:
+def regions_of(
+    picture: Tensor, comparison: Comparison, segmenter: Segmenter, config: DetailConfig, limits: VerdictLimits = LAX
+) -> list[Region]:
     """Return where the subjects' figures stand in a picture ``[h, w, 3]``; no pixel belongs to two of them."""
-    found = figures_of(comparison)
+    found = figures_of(comparison, limits)
     if not found:
         return []
     boxes = comparison.detections.xyxy[[row for _, row in found]]
@@ -133,7 +135,8 @@ def detail(
     ``comparison``: what ``look`` says of the picture. A picture without figures comes back as it is.
     """
     config = config or DetailConfig()
-    regions, boxes = regions_of(picture, comparison, segmenter, config), comparison.detections
+    regions = regions_of(picture, comparison, segmenter, config, references.limits)
+    boxes = comparison.detections
     image, last, kept = picture.clone(), comparison, []
     for region in regions:
         new = _pasted(image, region, redraw, config.side)

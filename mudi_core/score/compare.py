@@ -13,13 +13,12 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional
 
 from .. import boxes
-from ..masks import mask_box
-from ..types import Comparison, Detections, MudiError, Subject, SubjectSet, VerdictLimits
+from ..types import Comparison, Detections, SubjectSet, VerdictLimits
 from .matching import Matching, matched
-from .verdicts import SMALLEST_GAP, gap, judge, limits_of
+from .vectors import on_square, photo_vectors, unit
+from .verdicts import LAX, SMALLEST_GAP, gap, judge, limits_of, reached
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
     from ..eyes import Detector, Embedder
 
 _log = logging.getLogger(__name__)
-
-
-class NoNumbers(MudiError):
-    """An embedder that returned NaN or infinity for a picture or photo."""
 
 
 class References:
@@ -42,23 +37,27 @@ class References:
         """Embed the photos of the subjects.
 
         ``cut_out``: show the embedder each subject on white, without its surroundings (the official code shows whole
-        photos). ``limits``: when a figure is a subject itself; None: the embedder's, or lax ones. Raise `NoNumbers`.
+        photos). ``limits``: when a figure is a subject itself; None: the embedder's, or lax ones. Raise `NoNumbers` or
+        `NoFace`.
         """
         self.subjects = subjects
-        self.means = photo_means(subjects, embedder, cut_out)
-        """Float ``[n, d]``: see `photo_means`; products of them are means of pairwise similarities."""
+        seen = [photo_vectors(subject, embedder, cut_out) for subject in subjects]
+        self.means = torch.stack([vectors.mean(0) for vectors, _ in seen])
+        """Float ``[n, d]``: see `vectors.photo_means`; products of them are means of pairwise similarities."""
         self.s_gt = self.means @ self.means.T
         """Float ``[n, n]``: mean similarity of the references of i to those of j, including a photo to itself."""
         self.limits = limits or limits_of(embedder)
         """When a figure is a subject itself."""
-        self.remarks = look_alike([subject.name for subject in subjects], self.s_gt)
+        self.remarks = look_alike([subject.name for subject in subjects], self.s_gt, self.limits)
+        self.remarks += [remark for _, remark in seen if remark]
         """Sentences for the user about these references."""
         for remark in self.remarks:
             _log.warning(remark)
 
 
-def look_alike(names: Sequence[str], s_gt: Tensor) -> list[str]:
+def look_alike(names: Sequence[str], s_gt: Tensor, limits: VerdictLimits = LAX) -> list[str]:
     """Return a sentence for every two subjects that ``s_gt`` ``[n, n]`` cannot tell apart."""
+    s_gt = reached(s_gt, limits)
     return [
         f"The photos of '{names[i]}' and '{names[j]}' look alike to this embedder, so verdicts on them mean little."
         for i, j in torch.combinations(torch.arange(len(names))).tolist()
@@ -152,7 +151,7 @@ def compare_boxes(
     subjects, s_gt = references.subjects, references.s_gt
     inside = [_inside(detections, image) for image, detections in zip(images, found, strict=True)]
     crops = [
-        _square(image[y0:y1, x0:x1])
+        on_square(image[y0:y1, x0:x1])
         for image, detections in zip(images, inside, strict=True)
         for x0, y0, x1, y1 in _whole(detections)
     ]
@@ -171,6 +170,7 @@ def compare_boxes(
                 detections=_picked(detections, order),
                 verdicts=judge(subjects, s_gt, s_dc[order], queries, references.limits),
                 queries=tuple(queries),
+                remarks=tuple(references.remarks),
             )
         )
     return results
@@ -189,42 +189,6 @@ def score_matrices(s_gt: Tensor, s_dc: Tensor, matching: Matching = "in order") 
     difference = (s_gt - s_dc[order]).double()
     frobenius = float(torch.linalg.matrix_norm(difference, "fro"))
     return Scores(1 - frobenius**2, 1 - float(torch.linalg.matrix_norm(difference, 2)), tuple(order))
-
-
-def photo_means(subjects: SubjectSet, embedder: Embedder, cut_out: bool = False) -> Tensor:
-    """Return the mean of the unit embeddings of each subject's photos, ``[n, d]``, as `References` has it."""
-    return torch.stack([unit(embedder(reference_images(one, cut_out))).mean(0) for one in subjects])
-
-
-def reference_images(subject: Subject, cut_out: bool) -> list[Tensor]:
-    """Return what an embedder is shown of a subject: its photos, or squares with it on white."""
-    if not cut_out:
-        return [photo.image for photo in subject.photos]
-    images = []
-    for photo, mask in zip(subject.photos, subject.masks, strict=True):
-        x0, y0, x1, y1 = mask_box(mask) or (0, 0, *photo.size)
-        alpha = mask[y0:y1, x0:x1, None].to(photo.image)
-        images.append(_square(photo.image[y0:y1, x0:x1] * alpha + (1 - alpha)))
-    return images
-
-
-def _square(crop: Tensor) -> Tensor:
-    """Put a crop ``[h, w, 3]`` in the middle of a white square, so that no embedder stretches it."""
-    height, width = crop.shape[:2]
-    side = max(height, width)
-    left, top = (side - width) // 2, (side - height) // 2
-    return functional.pad(crop, (0, 0, left, side - width - left, top, side - height - top), value=1.0)
-
-
-def unit(embeddings: Tensor) -> Tensor:
-    """Return an embedder's vectors ``[n, d]`` with length 1, float32 on the CPU. Raise `NoNumbers`."""
-    vectors = embeddings.detach().float().cpu()
-    if not vectors.isfinite().all():
-        raise NoNumbers(
-            "The embedder returned values that are not numbers (NaN) for a picture or a photo, so nothing can be "
-            "compared. Look for a damaged photo, or choose another embedder."
-        )
-    return functional.normalize(vectors, dim=-1)
 
 
 def _whole(detections: Detections) -> list[tuple[int, int, int, int]]:

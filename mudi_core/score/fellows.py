@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .compare import reference_images, unit
+from .vectors import reference_images, unit
 
 if TYPE_CHECKING:
     from ..eyes import Embedder
@@ -15,7 +15,7 @@ def most_alike(subject: Subject, embedder: Embedder, count: int) -> tuple[list[i
     """Return the indices of the ``count`` photos that are most alike, in their order, and the likeness of every photo.
 
     The photo that is least like the mean of those left is left out, one by one. A likeness, -1..1, is the mean
-    similarity of the cut-out on white to the cut-outs of the others that are kept. Raise `compare.NoNumbers`.
+    similarity of the cut-out on white to the cut-outs of the others that are kept. Raise `vectors.NoNumbers`.
     """
     vectors = unit(embedder(reference_images(subject, True)))
     similar = (vectors @ vectors.T).fill_diagonal_(0)

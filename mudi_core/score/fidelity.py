@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def similarities(images: Sequence[Tensor], means: Tensor, embedder: Embedder) -> Tensor:
     """Return float ``[b, n]``: mean cosine of b whole pictures ``[h, w, 3]`` to the photos of n subjects.
 
-    ``means``: of the photos, from `compare.photo_means` with the same embedder.
+    ``means``: of the photos, from `vectors.photo_means` with the same embedder.
     """
     return normalize(embedder(images).float().cpu(), dim=-1) @ means.T
 

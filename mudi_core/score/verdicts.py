@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..types import SubjectSet, Verdict, VerdictLimits
+from ..types import SubjectSet, Verdict, VerdictLimits, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,7 @@ def judge(
     a subject that has none, it belongs to the latter. Boxes are named by their rows: "figure 1" is the first.
     ``queries`` is what the detector looked for.
     """
+    photos, s_gt = s_gt, reached(s_gt, limits)
     n = len(subjects)
     rivals: dict[
         int, list[tuple[float, int]]
@@ -76,12 +77,21 @@ def judge(
             verdicts[i] = _unlike(subjects, i, best, share, float(s_dc[best, i]), limits.alike * float(s_gt[i, i]))
         else:
             rival = subjects.subjects[rivals[best][0][1]].name if rivals[best] else ""
-            reached = f"{s_dc[best, i] / s_gt[i, i]:.0%} of what its own photos reach"
-            alike = f"{s_dc[best, i]:.2f} alike, {reached}"
+            alike = f"{s_dc[best, i]:.2f} alike, {s_dc[best, i] / photos[i, i]:.0%} of what its own photos reach"
             words = f"figure {best + 1}: {alike}{f'; {share:.0%} its own, {1 - share:.0%} {rival}' if rival else ''}"
             name = subjects.subjects[i].name
             verdicts[i] = Verdict(subjects.tokens[i], "found", share, f"{name}: found ({words}).")
     return tuple(verdict for verdict in verdicts if verdict is not None)
+
+
+def reached(s_gt: Tensor, limits: VerdictLimits) -> Tensor:
+    """Return ``s_gt`` ``[n, n]`` with the likeness on its diagonal of which `limits.alike` is needed.
+
+    It is that of the photos, or what makes `limits.cosine` the needed one: of one photo to itself it is always 1.
+    """
+    if limits.cosine is None:
+        return s_gt
+    return s_gt.clone().fill_diagonal_(limits.cosine / limits.alike)
 
 
 def _needed(s_gt: Tensor, i: int, share: float, limits: VerdictLimits) -> float:
@@ -124,9 +134,15 @@ def _missing(
         asked = " or ".join(f"'{query}'" for query in queries)
         words = f"{name}: missing, nothing was found{f' for {asked}' if asked else ''}."
         return Verdict(subjects.tokens[i], "missing", 0.0, words)
-    nearest = int(s_dc[:, i].argmax())
+    words = f"{name}: missing."
+    shown = [box for box in range(len(s_dc)) if s_dc[box].any()]
+    if hidden := [f"figure {box + 1}" for box in range(len(s_dc)) if box not in shown]:
+        words += f" No face was found in {listed(hidden)}."
+    if not shown:
+        return Verdict(subjects.tokens[i], "missing", 0.0, words)
+    nearest = max(shown, key=lambda box: float(s_dc[box, i]))
     owner = int(s_dc[nearest].argmax())
-    words = f"{name}: missing. Figure {nearest + 1} is nearest, {s_dc[nearest, i]:.2f} alike, "
+    words += f" Figure {nearest + 1} is nearest, {s_dc[nearest, i]:.2f} alike, "
     if owner == i:
         rest = [_share(s_gt, s_dc[nearest], i, other) for other in range(len(subjects)) if other != i]
         words += f"{_needed(s_gt, i, min(rest, default=1.0), limits):.2f} needed."

@@ -13,7 +13,7 @@ import folder_paths
 
 from ...mudi_core import eyes as backends
 from ...mudi_core.bases.families import EMBEDDED
-from ...mudi_core.eyes import weights
+from ...mudi_core.eyes import pins, weights
 from ...mudi_core.types import MudiError
 from .listing import entries, is_file
 from .page import progress
@@ -65,7 +65,7 @@ def _local_models(eye: backends.Eye) -> dict[str, Path]:
     """Return the models that the user put there, by name: a SAM is a file, each other model is a folder."""
     if eye.weights is None:
         return {}
-    alike = [weights.TABLE[one.weights] for _, one in backends.EYES if one.folder == eye.folder and one.weights]
+    alike = [pins.TABLE[one.weights] for _, one in backends.EYES if one.folder == eye.folder and one.weights]
     known = {one.folder for one in alike} | {file.name for one in alike for file in one.files}
     found: dict[str, Path] = {}
     for folder in _model_folders(eye):
@@ -121,7 +121,7 @@ def _load(
         name, path = _find(role, choice, download)
         backend: Any = load(name, path, device())
         patcher = None
-        if device().type != "cpu" and name != EMBEDDED:
+        if device().type != "cpu" and name != EMBEDDED and hasattr(backend, "model"):  # those of OpenCV have none
             offload = comfy.model_management.unet_offload_device()
             patcher = comfy.model_patcher.ModelPatcher(backend.model, device(), offload)
         kept = _loaded[role] = _Loaded(choice, backend, patcher)
