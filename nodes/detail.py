@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
 
 from ..mudi_core.bases.checkpoint import NEGATIVE_PROMPT
-from ..mudi_core.types import MudiError
+from ..mudi_core.types import MudiError, listed
 from . import convert, drawing, host
 from .compare import Judge, Judging
 from .host import widgets
-from .redraw import Redraw, segs
-from .sockets import Subjects
+from .redraw import Redraw, loras_of, samplers_of, segs
+from .sockets import LorasSocket, SubjectLora, Subjects
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +50,9 @@ class DetailSubjects(io.ComfyNode):  # type: ignore[misc]
             inputs=[
                 io.Image.Input("images", tooltip="Finished pictures, as a batch or a list."),
                 Subjects.Input("subjects", tooltip="Who is in the pictures."),
-                io.Model.Input("model", tooltip="The model that samples, with the LoRA of the subjects on it."),
+                io.Model.Input(
+                    "model", tooltip="The model that samples, with the LoRA of the subjects on it, if one has all."
+                ),
                 io.Clip.Input("clip", tooltip="Reads the prompt of each figure."),
                 io.Vae.Input("vae", tooltip="The VAE of the checkpoint that samples."),
                 io.String.Input(
@@ -112,6 +113,12 @@ class DetailSubjects(io.ComfyNode):  # type: ignore[misc]
                 widgets.query(),
                 widgets.cut_out("Compare with the cut-out subjects, as in D&C Score."),
                 widgets.download(),
+                LorasSocket.Input(
+                    "loras",
+                    optional=True,
+                    tooltip="From the last LoRA Subject: each figure is sampled with the LoRA of its own subject, on "
+                    "top of the model; a subject without one with the model alone.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -173,36 +180,40 @@ class DetailSubjects(io.ComfyNode):  # type: ignore[misc]
         query: list[str],
         cut_out: list[bool],
         download: list[bool],
+        loras: list[tuple[SubjectLora, ...]] | None = None,
     ) -> io.NodeOutput:
         from ..mudi_core.jobs.detail import DetailConfig, detail
 
         host.check_sampler(sampler_name[0], scheduler[0])
         config = DetailConfig(side[0], margin[0], feather[0], only_better[0])
         pictures, people = convert.pictures(images), subjects[0]
+        worn = loras_of(people, loras[0] if loras else ())
+        prompts = [_prompted(prompt[0], one.token, one.class_noun) for one in people]
+        how_sampled = steps[0], cfg[0], sampler_name[0], scheduler[0]
+        samplers = samplers_of(model[0], clip[0], worn, prompts, negative[0], how_sampled)
         how = Judging(detector[0], embedder[0], threshold[0], query[0], cut_out[0], download[0])
         segment, (_, embed) = host.segmenter(segmenter[0], download[0]), how.eyes()
         with host.progress()("comparing") as update:
             judge = Judge(people, how)
             results = judge(pictures, update)
-        reads = cache(lambda text: clip[0].encode_from_tokens_scheduled(clip[0].tokenize(text)))
-        positives = [reads(_prompted(prompt[0], one.token, one.class_noun)) for one in people]
         encode = convert.encode_image(vae[0], model[0])
         done: list[Detailed] = []
         with host.progress()("detailing") as update:
-            sampler = host.Sampler(model[0], None, reads(negative[0]), steps[0], cfg[0], sampler_name[0], scheduler[0])
             for number, (picture, result) in enumerate(zip(pictures, results, strict=True)):
-                redraw = Redraw(sampler, encode, vae[0], positives, seed[0] + number, denoise[0])
+                redraw = Redraw(samplers, encode, vae[0], seed[0] + number, denoise[0])
                 done.append(detail(picture, result, judge.references, segment, embed, redraw, judge.one, config))
                 update(number + 1, len(pictures))
         each = list(zip(pictures, results, done, strict=True))
         cards = [drawing.column([drawing.small(picture), drawing.small(one.image)]) for picture, _, one in each]
-        words = [_told(number, result, one, people) for number, (_, result, one) in enumerate(each, start=1)]
+        lines = [_told(number, result, one, people) for number, (_, result, one) in enumerate(each, start=1)]
+        owned = [(one.name, [lora.path.name for lora in own]) for one, own in zip(people, worn, strict=True) if own]
+        lines += [f"{name}: {listed(files)}" for name, files in owned]
         return io.NodeOutput(
             [one.image[None] for one in done],
             [card[None] for card in cards],
             [_changed(one)[None] for one in done],
             [segs(picture, result, one, people) for picture, result, one in each],
-            ui=host.preview(drawing.stacked(cards), cls, "\n".join(words)),
+            ui=host.preview(drawing.stacked(cards), cls, "\n".join(lines)),
         )
 
 

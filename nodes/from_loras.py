@@ -7,16 +7,14 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import comfy.sd
 import torch
 from comfy_api.latest import io
 
 from ..mudi_core.subjects.prompt import SCENES
 from . import convert, drawing, host
-from .fusing import concept_of
+from .fusing import concept_of, wearing
 from .host import widgets
 from .sockets import LorasSocket, SubjectLora, Subjects
-from .training import read_lora
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,12 +117,12 @@ class SubjectsFromLoras(io.ComfyNode):  # type: ignore[misc]
 
         @contextmanager
         def painting(concept: Concept) -> Iterator[Sample]:
-            wearing, reads = _wearing(model, clip, files[id(concept)], concept)
+            worn, reads = wearing(model, clip, files[id(concept)])
             read = cache(lambda text: reads.encode_from_tokens_scheduled(reads.tokenize(text)))
 
             def sample(text: str, noise_seed: int) -> Tensor:
                 host.hear_cancel()  # also where picture after picture is no good
-                sampler = host.Sampler(wearing, read(text), read(negative), steps, cfg, sampler_name, scheduler)
+                sampler = host.Sampler(worn, read(text), read(negative), steps, cfg, sampler_name, scheduler)
                 latest[:] = convert.decoded(vae, sampler.sample(sampler.empty(width, height), noise_seed))
                 return latest[-1]
 
@@ -134,22 +132,3 @@ class SubjectsFromLoras(io.ComfyNode):  # type: ignore[misc]
         pictures = [drawing.small(photo.image) for one in painted.subjects for photo in one.photos]
         sheet = drawing.small(drawing.grid(pictures, COLUMNS))
         return io.NodeOutput(painted.subjects, ui=host.preview([sheet], cls, "\n".join(painted.told())))
-
-
-def _wearing(model: Any, clip: Any, one: SubjectLora, concept: Concept) -> tuple[Any, Any]:
-    """Return MODEL and CLIP with a LoRA on them. Raise `BadLora` where nothing of it fits."""
-    from ..mudi_core.lora.change import BadLora
-    from ..mudi_core.lora.reading import kind_of
-
-    tensors = read_lora(one.path)
-    wearing, reads = comfy.sd.load_lora_for_models(model, clip, tensors, one.strength, one.text_strength)
-    if _patches(wearing, reads.patcher) == _patches(model, clip.patcher):
-        raise BadLora(
-            f"Nothing that {one.path.name} changes is in the model: it was trained on {kind_of(concept.lora)}. Use it "
-            "with the kind of base model that it was trained on."
-        )
-    return wearing, reads
-
-
-def _patches(*patchers: Any) -> int:
-    return sum(len(those) for patcher in patchers for those in patcher.patches.values())

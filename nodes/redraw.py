@@ -1,14 +1,16 @@
-"""A figure sampled again by the stock sampler; and the figures of a picture as Impact Pack's detailers take them."""
+"""A figure sampled again by the stock sampler, with its LoRA; and figures as Impact Pack's detailers take them."""
 
 from __future__ import annotations
 
 from collections import namedtuple
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import comfy.sample
 
 from . import convert, host
+from .fusing import wearing
+from .lora_subject import subjects_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ..mudi_core.bases.promise import EncodeImage
     from ..mudi_core.jobs.detail import Detailed, Region
     from ..mudi_core.types import Comparison, SubjectSet
+    from .sockets import SubjectLora
 
 Seg = namedtuple(  # noqa: PYI024 - other packs read its fields by these names, in this order
     "Seg", ["cropped_image", "cropped_mask", "confidence", "crop_region", "bbox", "label", "control_net_wrapper"]
@@ -28,22 +31,50 @@ Seg = namedtuple(  # noqa: PYI024 - other packs read its fields by these names, 
 class Redraw:
     """Draws the figures of one picture again: VAE Encode, KSampler with a mask, VAE Decode."""
 
-    sampler: host.Sampler
+    samplers: Sequence[host.Sampler]
+    """With each subject's own model and prompt."""
     encode: EncodeImage
     vae: Any
-    positives: Sequence[Any]
-    """The conditioning of each subject."""
     seed: int
     denoise: float
 
     def __call__(self, region: Region, part: Tensor, mask: Tensor) -> Tensor:
         latent = self.encode(part[None])
-        sampler = replace(self.sampler, positive=self.positives[region.subject])
+        sampler = self.samplers[region.subject]
         latent = comfy.sample.fix_empty_latent_channels(sampler.model, latent)
         changes = (mask > 0).float()[None, None]
         seed = (self.seed + 1_000_003 * region.subject) % 2**64
         drawn = sampler.sample(latent, seed, lambda step: host.hear_cancel(), self.denoise, changes)
         return convert.decoded(self.vae, drawn)[0]
+
+
+def loras_of(people: SubjectSet, loras: Sequence[SubjectLora]) -> list[list[SubjectLora]]:
+    """Return the LoRAs of each subject. Raise `NobodysLora` for one that is nobody's."""
+    worn: list[list[SubjectLora]] = [[] for _ in people]
+    whose = subjects_of(loras, [(one.name, one.token, one.class_noun) for one in people])
+    for one, number in zip(loras, whose, strict=True):
+        worn[number].append(one)
+    return worn
+
+
+def samplers_of(
+    model: Any,
+    clip: Any,
+    worn: Sequence[Sequence[SubjectLora]],
+    prompts: Sequence[str],
+    negative: str,
+    settings: tuple[int, float, str, str],
+) -> list[host.Sampler]:
+    """Return the sampler of each subject, with its own LoRAs and its own prompt.
+
+    ``settings``: steps, cfg, sampler and scheduler. Raise `BadLora` where nothing of a LoRA fits.
+    """
+    samplers = []
+    for own, prompt in zip(worn, prompts, strict=True):
+        wears, reads = wearing(model, clip, *own)
+        positive, not_wanted = (reads.encode_from_tokens_scheduled(reads.tokenize(one)) for one in (prompt, negative))
+        samplers.append(host.Sampler(wears, positive, not_wanted, *settings))
+    return samplers
 
 
 def segs(picture: Tensor, before: Comparison, done: Detailed, people: SubjectSet) -> tuple[Any, list[Seg]]:

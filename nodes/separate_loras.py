@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..mudi_core.types import BadLayout, MudiError, listed
+from ..mudi_core.types import listed
 from . import host
 from .attention import Places, place_inputs, places, with_part, word_tokens
 from .attention.blocks import blocks_of
 from .attention.loras import take_apart
 from .generate import CATEGORY
+from .lora_subject import NobodysLora, subjects_of
 from .sockets import LorasSocket, PlacedSubjects, SubjectLora
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .attention.loras import TakenApart
-
-
-class NobodysLora(MudiError):
-    """LoRAs that cannot each be given a subject."""
 
 
 class SeparateLoras(io.ComfyNode):  # type: ignore[misc]
@@ -93,7 +89,7 @@ class SeparateLoras(io.ComfyNode):  # type: ignore[misc]
 
         blocks = blocks_of(model)
         found = places(layout, masks, latent, shape, grow)
-        whose = _whose(loras, found)
+        whose = subjects_of(loras, found.names())
         words = [_words(clip, prompt, one, found, place) for one, place in zip(loras, whose, strict=True)]
         parts: list[TakenApart] = []
         text_clip, merged, lines = clip.clone(), model.clone(), []
@@ -107,48 +103,6 @@ class SeparateLoras(io.ComfyNode):  # type: ignore[misc]
         lines += _twice(loras, whose)
         worn = with_part(merged, separate, start, end)
         return io.NodeOutput(worn, text_clip, found.shown(), ui=host.preview([], cls, "\n".join(lines)))
-
-
-def _whose(loras: tuple[SubjectLora, ...], found: Places) -> list[int]:
-    """Return the place of each LoRA's subject among the subjects. Raise `NobodysLora` or `BadLayout`."""
-    names = found.names()
-    whose = [_named(one, names) for one in loras]
-    for number, place in enumerate(whose):
-        if place is not None:
-            continue
-        if number >= found.count:
-            raise NobodysLora(
-                f"There are {len(loras)} LoRAs and places for {found.count}: {loras[number].path.name} has none. Say "
-                "in LoRA Subject whom it was taught, or take it out."
-            )
-        whose[number] = number
-    return [place for place in whose if place is not None]
-
-
-def _named(one: SubjectLora, names: list[tuple[str, ...]]) -> int | None:
-    """Return the place of the subject that the user or the file names; None where nobody does."""
-    if not any(names):
-        return None
-    if one.subject:
-        whom = [place for place, some in enumerate(names) if one.subject in some]
-        if len(whom) != 1:
-            raise BadLayout(
-                f"LoRA Subject gives {one.path.name} to '{one.subject}', and the layout has "
-                f"{'several' if whom else 'nobody'} of this name. Its subjects: {', '.join(some[0] for some in names)}."
-            )
-        return whom[0]
-    tokens = _taught(one.path)
-    whom = [place for place, some in enumerate(names) if some[1] in tokens]
-    return whom[0] if len(whom) == 1 else None
-
-
-def _taught(path: Path) -> tuple[str, ...]:
-    from ..mudi_core.lora.metadata import UnknownLora, read_lora_subjects
-
-    try:
-        return read_lora_subjects(path).tokens
-    except UnknownLora:
-        return ()
 
 
 def _words(clip: Any, prompt: str, one: SubjectLora, found: Places, place: int) -> Tensor | None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tiny_models import tiny
 
 from mudi_core.attention.beside import layers_beside
-from mudi_core.types import BadLayout, MudiError, SubjectSet
+from mudi_core.types import MudiError, SubjectSet
 
 PROMPT = "a red cat and a blue dog"
 SHAPES = [(1, 4, 24, 24), (2, 4, 24, 32), (3, 4, 20, 12)]
@@ -575,8 +575,10 @@ def test_a_lora_finds_its_subject_by_name_by_its_file_or_by_order(
     module, subject = comfy.module("separate_loras"), type(loras[0])
     found = comfy.module("attention").places(layout, None, None, "boxes", 0.0)
     first, second = (one.path for one in loras)
-    assert module._whose((subject(first, "hta cat", 1.0, 1.0), subject(second, "olis", 1.0, 1.0)), found) == [1, 0]
-    assert module._whose(loras, found) == [0, 1]
+    assert module.subjects_of(
+        (subject(first, "hta cat", 1.0, 1.0), subject(second, "olis", 1.0, 1.0)), found.names()
+    ) == [1, 0]
+    assert module.subjects_of(loras, found.names()) == [0, 1]
     told = comfy.base / "models" / "loras" / "told.safetensors"
     about = {
         "mudi_tokens": '["hta"]',
@@ -585,17 +587,17 @@ def test_a_lora_finds_its_subject_by_name_by_its_file_or_by_order(
         "mudi_config": '{"resolution": 192}',
     }
     save_file(random_lora(comfy, mini[0], 1), told, about)
-    assert module._whose((subject(told, "", 1.0, 1.0),), found) == [1]
+    assert module.subjects_of((subject(told, "", 1.0, 1.0),), found.names()) == [1]
     (line,) = module._twice((subject(told, "", 1.0, 1.0), loras[1]), [1, 1])
     assert line.startswith("told.safetensors and random2.safetensors are of one subject. If each is of another, say in")
     assert module._twice((loras[0], loras[0]), [0, 0]) == ["random1.safetensors is there 2 times for one subject."]
     assert module._twice(loras, [0, 1]) == []
-    with pytest.raises(BadLayout, match="the layout has several of this name. Its subjects: olis cat, hta cat"):
-        module._whose((subject(first, "cat", 1.0, 1.0),), found)
-    with pytest.raises(BadLayout, match="'rex', and the layout has nobody"):
-        module._whose((subject(first, "rex", 1.0, 1.0),), found)
-    with pytest.raises(MudiError, match="3 LoRAs and places for 2: random2.safetensors has none"):
-        module._whose((*loras, loras[1]), found)
+    with pytest.raises(MudiError, match="several subjects have this name. There are: olis cat, hta cat"):
+        module.subjects_of((subject(first, "cat", 1.0, 1.0),), found.names())
+    with pytest.raises(MudiError, match="'rex', and no subjects have this name"):
+        module.subjects_of((subject(first, "rex", 1.0, 1.0),), found.names())
+    with pytest.raises(MudiError, match="3 LoRAs for 2 subjects: random2.safetensors has none"):
+        module.subjects_of((*loras, loras[1]), found.names())
     again = comfy.run(
         "MudiSeparateLoras", model=mini[0], clip=mini[1], loras=(subject(first, "hta", 1.0, 1.0),) * 2, strength=1.0,
         rest=0.0, layout=layout,

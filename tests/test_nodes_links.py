@@ -41,6 +41,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
     "regions": {"latent": ["latent", 0]},
     "guidance": {"latent": ["latent", 0]},
     "reference": {"latent": ["latent", 0]},
+    "detail": {"loras": ["taught", 0]},
 }
 """Sockets that the graph leaves open."""
 NUMBERS = torch.full((1, 64, 64, 3), math.nan)

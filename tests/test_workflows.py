@@ -530,6 +530,44 @@ def test_figures_of_finished_pictures_are_detailed_and_the_rest_stays(server: Se
         assert 0.02 < (apart > 0).mean() < 0.98 and not apart[0].any()
 
 
+def test_each_figure_of_a_finished_picture_gets_its_own_lora(server: Server, info: Info) -> None:
+    """With LoRAs for which two subjects were swapped, each figure is another."""
+    server.run(in_small("1_prepare", info))
+    pictures = server.base / "input" / "my_pictures"
+    pictures.mkdir(exist_ok=True)
+    sides = [Image.fromarray(photo(PAIRS[2][i].character, random.Random(i), 160).image) for i in (0, 1)]
+    both = Image.new("RGB", (320, 160))
+    for number, side in enumerate(sides):
+        both.paste(side, (160 * number, 0))
+    for old in pictures.iterdir():
+        old.unlink()
+    both.save(pictures / "both.png")
+    drawn, told = [], []
+    for names in (("olis", "hta"), ("hta", "olis")):
+        graph = with_settings(in_small("14_detail", info), {"MudiDetail": {"only_better": False}})
+        ((detail,), (save,)) = nodes(graph, "MudiDetail"), nodes(graph, "SaveImage")
+        above: dict[str, Any] = {}
+        for number, name in enumerate(names, start=1):
+            random_lora(server.base / "models" / "loras" / f"own{number}.safetensors", number)
+            widgets = {"lora_name": f"own{number}.safetensors", "subject": name, "strength": 1.0, "text_strength": 1.0}
+            graph[f"own{number}"] = {"class_type": "MudiLoraSubject", "inputs": {**widgets, **above}}
+            above = {"loras": [f"own{number}", 0]}
+        graph[detail]["inputs"].update(above)
+        (loader,) = nodes(graph, "MudiMiniCheckpoint")
+        graph[detail]["inputs"]["model"] = [loader, 0]
+        run = server.run(graph)
+        (file,) = server.files(run, save)
+        with Image.open(file) as picture:
+            drawn.append(np.asarray(picture.convert("RGB"), int))
+        told.append(run.outputs[detail]["text"][0].split("\n")[1:])
+    assert told == [
+        ["olis corgi: own1.safetensors", "hta poodle: own2.safetensors"],
+        ["olis corgi: own2.safetensors", "hta poodle: own1.safetensors"],
+    ]
+    apart = np.abs(drawn[0] - drawn[1]).max(2)
+    assert all((half > 8).mean() > 0.02 for half in (apart[:, :160], apart[:, 160:]))
+
+
 def test_five_methods_stand_side_by_side_from_one_seed(server: Server, info: Info) -> None:
     small = {"MudiMiniPhotos": {"count": 2, "side": 192}, "KSampler": {"steps": 2}}
     graph = with_settings(api_graph("10_methods", info), small)
