@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..mudi_core.levels import to_bytes
 from ..mudi_core.masks import resize
-from ..mudi_core.report.statistics import smoothed
+from ..mudi_core.report.statistics import running_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,9 @@ GAP = 16
 CARD_LETTERS = 96
 """Longest line of what a card says."""
 GRID_GAP = 4
-CURVE_SIZE, CURVE_MARGINS, CURVE_POINTS = (640, 320), (64, 16, 24, 40), 60
+CURVE_SIZE, CURVE_MARGINS = (640, 320), (64, 16, 24, 40)
+WINDOWS = 20
+"""So many windows of the running mean are as long as a run."""
 CURVE_DOTS = 400
 """Single losses that are drawn, at most."""
 PALE = "#c9d6ea"
@@ -109,16 +111,16 @@ def grid(images: Sequence[Tensor], columns: int) -> Tensor:
 
 
 def loss_curve(losses: Sequence[float], steps: int) -> Tensor:
-    """Draw the losses so far over all ``steps`` of the run: pale dots for single steps, and a line for the means of
-    equal stretches, since one loss alone says little. The axis begins at 0, or lower where DCO with priors
-    goes below it."""
+    """Draw the losses so far over all ``steps`` of the run: pale dots for single steps, and a line for their running
+    mean, since one loss alone says little. The axis begins at 0, or lower where DCO with priors goes below it."""
     picture = Image.new("RGB", CURVE_SIZE, "white")
     (width, height), (left, top, right, bottom) = CURVE_SIZE, CURVE_MARGINS
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
-    curve = smoothed(losses, min(CURVE_POINTS, max(1, len(losses) // 4)))
-    # A few steps far above all others shall not press the rest flat.
-    usual = sorted(losses)[int(0.97 * (len(losses) - 1))]
-    low, high = min(0.0, 1.1 * min(curve)), 1.1 * max(*curve, usual, 0.0) or 1.0
+    window = max(1, round(steps / WINDOWS))
+    curve = running_mean(losses, window)
+    # A few steps far from all others shall not press the rest flat; the last mean is always in the picture.
+    least, most = (sorted(losses)[int(share * (len(losses) - 1))] for share in (0.03, 0.97))
+    low, high = min(0.0, 1.1 * min(least, curve[-1])), 1.1 * max(most, curve[-1], 0.0) or 1.0
 
     def x(step: float) -> float:
         return left + step / steps * (width - left - right)
@@ -134,14 +136,13 @@ def loss_curve(losses: Sequence[float], steps: int) -> Tensor:
     for i in range(0, len(losses), max(1, len(losses) // CURVE_DOTS)):
         at = x(i + 0.5), y(losses[i])
         pen.ellipse((at[0] - 1.5, at[1] - 1.5, at[0] + 1.5, at[1] + 1.5), PALE)
-    stretch = len(losses) / len(curve)
-    points = [(x((i + 0.5) * stretch), y(loss)) for i, loss in enumerate(curve)]
+    points = [(x(i + 0.5), y(loss)) for i, loss in enumerate(curve)]
     if len(points) > 1:
         pen.line(points, COLOURS[0], width=3, joint="curve")
     last = points[-1]
     pen.ellipse((last[0] - 4, last[1] - 4, last[0] + 4, last[1] + 4), COLOURS[0])
-    each = "each step" if stretch < 1.5 else f"mean of {round(stretch)} steps"
-    pen.text((width - right, top), f"loss over steps ({each}), last {curve[-1]:.3g}", "#444444", font, anchor="rt")
+    each = f"mean of the last {window} steps" if window > 1 else "each step"
+    pen.text((width - right, top), f"loss ({each}): {curve[-1]:.3g}", "#444444", font, anchor="rt")
     return _tensor(picture)
 
 

@@ -62,6 +62,15 @@ def _resampled(values: Nested, rng: np.random.Generator, draws: int) -> tuple[np
     return sums, counts
 
 
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Return for each value the mean of it and the ``window`` - 1 before it, fewer where fewer are."""
+    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
+    ends = np.arange(1, len(sums))
+    starts = np.maximum(0, ends - window)
+    means: list[float] = ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
+    return means
+
+
 def smoothed(values: Sequence[float], points: int = 40) -> list[float]:
     """Return the means of at most ``points`` equal stretches: single training losses vary with their timesteps."""
     array = np.asarray(values, dtype=np.float64)
