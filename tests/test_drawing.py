@@ -128,7 +128,7 @@ def test_the_scores_and_the_step_are_on_the_preview(drawing: Any, monkeypatch: p
     ]
     said.clear()
     drawing.loss_curve(noisy(120), 200)
-    assert said[-1]== "loss (mean of the last 10 steps): 0.367"
+    assert said[-1] == "loss (mean of the last 10 steps): 0.367"
     assert "0" in said and "100" in said and "200" in said
     said.clear()
     drawing.loss_curve([0.5, 0.25], 8)
