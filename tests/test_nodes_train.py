@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -312,26 +313,39 @@ def noticed_after(comfy: Comfy, step: int) -> int:
     return step if hasattr(comfy.core("comfy.ops"), "run_every_op") else step + 1
 
 
-def cancelled(comfy: Comfy, mini: Any, dataset: Any, name: str, after: int, **changed: Any) -> list[str]:
-    """What the node says of a training that is cancelled after so many steps."""
+@contextmanager
+def heard(comfy: Comfy, hear: Callable[[str], None] = lambda words: None) -> Iterator[list[str]]:
+    """What nodes say while they run, line by line."""
     places, said = [comfy.module("host"), comfy.module("host.page")], []
-    management = comfy.core("comfy.model_management")
+    before = places[0].say
 
     def say(words: str) -> None:
         said.append(words)
-        if words.startswith(f"training: {after} / "):
-            management.interrupt_current_processing()
+        hear(words)
 
-    before = places[0].say
     for place in places:
         place.say = say
     try:
-        with pytest.raises(management.InterruptProcessingException):
-            train(comfy, mini, dataset, name, **changed)
+        yield said
     finally:
         for place in places:
             place.say = before
-        management.interrupt_current_processing(False)
+
+
+def cancelled(comfy: Comfy, mini: Any, dataset: Any, name: str, after: int, **changed: Any) -> list[str]:
+    """What the node says of a training that is cancelled after so many steps."""
+    management = comfy.core("comfy.model_management")
+
+    def cancel(words: str) -> None:
+        if words.startswith(f"training: {after} / "):
+            management.interrupt_current_processing()
+
+    with heard(comfy, cancel) as said:
+        try:
+            with pytest.raises(management.InterruptProcessingException):
+                train(comfy, mini, dataset, name, **changed)
+        finally:
+            management.interrupt_current_processing(False)
     return said
 
 
@@ -345,11 +359,20 @@ def test_a_stopped_training_says_so_keeps_its_number_and_is_removed_by_nobody_el
     assert [path.name for path in loras(comfy, "mine")] == [f"mine_00001-00000{step}.safetensors" for step in (1, 2)]
     kept = list((comfy.base / "output" / "mudi" / "mine").glob("stopped_00001_*"))
     # Another training of this name has another number, and says what differs.
-    other = train(comfy, mini, dataset, "mine", steps=4, seed=8, learning_rate=2e-3)
+    with heard(comfy) as said:
+        other = train(comfy, mini, dataset, "mine", steps=4, seed=8, learning_rate=2e-3)
+    differs = "begun anew, since a stopped training of this name differs: learning_rate was 0.001, is 0.002; seed was 7"
+    begins, first, *_ = (words for words in said if words.startswith("training: "))
+    assert begins.startswith(f"training: 0 / 4, {differs}") and begins.endswith(f"It is kept in {kept[0]}")
+    assert first.startswith("training: 1 / 4")
     assert other.result[1] == "mine_00002.safetensors"
     assert "learning_rate was 0.001, is 0.002; seed was 7, is 8. It is kept in" in other.ui["text"][0]
     assert [path for path in kept if path.is_file()] == kept != []
-    resumed = train(comfy, mini, dataset, "mine", steps=4, settings=saving)
+    with heard(comfy) as said:
+        resumed = train(comfy, mini, dataset, "mine", steps=4, settings=saving)
+    begins, first, *_ = (words for words in said if words.startswith("training: "))
+    assert begins == f"training: {stopped} / 4, going on from step {stopped}"
+    assert first.startswith(f"training: {stopped + 1} / 4")
     assert resumed.result[1] == "mine_00001.safetensors" and f"It went on from step {stopped}." in resumed.ui["text"][0]
     assert not any(path.exists() for path in kept)
 
