@@ -37,7 +37,7 @@ WINDOWS = 20
 """So many windows of the running mean are as long as a run."""
 CURVE_DOTS = 400
 """Single losses that are drawn, at most."""
-PALE = "#c9d6ea"
+PALE, GREY = "#c9d6ea", "#777777"
 
 
 def small(image: Tensor) -> Tensor:
@@ -60,7 +60,9 @@ def cut_out(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def score_card(image: Tensor, comparison: Comparison, title: str, warnings: Sequence[str] = ()) -> Tensor:
-    """Draw a card: the picture with its figures boxed, its score, both similarity matrices, warnings and verdicts."""
+    """Draw a card: picture, score, both similarity matrices, warnings, verdicts, and what the score means."""
+    from ..mudi_core.score.compare import ANCHORS
+
     font, large = ImageFont.load_default(14), ImageFont.load_default(20)
     names = [_short(token, 12) for token in comparison.tokens]
     figures = [str(number) for number in range(1, len(comparison.detections) + 1)]
@@ -70,7 +72,7 @@ def score_card(image: Tensor, comparison: Comparison, title: str, warnings: Sequ
     left = _matrix(comparison.s_gt, "the subjects' photos", names, names, font)
     right = _matrix(comparison.s_dc, "the figures in this picture", figures, names, font)
     said = [(comparison.reason, "black"), *((one.text, STATUS[one.status]) for one in comparison.verdicts)]
-    said = [*((warning, "black") for warning in warnings), *said]
+    said = [*((warning, "black") for warning in warnings), *said, (ANCHORS, GREY)]
     lines = [(line, colour) for words, colour in said for line in textwrap.wrap(words, CARD_LETTERS)]
     text_width = int(max(large.getlength(title), *(font.getlength(line) for line, _ in lines)))
     x = picture.width + 2 * GAP
@@ -137,8 +139,7 @@ def loss_curve(losses: Sequence[float], steps: int) -> Tensor:
         at = x(i + 0.5), y(losses[i])
         pen.ellipse((at[0] - 1.5, at[1] - 1.5, at[0] + 1.5, at[1] + 1.5), PALE)
     points = [(x(i + 0.5), y(loss)) for i, loss in enumerate(curve)]
-    if len(points) > 1:
-        pen.line(points, COLOURS[0], width=3, joint="curve")
+    pen.line(points, COLOURS[0], width=3, joint="curve")
     last = points[-1]
     pen.ellipse((last[0] - 4, last[1] - 4, last[0] + 4, last[1] + 4), COLOURS[0])
     each = f"mean of the last {window} steps" if window > 1 else "each step"

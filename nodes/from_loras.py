@@ -12,8 +12,9 @@ from comfy_api.latest import io
 
 from ..mudi_core.subjects.prompt import SCENES
 from . import convert, drawing, host
-from .fusing import concept_of, wearing
+from .fusing import concept_of
 from .host import widgets
+from .own_loras import wearing
 from .sockets import LorasSocket, SubjectLora, Subjects
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.lora
 import comfy.sd
-import comfy.utils
 import torch
 from torch import Tensor, nn
 
@@ -104,27 +103,6 @@ def concept_of(one: SubjectLora) -> Concept:
         own = [pair for pair in names if token in pair]
         names = [(token, noun)] if noun or not own else own
     return Concept(lora, tuple(names), one.strength, one.text_strength)
-
-
-def wearing(model: Any, clip: Any, *loras: SubjectLora) -> tuple[Any, Any]:
-    """Return MODEL and CLIP with LoRAs on them, as Load LoRA does it. Raise `BadLora` where nothing of one fits."""
-    from ..mudi_core.lora.change import BadLora
-    from ..mudi_core.lora.reading import kind_of, read_lora
-
-    for one in loras:
-        lora, tensors = read_lora(one.path), comfy.utils.load_torch_file(str(one.path), safe_load=True)
-        worn, reads = comfy.sd.load_lora_for_models(model, clip, tensors, one.strength, one.text_strength)
-        if _patches(worn, reads.patcher) == _patches(model, clip.patcher):
-            raise BadLora(
-                f"Nothing that {one.path.name} changes is in the model: it was trained on {kind_of(lora)}. Use it "
-                "with the kind of base model that it was trained on."
-            )
-        model, clip = worn, reads
-    return model, clip
-
-
-def _patches(*patchers: Any) -> int:
-    return sum(len(those) for patcher in patchers for those in patcher.patches.values())
 
 
 def _parted(subject: str) -> tuple[str, str]:

@@ -1,9 +1,7 @@
-"""LoRA Subject: a LoRA of one subject, for nodes that take several; and which of several subjects it is."""
+"""LoRA Subject: a LoRA of one subject, for nodes that take several."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -17,10 +15,6 @@ from .sockets import LorasSocket, SubjectLora
 
 class NoLora(MudiError):
     """A LoRA Subject without a LoRA."""
-
-
-class NobodysLora(MudiError):
-    """LoRAs that cannot each be given a subject."""
 
 
 class LoraSubject(io.ComfyNode):  # type: ignore[misc]
@@ -79,47 +73,3 @@ class LoraSubject(io.ComfyNode):  # type: ignore[misc]
         every = (*loras, SubjectLora(path, subject.strip(), strength, text_strength))
         text = "\n".join(f"{number}. {one.path.name}" for number, one in enumerate(every, start=1))
         return io.NodeOutput(every, ui=host.preview([], cls, text))
-
-
-def subjects_of(loras: Sequence[SubjectLora], names: Sequence[tuple[str, ...]]) -> list[int]:
-    """Return the number of each LoRA's subject among several.
-
-    ``names``: for each subject its name, token and class noun; nothing where nobody knows. Raise `NobodysLora`.
-    """
-    whose = [_named(one, names) for one in loras]
-    for number, place in enumerate(whose):
-        if place is not None:
-            continue
-        if number >= len(names):
-            raise NobodysLora(
-                f"There are {len(loras)} LoRAs for {len(names)} subjects: {loras[number].path.name} has none. Say "
-                "in LoRA Subject whom it was taught, or take it out."
-            )
-        whose[number] = number
-    return [place for place in whose if place is not None]
-
-
-def _named(one: SubjectLora, names: Sequence[tuple[str, ...]]) -> int | None:
-    """Return the place of the subject that the user or the file names; None where nobody does."""
-    if not any(names):
-        return None
-    if one.subject:
-        whom = [place for place, some in enumerate(names) if one.subject in some]
-        if len(whom) != 1:
-            raise NobodysLora(
-                f"LoRA Subject gives {one.path.name} to '{one.subject}', and {'several' if whom else 'no'} subjects "
-                f"have this name. There are: {', '.join(some[0] for some in names)}."
-            )
-        return whom[0]
-    tokens = _taught(one.path)
-    whom = [place for place, some in enumerate(names) if some[1] in tokens]
-    return whom[0] if len(whom) == 1 else None
-
-
-def _taught(path: Path) -> tuple[str, ...]:
-    from ..mudi_core.lora.metadata import UnknownLora, read_lora_subjects
-
-    try:
-        return read_lora_subjects(path).tokens
-    except UnknownLora:
-        return ()

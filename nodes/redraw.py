@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.sample
 
 from . import convert, host
-from .fusing import wearing
-from .lora_subject import subjects_of
+from .own_loras import subjects_of, wearing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from .attention import Places, place_inputs, places, with_part, word_tokens
 from .attention.blocks import blocks_of
 from .attention.loras import take_apart
 from .generate import CATEGORY
-from .lora_subject import NobodysLora, subjects_of
+from .own_loras import NobodysLora, subjects_of
 from .sockets import LorasSocket, PlacedSubjects, SubjectLora
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ TRAIN = (
 
 NODES = (
     ("host", "sockets", "drawing"),
-    ("carried", "convert", "editor", "given_boxes", "layer_editor", "mini_models", "ranges", "scene"),
+    ("carried", "convert", "editor", "given_boxes", "layer_editor", "mini_models", "own_loras", "ranges", "scene"),
     ("denoiser", "seeds"),
     ("base", "samplers", "compare", "generate", "start"),
     ("attention", "identity", "painting", "train_config"),

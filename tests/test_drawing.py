@@ -1,4 +1,4 @@
-"""What nodes draw of a training: where the losses, their running mean and the previews are in the picture."""
+"""What nodes draw: where losses, their running mean and previews are in the picture, and what a score's card says."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from comfyui import Comfy
+from test_nodes_compare import SUBJECTS, blobs, mean_colour, scene
 from torch import Tensor
 
 from mudi_core.jobs.previews import MUDI, PLAIN, Preview
 from mudi_core.report.statistics import running_mean
+from mudi_core.score.compare import ANCHORS, References, compare_boxes
 
 LINE, DOT = (0, 114, 178), (201, 214, 234)
 LEFT, RIGHT, TOP, BOTTOM = 64, 640 - 24, 16, 320 - 40
@@ -111,25 +113,82 @@ def test_a_preview_has_a_row_for_each_start_and_a_column_for_each_seed(drawing: 
     assert (sheet[:head] < 0.5).any() and (sheet[:head] == 1).float().mean() > 0.5
 
 
-def test_the_scores_and_the_step_are_on_the_preview(drawing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+@pytest.fixture
+def said(drawing: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is written into pictures, with its colour, in its order."""
+    words: list[tuple[str, str]] = []
     text = drawing.ImageDraw.ImageDraw.text
 
-    def hears(self: Any, place: Any, words: str, *more: Any, **named: Any) -> None:
-        said.append(words)
-        text(self, place, words, *more, **named)
+    def hears(self: Any, place: Any, written: str, colour: str, *more: Any, **named: Any) -> None:
+        words.append((written, colour))
+        text(self, place, written, colour, *more, **named)
 
     monkeypatch.setattr(drawing.ImageDraw.ImageDraw, "text", hears)
+    return words
+
+
+def test_the_scores_and_the_step_are_on_the_preview(drawing: Any, said: list[tuple[str, str]]) -> None:
     pictures = {start: (torch.zeros(64, 64, 3),) * 2 for start in (PLAIN, MUDI)}
     drawing.preview_sheet(Preview(pictures, {PLAIN: (0.25, 0.5), MUDI: (0.75, 1.0)}), "step 40")
-    assert said == [
+    assert [words for words, _ in said] == [
         *("plain start, 0.25", "0.50", "MuDI's start, 0.75", "1.00"),
         "step 40: plain start 0.38, MuDI's start 0.88",
     ]
-    said.clear()
+
+
+def test_the_curve_says_of_how_many_steps_its_mean_is(drawing: Any, said: list[tuple[str, str]]) -> None:
     drawing.loss_curve(noisy(120), 200)
-    assert said[-1] == "loss (mean of the last 10 steps): 0.367"
-    assert "0" in said and "100" in said and "200" in said
-    said.clear()
+    words = [one for one, _ in said]
+    assert words[-1] == "loss (mean of the last 10 steps): 0.367" and {"0", "100", "200"} <= set(words)
     drawing.loss_curve([0.5, 0.25], 8)
-    assert said[-1] == "loss (each step): 0.25"
+    assert said[-1][0] == "loss (each step): 0.25"
+
+
+def card(drawing: Any, comfy: Comfy, look: Any, *colours: str) -> Tensor:
+    """The card of D&C Score for balls of these colours, with an embedder."""
+    picture = scene(*colours)
+    (result,) = compare_boxes([picture], [blobs(picture, ["ball"], 0.25)], References(SUBJECTS, look), look, ["ball"])
+    (drawn,) = comfy.module("compare").ranking([picture], [result], ["picture 1"])[1]
+    assert drawn.shape[1] < 1100 and (drawn[-8:] == 1).all() and (drawn[:, -8:] == 1).all(), "nothing is cut off"
+    return drawn
+
+
+def lines(said: list[tuple[str, str]]) -> str:
+    """All that is written on a card, after its matrices."""
+    return " ".join(words for words, _ in said)
+
+
+def test_a_card_says_what_its_score_means(comfy: Comfy, drawing: Any, said: list[tuple[str, str]]) -> None:
+    """Themselves first, likeness in words and percent, then the paper's number with its anchors."""
+    card(drawing, comfy, mean_colour, "red", "blue")
+    words = lines(said)
+    order = ["picture 1: 2 of 2 themselves, score 0.", "red ball: found", "% of what its own photos reach", ANCHORS]
+    assert [words.index(one) for one in order] == sorted(words.index(one) for one in order)
+    assert "The score is 1 when" in words and "0 when the number" in words and "below 0 the figures" in words
+
+
+@pytest.mark.parametrize(
+    ("colours", "told"),
+    [
+        (("red",), "1 figure, 2 expected, so the score is 0."),
+        (("red",), "blue ball: missing. Figure 1 is nearest, 0.42 alike, but more like red ball (0.89)."),
+        ((), "red ball: missing, nothing was found for 'ball'."),
+        ((), "no figure was found"),
+    ],
+)
+def test_a_card_says_what_is_missing(
+    comfy: Comfy, drawing: Any, said: list[tuple[str, str]], colours: tuple[str, ...], told: str
+) -> None:
+    card(drawing, comfy, mean_colour, *colours)
+    assert told in lines(said)
+
+
+def test_a_card_warns_where_the_references_look_alike(comfy: Comfy, drawing: Any, said: list[tuple[str, str]]) -> None:
+    warning = "The photos of 'red ball' and 'blue ball' look alike to this embedder, so verdicts on them mean little."
+    card(drawing, comfy, mean_colour, "red", "blue")
+    assert "look alike" not in lines(said)
+    said.clear()
+    card(drawing, comfy, lambda images: torch.ones(len(images), 4), "red", "blue")
+    words = lines(said)
+    assert words.index(warning) < words.index("red ball: mixed"), "before what it makes doubtful"
+    assert ("black", True) in {(colour, words.startswith("The photos of 'red ball'")) for words, colour in said}

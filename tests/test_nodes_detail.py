@@ -112,7 +112,7 @@ def test_each_figure_is_sampled_with_its_own_lora(
     places = {seg.label: seg for seg in each.result[3][0][1]}
     parts: dict[str, list[Tensor]] = {}
     for one in loras:
-        worn, reads = comfy.module("fusing").wearing(*comfy.run("MudiMiniCheckpoint").result[:2], one)
+        worn, reads = comfy.module("own_loras").wearing(*comfy.run("MudiMiniCheckpoint").result[:2], one)
         whole = detailed(comfy, drawn_subjects, [picture[None]], **APART, model=worn, clip=reads)
         for name, seg in places.items():
             x0, y0, x1, y1 = seg.crop_region
