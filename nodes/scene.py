@@ -32,7 +32,7 @@ def fitted(images: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
     if (wide, high) == size:
         return picture, said
     scale = max(width / wide, height / high)
-    w, h = min(round(width / scale), wide), min(round(height / scale), high)
+    w, h = (max(1, min(round(side / scale), whole)) for side, whole in ((width, wide), (height, high)))
     x0, y0 = (wide - w) // 2, (high - h) // 2
     part = picture[y0 : y0 + h, x0 : x0 + w].contiguous().numpy()
     resized = cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)

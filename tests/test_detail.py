@@ -144,6 +144,24 @@ def test_masks_that_overlap_share_no_pixel() -> None:
     assert (first.mask[own] == 0).all() and (second.mask[solid[0]] == 0).all()
 
 
+def test_figures_that_overlap_are_drawn_beside_each_other() -> None:
+    """The one that is more itself keeps what both have; the other does not paint over it."""
+    boxes = torch.tensor([[10.0, 20.0, 60.0, 70.0], [40.0, 20.0, 90.0, 70.0]])
+    image = picture((0.8, 0.0, 0.2), (0.2, 0.0, 0.8), boxes=boxes)
+    comparison, references = compared(image, boxes)
+    settings = DetailConfig(side=96, only_better=False)
+    done = detail(
+        image, comparison, references, ellipses, colours, repaint, lambda new: compared(new, boxes)[0], settings
+    )
+    assert done.kept == (True, True)
+    solid = {region.subject: ellipses(image, boxes[[region.subject]])[0] > 0 for region in done.regions}
+    first = done.regions[0].subject
+    for subject, colour in enumerate((RED, BLUE)):
+        own = solid[subject] if subject == first else solid[subject] & ~solid[first]
+        middle = own & (torch.stack([region.mask for region in done.regions if region.subject == subject])[0] > 0.99)
+        assert middle.sum() > 200 and (done.image[middle] - torch.tensor(colour)).abs().max() < 0.02
+
+
 @pytest.mark.parametrize(("side", "seen"), [(96, 96), (64, 80)])
 def test_a_figure_is_drawn_larger_and_never_smaller(side: int, seen: int) -> None:
     image = picture(RED, BLUE)

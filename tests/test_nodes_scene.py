@@ -67,7 +67,17 @@ def test_a_scene_of_another_shape_fills_the_canvas_and_is_said(comfy: Comfy, dra
     assert "a picture of 400x200 px was resized and cut to 128x128 px" in wide.ui["text"][0]
     small = place(comfy, drawn_subjects, torch.stack([scene(64, 64), scene(64, 64)]))
     assert "the first of 2 pictures is used" in small.ui["text"][0] and "and cut" not in small.ui["text"][0]
-    assert small.result[0].scene.shape == (SIDE, SIDE, 3)
+    assert "a picture of 64x64 px was resized to 128x128 px" in small.ui["text"][0]
+    enlarged = small.result[0].scene
+    assert enlarged.shape == (SIDE, SIDE, 3) and (enlarged - scene()).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(("side", "size"), [((8, 8), (1024, 64)), ((8, 200), (1024, 64)), ((300, 8), (64, 512))])
+def test_a_tiny_scene_fills_a_long_canvas(comfy: Comfy, side: tuple[int, int], size: tuple[int, int]) -> None:
+    """Of which it shows less than a pixel's height."""
+    picture, said = comfy.module("scene").fitted(scene(*side)[None], size)
+    assert picture.shape == (size[1], size[0], 3) and 0 <= picture.min() <= picture.max() <= 1
+    assert f"a picture of {side[0]}x{side[1]} px was resized and cut to {size[0]}x{size[1]} px" in said
 
 
 def test_the_latent_is_the_scene_outside_and_may_change_around_the_figures(
