@@ -1,11 +1,13 @@
-"""How much more of a graphics card's memory SDXL needs with references in its attention, reckoned without a card.
+"""How much more of a graphics card's memory SDXL needs with our nodes in its attention, reckoned without a card.
 
-    COMFYUI_DIR=~/ComfyUI python benchmarks/reference_memory.py
-    COMFYUI_DIR=~/ComfyUI python benchmarks/reference_memory.py --side 1536 --subjects 4
+    COMFYUI_DIR=~/ComfyUI python benchmarks/attention_memory.py
+    COMFYUI_DIR=~/ComfyUI python benchmarks/attention_memory.py --side 1536 --subjects 4
 
-ComfyUI's own SDXL at its true size, fp16 and without numbers, is called once for a positive and a negative prompt,
-plain and with an adapter of MS-Diffusion's sizes over all its 70 cross-attentions, as Reference Adapter puts it there.
-The adapter's own weights are told apart: each is on the card while its keys or values are projected, once for a run.
+ComfyUI's own SDXL at its true size, fp16 and without numbers, is called once for a positive and a negative prompt:
+plain, with each of Separate LoRAs, Regional Prompts, Layout Guidance and Reference Adapter over all its 70
+cross-attentions, as the nodes put them there, and with all four. The LoRAs are of all attention layers, the adapter has
+MS-Diffusion's sizes, the prompts 77 tokens. What LoRAs take of the card while a run lasts is part of it; the adapter's
+own weights are told apart: each is on the card while its keys or values are projected, once for a run.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,14 +39,17 @@ SDXL = {
     "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "num_head_channels": 64,
     "use_spatial_transformer": True, "legacy": False, "num_classes": "sequential",
 }  # fmt: skip
+LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 TOKENS = 16
 """MS-Diffusion's resampler gives so many of a picture."""
+PROMPT, CONTEXT = 77, 2048
 MIB = 2**20
+KINDS = ("Separate LoRAs", "Regional Prompts", "Layout Guidance", "Reference Adapter")
 
 
-def reckon(load: Callable[[str], Any], side: int, subjects: int, channels: int) -> dict[str, float]:
-    """Bytes at the peak of a call beyond the network's weights, plain and with references; the bytes of the adapter's
-    layers; and how many of them were called."""
+def reckon(load: Callable[[str], Any], side: int, subjects: int, channels: int, rank: int) -> dict[str, Any]:
+    """Bytes at the peak of a call beyond the network's weights, plain and with each of `KINDS`; how many
+    cross-attentions each was called in; the bytes of the LoRAs and of the adapter's layers."""
     models = importlib.import_module("comfy.supported_models")
     patcher = importlib.import_module("comfy.model_patcher").ModelPatcher
     config, cpu, half = models.SDXL(SDXL | {"model_channels": channels}), torch.device("cpu"), torch.float16
@@ -53,41 +58,98 @@ def reckon(load: Callable[[str], Any], side: int, subjects: int, channels: int) 
         model = patcher(config.get_model({}, "", device=torch.device("meta")), cpu, cpu)
     widths = load("nodes.attention.references").cross_layers(model)
     latent = side // 8
-    found: dict[str, float] = {}
+    places = _places(load, latent, subjects)
+    peaks: dict[str, float] = {}
+    called: dict[str, int] = {}
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         _with_fake_tensors(model.model.diffusion_model)
-        attention = importlib.import_module("comfy.ldm.modules.attention")
+        attention, ours = importlib.import_module("comfy.ldm.modules.attention"), load("mudi_core.attention.attend")
         stack.enter_context(mock.patch.object(attention, "optimized_attention", attention.attention_pytorch))
-        stack.enter_context(mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", flash_attention))
+        for where in (torch.nn.functional, ours):
+            stack.enter_context(mock.patch.object(where, "scaled_dot_product_attention", flash_attention))
         ledger = Ledger()
         for tensor in (*model.model.diffusion_model.parameters(), *model.model.diffusion_model.buffers()):
             ledger.enter(tensor)
-        references = _references(load, widths, latent, subjects, half)
-        for weight in (*references.adapter.keys, *references.adapter.values):
+        changes, adapter = _changes(load, model, subjects, rank), _adapter(load, widths, half)
+        own = [*adapter.keys, *adapter.values]
+        for weight in own:
             ledger.enter(weight)
         weights = ledger.now
-        for name, parts in (("plain", []), ("with references", [references])):
-            found[name] = ledger.peak_of(lambda parts=parts: _call(load, model, parts, latent)) - weights
-        found["layers called"] = len(references._ready)
-        found["of the adapter's layers"] = sum(
-            weight.numel() * weight.element_size() for weight in (*references.adapter.keys, *references.adapter.values)
-        )
-    return found
+
+        def worn(kind: str) -> Any:
+            if kind == "Separate LoRAs":
+                return load("mudi_core.attention.lora").SeparateLoras(changes, places)
+            if kind == "Regional Prompts":
+                prompts = [torch.empty(1, PROMPT, CONTEXT) for _ in range(subjects)]
+                return load("mudi_core.attention.prompts").RegionalPrompts(prompts, places)
+            if kind == "Layout Guidance":
+                return load("mudi_core.attention.guidance").LayoutGuidance([torch.zeros(PROMPT)] * subjects, places)
+            tokens = torch.empty(1, subjects, TOKENS, CONTEXT, dtype=half)
+            return load("mudi_core.attention.references.worn").References(adapter, tokens, widths[0], places, 0.6)
+
+        for name, kinds in {"plain": (), **{kind: (kind,) for kind in KINDS}, "all four": KINDS}.items():
+            parts = [worn(kind) for kind in kinds]
+            with _counted(load) as layers:
+                peaks[name] = ledger.peak_of(lambda parts=parts: _call(load, model, parts, latent)) - weights
+            called[name] = len(layers)
+            for part in parts:
+                part.release()
+        ranks = sum(one.down.numel() + one.up.numel() for some in changes for one in some.values())
+        return {
+            "peaks": peaks,
+            "layers called": called,
+            "of the LoRAs": ranks * half.itemsize,
+            "of the adapter's layers": sum(weight.numel() * weight.element_size() for weight in own),
+        }
 
 
-def _references(load: Callable[[str], Any], widths: Any, latent: int, subjects: int, kind: torch.dtype) -> Any:
-    numbers, channels, context = widths
-    adapters = load("mudi_core.attention.references.adapter")
-    layers = [tuple(torch.empty(wide, context, dtype=kind) for wide in channels) for _ in "kv"]
-    adapter = adapters.Adapter("MS-Diffusion", None, *layers)
+def _places(load: Callable[[str], Any], latent: int, subjects: int) -> Any:
+    """Regions side by side. What they say of themselves is said before tensors have no numbers."""
     masks = torch.zeros(1, subjects, latent, latent)
     for index in range(subjects):
         masks[0, index, :, index * latent // subjects : (index + 1) * latent // subjects] = 1
-    regions = load("mudi_core.attention.regions").Regions(masks)
-    tokens = torch.empty(1, subjects, TOKENS, context, dtype=kind)
-    return load("mudi_core.attention.references.worn").References(adapter, tokens, numbers, regions, 0.6)
+
+    class Known(load("mudi_core.attention.regions").Regions):  # type: ignore[misc]
+        def empty(self, index: int) -> bool:
+            return False
+
+        def everywhere(self, index: int) -> bool:
+            return subjects == 1
+
+    return Known(masks)
+
+
+def _changes(load: Callable[[str], Any], model: Any, subjects: int, rank: int) -> list[dict[str, Any]]:
+    """A LoRA of every attention layer for each subject, in memory of the CPU: fp32, so that what is used is a copy."""
+    change, network = load("mudi_core.attention.lora").Change, model.model.diffusion_model
+    found: dict[str, Any] = {}
+    for block in load("nodes.attention.blocks").blocks_of(model).values():
+        for layer in (f"{block}{which}.{part}" for which in ("attn1", "attn2") for part in LAYERS):
+            wide, narrow = network.get_submodule(layer).weight.shape
+            found[layer] = change(torch.empty(rank, narrow), torch.empty(wide, rank))
+    return [found] * subjects
+
+
+def _adapter(load: Callable[[str], Any], widths: Any, kind: torch.dtype) -> Any:
+    layers = [tuple(torch.empty(wide, widths[2], dtype=kind) for wide in widths[1]) for _ in "kv"]
+    return load("mudi_core.attention.references.adapter").Adapter("MS-Diffusion", None, *layers)
+
+
+@contextmanager
+def _counted(load: Callable[[str], Any]) -> Iterator[set[str]]:
+    """Inside the block, the names of the cross-attentions in which something of ours is called are noted."""
+    layer, names = load("mudi_core.attention.layer").Layer, set[str]()
+    attention = layer.attention
+
+    def noted(self: Any, *given: Any) -> torch.Tensor:
+        names.update([self.name] if self.cross else [])
+        answer: torch.Tensor = attention(self, *given)
+        return answer
+
+    with mock.patch.object(layer, "attention", noted):
+        yield names
 
 
 def _call(load: Callable[[str], Any], model: Any, parts: list[Any], latent: int) -> None:
@@ -101,7 +163,7 @@ def _call(load: Callable[[str], Any], model: Any, parts: list[Any], latent: int)
     network(
         torch.empty(2, 4, latent, latent, dtype=half),
         torch.empty(2),
-        torch.empty(2, 77, 2048, dtype=half),
+        torch.empty(2, PROMPT, CONTEXT, dtype=half),
         y=torch.empty(2, 2816, dtype=half),
         transformer_options=options,
     )
@@ -111,19 +173,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=1024, metavar="PX")
     parser.add_argument("--subjects", type=int, default=2)
+    parser.add_argument("--rank", type=int, default=32, help="of the LoRAs (default: %(default)s)")
     parser.add_argument("--channels", type=int, default=SDXL["model_channels"], help="SDXL's; fewer for a quick try")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     comfyui = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "ComfyUI").expanduser()
     with tempfile.TemporaryDirectory() as base:
-        found = reckon(pack(comfyui, Path(base), cpu=True), options.side, options.subjects, options.channels)
+        load = pack(comfyui, Path(base), cpu=True)
+        found = reckon(load, options.side, options.subjects, options.channels, options.rank)
     if options.json:
         print(json.dumps(found))
         return
-    print(f"{options.side} px, {options.subjects} references; {found.pop('layers called'):.0f} layers called")
-    for name, value in found.items():
-        print(f"{name:24}{value / MIB:10.1f} MiB")
-    print(f"{'more at the peak':24}{(found['with references'] - found['plain']) / MIB:10.1f} MiB")
+    print(f"{options.side} px, {options.subjects} subjects: MiB at the peak, more than plain, cross-attentions called")
+    for name, peak in found["peaks"].items():
+        more = peak - found["peaks"]["plain"]
+        print(f"{name:24}{peak / MIB:10.1f}{more / MIB:10.1f}{found['layers called'][name]:6}")
+    for name in ("of the LoRAs", "of the adapter's layers"):
+        print(f"{name:24}{found[name] / MIB:10.1f}")
 
 
 if __name__ == "__main__":
