@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -58,31 +58,56 @@ def places_of(layers: Any, subjects: SubjectSet, size: tuple[int, int]) -> dict[
 
     given = layers if isinstance(layers, dict) else {}
     shown = [one for one in given.get("layers") or [] if _is_layer(one) and one.get("visible", True)]
-    width, height = given.get("canvas") or size
+    width, height = _canvas(given.get("canvas") or size)
     places = {}
     for token, layer in zip(subjects.tokens, _in_order(shown, subjects), strict=True):
         x0, y0, x1, y1 = _around(layer)
         box = (max(0.0, x0 / width), max(0.0, y0 / height), min(1.0, x1 / width), min(1.0, y1 / height))
         if not (box[0] < box[2] and box[1] < box[3]):
-            raise BadLayout(f"The layer of '{token}' has no part of the canvas of {width}x{height} px.")
+            raise BadLayout(f"The layer of '{token}' has no part of the canvas of {width:g}x{height:g} px.")
         # Upside down is mirrored and half a turn.
         upside_down = bool(layer.get("flip_v", False))
         mirror = bool(layer.get("flip_h", False)) is not upside_down
         turned = math.remainder(math.degrees(_radians(layer)) + 180 * upside_down, 360)
-        places[token] = Place(box, mirror=mirror, rotation=turned, depth=-float(layer.get("z_index", 0)))
+        places[token] = Place(box, mirror=mirror, rotation=turned, depth=-_number(layer, "z_index"))
     return places
 
 
 def _radians(layer: Layer) -> float:
     """Return a layer's rotation, clockwise."""
-    return float(layer.get("rotation", 0.0))
+    return _number(layer, "rotation")
+
+
+def _number(layer: Layer, key: str) -> float:
+    """Return what a layer says of itself, or 0 where it says nothing."""
+    value = layer.get(key)
+    number = _finite(0 if value is None else value)
+    if number is None:
+        name = str(layer.get("name") or "without a name")
+        raise BadLayout(f"{key} of the layer '{name}' is no number. Look at the node that makes the layers.")
+    return number
+
+
+def _canvas(size: Any) -> tuple[float, float]:
+    sides = [_finite(side) for side in size] if isinstance(size, list | tuple) else []
+    if len(sides) != 2 or not all(side is not None and side > 0 for side in sides):
+        raise BadLayout("The canvas of the layers has no width and height. Look at the node that makes the layers.")
+    return cast("tuple[float, float]", tuple(sides))
+
+
+def _finite(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _around(layer: Layer) -> tuple[float, float, float, float]:
     """Return the box around a layer, in pixels: core turns a layer about its middle."""
     rows, columns = layer["image"].shape[1:3]
-    width, height = float(layer.get("w") or columns), float(layer.get("h") or rows)
-    x, y = float(layer.get("x", 0)) + width / 2, float(layer.get("y", 0)) + height / 2
+    width, height = _number(layer, "w") or columns, _number(layer, "h") or rows
+    x, y = _number(layer, "x") + width / 2, _number(layer, "y") + height / 2
     cos, sin = abs(math.cos(_radians(layer))), abs(math.sin(_radians(layer)))
     across, down = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
     return x - across, y - down, x + across, y + down

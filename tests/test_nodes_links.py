@@ -33,7 +33,10 @@ ALL: Graph = {
 BOX = {"x": 8, "y": 8, "width": 80, "height": 90}
 OPTIONAL: dict[str, dict[str, Any]] = {
     "latent": {"below": ["below", 0], "model": ["checkpoint", 0]},
-    "layout": {"boxes": [dict(BOX), {**BOX, "x": 100}], "mode": "given boxes"},
+    "layout": {
+        "boxes": [dict(BOX), {**BOX, "x": 100}],
+        "mode": "given boxes",
+    },
     "subject": {"subjects": ["load", 0], "token": "lun"},
     "dataset": {"priors": ["load", 0]},
     "ready": {"trained": ["checkpoint", 0]},
@@ -45,6 +48,14 @@ OPTIONAL: dict[str, dict[str, Any]] = {
 }
 """Sockets that the graph leaves open."""
 NUMBERS = torch.full((1, 64, 64, 3), math.nan)
+
+
+def layers(*, canvas: Any = (192, 128), **changes: Any) -> dict[str, Any]:
+    """A document of core's Layer Editor with a layer for each of two subjects, the second one changed."""
+    one = {"image": torch.rand(1, 40, 30, 3), "type": "raster", "x": 20, "y": 20, "z_index": 0, "name": ""}
+    return {"version": 1, "canvas": canvas, "layers": [one, {**one, **changes}]}
+
+
 BAD: dict[str, list[Any]] = {
     "IMAGE": [
         torch.zeros(0, 64, 64, 3),
@@ -61,11 +72,29 @@ BAD: dict[str, list[Any]] = {
         torch.full((2, 64, 64, 3), 7.0),
         torch.full((1, 64, 64, 3), math.inf),
         torch.full((1, 64, 64, 3), 255, dtype=torch.uint8),
+        torch.rand(5, 40, 72, 3),
+        [torch.rand(1, 64, 64, 3)],
     ],
     "VAE": ["words"],
     "INT": [2.5, 100.5, math.inf, math.nan, "4"],
     "FLOAT": [math.nan, -math.inf, "1"],
-    "MASK": [torch.zeros(0, 64, 64), torch.zeros(1, 0, 0), torch.rand(1, 3, 64), torch.rand(4), NUMBERS[..., 0]],
+    "MASK": [
+        *(torch.zeros(0, 64, 64), torch.zeros(1, 0, 0), torch.rand(1, 3, 64), torch.rand(4), NUMBERS[..., 0]),
+        *(torch.rand(64, 64), torch.rand(5, 64, 48), torch.rand(1, 1, 64, 64), torch.rand(2, 1, 1)),
+        *(torch.full((1, 64, 64), 7.0), torch.ones(1, 64, 64, dtype=torch.bool), [torch.rand(1, 64, 64)]),
+    ],
+    "LAYERS": [
+        *({}, [], "words", {"layers": None}, {"layers": []}, {"layers": [None]}, {"layers": ["sky"]}),
+        *(layers()["layers"], [layers()], {**layers(), "layers": layers()["layers"][:1]}),
+        *(layers(canvas=canvas) for canvas in (None, (), (0, 0), (192,), "large", (math.nan, 9), (-4, 9), ("a", 1), 5)),
+        *(layers(image=image) for image in (None, torch.rand(40, 30, 3), torch.rand(0, 4, 3, 3), torch.tensor(1.0))),
+        *(layers(**{key: bad}) for key in ("x", "y", "w", "h") for bad in (None, "1", math.nan, math.inf, -9e9)),
+        *(layers(rotation=bad) for bad in (None, "left", math.nan, math.inf)),
+        *(layers(z_index=bad) for bad in (None, "front", math.nan)),
+        *(layers(name=bad) for bad in (None, 5, "sky")),
+        *(layers(visible=bad) for bad in (None, False)),
+        layers(flip_h="yes", flip_v=None),
+    ],
     "LATENT": [
         {},
         {"samples": torch.zeros(0, 4, 16, 24)},
@@ -86,12 +115,16 @@ BAD: dict[str, list[Any]] = {
         {"x": 1, "y": 1, "width": -9, "height": 0},
         [[1, 2, 3, 4]],
         torch.rand(2, 4),
+        *(BOX, [BOX], [[BOX]], [[BOX], [BOX], [BOX]], [[[BOX]]], [[BOX], []], [None, BOX], {"boxes": [BOX]}),
+        *({**BOX, "width": math.inf}, {**BOX, "height": None}, {**BOX, "score": "high"}, {**BOX, "score": math.nan}),
     ],
     "SIGMAS": [torch.zeros(0), torch.zeros(2, 2), torch.full((3,), math.nan), torch.full((3,), -1.0)],
     "CONDITIONING": [[], [[]], [[torch.zeros(0, 77, 8), {}]], [["words", {}]]],
 }
 """By the type of a socket, what other nodes hand on. None and a value of no known type come to each."""
 ANYTHING = (None, object())
+BEFORE = {"layers": "boxes"}
+"""Sockets that count only where nothing comes by another one."""
 
 
 class Given:
@@ -147,14 +180,18 @@ def test_whatever_comes_by_a_link_is_done_or_told(comfy: Comfy, graph: Graph, ke
     tried = 0
     for widget in schema.inputs:
         kind = widget.get_io_type()
-        lists = [[], [None]] if schema.is_input_list else []
+        lists: list[Any] = [[], [None]] if schema.is_input_list else []
+        if schema.is_input_list and kind in ("IMAGE", "MASK"):  # of several sizes; a batch where one is enough
+            several = torch.rand(3, 64, 48, *([3] if kind == "IMAGE" else []))
+            lists += [[several], [several, several[:1, :40]], list(several[:, None].movedim(1, 0).unbind(1))]
         values = [[bad] if schema.is_input_list else bad for bad in (*ANYTHING, *BAD.get(kind, ()))]
+        without = {key: value for key, value in good.items() if key != BEFORE.get(widget.id)}
         for value in [*values, *lists]:
             if widget.id in ("download", "ask"):
                 continue
             tried += 1
             try:
-                comfy.run(node_id, **{**good, widget.id: value})
+                comfy.run(node_id, **{**without, widget.id: value})
             except MudiError as error:
                 words = str(error)
                 assert words.endswith((".", '"')) and "\n" not in words and " at 0x" not in words, words
