@@ -162,6 +162,24 @@ def test_figures_that_overlap_are_drawn_beside_each_other() -> None:
         assert middle.sum() > 200 and (done.image[middle] - torch.tensor(colour)).abs().max() < 0.02
 
 
+def test_the_border_of_a_new_figure_blends_into_the_picture() -> None:
+    """Over a band as wide as asked, in which nothing jumps; without feathering it is a pixel wide."""
+    image = picture((0.8, 0.0, 0.2), BLUE)
+    comparison, references = compared(image)
+    bands = []
+    for feather in (0.0, 0.04, 0.16):
+        settings = DetailConfig(side=96, feather=feather, only_better=False)
+        done = detail(image, comparison, references, ellipses, colours, repaint, look, settings)
+        (mask,) = [region.mask for region in done.regions if region.subject == 0]
+        row = mask[:45, 25]  # from above to its middle
+        bands.append(int(((row > 0) & (row < 1)).sum()))
+        share, new = mask[..., None], torch.tensor(RED)
+        assert torch.allclose(done.image[:45, 25], (image * (1 - share) + new * share)[:45, 25], atol=0.03)
+        steps = (row[1:] - row[:-1]).abs().max()
+        assert steps <= 1 / (2 * max(1, round(feather * 50)) + 1) + 1e-5
+    assert bands[0] <= 3 and bands[0] < bands[1] < bands[2] and bands[2] >= 12
+
+
 @pytest.mark.parametrize(("side", "seen"), [(96, 96), (64, 80)])
 def test_a_figure_is_drawn_larger_and_never_smaller(side: int, seen: int) -> None:
     image = picture(RED, BLUE)

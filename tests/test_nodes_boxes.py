@@ -10,6 +10,8 @@ import torch
 from comfyui import Comfy
 from test_nodes_compare import SUBJECTS, blobs, mean_colour, scene
 
+from mudi_core.types import SubjectSet
+
 Box = dict[str, float]
 
 
@@ -111,6 +113,26 @@ def sam3(comfy: Comfy, monkeypatch: pytest.MonkeyPatch) -> Any:
             return extra.SAM3_Detect.execute(model, images, words, threshold=0.5, refine_iterations=0).result
 
     return run
+
+
+def test_boxes_drawn_in_core_are_a_layouts_places_and_back(comfy: Comfy, drawn_subjects: SubjectSet) -> None:
+    """Create Bounding Boxes of newer ComfyUI gives them in a list of lists, without scores."""
+    core = pytest.importorskip("comfy_extras.nodes_bounding_boxes", reason="this ComfyUI draws no boxes")
+    drawn = [{"x": 16, "y": 32, "width": 96, "height": 128}, {"x": 128, "y": 16, "width": 112, "height": 200}]
+    _, boxes, _ = core.CreateBoundingBoxes.execute(256, 256, editor_state=drawn).result
+    assert boxes == [drawn], "as core gives them"
+    (placed,) = comfy.run(
+        "MudiLayout", subjects=drawn_subjects, width=256, height=256, mode="given boxes", seed=0, relative_sizes="",
+        overlap=0.0, boxes=boxes,
+    ).result  # fmt: skip
+    _, each, places, *_ = comfy.run("MudiLayoutParts", layout=placed, shape="box", grow=0).result
+    for box, mask, place in zip(drawn, each, places, strict=True):
+        assert box["x"] <= place["x"] and place["x"] + place["width"] <= box["x"] + box["width"] + 1
+        assert box["y"] <= place["y"] and place["y"] + place["height"] <= box["y"] + box["height"] + 1
+        assert place["width"] >= box["width"] - 1 or place["height"] >= box["height"] - 1, "as large as the box allows"
+        assert mask.sum() == place["width"] * place["height"]
+    _, again, _ = core.CreateBoundingBoxes.execute(256, 256, bboxes=places).result
+    assert again == [[{side: place[side] for side in ("x", "y", "width", "height")} for place in places]]
 
 
 def test_masks_of_cores_sam3_make_a_subject(comfy: Comfy, sam3: Any) -> None:

@@ -73,9 +73,10 @@ def test_pictures_of_several_sizes_and_without_figures(
     comfy: Comfy, mini_weights: None, drawn_subjects: SubjectSet, picture: Tensor
 ) -> None:
     empty = torch.full((1, 96, 128, 3), 0.5)
-    output = detailed(comfy, drawn_subjects, [picture[None], empty])
-    images, _, masks, segs = output.result
-    assert [image.shape for image in images] == [(1, 192, 192, 3), (1, 96, 128, 3)]
+    output = detailed(comfy, drawn_subjects, [picture[None], torch.cat([empty, empty])])  # batches in a list
+    images, cards, masks, segs = output.result
+    assert [image.shape for image in images] == [(1, 192, 192, 3), (1, 96, 128, 3), (1, 96, 128, 3)]
+    assert len(cards) == len(masks) == len(segs) == 3 and torch.equal(images[2], empty)
     assert torch.equal(images[1], empty) and not masks[1].any() and segs[1] == ((96, 128), [])
     assert "picture 2: no figure of a subject was found; it stays as it is." in output.ui["text"][0]
 

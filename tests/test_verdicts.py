@@ -53,7 +53,10 @@ def test_a_figure_below_the_limits_is_told_with_what_it_needed(drawn: list[Drawn
     s_dc = torch.tensor([[0.62, 0.0], [0.1, 0.8]])
     first, second = judge(drawn[0].subjects, s_gt, s_dc, limits=VERDICT_LIMITS)
     assert (first.status, second.status) == ("unlike", "found")
-    assert "figure 1 is nobody else, but not alike enough (0.62 alike, 0.69 needed)" in first.text
+    assert (
+        "figure 1 is nobody else, but not alike enough (0.62 alike, 77% of what its own photos reach; 0.69 needed)"
+        in first.text
+    )
     compared = replace(drawn[0].compared, verdicts=(first, second), tokens=drawn[0].subjects.tokens)
     assert compared.in_words == "1 of 2 themselves, 1 near"
     far = torch.tensor([[0.5, 0.0], [0.1, 0.8]])

@@ -34,7 +34,8 @@ class DetailConfig:
     margin: float = 0.25
     """How much of the picture is seen around a figure, as a share of its box's longer side."""
     feather: float = 0.04
-    """How wide the border of a figure blends into the picture, as a share of its box's longer side."""
+    """How wide the border of a figure blends into the picture, as a share of its box's longer side. The margin is at
+    least twice that, so that it ends in sight."""
     only_better: bool = True
     """Keep a new figure only where it is more like its own subject, among all subjects, than the old one, and where
     the whole picture, looked at again, is no worse."""
@@ -112,7 +113,9 @@ def regions_of(
         # The border of a figure must not reach into another figure.
         others = torch.stack([*outlines[:number], *outlines[number + 1 :], torch.zeros_like(own)]).any(0) & ~own
         mask = torch.where(others, 0.0, _softened(own, float((box[2:] - box[:2]).max()) * config.feather))
-        x0, y0, x1, y1 = window = _window(box, config.margin, (picture.shape[1], picture.shape[0]))
+        x0, y0, x1, y1 = window = _window(
+            box, max(config.margin, 2 * config.feather), (picture.shape[1], picture.shape[0])
+        )
         inside = torch.zeros_like(mask)
         inside[y0:y1, x0:x1] = mask[y0:y1, x0:x1]
         if inside.amax() > 0:

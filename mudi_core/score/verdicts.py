@@ -69,15 +69,15 @@ def judge(
     for i in (i for i in range(n) if owned[i]):
         best = owned[i][0]
         share = _own_share(rivals[best])
+        alike = f"{s_dc[best, i]:.2f} alike, {s_dc[best, i] / photos[i, i]:.0%} of what its own photos reach"
         if len(owned[i]) > 1:
-            verdicts[i] = _duplicated(subjects, i, sorted(owned[i]), share, float(s_dc[best, i]))
+            verdicts[i] = _duplicated(subjects, i, sorted(owned[i]), share, alike)
         elif share < limits.own:
             verdicts[i] = _mixed(subjects, i, rivals[best][0][1], best, share)
         elif s_dc[best, i] < limits.alike * s_gt[i, i]:
-            verdicts[i] = _unlike(subjects, i, best, share, float(s_dc[best, i]), limits.alike * float(s_gt[i, i]))
+            verdicts[i] = _unlike(subjects, i, best, share, alike, limits.alike * float(s_gt[i, i]))
         else:
             rival = subjects.subjects[rivals[best][0][1]].name if rivals[best] else ""
-            alike = f"{s_dc[best, i]:.2f} alike, {s_dc[best, i] / photos[i, i]:.0%} of what its own photos reach"
             words = f"figure {best + 1}: {alike}{f'; {share:.0%} its own, {1 - share:.0%} {rival}' if rival else ''}"
             name = subjects.subjects[i].name
             verdicts[i] = Verdict(subjects.tokens[i], "found", share, f"{name}: found ({words}).")
@@ -108,19 +108,19 @@ def _mixed(subjects: SubjectSet, i: int, other: int, box: int, share: float) -> 
     return Verdict(subjects.tokens[i], "mixed", share, words)
 
 
-def _unlike(subjects: SubjectSet, i: int, box: int, share: float, alike: float, needed: float) -> Verdict:
+def _unlike(subjects: SubjectSet, i: int, box: int, share: float, alike: str, needed: float) -> Verdict:
     words = (
-        f"{subjects.subjects[i].name}: figure {box + 1} is nobody else, but not alike enough ({alike:.2f} alike, "
+        f"{subjects.subjects[i].name}: figure {box + 1} is nobody else, but not alike enough ({alike}; "
         f"{needed:.2f} needed)."
     )
     return Verdict(subjects.tokens[i], "unlike", share, words)
 
 
-def _duplicated(subjects: SubjectSet, i: int, figures: Sequence[int], share: float, alike: float) -> Verdict:
+def _duplicated(subjects: SubjectSet, i: int, figures: Sequence[int], share: float, alike: str) -> Verdict:
     numbers = ", ".join(str(box + 1) for box in figures)
     words = (
         f"{subjects.subjects[i].name}: duplicated, {len(figures)} figures resemble it ({numbers}; the closest is "
-        f"{alike:.2f} alike, {share:.0%} its own)."
+        f"{alike}; {share:.0%} its own)."
     )
     return Verdict(subjects.tokens[i], "duplicated", share, words)
 
