@@ -64,12 +64,9 @@ class _Place:
         """Return the hook of a layer."""
 
         def hook(_: nn.Module, given: tuple[Any, ...], answer: Tensor) -> Tensor:
-            x, is_map = given[0], answer.ndim == 4
-            positions = x.flatten(2).transpose(1, 2) if is_map else x
+            x, found = (one.flatten(2).transpose(1, 2) if one.ndim == 4 else one for one in (given[0], answer))
             for part in self.loras:
-                more = part.placed(name, positions, self.call(), self.size)
-                if more is not None:
-                    answer = answer + (more.transpose(1, 2).reshape_as(answer) if is_map else more)
-            return answer
+                (found,) = part.onto((name,), (found,), x, self.call(), self.size)
+            return found if answer.ndim == 3 else found.transpose(1, 2).reshape_as(answer)
 
         return hook

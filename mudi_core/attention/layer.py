@@ -111,8 +111,7 @@ class Layer:
         if answer is None:
             return n
         for part in loras_of(self.parts):
-            more = part.placed(self.name + "to_out.0", answer, self.call, self.size)
-            n = n if more is None else n + more
+            (n,) = part.onto((self.name + "to_out.0",), (n,), answer, self.call, self.size)
         return n
 
     def _changed(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Local]]:
@@ -121,10 +120,14 @@ class Layer:
         n, context, value = self._inputs
         changes: list[Local] = []
         for part in loras_of(self.parts):
-            q = _plus(q, part.placed(self.name + "to_q", n, self.call, self.size))
+            names = tuple(self.name + layer for layer in ("to_q", "to_k", "to_v"))
+            if not self.cross and n is context is value:
+                q, k, v = part.onto(names, (q, k, v), n, self.call, self.size)
+                continue
+            (q,) = part.onto(names[:1], (q,), n, self.call, self.size)
             if not self.cross:
-                k = _plus(k, part.placed(self.name + "to_k", context, self.call, self.size))
-                v = _plus(v, part.placed(self.name + "to_v", value, self.call, self.size))
+                (k,) = part.onto(names[1:2], (k,), context, self.call, self.size)
+                (v,) = part.onto(names[2:], (v,), value, self.call, self.size)
                 continue
             k, v = _plus(k, part.whole(self.name + "to_k", context)), _plus(v, part.whole(self.name + "to_v", value))
             changes += part.limited(self.name, (context, value), self._first, self.call, q, self.size)

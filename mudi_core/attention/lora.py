@@ -41,16 +41,24 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class _Joined:
-    """The changes of several LoRAs of one layer, which cost as much as one of their summed rank."""
+    """The changes of several LoRAs of layers that read one input, which cost as much as one of their summed rank."""
 
     down: Tensor
-    up: Tensor
-    ranks: tuple[tuple[int, int], ...]
-    """Each LoRA and its rank, in their order."""
+    """Float ``[all ranks, in]``, layer by layer."""
+    ups: tuple[Tensor | None, ...]
+    """For each layer float ``[ranks, out]``; None: no LoRA changes it by low rank."""
+    owners: tuple[tuple[int, int], ...]
+    """Of each block of ranks in turn: the LoRA, and how many they are."""
 
-    def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
-        """``weights``: of each rank, ``[b, p, rank]``."""
-        return linear(linear(x, self.down).mul_(weights), self.up)
+    def onto(self, answers: Sequence[Tensor], x: Tensor, weights: Tensor) -> list[Tensor]:
+        """``weights``: of each rank, ``[b, p, all ranks]``."""
+        inside, found, first = linear(x, self.down).mul_(weights).flatten(0, 1), [], 0
+        for answer, up in zip(answers, self.ups, strict=True):
+            if up is not None:
+                piece, first = inside[:, first : first + len(up)], first + len(up)
+                answer = torch.addmm(answer.flatten(0, 1), piece, up).view(answer.shape)
+            found.append(answer)
+        return found
 
 
 class SeparateLoras:
@@ -67,7 +75,9 @@ class SeparateLoras:
         self.regions, self.words = regions, list(words or [None] * len(loras))
         self._used = [index for index in range(len(loras)) if not regions.empty(index)]
         self._loras = loras
-        self._ready: dict[tuple[object, ...], tuple[list[tuple[int, Change]], _Joined | None]] = {}
+        self._limited = [index for index in self._used if self._has_limits(index)]
+        self._copies: dict[tuple[object, ...], Change] = {}
+        self._ready: dict[tuple[object, ...], tuple[list[tuple[int, int, Change]], _Joined | None]] = {}
         self._spreads: dict[tuple[object, int], tuple[Tensor, Tensor]] = {}
         """With the weights that they were made of, whose identity is theirs."""
 
@@ -86,27 +96,33 @@ class SeparateLoras:
 
     def release(self) -> None:
         """Forget what was copied to the device that computes."""
+        self._copies.clear()
         self._ready.clear()
         self._spreads.clear()
         self.regions.release()
 
-    def placed(self, layer: str, x: Tensor, call: Call, size: tuple[int, int]) -> Tensor | None:
-        """Return what is added to the answer of a layer whose inputs x ``[b, p, in]`` are a picture's positions."""
-        alone, joined = self._at(layer, x)
+    def onto(
+        self, layers: tuple[str, ...], answers: Sequence[Tensor], x: Tensor, call: Call, size: tuple[int, int]
+    ) -> list[Tensor]:
+        """Return the answers ``[b, p, out]`` of layers with what is added to each.
+
+        ``x``: what all of them read, ``[b, p, in]``, of a picture's positions.
+        """
+        found, (alone, joined) = list(answers), self._at(layers, x)
         if joined is None and not alone:
-            return None
+            return found
         weights = self.regions.at(size, call, x)
-        found = None if joined is None else joined(x, self._spread(joined.ranks, weights))
-        for index, change in alone:
-            more = change(x) * weights[..., index, None]
-            found = more if found is None else found + more
+        if joined is not None:
+            found = joined.onto(found, x, self._spread(joined.owners, weights))
+        for place, index, change in alone:
+            found[place] = found[place] + change(x) * weights[..., index, None]
         return found
 
     def whole(self, layer: str, x: Tensor) -> Tensor | None:
         """Return what LoRAs without limits, in place or words, add to the answer for a text x ``[b, t, in]``."""
         found = None
         for index in self._used:
-            if not self._has_limits(index) and layer in self._loras[index]:
+            if index not in self._limited and layer in self._loras[index]:
                 more = self._of(index, layer, x)(x)
                 found = more if found is None else found + more
         return found
@@ -120,9 +136,7 @@ class SeparateLoras:
         others those of regions, which are the subject's own words. ``like``: the queries.
         """
         found = []
-        for index in self._used:
-            if not self._has_limits(index):
-                continue
+        for index in self._limited:
             keys, values = (
                 self._of(index, attention + layer, text)(text) * self._tokens(index, text, first, call)
                 if attention + layer in self._loras[index]
@@ -134,11 +148,11 @@ class SeparateLoras:
                 found.append(Local(weight, keys, values))
         return found
 
-    def _spread(self, ranks: tuple[tuple[int, int], ...], weights: Tensor) -> Tensor:
+    def _spread(self, owners: tuple[tuple[int, int], ...], weights: Tensor) -> Tensor:
         """Return the weight of each rank, ``[b, p, rank]``; once for all layers of a level."""
-        key = (ranks, id(weights))
+        key = (owners, id(weights))
         if key not in self._spreads:
-            some = [weights[..., index, None].expand(-1, -1, rank) for index, rank in ranks]
+            some = [weights[..., index, None].expand(-1, -1, rank) for index, rank in owners]
             self._spreads[key] = weights, torch.cat(some, -1)
         return self._spreads[key][1]
 
@@ -156,22 +170,27 @@ class SeparateLoras:
 
     def _of(self, index: int, layer: str, like: Tensor) -> Change:
         key = (index, layer, like.device, like.dtype)
-        if key not in self._ready:
-            self._ready[key] = [(index, self._loras[index][layer].to(like))], None
-        return self._ready[key][0][0][1]
+        if key not in self._copies:
+            self._copies[key] = self._loras[index][layer].to(like)
+        return self._copies[key]
 
-    def _at(self, layer: str, like: Tensor) -> tuple[list[tuple[int, Change]], _Joined | None]:
-        """Return the dense changes of a layer one by one, and those of low rank as one."""
-        key = (layer, like.device, like.dtype)
+    def _at(self, layers: tuple[str, ...], like: Tensor) -> tuple[list[tuple[int, int, Change]], _Joined | None]:
+        """Return the dense changes of layers one by one, with the layer's place and the LoRA, and all others as one."""
+        key = (layers, like.device, like.dtype)
         if key not in self._ready:
-            here = [(index, self._loras[index][layer]) for index in self._used if layer in self._loras[index]]
-            alone = [(index, one.to(like)) for index, one in here if one.up is None]
-            low = [(index, one.down, one.up) for index, one in here if one.up is not None]
-            joined = None
-            if low:
-                ranks = tuple((index, len(down)) for index, down, _ in low)
-                down, up = torch.cat([one[1] for one in low]), torch.cat([one[2] for one in low], 1)
-                joined = _Joined(down.to(like), up.to(like), ranks)
+            alone, downs, ups, owners = [], [], [], []
+            for place, layer in enumerate(layers):
+                own = []
+                for index in (one for one in self._used if layer in self._loras[one]):
+                    change = self._loras[index][layer].to(like)
+                    if change.up is None:
+                        alone.append((place, index, change))
+                        continue
+                    downs.append(change.down)
+                    own.append(change.up.T)
+                    owners.append((index, len(change.down)))
+                ups.append(torch.cat(own).contiguous() if own else None)
+            joined = _Joined(torch.cat(downs), tuple(ups), tuple(owners)) if downs else None
             self._ready[key] = alone, joined
         return self._ready[key]
 
