@@ -33,8 +33,8 @@ CARD_LETTERS = 96
 """Longest line of what a card says."""
 GRID_GAP = 4
 CURVE_SIZE, CURVE_MARGINS = (640, 320), (64, 16, 24, 40)
-WINDOWS = 20
-"""So many windows of the running mean are as long as a run."""
+WINDOWS, SHORTEST_WINDOW = 20, 5
+"""So many windows of the running mean are as long as a run; and steps in one, at least."""
 CURVE_DOTS = 400
 """Single losses that are drawn, at most."""
 PALE, GREY = "#c9d6ea", "#777777"
@@ -118,7 +118,7 @@ def loss_curve(losses: Sequence[float], steps: int) -> Tensor:
     picture = Image.new("RGB", CURVE_SIZE, "white")
     (width, height), (left, top, right, bottom) = CURVE_SIZE, CURVE_MARGINS
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
-    window = max(1, round(steps / WINDOWS))
+    window = min(steps, max(SHORTEST_WINDOW, round(steps / WINDOWS)))
     curve = running_mean(losses, window)
     # A few steps far from all others shall not press the rest flat; the last mean is always in the picture.
     least, most = (sorted(losses)[int(share * (len(losses) - 1))] for share in (0.03, 0.97))
@@ -142,8 +142,8 @@ def loss_curve(losses: Sequence[float], steps: int) -> Tensor:
     pen.line(points, COLOURS[0], width=3, joint="curve")
     last = points[-1]
     pen.ellipse((last[0] - 4, last[1] - 4, last[0] + 4, last[1] + 4), COLOURS[0])
-    each = f"mean of the last {window} steps" if window > 1 else "each step"
-    pen.text((width - right, top), f"loss ({each}): {curve[-1]:.3g}", "#444444", font, anchor="rt")
+    words = f"loss (mean of the last {window} steps): {curve[-1]:.3g}"
+    pen.text((width - right, top), words, "#444444", font, anchor="rt")
     return _tensor(picture)
 
 

@@ -141,7 +141,7 @@ def test_the_curve_says_of_how_many_steps_its_mean_is(drawing: Any, said: list[t
     words = [one for one, _ in said]
     assert words[-1] == "loss (mean of the last 10 steps): 0.367" and {"0", "100", "200"} <= set(words)
     drawing.loss_curve([0.5, 0.25], 8)
-    assert said[-1][0] == "loss (each step): 0.25"
+    assert said[-1][0] == "loss (mean of the last 5 steps): 0.375"
 
 
 def card(drawing: Any, comfy: Comfy, look: Any, *colours: str) -> Tensor:
