@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from browser import page
+from browser import either_page, page
 from comfyui import comfy
 from comfyui_server import comfyui_server
 from hypothesis import settings
@@ -26,7 +26,7 @@ settings.register_profile("short", deadline=None)
 settings.register_profile("long", deadline=None, max_examples=5000)
 settings.load_profile("short")
 
-__all__ = ["comfy", "comfyui_server", "page", "windows_rule"]
+__all__ = ["comfy", "comfyui_server", "either_page", "page", "windows_rule"]
 
 PARTS = ("vae", "unet", "text_encoder", "text_encoder_2")
 EYES = ("owlv2", "sam", "dinov2")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from browser import READY, command
+from browser import command, is_newer
 from comfyui_server import Server
 from hand import Hand
 from test_server import STOCK
@@ -33,11 +32,6 @@ BY_NAME = ("regional", "sam")
 """Words that stand in a node's name: older frontends search nothing else."""
 OTHERS_NAMES = ("sam", "character")
 """Words that begin the names of core's nodes: those come before anybody's."""
-
-
-def is_newer(server: Server) -> bool:
-    """Whether this ComfyUI knows a node's other words; its frontend then has Vue nodes, too."""
-    return "search_aliases" in server.get("/object_info/MudiTrainLora")["MudiTrainLora"]
 
 
 def test_what_people_type_into_the_search_shows_the_right_node_first(page: Page, comfyui_server: Server) -> None:
@@ -74,20 +68,12 @@ NAMED = """() => app.graph.nodes.flatMap(target => target.inputs
 """The wires of a graph, by the names of their sockets."""
 
 
-@pytest.fixture(params=["classic nodes", "Vue nodes"])
-def hand(comfyui_server: Server, request: pytest.FixtureRequest) -> Iterator[Hand]:
-    """A user's hand in an empty graph, with nodes drawn in either way."""
-    setting, vue = "/api/settings/Comfy.VueNodes.Enabled", request.param == "Vue nodes"
-    if vue and not is_newer(comfyui_server):
-        pytest.skip("this frontend has no Vue nodes yet")
-    page: Page = request.getfixturevalue("page")
-    comfyui_server.post(setting, vue)
-    page.reload()
-    page.wait_for_function(READY)
-    page.evaluate("() => app.graph.clear()")
-    page.evaluate(FIT)
-    yield Hand(page)
-    comfyui_server.post(setting, False)
+@pytest.fixture
+def hand(either_page: Page) -> Hand:
+    """A user's hand in an empty graph."""
+    either_page.evaluate("() => app.graph.clear()")
+    either_page.evaluate(FIT)
+    return Hand(either_page)
 
 
 def test_a_stock_graph_gets_our_start_in_eight_actions(hand: Hand) -> None:

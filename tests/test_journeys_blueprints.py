@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import command
+from browser import command, is_newer
 from comfyui_server import Server
 from hand import PLACE, Hand
 from PIL import Image
-from test_journeys import hand, is_newer
+from test_journeys import hand
 
 from mudi_core.subjects.storage import read_subjects
 from mudi_core.toy.world import PAIRS, photo

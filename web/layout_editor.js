@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 import { Board } from "./layout/board.js"
 import { figuresOf, readPlaces, subjectsOf, writePlaces } from "./layout/figures.js"
+import { keyOf } from "./shown_text.js"
 
 const NODE = "MudiLayout"
 const OUTPUT = "mudi_layout"
@@ -56,8 +57,7 @@ class LayoutEditor {
   }
 
   get key() {
-    const { graph, id } = this.node
-    return !graph || graph.isRootGraph ? String(id) : `${graph.id}:${id}`
+    return keyOf(this.node)
   }
 
   /** What the node told when it last ran: size, mode, drawn, by_seed. */
