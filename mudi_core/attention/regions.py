@@ -25,8 +25,8 @@ class Regions:
     def __init__(self, masks: Tensor) -> None:
         """``masks``: float ``[pictures, n, h, w]``, 0..1, of any size. One picture's count for every picture."""
         self.masks = masks.detach().to("cpu", torch.float32)
-        self._empty = [not bool(one.any()) for one in self.masks.unbind(1)]
-        self._everywhere = [bool((one == 1).all()) for one in self.masks.unbind(1)]
+        self._empty: dict[int, bool] = {}
+        self._everywhere: dict[int, bool] = {}
         self._levels: dict[tuple[object, ...], Tensor] = {}
 
     @property
@@ -36,10 +36,14 @@ class Regions:
 
     def empty(self, index: int) -> bool:
         """Return whether a region has no place in any picture."""
+        if index not in self._empty:
+            self._empty[index] = not bool(self.masks[:, index].any())
         return self._empty[index]
 
     def everywhere(self, index: int) -> bool:
         """Return whether a region is the whole of every picture."""
+        if index not in self._everywhere:
+            self._everywhere[index] = bool((self.masks[:, index] == 1).all())
         return self._everywhere[index]
 
     def check(self, size: tuple[int, int]) -> None:

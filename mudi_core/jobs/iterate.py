@@ -147,7 +147,8 @@ def iterate(
             if stopped:
                 break
             best = rounds[-1]
-        _keep(best.lora, folder / "best.safetensors")
+        with _writing(folder), whole(folder / "best.safetensors") as part:
+            shutil.copyfile(best.lora, part)
         return Iterated(tuple(rounds), best, stopped)
 
 
@@ -221,10 +222,9 @@ def _settings(config: IterateConfig) -> dict[str, Any]:
 
 def _same(folder: Path, made_of: Mapping[str, Any]) -> None:
     """Write what an iteration is made of, or compare it with what is there. Raise `CannotIterate`."""
-    trained = any(folder.glob("round-1/*.safetensors"))
-    different = differences(folder, made_of) if (folder / MADE_OF).exists() else list(LEARNING)
-    different.sort(key=lambda name: name in LEARNING)
-    if not trained and set(different) <= set(LEARNING):
+    found = differences(folder, made_of) if (folder / MADE_OF).exists() else LEARNING
+    different = sorted(found, key=LEARNING.__contains__)
+    if set(different) <= set(LEARNING) and not any(folder.glob("round-1/*.safetensors")):
         with _writing(folder):
             remember(folder, made_of)
     elif different:
@@ -249,8 +249,3 @@ def _write(folder: Path, rounds: Sequence[Round]) -> None:
     ]
     with _writing(folder), whole(folder / STATE) as part:
         part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-
-
-def _keep(source: Path, target: Path) -> None:
-    with _writing(target.parent), whole(target) as part:
-        shutil.copyfile(source, part)
