@@ -29,7 +29,7 @@ from .unfinished import MADE_OF, differences, remember
 
 STATE = "iterate.json"
 LEARNING = ("pictures to choose from", "training")
-"""What nothing depends on before the first round is trained: whoever finds too few pictures can ask for more."""
+"""What may change until the first round is trained: whoever finds too few pictures can ask for more."""
 
 
 class CannotIterate(MudiError):
