@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mudi_core.attention import attend as by_hand
-from mudi_core.attention.attend import Local, attend
+from mudi_core.attention.attend import Added, Local, attend
 from mudi_core.attention.call import Call
 from mudi_core.attention.guidance import LayoutGuidance
 from mudi_core.attention.layer import Displaced, Layer, Part
@@ -87,17 +87,26 @@ def test_changes_of_keys_and_values_are_exact_at_every_position(monkeypatch: pyt
     """As if each position had keys and values of its own; also where scores are made some rows at a time."""
     generator = torch.Generator().manual_seed(2)
     q, k, v = random(generator, 3, 5, WIDE), random(generator, 3, 7, WIDE), random(generator, 3, 7, WIDE)
+
+    def whole(ranks: int) -> Added:
+        return Added(torch.rand(3, 5, ranks, generator=generator), random(generator, 3, 7, WIDE))
+
+    def low(ranks: int) -> Added:
+        weight = torch.rand(3, 5, ranks, generator=generator)
+        return Added(weight, random(generator, 3, 7, ranks), random(generator, ranks, WIDE))
+
     changes = [
-        Local(torch.rand(3, 5, 1, generator=generator), random(generator, 3, 7, WIDE), random(generator, 3, 7, WIDE)),
-        Local(torch.rand(3, 5, 1, generator=generator), None, random(generator, 3, 7, WIDE)),
-        Local(torch.rand(3, 5, 1, generator=generator), random(generator, 3, 7, WIDE), None),
-    ]
+        Local(whole(1), whole(1)), Local(values=whole(1)), Local(keys=whole(1)), Local(low(3), low(2)), Local(low(1)),
+    ]  # fmt: skip
     wanted = torch.zeros_like(q)
     for place in range(5):
         own = [k.clone(), v.clone()]
         for one in changes:
             for which, more in enumerate((one.keys, one.values)):
-                own[which] += 0 if more is None else one.weight[:, place, None] * more
+                if more is not None and more.up is None:
+                    own[which] += more.weight[:, place, None] * more.inside
+                elif more is not None:
+                    own[which] += (more.weight[:, place, None] * more.inside) @ more.up
         wanted[:, place] = plain(q[:, place, None], *own)[:, 0]
     assert (attend(q, k, v, HEADS, changes) - wanted).abs().max() < 1e-5
     monkeypatch.setattr(by_hand, "_MOST", 1)
@@ -194,6 +203,26 @@ def test_loras_of_whole_regions_are_merged_ones_and_of_none_nothing() -> None:
     assert (got - merged("to_out.0", answer)).abs().max() < 1e-5
     nothing = SeparateLoras(lora._loras, Regions(torch.zeros(1, 2, 4, 3)))
     assert not nothing.touches("") and torch.equal(through([nothing], call, (4, 3), n, text), plain(n, text, text))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5, 40])
+def test_changes_of_any_rank_are_as_those_of_whole_matrices(rank: int) -> None:
+    """Few ranks are multiplied with the queries, many ones unfolded; some LoRAs may change no keys, or no values."""
+    generator, call = torch.Generator().manual_seed(6), a_call(1, pictures=4)
+    masks, words = torch.rand(2, 3, 4, 3, generator=generator), torch.zeros(7)
+    words[1:3] = 1
+    low = [
+        {layer: Change(random(generator, rank, WIDE) * 0.3, random(generator, WIDE, rank) * 0.3) for layer in layers}
+        for layers in (("to_q", "to_k", "to_v", "to_out.0"), ("to_k", "to_out.0"), ("to_v", "to_q"))
+    ]
+    dense = [{name: Change(one.up @ one.down) for name, one in every.items() if one.up is not None} for every in low]
+    n, text = random(generator, 4, 12, WIDE), random(generator, 4, 7, WIDE)
+    for marked in ([None, words, None], [None] * 3):
+        wanted, got = (
+            through([SeparateLoras(loras, Regions(masks), marked)], call, (4, 3), n, text) for loras in (dense, low)
+        )
+        assert (got - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
+        assert (wanted - plain(n, text, text)).abs().max() > 0.1
 
 
 def test_a_lora_changes_nothing_where_its_subject_is_not() -> None:

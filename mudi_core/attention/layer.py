@@ -72,7 +72,7 @@ class Layer:
 
         ``plain``: the network's own attention; ``theirs``: what another has put in its place, whose addition is kept.
         """
-        q, k, v, changes = self._changed(q, k, v)
+        q, k, v, changes = self._changed(q, k, v, q.shape[-1] // heads)
         hand = _Hand(heads, plain, theirs)
         prompt = slice(0, self._first)
         own, bias = [one.tokens(prompt) for one in changes], self._bias(q)
@@ -114,8 +114,11 @@ class Layer:
             (n,) = part.onto((self.name + "to_out.0",), (n,), answer, self.call, self.size)
         return n
 
-    def _changed(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Local]]:
-        """Return q, k and v with the LoRAs, and their changes of k and v that depend on the position."""
+    def _changed(self, q: Tensor, k: Tensor, v: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, list[Local]]:
+        """Return q, k and v with the LoRAs, and their changes of k and v that depend on the position.
+
+        ``width``: of a head.
+        """
         assert self._inputs is not None
         n, context, value = self._inputs
         changes: list[Local] = []
@@ -130,7 +133,7 @@ class Layer:
                 (v,) = part.onto(names[2:], (v,), value, self.call, self.size)
                 continue
             k, v = _plus(k, part.whole(self.name + "to_k", context)), _plus(v, part.whole(self.name + "to_v", value))
-            changes += part.limited(self.name, (context, value), self._first, self.call, q, self.size)
+            changes += part.limited(self.name, (context, value), self._first, self.call, q, self.size, width)
         return q, k, v, changes
 
     def _bias(self, like: Tensor) -> Bias | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .attend import Local
+from .attend import Added, Local
 from .call import Call
 from .regions import Regions
 
@@ -108,7 +108,7 @@ class SeparateLoras:
 
         ``x``: what all of them read, ``[b, p, in]``, of a picture's positions.
         """
-        found, (alone, joined) = list(answers), self._at(layers, x)
+        found, (alone, joined) = list(answers), self._at(layers, x, self._used)
         if joined is None and not alone:
             return found
         weights = self.regions.at(size, call, x)
@@ -128,25 +128,46 @@ class SeparateLoras:
         return found
 
     def limited(
-        self, attention: str, texts: tuple[Tensor, Tensor], first: int, call: Call, like: Tensor, size: tuple[int, int]
+        self,
+        attention: str,
+        texts: tuple[Tensor, Tensor],
+        first: int,
+        call: Call,
+        like: Tensor,
+        size: tuple[int, int],
+        width: int,
     ) -> list[Local]:
         """Return the changes of keys and values by LoRAs with limits.
 
         ``texts``: what keys and values are made of, ``[b, t, in]``; the first ``first`` tokens are the prompt's,
-        others those of regions, which are the subject's own words. ``like``: the queries.
+        others those of regions, which are the subject's own words. ``like``: the queries; ``width``: of a head.
         """
         found = []
-        for index in self._limited:
-            keys, values = (
-                self._of(index, attention + layer, text)(text) * self._tokens(index, text, first, call)
-                if attention + layer in self._loras[index]
-                else None
-                for layer, text in zip(("to_k", "to_v"), texts, strict=True)
-            )
-            if keys is not None or values is not None:
-                weight = self.regions.at(size, call, like)[..., index, None]
-                found.append(Local(weight, keys, values))
+        for layer, text in zip(("to_k", "to_v"), texts, strict=True):
+            alone, joined = self._at((attention + layer,), text, self._limited)
+            if joined is None and not alone:
+                continue
+            weights = self.regions.at(size, call, like)
+            tokens = {index: self._tokens(index, text, first, call) for index in self._limited}
+            added = [Added(weights[..., one, None], change(text) * tokens[one]) for _, one, change in alone]
+            if joined is not None:
+                added += self._low(joined, linear(text, joined.down), weights, tokens, width)
+            found += [Local(keys=one) if layer == "to_k" else Local(values=one) for one in added]
         return found
+
+    def _low(
+        self, joined: _Joined, inside: Tensor, weights: Tensor, tokens: dict[int, Tensor | float], width: int
+    ) -> list[Added]:
+        """Return the changes of low rank, as one where their ranks are fewer than the columns that they have."""
+        (up,), ranks = joined.ups, [rank for _, rank in joined.owners]
+        assert up is not None
+        if any(isinstance(tokens[index], Tensor) for index, _ in joined.owners):
+            pieces = zip(torch.split(inside, ranks, -1), joined.owners, strict=True)
+            inside = torch.cat([piece * tokens[index] for piece, (index, _) in pieces], -1)
+        if len(up) < width * len(ranks):
+            return [Added(self._spread(joined.owners, weights), inside, up)]
+        parts = zip(torch.split(inside, ranks, -1), torch.split(up, ranks), joined.owners, strict=True)
+        return [Added(weights[..., index, None], piece @ own) for piece, own, (index, _) in parts]
 
     def _spread(self, owners: tuple[tuple[int, int], ...], weights: Tensor) -> Tensor:
         """Return the weight of each rank, ``[b, p, rank]``; once for all layers of a level."""
@@ -174,14 +195,19 @@ class SeparateLoras:
             self._copies[key] = self._loras[index][layer].to(like)
         return self._copies[key]
 
-    def _at(self, layers: tuple[str, ...], like: Tensor) -> tuple[list[tuple[int, int, Change]], _Joined | None]:
-        """Return the dense changes of layers one by one, with the layer's place and the LoRA, and all others as one."""
-        key = (layers, like.device, like.dtype)
+    def _at(
+        self, layers: tuple[str, ...], like: Tensor, whom: Sequence[int]
+    ) -> tuple[list[tuple[int, int, Change]], _Joined | None]:
+        """Return the dense changes of layers one by one, with the layer's place and the LoRA, and all others as one.
+
+        ``whom``: the LoRAs that count.
+        """
+        key = (layers, tuple(whom), like.device, like.dtype)
         if key not in self._ready:
             alone, downs, ups, owners = [], [], [], []
             for place, layer in enumerate(layers):
                 own = []
-                for index in (one for one in self._used if layer in self._loras[one]):
+                for index in (one for one in whom if layer in self._loras[one]):
                     change = self._loras[index][layer].to(like)
                     if change.up is None:
                         alone.append((place, index, change))
