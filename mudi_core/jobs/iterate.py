@@ -130,9 +130,8 @@ def iterate(
     """Improve a LoRA of all subjects by pictures that it makes itself; files and numbers are in ``folder``.
 
     ``made_of``: what else the result depends on, to refuse a folder of something else; "training" of it, and how many
-    pictures a round chooses from, may change until the first round is trained, ``config.rounds`` at any time.
-    ``folder/best.safetensors`` is the LoRA of the best round. Raise `CannotIterate`, `best_pictures.NoneSound`, and
-    what model and judge raise.
+    pictures a round chooses from, may change until the first round is trained, ``config.rounds`` at any time. The LoRA
+    of the best round is ``folder/best.safetensors``. Raise `CannotIterate`, `NoneSound`, and what model and judge raise.
     """
     with _alone(folder):
         lora = read_lora(first)
