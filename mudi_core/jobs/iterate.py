@@ -131,7 +131,7 @@ def iterate(
 
     ``made_of``: what else the result depends on, to refuse a folder of something else; "training" of it, and how many
     pictures a round chooses from, may change until the first round is trained, ``config.rounds`` at any time. The LoRA
-    of the best round is ``folder/best.safetensors``. Raise `CannotIterate`, `NoneSound`, and what model and judge raise.
+    of the best round is ``folder/best.safetensors``. Raise `CannotIterate`, `NoneSound`, what model and judge raise.
     """
     with _alone(folder):
         lora = read_lora(first)
