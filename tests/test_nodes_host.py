@@ -299,9 +299,11 @@ def test_a_model_is_kept_for_the_next_node(host: Any, mini_weights: None) -> Non
 
 def test_a_judge_of_faces_needs_no_place_on_a_card(comfy: Comfy, host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs in OpenCV, so ComfyUI has nothing to move there."""
+    folder = comfy.base / "models" / "faces" / "sface"
+    shutil.rmtree(folder, ignore_errors=True)
+    monkeypatch.setattr(host.models, "_loaded", {})
     with pytest.raises(MissingWeights, match="face_detection_yunet_2023mar.onnx") as told:
         host.embedder("sface")
-    folder = comfy.base / "models" / "faces" / "sface"
     assert f"into {folder}." in str(told.value)
     shutil.copytree(Path(__file__).parent / "faces", folder)
     monkeypatch.setattr(comfy.core("comfy.model_management"), "get_torch_device", lambda: torch.device("cuda"))
