@@ -4,9 +4,10 @@
     python benchmarks/iterate.py --out OUT --table
 
 Each LoRA of both characters paints 200 pictures, learns from the best of those in which everybody is itself, and is
-judged by prompts and seeds of its own. Both rounds of a LoRA, with KL 1 and 0, learn from the same pictures. Every
-picture and LoRA is a file: the same command goes on where it was stopped. A folder of `benchmarks/loras.py` has the
-LoRAs already.
+judged by prompts and seeds of its own. Both rounds of a LoRA, with KL 1 and 0, learn from the same pictures. Where too
+few of these are sound there is no round and the LoRA stays as it is, so its pictures of before count as those of after.
+Every picture and LoRA is a file: the same command goes on where it was stopped. A folder of `benchmarks/loras.py` has
+the LoRAs already.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from loras import RESULTS, Looks, commands, photos, table  # noqa: E402
+from loras import RESULTS, Looks, add_pairs, commands, keep, pairs_of, photos, table  # noqa: E402
 
 WEIGHTS = ("1", "0")
 """Of KL: the paper's, and none."""
@@ -47,60 +48,53 @@ def improve(place: Path, pair: Path, seed: int, options: argparse.Namespace) -> 
         )
         words = ["iterate", str(pair / "both"), "--base", "mini", "--lora", str(whole), "--out", str(out)]
         words += ["--rounds", "1", "--kl-weight", weight, "--seed", str(seed), "--least", str(options.least), *quick]
-        if command(words):
-            print(f"{out}: no LoRA after this round, for the reason above.", file=sys.stderr)
+        if command(words) and not is_painted(out, options.quick):
+            sys.exit(f"{' '.join(words)} failed.")
 
 
-def keep(place: Path, specs: Any, looks: Looks) -> None:
-    """Write what was found in each fresh picture of a training."""
-    part = place / f"{KEPT}.part"
-    lines = [json.dumps(row) for row in fresh(place, specs, looks)]
-    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    part.replace(place / KEPT)
+def is_painted(out: Path, quick: bool) -> bool:
+    """Return whether all pictures to choose from are there, so that a round can have failed for want of sound ones."""
+    from mudi_core.jobs.picture_shelf import LIST
+
+    path = out / "round-1" / "pictures" / LIST
+    trained = any((out / "round-1").glob("*.safetensors"))
+    return not trained and path.is_file() and len(path.read_text("utf-8").splitlines()) >= (2 if quick else 200)
 
 
 def fresh(place: Path, specs: Any, looks: Looks) -> Iterator[dict[str, Any]]:
     """Yield what was found in each fresh picture, with the method that painted it."""
     from mudi_core.jobs.picture_shelf import LIST
 
-    of = {"before": f"iterate-{WEIGHTS[0]}/check-0"} | {f"KL {one}": f"iterate-{one}/check-1" for one in WEIGHTS}
-    for method, name in of.items():
-        path = place / name / LIST
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            row = json.loads(line)
-            sound = len(row["boxes"]) == row["themselves"] == len(specs)
+    before = place / f"iterate-{WEIGHTS[0]}" / "check-0"
+    for method, check in zip(
+        METHODS, (before, *(place / f"iterate-{one}" / "check-1" for one in WEIGHTS)), strict=True
+    ):
+        folder = check if check.is_dir() else before
+        for row in map(json.loads, (folder / LIST).read_text(encoding="utf-8").splitlines()):
             yield {
                 "method": method,
                 "picture": f"{row['number']:03d}",
                 "score": row["score"],
-                "sound": sound,
-                **looks.of(specs, path.parent / row["file"], row),
+                "sound": len(row["boxes"]) == row["themselves"] == len(specs),
+                "round": folder == check,
+                **looks.of(specs, folder / row["file"], row),
             }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of all files")
-    parser.add_argument("--pairs", type=int, default=4, help="of held-out characters (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first of these pairs, from 0")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of each pair (default: %(default)s)")
+    add_pairs(parser)
     parser.add_argument("--least", type=int, default=10, help="pictures to learn from, without which there is no round")
-    parser.add_argument("--dev", action="store_true", help="the pairs on which settings are chosen")
-    parser.add_argument("--quick", action="store_true", help="two pictures and a step, to try the program itself")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, and make nothing")
     options = parser.parse_args()
-    from mudi_core.toy.world import DEV_PAIRS, PAIRS
-
-    every = list(enumerate(DEV_PAIRS if options.dev else PAIRS))
-    pairs = {f"pair-{i}": specs for i, specs in every[options.first : options.first + options.pairs]}
+    pairs = pairs_of(options)
     if not options.table:
         for seed in range(options.seeds):
             for name, specs in pairs.items():
-                pair = options.out / name
-                if not (pair / f"training-{seed}" / KEPT).is_file():
+                pair, place = options.out / name, options.out / name / f"training-{seed}"
+                if not (place / KEPT).is_file():
                     photos(pair, specs)
-                    improve(pair / f"training-{seed}", pair, seed, options)
-                    keep(pair / f"training-{seed}", specs, Looks())
+                    improve(place, pair, seed, options)
+                    keep(fresh(place, specs, Looks()), place / KEPT)
     print(table(options.out, pairs, options.seeds, METHODS, KEPT))
 
 

@@ -211,12 +211,11 @@ def rows_of(place: Path, specs: Any, looks: Looks, kept: str = RESULTS) -> Itera
         }
 
 
-def keep(place: Path, specs: Any, looks: Looks) -> None:
+def keep(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write the file of results of a training whose pictures are all there."""
-    part = place / f"{RESULTS}.part"
-    lines = [json.dumps(row) for row in rows_of(place, specs, looks)]
-    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    part.replace(place / RESULTS)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    part.replace(path)
 
 
 def table(out: Path, pairs: Mapping[str, Any], seeds: int, methods: Iterable[str], kept: str = RESULTS) -> str:
@@ -261,23 +260,33 @@ def nodes_of(comfyui: Path) -> Iterator[Callable[[str], Any]]:
         yield pack(comfyui, Path(base), True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_pairs(parser: argparse.ArgumentParser) -> None:
+    """Add what says which pairs, how many trainings of each, and whether anything is made."""
     parser.add_argument("--out", type=Path, required=True, help="folder of all files")
     parser.add_argument("--pairs", type=int, default=4, help="of held-out characters (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first of these pairs, from 0")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each pair (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=32, help="of each training and method (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="of the sampler (default: %(default)s)")
     parser.add_argument("--dev", action="store_true", help="the pairs on which settings are chosen")
-    parser.add_argument("--quick", action="store_true", help="trainings of two steps, to try the program itself")
+    parser.add_argument("--quick", action="store_true", help="trainings of a step or two, to try the program itself")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and make nothing")
-    options = parser.parse_args()
-    options.comfyui = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "ComfyUI").expanduser()
+
+
+def pairs_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the characters of each pair that the options say, by the name of its folder."""
     from mudi_core.toy.world import DEV_PAIRS, PAIRS
 
     every = list(enumerate(DEV_PAIRS if options.dev else PAIRS))
-    pairs = {f"pair-{i}": specs for i, specs in every[options.first : options.first + options.pairs]}
+    return {f"pair-{i}": specs for i, specs in every[options.first : options.first + options.pairs]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_pairs(parser)
+    parser.add_argument("--pictures", type=int, default=32, help="of each training and method (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="of the sampler (default: %(default)s)")
+    options = parser.parse_args()
+    options.comfyui = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "ComfyUI").expanduser()
+    pairs = pairs_of(options)
     if not options.table:
         if not (options.comfyui / "comfy" / "sd.py").is_file():
             sys.exit(f"No ComfyUI in {options.comfyui}: set COMFYUI_DIR to a checkout.")
@@ -291,7 +300,7 @@ def main() -> None:
                     photos(pair, specs)
                     train(place, pair, seed, options.quick)
                     paint_all(load, pair, place, options)
-                    keep(place, specs, Looks())
+                    keep(rows_of(place, specs, Looks()), place / RESULTS)
     print(table(options.out, pairs, options.seeds, METHODS))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from comfyui_server import ROOT
 from PIL import Image
 
-from benchmarks.loras import METHODS, RESULTS, Looks, keep, table
+from benchmarks.loras import METHODS, RESULTS, Looks, keep, rows_of, table
 from mudi_core.toy.world import PAIRS
 
 
@@ -23,7 +23,7 @@ def test_results_tell_the_table_without_pictures(tmp_path: Path) -> None:
     before = table(tmp_path, pairs, 2, METHODS)
     assert "| stacked | 3 | 0.25 (" in before and "| MuDI | 6 | 0.25 (" in before
     for place in sorted((tmp_path / "pair-0").iterdir()):
-        keep(place, PAIRS[0], Looks())
+        keep(rows_of(place, PAIRS[0], Looks()), place / RESULTS)
         assert len((place / RESULTS).read_text().splitlines()) in (3, 6)
         for path in place.rglob("pictures/*/*"):
             path.unlink()
