@@ -9,10 +9,11 @@ import torch
 from comfy_api.latest import io
 
 from ..mudi_core.bases.checkpoint import NEGATIVE_PROMPT
-from ..mudi_core.types import MudiError, listed
+from ..mudi_core.types import MudiError
 from . import convert, drawing, host
 from .compare import Judge, Judging
 from .host import widgets
+from .own_loras import owners
 from .redraw import Redraw, loras_of, samplers_of, segs
 from .sockets import LorasSocket, SubjectLora, Subjects
 
@@ -206,8 +207,7 @@ class DetailSubjects(io.ComfyNode):  # type: ignore[misc]
         each = list(zip(pictures, results, done, strict=True))
         cards = [drawing.column([drawing.small(picture), drawing.small(one.image)]) for picture, _, one in each]
         lines = [_told(number, result, one, people) for number, (_, result, one) in enumerate(each, start=1)]
-        owned = [(one.name, [lora.path.name for lora in own]) for one, own in zip(people, worn, strict=True) if own]
-        lines += [f"{name}: {listed(files)}" for name, files in owned]
+        lines += owners(people, worn)
         return io.NodeOutput(
             [one.image[None] for one in done],
             [card[None] for card in cards],

@@ -9,7 +9,7 @@ from typing import Any
 import comfy.sd
 import comfy.utils
 
-from ..mudi_core.types import MudiError
+from ..mudi_core.types import MudiError, SubjectSet, listed
 from .sockets import SubjectLora
 
 
@@ -33,6 +33,12 @@ def subjects_of(loras: Sequence[SubjectLora], names: Sequence[tuple[str, ...]]) 
             )
         whose[number] = number
     return [place for place in whose if place is not None]
+
+
+def owners(people: SubjectSet, worn: Sequence[Sequence[SubjectLora]]) -> list[str]:
+    """Return whose LoRAs are used, in a line for each subject that has any."""
+    pairs = zip(people, worn, strict=True)
+    return [f"{one.name}: {listed([lora.path.name for lora in own])}" for one, own in pairs if own]
 
 
 def _named(one: SubjectLora, names: Sequence[tuple[str, ...]]) -> int | None:
