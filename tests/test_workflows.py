@@ -578,10 +578,10 @@ def test_five_methods_stand_side_by_side_from_one_seed(server: Server, info: Inf
     (row,) = nodes(graph, "SaveImage")
     (cards,) = server.files(run, row)
     shown = [Image.open(server.files(run, node)[0]) for node in nodes(graph, "MudiCompare")]
-    with Image.open(cards) as picture:
-        assert picture.width >= 5 * min(one.width for one in shown) and picture.height <= max(
-            one.height for one in shown
-        )
+    with Image.open(cards) as picture:  # each card as high as the first: a longer verdict makes a card higher
+        widths = [one.width * picture.height / one.height for one in shown]
+        assert picture.height in {one.height for one in shown} and picture.width == pytest.approx(sum(widths), abs=99)
+        assert picture.width > sum(widths)
     assert len({one.tobytes() for one in shown}) == 5
     assert all("mean of 1: " in run.outputs[node]["text"][0] for node in nodes(graph, "MudiCompare"))
     (guidance,), (reference,) = nodes(graph, "MudiLayoutGuidance"), nodes(graph, "MudiReferenceAdapter")
