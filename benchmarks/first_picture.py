@@ -25,7 +25,7 @@ import psutil
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests"), str(Path(__file__).resolve().parent.parent)]
 
 from comfyui_server import Server, serve  # noqa: E402
-from test_workflows import api_graph  # noqa: E402
+from workflow_files import api_graph  # noqa: E402
 
 LEAST = 1000
 """Bytes of a picture: a file that was only begun has fewer."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from comfyui_server import Server
-from test_workflows import workflow
+from workflow_files import workflow
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

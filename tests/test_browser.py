@@ -19,9 +19,9 @@ from comfyui_server import ROOT, Server
 from hand import Hand
 from models import random_lora
 from PIL import Image, ImageOps
-from test_workflows import MUTED, NAMES, NEWER
-from test_workflows import nodes as of_type
 from wires import crossings, drawn, passes
+from workflow_files import MUTED, NAMES, NEWER
+from workflow_files import nodes as of_type
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -10,7 +10,7 @@ import pytest
 from comfyui_server import CHECKOUT, ROOT, Server, changed, serve
 from models import random_lora
 from PIL import Image
-from test_workflows import in_small, nodes
+from workflow_files import in_small, nodes
 
 from mudi_core.subjects.storage import write_subjects
 from mudi_core.types import SubjectSet
