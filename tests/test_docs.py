@@ -76,8 +76,11 @@ def test_commands_are_ones_that_are_understood(page: Path, monkeypatch: pytest.M
             assert (ROOT / words[0]).is_file(), command
             if words[0] == "quickstart.sh":
                 assert len(words) == 1 or words[1] in ("demo", "test"), command
-            for path in (word.split("::")[0] for word in words[1:] if word.startswith("tests/")):
-                assert (ROOT / path).exists(), command
+            paths = [word.split("::")[0] for word in words[1:] if word.startswith("tests/")]
+            assert all((ROOT / path).exists() for path in paths), command
+            if "-k" in words:
+                chosen = re.findall(r"^def (test_\w+)", "\n".join(text(ROOT / path) for path in paths), re.MULTILINE)
+                assert any(words[words.index("-k") + 1] in name for name in chosen) or not paths, command
 
 
 def check_options(subcommand: str, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,3 +137,13 @@ def test_the_table_of_families_says_what_training_takes() -> None:
         assert loss == ("DCO" if learning.dco_beta else "squared error")
         assert guidance == ("" if family.guidance is None else f"{family.guidance:g}")
         assert shift in ("", "the model's") if family.shift is None else float(shift) == family.shift
+
+
+def test_each_of_the_twelve_rows_on_usability_names_the_command_that_checks_it() -> None:
+    rows = [line.split("|")[1:-1] for line in text(ROOT / "docs" / "usability.md").split("\n") if line.startswith("| ")]
+    head, *rows = [[cell.strip() for cell in row] for row in rows]
+    assert head[1:3] == ["MuDI", "checked by"] and len(rows) == 12 and len({row[0] for row in rows}) == 12
+    for what, ours, checked, *others in rows:
+        (command,) = TICKED.findall(checked)
+        assert command in commands(ROOT / "docs" / "usability.md"), what
+        assert ours and len(others) == len(head) - 3 and all(others), what
