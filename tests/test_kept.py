@@ -35,6 +35,7 @@ def test_what_is_packed_in_parts_is_the_whole_elsewhere(tmp_path: Path, monkeypa
     fill(here, slice(0, 5))
     assert kept.pack(here, tmp_path / "parts" / "1.jsonl.xz") == 5
     fill(here, slice(5, None))
+    here.remark("cats/singles.decoupled", "as it was fused")
     assert kept.pack(here, tmp_path / "parts" / "2.jsonl.xz") == 7, "only what the first part does not have"
     parts = sorted((tmp_path / "parts").iterdir())
     assert kept.unpack(parts, tmp_path / "there") == 12
@@ -42,6 +43,7 @@ def test_what_is_packed_in_parts_is_the_whole_elsewhere(tmp_path: Path, monkeypa
     for cell in SPEC.cells():
         assert there.path(cell, ".json").read_text() == here.path(cell, ".json").read_text()
         assert looks.look_at(there, there.read(cell), None) == looks.Seen(0.0, 0.0)  # type: ignore[arg-type]
+    assert there.remarks() == {"cats/singles.decoupled": "as it was fused"}
     assert "<figcaption>" in page(there, [there.read(cell) for cell in SPEC.cells()])
     with pytest.raises(OtherSpec):
         Results(tmp_path / "there", Spec("kept", "mini", {"cats": 1}, SPEC.methods, SPEC.prompts, 3))

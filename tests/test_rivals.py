@@ -23,14 +23,15 @@ from mudi_core.benchmark import singles
 from mudi_core.benchmark import trained as learned
 from mudi_core.benchmark.judges import Judges
 from mudi_core.benchmark.methods import METHODS
+from mudi_core.benchmark.page import page
 from mudi_core.benchmark.results import Results
 from mudi_core.benchmark.run import Worker
 from mudi_core.benchmark.singles import changes_of, stacked
-from mudi_core.benchmark.spec import BadSpec, Spec
+from mudi_core.benchmark.spec import BadSpec, Cell, Spec
 from mudi_core.benchmark.spec_file import read_spec
 from mudi_core.benchmark.table import table
 from mudi_core.eyes import embedded as eyes
-from mudi_core.jobs.from_loras import Painted, PicturesConfig
+from mudi_core.jobs.from_loras import NoPictures, Painted, PicturesConfig
 from mudi_core.jobs.train import Training
 from mudi_core.lora.file import save_lora
 from mudi_core.lora.reading import read_lora
@@ -231,6 +232,36 @@ def test_a_fusion_is_kept_apart_by_what_each_lora_paints_and_goes_on_where_it_wa
     assert alone.keys() <= more.keys()
     one, other = (results.image(cell) for cell in spec.cells())
     assert not torch.equal(one, other) and worker._checkpoint.denoiser().fingerprint() == weights
+
+
+def test_a_fusion_that_cannot_be_kept_apart_counts_as_it_is_and_that_is_told(
+    mini_weights: None, drawn_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def nothing(*about: Any) -> Painted:
+        asked.append(about)
+        raise NoPictures("hta.safetensors does not paint 'hta cat'.")
+
+    monkeypatch.setattr(singles, "paint_subjects", nothing)
+    short = {"steps": 2, "rank": 2, "batch_size": 1, "crops_per_photo": 1, "max_composites": 2}
+    spec = Spec(
+        "small", "mini", {"cats": str(drawn_dataset)}, ("fused", "decoupled"), ("{subjects}",), 2, train=short,
+        generate={"steps": 2}, fuse={"steps": 1, "rows": 64}, judges=Judges("mini", "mini", 0.05),
+    )  # fmt: skip
+    results = Results(tmp_path / "out", spec)
+    worker = Worker(results, eyes.load_detector(), eyes.load_embedder(), segmenter=eyes.load_segmenter())
+    worker.run()
+    assert all(torch.equal(*(results.image(Cell("cats", how, 0, seed)) for how in spec.methods)) for seed in range(2))
+    (told,) = results.remarks().items()
+    assert told == (
+        "cats/singles.decoupled",
+        "cats/singles could not be decoupled, and counts as it was fused. hta.safetensors does not paint 'hta cat'.",
+    )
+    results.path(Cell("cats", "decoupled", 0, 1), ".json").unlink()
+    Worker(results, eyes.load_detector(), eyes.load_embedder(), segmenter=eyes.load_segmenter()).run()
+    assert len(asked) == 1, "what was found is not sought again"
+    assert "could not be decoupled" in page(results, [results.read(cell) for cell in spec.cells()])
 
 
 def test_rivals_that_a_base_model_cannot_have_are_told() -> None:

@@ -15,7 +15,7 @@ import lzma
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mudi_core.benchmark.results import SPEC, Results, write_whole
+from mudi_core.benchmark.results import REMARK, SPEC, Results, write_whole
 from mudi_core.benchmark.spec import Cell
 from mudi_core.benchmark.spec_file import read_spec
 
@@ -35,16 +35,19 @@ def pack(results: Results, to: Path) -> int:
     known = {row["path"] for row in rows(others) if "path" in row}
     reader = looks.load()
     lines = [json.dumps({"spec": json.loads((results.folder / SPEC).read_text(encoding="utf-8"))})]
+    lines += [json.dumps({"remark": name, "words": words}) for name, words in results.remarks().items()]
+    count = 0
     for cell in results.spec.cells():
         path = name_of(results, cell)
         if results.is_done(cell) and path not in known:
             looks.look_at(results, results.read(cell), reader)
             kept = {end: json.loads(results.path(cell, f".{end}").read_text("utf-8")) for end in ("json", "looks.json")}
             lines.append(json.dumps({"path": path, **kept}))
+            count += 1
     to.parent.mkdir(parents=True, exist_ok=True)
     with lzma.open(to, "wt", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
-    return len(lines) - 1
+    return count
 
 
 def name_of(results: Results, cell: Cell) -> str:
@@ -58,6 +61,9 @@ def unpack(files: Iterable[Path], to: Path) -> int:
     for row in rows(files):
         if "spec" in row:
             write_whole(_below(to, SPEC), json.dumps(row["spec"], indent=1) + "\n")
+            continue
+        if "remark" in row:
+            write_whole(_below(to, f"{row['remark']}{REMARK}"), f"{row['words']}\n")
             continue
         for end in ("json", "looks.json"):
             write_whole(_below(to, f"{row['path']}.{end}"), json.dumps(row[end]) + "\n")

@@ -49,6 +49,7 @@ def page(results: Results, done: Sequence[Result]) -> str:
         "noise.</p>",
         _scores(by_method),
         _table(by_method),
+        *(f"<p>{escape(words)}</p>" for words in results.remarks().values()),
         _published(spec),
         _differences(tuple(by_method), done),
         _success(spec, done),

@@ -21,6 +21,7 @@ from ..types import Comparison, Detections, MudiError, Verdict
 from .spec import Cell, Spec
 
 SPEC = "spec.json"
+REMARK = ".remark.txt"
 
 
 class OtherSpec(MudiError):
@@ -121,6 +122,19 @@ class Results:
     def image(self, cell: Cell) -> Tensor:
         """Return the picture of a cell, float ``[h, w, 3]``, 0..1."""
         return read_photo(self.path(cell, ".png")).image
+
+    def remark(self, name: str, words: str = "") -> str | None:
+        """Return what was remarked on a training, None if nothing was; with ``words``, remark it first."""
+        path = self.folder / f"{name}{REMARK}"
+        if words:
+            write_whole(path, words + "\n")
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+    def remarks(self) -> dict[str, str]:
+        """Return all that was remarked, by the names of trainings."""
+        files = sorted(self.folder.glob(f"*/*{REMARK}"))
+        names = [file.relative_to(self.folder).as_posix().removesuffix(REMARK) for file in files]
+        return {name: self.remark(name) or "" for name in names}
 
     @contextmanager
     def claimed(self, name: str, wait: bool = False) -> Iterator[bool]:

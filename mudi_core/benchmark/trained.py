@@ -13,7 +13,7 @@ from ..bases.checkpoint import Checkpoint
 from ..bases.residual import Residual
 from ..bases.tokens import load_token
 from ..eyes import Detector, Embedder, Segmenter
-from ..jobs.from_loras import PicturesConfig
+from ..jobs.from_loras import NoPictures, PicturesConfig
 from ..jobs.fuse_checkpoint import wearing
 from ..jobs.fusion import FuseConfig
 from ..jobs.train import LoraFiles, Training, train_lora, whole_of
@@ -90,9 +90,23 @@ class Trained:
         if how in ("fused", "decoupled"):
             config = FuseConfig(**self.spec.fuse, seed=self.spec.seed + cell.training)
             one = fused(base, subjects, files, config, self.progress)
-            files = [one if how == "fused" else self._decoupled(name, cell, subjects, files, one)]
+            files = [one if how == "fused" else self._decoupled_or_not(name, cell, subjects, files, one)]
         with stacked(base, files):
             yield Beside()
+
+    def _decoupled_or_not(
+        self, name: str, cell: Cell, subjects: SubjectSet, files: Sequence[Path], fusion: Path
+    ) -> Path:
+        """Return the file of `_decoupled`, or the fusion itself, with a remark, when a LoRA never paints its subject.
+
+        No pair is left out, so the pictures of the fusion count for the method that could not begin.
+        """
+        if self.results.remark(remark := f"{name}.decoupled") is None:
+            try:
+                return self._decoupled(name, cell, subjects, files, fusion)
+            except NoPictures as error:
+                self.results.remark(remark, f"{name} could not be decoupled, and counts as it was fused. {error}")
+        return fusion
 
     def _decoupled(self, name: str, cell: Cell, subjects: SubjectSet, files: Sequence[Path], fusion: Path) -> Path:
         """Return the file of a fusion that keeps its subjects apart; train it first if nobody has."""

@@ -81,10 +81,12 @@ def run(args: argparse.Namespace, talk: Talk) -> Answer | None:
     write_whole(args.out / "results.csv", table(done))
     write_whole(args.out / "report.html", page(results, done))
     by_method = summaries(spec.methods, done)
-    lines = [f"{'D&C':>7}  {'95 % interval':18}{'success':>8}  method, of {len(done)} pictures"]
+    lines = [f"{'D&C':>7}  {'95 % interval':18}{'success':>8}{'on side':>9}  method, of {len(done)} pictures"]
     for method, one in by_method.items():
         bounds = "{:.3f} to {:.3f}".format(*(one.combos_interval or (one.low, one.high)))
-        lines.append(f"{one.mean:7.3f}  {bounds:18}{one.success:>8.0%}  {METHODS[method].title}")
+        side = "-" if one.on_their_side is None else f"{one.on_their_side:.0%}"
+        lines.append(f"{one.mean:7.3f}  {bounds:18}{one.success:>8.0%}{side:>9}  {METHODS[method].title}")
+    lines += results.remarks().values()
     lines.append(f"Open {args.out / 'report.html'}; a row for each picture is in results.csv.")
     return Answer("\n".join(lines), {"pictures": len(done), "methods": {m: asdict(s) for m, s in by_method.items()}})
 
