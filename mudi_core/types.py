@@ -346,13 +346,9 @@ class Comparison:
         return self.count_is_right and self.themselves == len(self.tokens)
 
     @property
-    def headline(self) -> str:
-        """The result in short: "2 of 2 themselves, score 0.87", or "1 of 2 themselves, 1 near, score 0.70"."""
-        return f"{self.in_words}, score {self.score:.2f}"
-
-    @property
     def in_words(self) -> str:
-        """How many subjects are themselves, and how many are near: nobody else, but not alike enough."""
+        """How many subjects are themselves, and how many are near, which is nobody else but not alike enough: "2 of 2
+        themselves", "1 of 2 themselves, 1 near"."""
         near = sum(verdict.status == "unlike" for verdict in self.verdicts)
         return f"{self.themselves} of {len(self.tokens)} themselves{f', {near} near' if near else ''}"
 

@@ -124,7 +124,8 @@ class CompareSubjects(io.ComfyNode):  # type: ignore[misc]
         order, cards, verdicts = ranking(pictures, results, names)
         scores = [result.score for result in results]
         mean = sum(scores) / len(scores)
-        verdict = f"mean of {len(scores)}: {mean:.2f}\n{verdicts}"
+        right, all_of = sum(result.success for result in results), f"{len(scores)} picture{'s'[: len(scores) > 1]}"
+        verdict = f"all themselves in {right} of {all_of}, mean score {mean:.2f}\n{verdicts}"
         return io.NodeOutput(
             scores,
             mean,
@@ -213,11 +214,12 @@ def ranking(
     from ..mudi_core.score.compare import ANCHORS, best_first
 
     order = best_first(results)
-    headings = {i: f"{titles[i]}: {results[i].headline}" for i in order}
+    headings = {i: f"{titles[i]}: {results[i].in_words}" for i in order}
     lines = list(results[0].remarks)
     cards = [drawing.score_card(pictures[i], results[i], headings[i], lines) for i in order]
     for i in order:
-        said = (results[i].reason, *(verdict.text for verdict in results[i].verdicts))
+        told = (verdict.text for verdict in results[i].verdicts)
+        said = (results[i].reason, *told, f"score {results[i].score:.2f}")
         lines += [headings[i], *(f"  {words}" for words in said if words)]
     return order, cards, "\n".join([*lines, ANCHORS])
 

@@ -60,7 +60,7 @@ def cut_out(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def score_card(image: Tensor, comparison: Comparison, title: str, warnings: Sequence[str] = ()) -> Tensor:
-    """Draw a card: picture, score, both similarity matrices, warnings, verdicts, and what the score means."""
+    """Draw a card: picture, both similarity matrices, warnings, verdicts, then the score and what it means."""
     from ..mudi_core.score.compare import ANCHORS
 
     font, large = ImageFont.load_default(14), ImageFont.load_default(20)
@@ -72,7 +72,7 @@ def score_card(image: Tensor, comparison: Comparison, title: str, warnings: Sequ
     left = _matrix(comparison.s_gt, "the subjects' photos", names, names, font)
     right = _matrix(comparison.s_dc, "the figures in this picture", figures, names, font)
     said = [(comparison.reason, "black"), *((one.text, STATUS[one.status]) for one in comparison.verdicts)]
-    said = [*((warning, "black") for warning in warnings), *said, (ANCHORS, GREY)]
+    said = [*((warning, "black") for warning in warnings), *said, (f"Score {comparison.score:.2f}. {ANCHORS}", GREY)]
     lines = [(line, colour) for words, colour in said for line in textwrap.wrap(words, CARD_LETTERS)]
     text_width = int(max(large.getlength(title), *(font.getlength(line) for line, _ in lines)))
     x = picture.width + 2 * GAP

@@ -293,7 +293,9 @@ def test_every_verdict_but_missing_has_its_percentage() -> None:
     mixed = between(RED[1], BLUE[1], 0.6)
     for colours in ((RED[1], BLUE[1]), (mixed, mixed), (RED[1], RED[1]), (RED[1],), (RED[1], BLUE[1], RED[1])):
         for verdict in compared(*colours).verdicts:
-            assert (f"{verdict.share:.0%}" in verdict.text) == (verdict.status != "missing")
+            share = f"{verdict.share:.0%} its own" in verdict.text or f"{verdict.share:.0%} of it" in verdict.text
+            assert share == (verdict.status != "missing"), verdict.text
+            assert "% of what its own photos reach" in verdict.text
 
 
 def said(*rows: list[float]) -> dict[str, str]:
@@ -309,26 +311,34 @@ def test_missing_says_what_was_seen_instead() -> None:
         "blue ball: missing, nothing was found for 'ball' or 'toy'.",
     }
     nobodys = said([0.3, 0.2], [0.41, 0.39])
-    assert nobodys["red"] == "red ball: missing. Figure 2 is nearest, 0.41 alike, 0.45 needed."
-    assert nobodys["blue"] == "blue ball: missing. Figure 2 is nearest, 0.39 alike, but more like red ball (0.41)."
-    assert (
-        said([0.9, 0.1])["blue"]
-        == "blue ball: missing. Figure 1 is nearest, 0.10 alike, but more like red ball (0.90)."
+    assert nobodys["red"] == (
+        "red ball: missing. Figure 2 is nearest (0.41 alike, 46% of what its own photos reach; 0.45 needed)."
+    )
+    assert nobodys["blue"] == (
+        "blue ball: missing. Figure 2 is nearest (0.39 alike, 43% of what its own photos reach; 0.45 needed), but more "
+        "like red ball (0.41)."
+    )
+    assert said([0.9, 0.1])["blue"].endswith(
+        "11% of what its own photos reach; 0.45 needed), but more like red ball (0.90)."
     )
 
 
 def test_a_blob_that_is_like_nobody_else_is_not_found() -> None:
     """Its share is all its own, and still it is far from the subject's photos."""
-    assert said([0.55, -0.4], [0.1, 0.9])["red"] == "red ball: missing. Figure 1 is nearest, 0.55 alike, 0.60 needed."
+    nearest = "Figure 1 is nearest ({} alike, {}% of what its own photos reach; 0.60 needed)."
+    assert said([0.55, -0.4], [0.1, 0.9])["red"] == f"red ball: missing. {nearest.format(0.55, 61)}"
     alone = torch.tensor([[0.9]])
     (blob,) = judge(coloured("red"), alone, torch.tensor([[0.5]]))
-    assert blob.status == "missing" and blob.text.endswith("Figure 1 is nearest, 0.50 alike, 0.60 needed.")
+    assert blob.status == "missing" and blob.text.endswith(nearest.format("0.50", 56))
     (itself,) = judge(coloured("red"), alone, torch.tensor([[0.7]]))
     assert itself.text == "red ball: found (figure 1: 0.70 alike, 78% of what its own photos reach)."
 
 
 def test_a_figure_between_two_may_be_less_like_each() -> None:
-    assert said([0.55, 0.45])["red"] == "red ball: mixed with blue ball (figure 1 is 56% its own, 44% blue ball)."
+    alike = "0.55 alike, 61% of what its own photos reach"
+    assert said([0.55, 0.45])["red"] == (
+        f"red ball: mixed with blue ball (figure 1: {alike}; 56% its own, 44% blue ball)."
+    )
 
 
 def test_found_says_how_much_alike_and_beside_whom() -> None:
@@ -340,15 +350,17 @@ def test_found_says_how_much_alike_and_beside_whom() -> None:
 def test_themselves_come_before_the_score() -> None:
     results = [compared(*some) for some in ((RED[1], RED[1]), (RED[1], BLUE[1]))]
     assert [result.themselves for result in results] == [0, 2]
-    assert results[1].headline == f"2 of 2 themselves, score {results[1].score:.2f}"
+    assert results[1].in_words == "2 of 2 themselves"
     higher = [replace(results[0], score=2.0), results[1]]
     assert best_first(higher) == [1, 0]
 
 
-def test_the_best_pictures_have_the_right_count_whatever_they_score() -> None:
-    results = [compared(*some) for some in ((RED[1],), (RED[1], RED[1]), (RED[1], BLUE[1]), ())]
-    assert results[1].score < 0 == results[0].score
-    assert best_first(results) == [2, 1, 0, 3]
+def test_of_as_many_themselves_the_right_count_is_better_whatever_it_scores() -> None:
+    shown = ((RED[1],), (RED[1], RED[1]), (RED[1], BLUE[1]), (), (RED[1], BLUE[1], BLACK[1]))
+    results = [compared(*some) for some in shown]
+    assert [result.themselves for result in results] == [1, 0, 2, 0, 2]
+    assert results[1].score < 0 == results[0].score == results[4].score
+    assert best_first(results) == [2, 4, 0, 1, 3]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

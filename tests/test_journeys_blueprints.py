@@ -141,6 +141,6 @@ def test_blueprints_lead_from_photos_to_scored_pictures(
         shown for shown in run.outputs.values() if any(one["type"] == "output" for one in shown.get("images", ()))
     ]
     assert [len(shown["images"]) for shown in pictures] == [2]
-    assert any("mean of 2: " in str(shown.get("text")) for shown in run.outputs.values())
+    assert any(" of 2 pictures, mean score " in str(shown.get("text")) for shown in run.outputs.values())
     if folder := os.environ.get("MUDI_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{name}.png")

@@ -75,10 +75,12 @@ def test_pictures_are_scored_in_their_order_and_ranked_best_first(eyes: Comfy) -
     assert scores[2] < scores[0] == 0 and scores[1] > 0.8
     assert "  1 figure, 2 expected, so the score is 0." in verdict
     assert mean == pytest.approx(sum(scores) / 3)
-    assert len(ranked) == 1 and torch.equal(ranked[0], batch[[1, 2, 0]])
+    assert len(ranked) == 1 and torch.equal(ranked[0], batch[[1, 0, 2]])
     assert cards.shape[0] == 3 and cards.shape[3] == 3
     lines = verdict.splitlines()
-    assert lines[0] == f"mean of 3: {mean:.2f}" and lines[1] == f"picture 2: 2 of 2 themselves, score {scores[1]:.2f}"
+    assert lines[0] == f"all themselves in 1 of 3 pictures, mean score {mean:.2f}"
+    assert lines[1] == "picture 2: 2 of 2 themselves" and lines[2].startswith("  red ball: found (figure 1: ")
+    assert lines[4] == f"  score {scores[1]:.2f}" and lines[5] == "picture 1: 1 of 2 themselves"
     assert lines[-1].startswith("The score is 1 when every figure")
     assert "  blue ball: missing" in verdict and "  red ball: found" in verdict
     assert output.ui["text"] == (verdict,) and len(output.ui["images"]) == 3

@@ -199,7 +199,7 @@ def test_photos_become_a_dataset_that_the_score_knows(server: Server, prepare: G
     assert (server.base / "input" / "prepared" / "metadata.jsonl").is_file()
     assert len(server.files(run, "find")) == len(server.files(run, "cut")) == len(server.files(run, "keep")) == 2
     (verdict,) = run.outputs["score"]["text"]
-    assert re.match(r"mean of 2: -?\d\.\d\d\npicture \d: ", verdict)
+    assert re.match(r"all themselves in \d of 2 pictures, mean score -?\d\.\d\d\npicture \d: ", verdict)
 
 
 def joined(**nodes: dict[str, Any]) -> Graph:

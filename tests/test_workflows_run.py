@@ -64,7 +64,9 @@ def twice(server: Server, graph: Graph) -> Run:
 def scores(run: Run, graph: Graph) -> list[float]:
     """The mean that each D&C Score tells."""
     texts = [run.outputs[node]["text"][0] for node in nodes(graph, "MudiCompare")]
-    means = [re.match(r"mean of 2: (-?\d+\.\d\d)\npicture \d: ", text) for text in texts]
+    means = [
+        re.match(r"all themselves in \d of 2 pictures, mean score (-?\d+\.\d\d)\npicture \d: ", text) for text in texts
+    ]
     return [float(mean[1]) for mean in means if mean]
 
 
@@ -282,7 +284,7 @@ def test_five_methods_stand_side_by_side_from_one_seed(server: Server, info: Inf
         assert picture.height in {one.height for one in shown} and picture.width == pytest.approx(sum(widths), abs=99)
         assert picture.width > sum(widths)
     assert len({one.tobytes() for one in shown}) == 5
-    assert all("mean of 1: " in run.outputs[node]["text"][0] for node in nodes(graph, "MudiCompare"))
+    assert all(" of 1 picture, mean score " in run.outputs[node]["text"][0] for node in nodes(graph, "MudiCompare"))
     (guidance,), (reference,) = nodes(graph, "MudiLayoutGuidance"), nodes(graph, "MudiReferenceAdapter")
     assert run.outputs[guidance]["text"][0].count("2 tokens") == 2
     assert run.outputs[reference]["text"][0].startswith("MS-Diffusion at 0.60")

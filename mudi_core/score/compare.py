@@ -68,11 +68,11 @@ def look_alike(names: Sequence[str], s_gt: Tensor, limits: VerdictLimits = LAX) 
 def best_first(results: Sequence[Comparison]) -> list[int]:
     """Return the indices of the pictures, best first: by how many subjects are themselves, then by score.
 
-    A wrong number of figures scores 0, a right one may score less; still the right number is better.
+    A wrong number of figures scores 0, a right one may score less; of as many themselves the right number is better.
     """
 
-    def rank(i: int) -> tuple[bool, int, float]:
-        return results[i].count_is_right, results[i].themselves, results[i].score
+    def rank(i: int) -> tuple[int, bool, float]:
+        return results[i].themselves, results[i].count_is_right, results[i].score
 
     return sorted(range(len(results)), key=rank, reverse=True)
 

@@ -63,17 +63,17 @@ def judge(
             box = min(spare, key=lambda box: rivals[box][0][0])
             owner = next(k for k in range(n) if box in owned[k])
             owned[owner].remove(box)
-            verdicts[i] = _mixed(subjects, i, owner, box, 1 - rivals[box][0][0])
+            verdicts[i] = _mixed(subjects, i, owner, box, 1 - rivals[box][0][0], _alike(photos, s_dc, box, i))
         else:
-            verdicts[i] = _missing(subjects, i, s_gt, s_dc, queries, limits)
+            verdicts[i] = _missing(subjects, i, photos, s_dc, queries, limits)
     for i in (i for i in range(n) if owned[i]):
         best = owned[i][0]
         share = _own_share(rivals[best])
-        alike = f"{s_dc[best, i]:.2f} alike, {s_dc[best, i] / photos[i, i]:.0%} of what its own photos reach"
+        alike = _alike(photos, s_dc, best, i)
         if len(owned[i]) > 1:
             verdicts[i] = _duplicated(subjects, i, sorted(owned[i]), share, alike)
         elif share < limits.own:
-            verdicts[i] = _mixed(subjects, i, rivals[best][0][1], best, share)
+            verdicts[i] = _mixed(subjects, i, rivals[best][0][1], best, share, alike)
         elif s_dc[best, i] < limits.alike * s_gt[i, i]:
             verdicts[i] = _unlike(subjects, i, best, share, alike, limits.alike * float(s_gt[i, i]))
         else:
@@ -102,9 +102,13 @@ def _needed(s_gt: Tensor, i: int, share: float, limits: VerdictLimits) -> float:
     return (min(limits.alike, LAX.alike) if share >= limits.own else STRANGER) * float(s_gt[i, i])
 
 
-def _mixed(subjects: SubjectSet, i: int, other: int, box: int, share: float) -> Verdict:
+def _alike(photos: Tensor, s_dc: Tensor, box: int, i: int) -> str:
+    return f"{s_dc[box, i]:.2f} alike, {s_dc[box, i] / photos[i, i]:.0%} of what its own photos reach"
+
+
+def _mixed(subjects: SubjectSet, i: int, other: int, box: int, share: float, alike: str) -> Verdict:
     name, rival = subjects.subjects[i].name, subjects.subjects[other].name
-    words = f"{name}: mixed with {rival} (figure {box + 1} is {share:.0%} its own, {1 - share:.0%} {rival})."
+    words = f"{name}: mixed with {rival} (figure {box + 1}: {alike}; {share:.0%} its own, {1 - share:.0%} {rival})."
     return Verdict(subjects.tokens[i], "mixed", share, words)
 
 
@@ -126,7 +130,7 @@ def _duplicated(subjects: SubjectSet, i: int, figures: Sequence[int], share: flo
 
 
 def _missing(
-    subjects: SubjectSet, i: int, s_gt: Tensor, s_dc: Tensor, queries: Sequence[str], limits: VerdictLimits
+    subjects: SubjectSet, i: int, photos: Tensor, s_dc: Tensor, queries: Sequence[str], limits: VerdictLimits
 ) -> Verdict:
     """Return the verdict for a subject without a box: what is nearest, and whether it is somebody else."""
     name = subjects.subjects[i].name
@@ -142,12 +146,11 @@ def _missing(
         return Verdict(subjects.tokens[i], "missing", 0.0, words)
     nearest = max(shown, key=lambda box: float(s_dc[box, i]))
     owner = int(s_dc[nearest].argmax())
-    words += f" Figure {nearest + 1} is nearest, {s_dc[nearest, i]:.2f} alike, "
-    if owner == i:
-        rest = [_share(s_gt, s_dc[nearest], i, other) for other in range(len(subjects)) if other != i]
-        words += f"{_needed(s_gt, i, min(rest, default=1.0), limits):.2f} needed."
-    else:
-        words += f"but more like {subjects.subjects[owner].name} ({s_dc[nearest, owner]:.2f})."
+    s_gt = reached(photos, limits)
+    rest = [_share(s_gt, s_dc[nearest], i, other) for other in range(len(subjects)) if other != i]
+    needed = _needed(s_gt, i, min(rest, default=1.0), limits)
+    words += f" Figure {nearest + 1} is nearest ({_alike(photos, s_dc, nearest, i)}; {needed:.2f} needed)"
+    words += "." if owner == i else f", but more like {subjects.subjects[owner].name} ({s_dc[nearest, owner]:.2f})."
     return Verdict(subjects.tokens[i], "missing", 0.0, words)
 
 
