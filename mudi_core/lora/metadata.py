@@ -95,20 +95,25 @@ class LoraSubjects:
         return found
 
 
+def read_about(path: Path) -> dict[str, str]:
+    """Return the metadata of a LoRA file, which may come from anybody. Raise `UnknownLora`; no tensors are read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        check_header(path)
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError, BadWeights) as error:
+        raise UnknownLora(f"{path} cannot be read as a safetensors file ({error}).") from None
+
+
 def read_lora_subjects(path: Path) -> LoraSubjects:
     """Return what the metadata of a LoRA file says; the tensors are not read.
 
     The file may come from anybody and its names go into a prompt, so names that are not plain words are refused. Raise
     `UnknownLora`.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        check_header(path)
-        with safe_open(path, framework="pt") as file:
-            about = dict(file.metadata() or {})
-    except (OSError, SafetensorError, BadWeights) as error:
-        raise UnknownLora(f"{path} cannot be read as a safetensors file ({error}).") from None
+    about = read_about(path)
     try:
         tokens, nouns = (json.loads(about[key]) for key in ("mudi_tokens", "mudi_class_nouns"))
         sides = json.loads(about["mudi_config"])["resolution"]

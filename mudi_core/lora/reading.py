@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,14 +66,21 @@ class Lora:
                 f"them '{_shown(example)}' and the like. Use it with the kind of base model that it was "
                 "trained on."
             )
-        for name, change in found.items():
-            if change.size != sizes[name]:
-                (out, wide), (rows, values) = change.size, sizes[name]
-                raise BadLora(
-                    f"{self.name} was trained on a model of another size ({kind_of(self)}): {name} is {rows} x "
-                    f"{values} here, {out} x {wide} in the file. Use it with its own base model."
-                )
+        for name in self.misfits(sizes):
+            raise self.misfit(name, sizes[name])
         return Matched(found, tuple(sorted(self.changes.keys() - found.keys())), self.unread)
+
+    def misfits(self, sizes: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+        """Return its layers that have another size in a model; ``sizes`` as in `on`."""
+        return tuple(name for name, change in self.changes.items() if change.size != sizes.get(name, change.size))
+
+    def misfit(self, name: str, size: tuple[int, int]) -> BadLora:
+        """Return the error of a layer that has another size in the model: these rows and values in each."""
+        (out, wide), (rows, values) = self.changes[name].size, size
+        return BadLora(
+            f"{self.name} was trained on a model of another size ({kind_of(self)}): {name} is {rows} x {values} here, "
+            f"{out} x {wide} in the file. Use it with its own base model."
+        )
 
     def without(self, names: Iterable[str]) -> Lora:
         """Return it without the changes of some layers."""
@@ -98,12 +105,17 @@ class Matched:
         """Return what was found in a sentence."""
         text = sum(name.startswith(TEXT) for name in self.changes)
         words = [f"{len(self.changes) - text} layers of the network"] + [f"{text} of the text encoders"] * (text > 0)
-        left = []
-        if self.missing:
-            left.append(f"{len(self.missing)} are not in the model, such as {_shown(self.missing[0])}")
-        if self.unread:
-            left.append(f"{len(self.unread)} tensors are not understood, such as {_shown(self.unread[0])}")
-        return f"{' and '.join(words)} are changed{'; ' if left else ''}{'; '.join(left)}."
+        return "; ".join([f"{' and '.join(words)} are changed", *told_left(self.missing, self.unread)]) + "."
+
+
+def told_left(missing: Sequence[str], unread: Sequence[str]) -> list[str]:
+    """Return in words what of a LoRA does nothing: layers that a model does not have, and tensors; [] for nothing."""
+    left = []
+    if missing:
+        left.append(f"{len(missing)} are not in the model, such as {_shown(missing[0])}")
+    if unread:
+        left.append(f"{len(unread)} tensors are not understood, such as {_shown(unread[0])}")
+    return left
 
 
 def read_lora(path: Path) -> Lora:
@@ -113,10 +125,15 @@ def read_lora(path: Path) -> Lora:
     """
     path = Path(path)
     tensors, about = read_tensors(path)
+    return lora_of(tensors, with_settings(about, path), path.name)
+
+
+def with_settings(about: Mapping[str, str], path: Path) -> Mapping[str, str]:
+    """Return the metadata of a LoRA file, with peft's settings from beside it where the file has none."""
     beside = path.with_name("adapter_config.json")
-    if "lora_adapter_metadata" not in about and beside.is_file():
-        about = {**about, "lora_adapter_metadata": _settings_beside(beside)}
-    return lora_of(tensors, about, path.name)
+    if "lora_adapter_metadata" in about or not beside.is_file():
+        return about
+    return {**about, "lora_adapter_metadata": _settings_beside(beside)}
 
 
 def lora_of(tensors: Mapping[str, Tensor], about: Mapping[str, str], name: str) -> Lora:
