@@ -191,7 +191,7 @@ class DetailSubjects(io.ComfyNode):  # type: ignore[misc]
         worn = loras_of(people, loras[0] if loras else ())
         prompts = [_prompted(prompt[0], one.token, one.class_noun) for one in people]
         how_sampled = steps[0], cfg[0], sampler_name[0], scheduler[0]
-        samplers = samplers_of(model[0], clip[0], worn, prompts, negative[0], how_sampled)
+        samplers, fits = samplers_of(model[0], clip[0], worn, prompts, negative[0], how_sampled)
         how = Judging(detector[0], embedder[0], threshold[0], query[0], cut_out[0], download[0])
         segment, (_, embed) = host.segmenter(segmenter[0], download[0]), how.eyes()
         with host.progress()("comparing") as update:
@@ -207,7 +207,7 @@ class DetailSubjects(io.ComfyNode):  # type: ignore[misc]
         each = list(zip(pictures, results, done, strict=True))
         cards = [drawing.column([drawing.small(picture), drawing.small(one.image)]) for picture, _, one in each]
         lines = [_told(number, result, one, people) for number, (_, result, one) in enumerate(each, start=1)]
-        lines += owners(people, worn)
+        lines += [*owners(people, worn), *fits]
         return io.NodeOutput(
             [one.image[None] for one in done],
             [card[None] for card in cards],

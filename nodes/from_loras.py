@@ -109,16 +109,18 @@ class SubjectsFromLoras(io.ComfyNode):  # type: ignore[misc]
         from ..mudi_core.jobs.from_loras import PicturesConfig, paint_subjects
 
         host.check_sampler(sampler_name, scheduler)
-        lines = tuple(filter(None, map(str.strip, scenes.splitlines())))
-        config = PicturesConfig(count, spare, lines, seed, threshold)
+        asked = tuple(filter(None, map(str.strip, scenes.splitlines())))
+        config = PicturesConfig(count, spare, asked, seed, threshold)
         eyes = host.detector(detector, download), host.segmenter(segmenter, download), host.embedder(embedder, download)
         concepts = [concept_of(one) for one in loras]
         files = {id(concept): one for concept, one in zip(concepts, loras, strict=True)}
         latest: list[Tensor] = [torch.ones(8, 8, 3)]
+        fits: dict[str, None] = {}  # a line for each LoRA, which is worn once for each of its subjects
 
         @contextmanager
         def painting(concept: Concept) -> Iterator[Sample]:
-            worn, reads = wearing(model, clip, files[id(concept)])
+            worn, reads, told = wearing(model, clip, files[id(concept)])
+            fits.update(dict.fromkeys(told))
             read = cache(lambda text: reads.encode_from_tokens_scheduled(reads.tokenize(text)))
 
             def sample(text: str, noise_seed: int) -> Tensor:
@@ -132,4 +134,4 @@ class SubjectsFromLoras(io.ComfyNode):  # type: ignore[misc]
         painted = paint_subjects(concepts, painting, *eyes, config, host.progress(lambda: latest[-1]))
         pictures = [drawing.small(photo.image) for one in painted.subjects for photo in one.photos]
         sheet = drawing.small(drawing.grid(pictures, COLUMNS))
-        return io.NodeOutput(painted.subjects, ui=host.preview([sheet], cls, "\n".join(painted.told())))
+        return io.NodeOutput(painted.subjects, ui=host.preview([sheet], cls, "\n".join([*painted.told(), *fits])))

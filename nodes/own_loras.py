@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import comfy.sd
-import comfy.utils
-
 from ..mudi_core.types import MudiError, SubjectSet, listed
+from .lora_patches import patches_of
 from .sockets import SubjectLora
 
 
@@ -20,10 +19,12 @@ class NobodysLora(MudiError):
 def subjects_of(loras: Sequence[SubjectLora], names: Sequence[tuple[str, ...]]) -> list[int]:
     """Return the number of each LoRA's subject among several.
 
-    ``names``: for each subject its name, token and class noun; nothing where nobody knows. Raise `NobodysLora`.
+    ``names``: for each subject its name, token and class noun; nothing where nobody knows. Raise `NobodysLora`, also
+    for a file that names somebody else than the subject whose turn it is, where this one has a LoRA of its own.
     """
-    whose = [_named(one, names) for one in loras]
-    for number, place in enumerate(whose):
+    named = [_named(one, names) for one in loras]
+    whose = list(named)
+    for number, place in enumerate(named):
         if place is not None:
             continue
         if number >= len(names):
@@ -31,14 +32,21 @@ def subjects_of(loras: Sequence[SubjectLora], names: Sequence[tuple[str, ...]]) 
                 f"There are {len(loras)} LoRAs for {len(names)} subjects: {loras[number].path.name} has none. Say "
                 "in LoRA Subject whom it was taught, or take it out."
             )
+        one = loras[number]
+        acts = one.strength or one.text_strength
+        if acts and number in named and (doubt := doubts(one, names[number])):
+            own = loras[named.index(number)].path.name
+            raise NobodysLora(f"{doubt} But {names[number][0]} has {own}. Say in LoRA Subject whom each was taught.")
         whose[number] = number
     return [place for place in whose if place is not None]
 
 
 def owners(people: SubjectSet, worn: Sequence[Sequence[SubjectLora]]) -> list[str]:
-    """Return whose LoRAs are used, in a line for each subject that has any."""
-    pairs = zip(people, worn, strict=True)
-    return [f"{one.name}: {listed([lora.path.name for lora in own])}" for one, own in pairs if own]
+    """Return whose LoRAs are used, in a line for each subject that has any, and whose files name somebody else."""
+    pairs = list(zip(people, worn, strict=True))
+    lines = [f"{one.name}: {listed([lora.path.name for lora in own])}" for one, own in pairs if own]
+    doubtful = (doubts(lora, (one.name, one.token, one.class_noun)) for one, own in pairs for lora in own)
+    return lines + list(filter(None, doubtful))
 
 
 def _named(one: SubjectLora, names: Sequence[tuple[str, ...]]) -> int | None:
@@ -53,36 +61,63 @@ def _named(one: SubjectLora, names: Sequence[tuple[str, ...]]) -> int | None:
                 f"have this name. There are: {', '.join(some[0] for some in names)}."
             )
         return whom[0]
-    tokens = _taught(one.path)
-    whom = [place for place, some in enumerate(names) if some[1] in tokens]
+    taught = _taught(one.path)
+    whom = [place for place, some in enumerate(names) if _is_among(some, taught)]
     return whom[0] if len(whom) == 1 else None
 
 
-def _taught(path: Path) -> tuple[str, ...]:
-    from ..mudi_core.lora.metadata import UnknownLora, read_lora_subjects
+def doubts(one: SubjectLora, names: tuple[str, ...]) -> str:
+    """Return in a sentence whom a LoRA's file names instead of its subject; "" where it names it, or nobody.
+
+    ``names``: the subject's name, token and class noun; nothing where nobody knows.
+    """
+    taught = _taught(one.path)
+    if not names or not taught or _is_among(names, taught):
+        return ""
+    why = "LoRA Subject says" if one.subject else "the order has it"
+    whom = listed([f"'{' '.join(some).strip()}'" for some in taught])
+    return f"{one.path.name} says that it was taught {whom}; it is used for {names[0]}, as {why}."
+
+
+def _is_among(names: tuple[str, ...], taught: Sequence[tuple[str, str]]) -> bool:
+    """Return whether the token of a subject is one of those in a file; text encoders read no capital letters."""
+    return names[1].casefold() in (token.casefold() for token, _ in taught)
+
+
+def _taught(path: Path) -> list[tuple[str, str]]:
+    """Return the trigger words and class nouns that a file names, as Fuse LoRAs reads them: they are only data."""
+    from ..mudi_core.lora.metadata import UnknownLora, read_about
+    from ..mudi_core.lora.triggers import trigger_words
 
     try:
-        return read_lora_subjects(path).tokens
+        return trigger_words(read_about(path))
     except UnknownLora:
-        return ()
+        return []
 
 
-def wearing(model: Any, clip: Any, *loras: SubjectLora) -> tuple[Any, Any]:
-    """Return MODEL and CLIP with LoRAs on them, as Load LoRA does it. Raise `BadLora` where nothing of one fits."""
+def wearing(model: Any, clip: Any, *loras: SubjectLora) -> tuple[Any, Any, list[str]]:
+    """Return MODEL and CLIP with LoRAs on them, as Load LoRA does it, and a sentence for each of what it changes.
+
+    Raise `BadLora` where nothing of one fits, or where its layers have other sizes.
+    """
     from ..mudi_core.lora.change import BadLora
-    from ..mudi_core.lora.reading import kind_of, read_lora
 
+    told = []
     for one in loras:
-        lora, tensors = read_lora(one.path), comfy.utils.load_torch_file(str(one.path), safe_load=True)
-        worn, reads = comfy.sd.load_lora_for_models(model, clip, tensors, one.strength, one.text_strength)
-        if _patches(worn, reads.patcher) == _patches(model, clip.patcher):
+        if not (one.strength or one.text_strength):
+            told.append(f"{one.path.name}: its strength is 0, so nothing is changed.")
+            continue
+        found = patches_of(model, clip, one.path)
+        if not found.network and not found.text:
             raise BadLora(
-                f"Nothing that {one.path.name} changes is in the model: it was trained on {kind_of(lora)}. Use it "
+                f"Nothing that {one.path.name} changes is in the model: it was trained on {found.kind}. Use it "
                 "with the kind of base model that it was trained on."
             )
-        model, clip = worn, reads
-    return model, clip
-
-
-def _patches(*patchers: Any) -> int:
-    return sum(len(those) for patcher in patchers for those in patcher.patches.values())
+        found = replace(
+            found, network=found.network if one.strength else {}, text=found.text if one.text_strength else {}
+        )
+        model, clip = model.clone(), clip.clone()
+        model.add_patches(found.network, one.strength)
+        clip.add_patches(found.text, one.text_strength)
+        told.append(found.told())
+    return model, clip, told

@@ -63,17 +63,18 @@ def samplers_of(
     prompts: Sequence[str],
     negative: str,
     settings: tuple[int, float, str, str],
-) -> list[host.Sampler]:
-    """Return the sampler of each subject, with its own LoRAs and its own prompt.
+) -> tuple[list[host.Sampler], list[str]]:
+    """Return the sampler of each subject, with its own LoRAs and its own prompt, and what each LoRA changes.
 
     ``settings``: steps, cfg, sampler and scheduler. Raise `BadLora` where nothing of a LoRA fits.
     """
-    samplers = []
+    samplers, lines = [], []
     for own, prompt in zip(worn, prompts, strict=True):
-        wears, reads = wearing(model, clip, *own)
+        wears, reads, told = wearing(model, clip, *own)
+        lines += told
         positive, not_wanted = (reads.encode_from_tokens_scheduled(reads.tokenize(one)) for one in (prompt, negative))
         samplers.append(host.Sampler(wears, positive, not_wanted, *settings))
-    return samplers
+    return samplers, lines
 
 
 def segs(picture: Tensor, before: Comparison, done: Detailed, people: SubjectSet) -> tuple[Any, list[Seg]]:

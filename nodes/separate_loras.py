@@ -12,7 +12,7 @@ from .attention import Places, place_inputs, places, with_part, word_tokens
 from .attention.blocks import blocks_of
 from .attention.loras import take_apart
 from .generate import CATEGORY
-from .own_loras import NobodysLora, subjects_of
+from .own_loras import NobodysLora, doubts, subjects_of
 from .sockets import LorasSocket, PlacedSubjects, SubjectLora
 
 if TYPE_CHECKING:
@@ -90,19 +90,30 @@ class SeparateLoras(io.ComfyNode):  # type: ignore[misc]
         blocks = blocks_of(model)
         found = places(layout, masks, latent, shape, grow)
         whose = subjects_of(loras, found.names())
-        words = [_words(clip, prompt, one, found, place) for one, place in zip(loras, whose, strict=True)]
-        parts: list[TakenApart] = []
-        text_clip, merged, lines = clip.clone(), model.clone(), []
+        text_clip, merged = clip, model
+        changes, where, words, lines = [], [], [], []
         for one, place in zip(loras, whose, strict=True):
-            part = take_apart(model, clip, one.path, one.strength * strength, blocks.values())
-            merged.add_patches(part.rest, one.strength * strength * rest) if rest else None
-            text_clip.add_patches(part.text, one.text_strength * strength) if part.text else None
-            parts.append(part)
-            lines.append(_told(one, found, place, part, rest))
-        separate = attention.SeparateLoras([part.changes for part in parts], Regions(found.masks[:, whose]), words)
+            acts, reads = one.strength * strength, one.text_strength * strength
+            if not acts and not reads:
+                lines.append(f"{one.path.name}: its strength is 0, so nothing is changed")
+                continue
+            part = take_apart(model, clip, one.path, acts, blocks.values())
+            if acts:
+                changes.append(part.changes)
+                where.append(place)
+                words.append(_words(clip, prompt, one, found, place))
+            if acts and rest and part.rest:
+                merged = model.clone() if merged is model else merged
+                merged.add_patches(part.rest, acts * rest)
+            if reads and part.text:
+                text_clip = clip.clone() if text_clip is clip else text_clip
+                text_clip.add_patches(part.text, reads)
+            lines += [_told(one, found, place, part, rest), doubts(one, found.names()[place])]
         lines += _twice(loras, whose)
-        worn = with_part(merged, separate, start, end)
-        return io.NodeOutput(worn, text_clip, found.shown(), ui=host.preview([], cls, "\n".join(lines)))
+        if any(changes):
+            separate = attention.SeparateLoras(changes, Regions(found.masks[:, where]), words)
+            merged = with_part(merged, separate, start, end)
+        return io.NodeOutput(merged, text_clip, found.shown(), ui=host.preview([], cls, "\n".join(filter(None, lines))))
 
 
 def _words(clip: Any, prompt: str, one: SubjectLora, found: Places, place: int) -> Tensor | None:
@@ -123,8 +134,11 @@ def _told(one: SubjectLora, found: Places, place: int, part: TakenApart, rest: f
     line = f"{one.path.name}: {len(part.changes)} layers where {names[0] if names else f'mask {place + 1}'} stands"
     if part.rest:
         line += f", {len(part.rest)} others " + (f"merged at {rest:g}" if rest else "left out")
+    if not one.strength:
+        line = f"{one.path.name}: its strength is 0, so no layers of the network are changed"
     if part.text:
-        line += f", {len(part.text)} of text"
+        line += f", {len(part.text)} of text" + ("" if one.text_strength else " left out")
+    line = "; ".join([line, *part.left])
     if not found.masks[:, place].any():
         line += "; the place is empty, so it does nothing"
     return line

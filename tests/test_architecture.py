@@ -45,9 +45,9 @@ TRAIN = (
 
 NODES = (
     ("host", "sockets", "drawing"),
-    ("carried", "convert", "editor", "given_boxes", "layer_editor", "mini_models", "own_loras", "ranges", "scene"),
+    ("carried", "convert", "editor", "given_boxes", "layer_editor", "mini_models", "ranges", "scene"),
     ("denoiser", "seeds"),
-    ("base", "samplers", "compare", "generate", "start"),
+    ("base", "samplers", "compare", "generate", "lora_patches", "own_loras", "start"),
     ("attention", "identity", "painting", "train_config"),
     ("preview", "text"),
     ("training",),

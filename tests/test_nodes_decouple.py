@@ -10,8 +10,11 @@ import pytest
 import torch
 from comfyui import Comfy
 from models import random_lora
+from safetensors.torch import load_file, save_file
+from test_lora_reading import other_names
 from torch import Tensor
 
+from mudi_core.bases.checkpoint import open_checkpoint
 from mudi_core.lora.reading import read_lora
 from mudi_core.types import Detections, Photo, SubjectSet
 
@@ -96,11 +99,28 @@ def test_each_picture_is_what_stock_nodes_sample_with_the_subjects_own_lora(
     assert torch.equal(picture[0], seen[4])
 
 
+def test_a_file_of_diffusers_paints_the_same_and_what_fits_is_told(
+    comfy: Comfy, parts: tuple[Any, Any, Any], loras: Any, seen: list[Tensor]
+) -> None:
+    """ComfyUI's own loader finds none of its layers; Fuse LoRAs reads it."""
+    denoiser = open_checkpoint("mini").denoiser()
+    modules = {denoiser.file_name(name): name for name in denoiser.layers()}
+    state = load_file(loras[0].path)
+    path = loras[0].path.with_name("diffusers.safetensors")
+    strange = {"lora_unet_x.lora_down.weight": torch.ones(1, 4), "lora_unet_x.lora_up.weight": torch.ones(4, 1)}
+    save_file(other_names(state, modules, "unet.lora_A") | strange, path)
+    paint(comfy, parts, loras[:1])
+    made = paint(comfy, parts, (type(loras[0])(path, "olis corgi", 1.0, 1.0),))
+    assert len(seen) == 6 and all(map(torch.equal, seen[:3], seen[3:]))
+    assert made.ui["text"][0].splitlines()[1:] == [
+        f"diffusers.safetensors: {len(state) // 3} layers of the network are changed; 1 are not in the model, such as "
+        "lora_unet_x."
+    ]
+
+
 def test_a_lora_of_another_kind_of_model_is_told(
     comfy: Comfy, parts: tuple[Any, Any, Any], loras: Any, seen: list[Tensor]
 ) -> None:
-    from safetensors.torch import save_file
-
     path = loras[0].path.with_name("flux.safetensors")
     layer = "lora_unet_double_blocks_0_img_attn_qkv"
     save_file({f"{layer}.lora_up.weight": torch.ones(4, 1), f"{layer}.lora_down.weight": torch.ones(1, 4)}, path)

@@ -109,11 +109,17 @@ def test_each_figure_is_sampled_with_its_own_lora(
     """What a figure becomes is what it becomes with its LoRA loaded on the whole model, and nothing of the other's."""
     plain = detailed(comfy, drawn_subjects, [picture[None]], **APART)
     each = detailed(comfy, drawn_subjects, [picture[None]], **APART, loras=tuple(loras))
-    assert each.ui["text"][0].splitlines()[1:] == ["olis cat: own2.safetensors", "hta cat: own1.safetensors"]
+    assert each.ui["text"][0].splitlines()[1:] == [
+        *("olis cat: own2.safetensors", "hta cat: own1.safetensors"),
+        *(
+            "own2.safetensors: 56 layers of the network are changed.",
+            "own1.safetensors: 56 layers of the network are changed.",
+        ),
+    ]
     places = {seg.label: seg for seg in each.result[3][0][1]}
     parts: dict[str, list[Tensor]] = {}
     for one in loras:
-        worn, reads = comfy.module("own_loras").wearing(*comfy.run("MudiMiniCheckpoint").result[:2], one)
+        worn, reads, _ = comfy.module("own_loras").wearing(*comfy.run("MudiMiniCheckpoint").result[:2], one)
         whole = detailed(comfy, drawn_subjects, [picture[None]], **APART, model=worn, clip=reads)
         for name, seg in places.items():
             x0, y0, x1, y1 = seg.crop_region
@@ -132,7 +138,7 @@ def test_a_subject_without_a_lora_is_sampled_with_the_model_alone(
 ) -> None:
     plain = detailed(comfy, drawn_subjects, [picture[None]], **APART)
     one = detailed(comfy, drawn_subjects, [picture[None]], **APART, loras=(loras[0],))
-    assert one.ui["text"][0].splitlines()[1:] == ["hta cat: own1.safetensors"]
+    assert one.ui["text"][0].splitlines()[1:2] == ["hta cat: own1.safetensors"]
     for seg in one.result[3][0][1]:
         x0, y0, x1, y1 = seg.crop_region
         inside = torch.from_numpy(seg.cropped_mask) > 0.9

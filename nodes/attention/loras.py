@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import comfy.lora
-import comfy.lora_convert
-import comfy.utils
 import torch
 from torch import Tensor
 
@@ -17,9 +14,9 @@ from ...mudi_core.attention.beside import layers_beside
 from ...mudi_core.attention.lora import Change
 from ...mudi_core.lora.change import ALPHA, KINDS, BadLora
 from ...mudi_core.lora.change import Change as OfFile
-from ...mudi_core.lora.reading import lora_of
 from ..denoiser.copies import weight_on
 from ..denoiser.patches import PREFIX, added
+from ..lora_patches import patches_of
 
 _LAYERS = tuple(
     f"{attention}.{layer}" for attention in ("attn1", "attn2") for layer in ("to_q", "to_k", "to_v", "to_out.0")
@@ -36,23 +33,24 @@ class TakenApart:
     """ComfyUI's patches of all other layers of the network."""
     text: dict[Any, Any]
     """ComfyUI's patches of the text encoders."""
+    left: tuple[str, ...] = ()
+    """In words what does nothing."""
 
 
 def take_apart(model: Any, clip: Any, path: Path, strength: float, blocks: Iterable[str]) -> TakenApart:
-    """Read a LoRA of any kind that ComfyUI reads, for this MODEL and CLIP; ``strength`` is that of ``changes``.
+    """Read a LoRA of any kind that `patches_of` reads, for this MODEL and CLIP; ``strength`` is that of ``changes``.
 
-    ``blocks``: the names of the blocks with attention. Raise `BadLora` where nothing in it is for the MODEL.
+    ``blocks``: the names of the blocks with attention. Raise `BadLora` where nothing in it is for the MODEL, or where
+    its layers have other sizes.
     """
     blocks = list(blocks)
     layers = {f"{block}{layer}" for block in blocks for layer in _LAYERS}
     layers |= {layer for block in blocks for layer in layers_beside(block)}
     changes: dict[str, Change] = {}
-    rest, text = {}, {}
-    for key, patch in _patches(model, clip, path).items():
+    rest, found = {}, patches_of(model, clip, path)
+    for key, patch in found.network.items():
         name = key.removeprefix(PREFIX).removesuffix(".weight") if isinstance(key, str) else ""
-        if isinstance(key, str) and not key.startswith(PREFIX):
-            text[key] = patch
-        elif name in layers and (change := _change(model, name, patch, strength)) is not None:
+        if name in layers and (change := _change(model, name, patch, strength)) is not None:
             changes[name] = change
         else:
             rest[key] = patch
@@ -61,24 +59,7 @@ def take_apart(model: Any, clip: Any, path: Path, strength: float, blocks: Itera
             f"{path.name} has nothing for this MODEL ({type(model.model.model_config).__name__}): it was made for "
             "another base model, or its layers have names that ComfyUI does not know. Choose a LoRA of this base model."
         )
-    return TakenApart(changes, rest, text)
-
-
-def _patches(model: Any, clip: Any, path: Path) -> dict[Any, Any]:
-    """Return a LoRA file as ComfyUI's patches by the weight that each is for."""
-    try:
-        state = comfy.utils.load_torch_file(str(path), safe_load=True)
-    except Exception as error:  # each format has its own
-        raise BadLora(f"{path.name} cannot be read: {error}. Get the file anew, or choose another.") from error
-    names = comfy.lora.model_lora_keys_unet(model.model, {})
-    names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
-    found: dict[Any, Any] = comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), names, log_missing=False)
-    try:  # names of which ComfyUI knows none or only some, such as those that diffusers writes
-        renamed = lora_of(state, {}, path.name).tensors()
-    except BadLora:
-        return found
-    known = dict(comfy.lora.load_lora(renamed, names, log_missing=False))
-    return max(found, known, key=len)
+    return TakenApart(changes, rest, dict(found.text), found.left)
 
 
 def _change(model: Any, layer: str, patch: Any, strength: float) -> Change | None:
