@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from test_lora_reading import STYLES, mini_state, other_names
 from test_nodes_attention import halves, layout, mini, sampled, text
 from test_nodes_decouple import changed
+from tiny_models import tiny
 from torch import Tensor
 
 from mudi_core.lora.change import BadLora
@@ -280,3 +281,36 @@ def _square(mini: Any) -> tuple[int, int]:
         "clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
     ]
     return weight.shape[0], weight.shape[1]
+
+
+def test_parts_of_a_weight_have_their_own_sizes(comfy: Comfy, mini: Any, folder: Path) -> None:
+    """FLUX has queries, keys and values in one weight, and a LoRA of diffusers changes each by itself."""
+    flux, name = tiny(comfy, "flux1"), "transformer.transformer_blocks.0.attn"
+    whole = flux.model.diffusion_model.double_blocks[0].img_attn.qkv.weight
+    (rows, width), state = whole.shape, {}
+    for part in ("to_q", "to_k", "to_v"):
+        state[f"{name}.{part}.lora_A.weight"] = torch.ones(1, width)
+        state[f"{name}.{part}.lora_B.weight"] = torch.ones(rows // 3, 1)
+    model, _, (line,) = worn(comfy, (flux, mini[1]), subject(comfy, folder / "flux parts.safetensors", state))
+    assert line == "flux parts.safetensors: 1 layers of the network are changed." and len(model.patches) == 1
+    state[f"{name}.to_k.lora_B.weight"] = torch.ones(rows, 1)
+    with pytest.raises(BadLora, match=rf"to_k is {rows // 3} x {width} here, {rows} x {width} in the file"):
+        worn(comfy, (flux, mini[1]), subject(comfy, folder / "flux parts.safetensors", state))
+
+
+def test_a_control_lora_of_flux_makes_its_first_layer_wider(comfy: Comfy, mini: Any, folder: Path) -> None:
+    flux = tiny(comfy, "flux1")
+    rows, width = flux.model.diffusion_model.img_in.weight.shape
+    state = {
+        "img_in.lora_A.weight": torch.ones(1, 2 * width),
+        "img_in.lora_B.weight": torch.ones(rows, 1),
+        "img_in.lora_B.bias": torch.ones(rows),
+        "single_blocks.0.norm.key_norm.scale": torch.ones(len(_key_norm(flux))),
+    }
+    model, _, (line,) = worn(comfy, (flux, mini[1]), subject(comfy, folder / "control.safetensors", state))
+    assert line == "control.safetensors: 2 layers of the network are changed." and len(model.patches) == 3
+
+
+def _key_norm(flux: Any) -> Any:
+    norm = flux.model.diffusion_model.single_blocks[0].norm.key_norm
+    return norm.weight if hasattr(norm, "weight") else norm.scale
