@@ -112,8 +112,8 @@ def test_each_figure_is_sampled_with_its_own_lora(
     assert each.ui["text"][0].splitlines()[1:] == [
         *("olis cat: own2.safetensors", "hta cat: own1.safetensors"),
         *(
-            "own2.safetensors: 56 layers of the network are changed.",
-            "own1.safetensors: 56 layers of the network are changed.",
+            "own2.safetensors: 28 layers of the network are changed.",
+            "own1.safetensors: 28 layers of the network are changed.",
         ),
     ]
     places = {seg.label: seg for seg in each.result[3][0][1]}

@@ -18,7 +18,7 @@ from tiny_models import tiny
 from torch import Tensor
 
 from mudi_core.lora.change import BadLora
-from mudi_core.types import MudiError
+from mudi_core.types import MudiError, SubjectSet
 
 __all__ = ["layout", "mini", "mini_state", "text"]
 EVERY = 56
@@ -223,7 +223,7 @@ def test_what_a_stranger_wrote_is_only_data(
 
 
 def test_a_file_that_names_somebody_else_is_told(
-    comfy: Comfy, mini: Any, plain: dict[str, Tensor], folder: Path, layout: Any
+    comfy: Comfy, mini: Any, plain: dict[str, Tensor], folder: Path, layout: Any, drawn_subjects: SubjectSet
 ) -> None:
     rex = {"ss_tag_frequency": json.dumps({"10_rex dog": {"rex dog": 9}})}
     one = subject(comfy, folder / "rex.safetensors", plain, rex)
@@ -232,6 +232,8 @@ def test_a_file_that_names_somebody_else_is_told(
     named = subject(comfy, one.path, plain, rex, subject="olis")
     assert told(separate(comfy, mini, named, layout=layout))[1:] == [f"{says} LoRA Subject says."]
     assert len(told(separate(comfy, mini, one))) == 1, "masks alone have no names to differ from"
+    lines = comfy.module("own_loras").owners(drawn_subjects, [[one], []])
+    assert lines == ["olis cat: rex.safetensors", f"{says} the order has it."]
 
 
 def test_a_file_that_names_somebody_else_takes_nobodys_place(
