@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mudi_core.bases import sdxl
 from mudi_core.bases.checkpoint import open_checkpoint
+from mudi_core.bases.families import usual
 from mudi_core.lora.change import BadLora, Change
 from mudi_core.lora.file import load_lora, save_lora, state_of
 from mudi_core.lora.names import our_name, split, styled
@@ -310,6 +311,55 @@ def test_stabilitys_names_are_those_of_comfyuis_modules(comfy: Comfy) -> None:
                     assert styled(ours, "sgm") == sgm
                 assert styled(ours, "diffusers") == ours
     assert sum("attentions" in name for name in layers_of(full_sdxl())) == 722
+
+
+def _as_path(name: str) -> str:
+    """kohya's `sdxl_merge_lora` and LyCORIS' `merge`: this prefix, and the path of Stability's module."""
+    return f"lora_unet_{name.replace('.', '_')}"
+
+
+@pytest.mark.parametrize(
+    "wanted_by",
+    [
+        pytest.param(lambda path, file: file.get(_as_path(path)), id="kohya and LyCORIS"),
+        pytest.param(
+            lambda path, file: {key.replace("lora_unet", "diffusion_model"): value for key, value in file.items()}.get(
+                f"diffusion_model_{path.replace('.', '_')}"
+            ),
+            id="A1111 and Forge",  # extensions-builtin/Lora/networks.py, where no name of diffusers was found
+        ),
+    ],
+)
+def test_our_files_for_sdxl_are_found_whole_by_the_rules_of_other_programs(
+    comfy: Comfy, tmp_path: Path, wanted_by: Callable[[str, dict[str, Tensor]], Tensor | None]
+) -> None:
+    """Every layer of the 70 transformer blocks and beside them, each under its own module, told by a number.
+
+    ComfyUI and diffusers have tests that run them. kohya's own module names (sd-scripts 48d368fa) gave the same 722.
+    """
+    layers = {name: layer for name, layer in layers_of(full_sdxl()).items() if "attentions" in name}
+    state = {}
+    for number, (name, layer) in enumerate(layers.items(), start=1):
+        out, width = layer.weight.shape[:2]  # type: ignore[union-attr,index]
+        state[f"{name}.lora_down.weight"] = torch.full((1, width), float(number))
+        state[f"{name}.lora_up.weight"] = torch.zeros(out, 1)
+        state[f"{name}.alpha"] = torch.tensor(1.0)
+    save_lora(tmp_path / "ours.safetensors", state, {}, torch.float32, usual("x", "sdxl_base_v1-0").file_names)
+    file = {
+        key.removesuffix(".lora_down.weight"): value
+        for key, value in load_file(tmp_path / "ours.safetensors").items()
+        if key.endswith(".lora_down.weight")
+    }
+    modules = comfy.core("comfy.utils").unet_to_diffusers(
+        {"num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
+         "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10}
+    )  # fmt: skip
+    found = {}
+    for theirs, path in modules.items():
+        down = wanted_by(path.removesuffix(".weight"), file) if path.endswith(".weight") else None
+        if down is not None:
+            found[_as_path(theirs.removesuffix(".weight"))] = float(down[0, 0])
+    assert found == {name: number for number, name in enumerate(layers, start=1)} and len(found) == 722
 
 
 def test_text_encoders_have_one_name() -> None:
