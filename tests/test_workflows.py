@@ -217,6 +217,9 @@ def test_the_quickstart_is_at_most_twice_as_wide_as_high_and_reads_from_left_to_
     bounds = [group["bounding"] for group in workflow("0_quickstart")["groups"]]
     titles = [group["title"][:1] for group in workflow("0_quickstart")["groups"]]
     assert titles == ["1", "2", "3", "4"]
+    assert "Drag the figures" in [
+        node.get("title") for node in workflow("0_quickstart")["nodes"] if node["type"] in NOTES
+    ]
     assert [x for x, *_ in bounds] == sorted(x for x, *_ in bounds) and len({y for _, y, *_ in bounds}) == 1
     width = max(x + w for x, _, w, _ in bounds) - min(x for x, *_ in bounds)
     assert width <= 2 * max(height for *_, height in bounds)
