@@ -27,6 +27,9 @@ PLACE = """([x, y]) => {
 }"""
 
 
+PATIENCE = 5
+
+
 class Hand:
     """Does what a user does, and counts it."""
 
@@ -38,7 +41,11 @@ class Hand:
         """Double-click an empty place of the graph, type a node's title, and take it."""
         before = self.page.evaluate("() => app.graph.nodes.length")
         self.page.wait_for_timeout(500)  # a click that follows a click is a double click
-        self.page.mouse.dblclick(*self.page.evaluate(PLACE, [x, y]))
+        for _ in range(PATIENCE):  # on a busy machine two clicks can be too far apart to be one
+            self.page.mouse.dblclick(*self.page.evaluate(PLACE, [x, y]))
+            self.page.wait_for_timeout(1000)
+            if self.page.locator("input:focus").count():
+                break
         self.page.locator("input:focus").fill(title)
         self.page.get_by_role("option").filter(has_text=title).first.click()
         self.page.wait_for_timeout(300)
