@@ -104,6 +104,9 @@ def test_ms_bench_is_made_from_its_lists(drawn_subjects: SubjectSet) -> None:
     made = spec.generate_config(Cell("dog5 + hat1", "references", 1, 0), subjects)
     assert made.prompt == "a dog wearing a hat in the snow"
     assert made.places == {"t0": Place((0.25, 0.25, 0.75, 0.75)), "t1": Place((0.25, 0, 0.75, 0.25))}
+    weaker = {combo: own.strength for combo, own in spec.own.items() if own.strength is not None}
+    assert set(weaker.values()) == {0.4} and len(weaker) == 40 + 40 + 400, "as the authors do it for a scene"
+    assert {combo for combo, own in spec.as_json()["own"].items() if "strength" in own} == weaker.keys()
     assert spec.judges.whole == ("clip-b32", "dino-s16") and spec.judges.text_scorer == "clip-b32"
     shown = _published(spec)
     assert "M-DINO" in shown and "0.108" in shown and "SSR-Encoder" in shown
@@ -191,6 +194,7 @@ def test_a_sort_that_is_named_twice_gives_every_pair_once_in_the_places_asked_fo
         (("share {1}", "share {3}"), "does not name each of 3 subjects"),
         (("of = ", "every_order = true\nof = "), "needs {subjects}"),
         (("of = ", "pictures = -1\nof = "), "pictures is 0 or more"),
+        (("of = ", "strength = -0.1\nof = "), "has the strength -0.1; it must be 0 or more"),
         (('prompts = ["{0} and {2} share {1}"]', ""), r"\[groups.all\] does not say 'prompts'"),
         (("[groups.all]", "[groups.all]\nmood = 1"), r"\[groups.all\] has no 'mood'"),
         (('"a/dog.png"', '"b/cat.png"'), "which is made already"),

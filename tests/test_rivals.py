@@ -17,10 +17,12 @@ from mudi_core.attention import unet
 from mudi_core.attention.guidance import LayoutGuidance
 from mudi_core.attention.lora import SeparateLoras
 from mudi_core.attention.prompts import RegionalPrompts
+from mudi_core.attention.references.worn import References
 from mudi_core.attention.regions import Regions
 from mudi_core.bases.checkpoint import Checkpoint, open_checkpoint
 from mudi_core.benchmark import singles
 from mudi_core.benchmark import trained as learned
+from mudi_core.benchmark.groups import Own
 from mudi_core.benchmark.judges import Judges
 from mudi_core.benchmark.methods import METHODS
 from mudi_core.benchmark.page import page
@@ -30,12 +32,14 @@ from mudi_core.benchmark.singles import changes_of, stacked
 from mudi_core.benchmark.spec import BadSpec, Cell, Spec
 from mudi_core.benchmark.spec_file import read_spec
 from mudi_core.benchmark.table import table
+from mudi_core.benchmark.worn import Wardrobe
 from mudi_core.eyes import embedded as eyes
 from mudi_core.jobs.from_loras import NoPictures, Painted, PicturesConfig
 from mudi_core.jobs.train import Training
 from mudi_core.lora.file import save_lora
 from mudi_core.lora.reading import read_lora
 from mudi_core.lora.wear import sizes_of
+from mudi_core.stage.cutouts import cut_outs
 from mudi_core.subjects.storage import read_subjects
 
 SPECS = Path(__file__).parent.parent / "benchmarks"
@@ -110,6 +114,21 @@ def test_noise_levels_are_those_of_the_schedule_also_between_two(base: Checkpoin
     between = worn._sigma(torch.tensor([700.5]))
     assert torch.allclose(between, (sigmas[700] * sigmas[701]).sqrt()[None])
     assert len(unet.cross_layers(base.unet)) == len(base.unet.attn_processors) // 2
+
+
+def test_a_combo_may_have_a_strength_of_its_own_for_its_references(base: Checkpoint, drawn_dataset: Path) -> None:
+    subjects = read_subjects(drawn_dataset)
+    own = {"weaker": Own(strength=0.25), "placed": Own()}
+    combos = dict.fromkeys(("usual", *own), str(drawn_dataset))
+    spec = Spec("small", "mini", combos, ("references",), ("{subjects}",), 1, own=own)
+    wardrobe = Wardrobe(spec, base, cut_outs(subjects, max_side=64))
+    worn = {}
+    for combo in combos:
+        cell = Cell(combo, "references", 0, 0)
+        part = wardrobe._part(cell, spec.generate_config(cell, subjects), ())
+        assert isinstance(part, References)
+        worn[combo] = part.strength
+    assert worn == {"usual": wardrobe._adapter.scale, "weaker": 0.25, "placed": wardrobe._adapter.scale}
 
 
 def test_every_rival_is_painted_alone_and_with_the_start(

@@ -42,6 +42,13 @@ class Own:
     """Where each subject stands, fractions of the canvas; empty: at random."""
     pictures: int = 0
     """Of each method and training, dealt over the prompts; 0: the spec's seeds of each prompt."""
+    strength: float | None = None
+    """Of a reference adapter, 0 or more; None: the adapter's own."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the picture of a cell depends on; folders of before do not name strengths."""
+        strength = {} if self.strength is None else {"strength": self.strength}
+        return {"prompts": self.prompts, "boxes": self.boxes, **strength}
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class Group:
     """Name the subjects in every order, each a prompt of its own."""
     pictures: int = 0
     """Of all combos together, for each method and training, dealt evenly; 0: the spec's seeds of each prompt."""
+    strength: float | None = None
+    """Of a reference adapter; None: the adapter's own."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ def made(groups: Mapping[str, Group], sorts: Mapping[str, Mapping[str, str]], he
                 raise BadGroup(f"[groups.{title}] makes '{name}', which is made already. Name each combo once.")
             combos[name] = tuple(str(here / where) for where in some)
             dealt = group.pictures * (i + 1) // len(members) - group.pictures * i // len(members)
-            own[name] = Own(prompts, group.boxes, dealt)
+            own[name] = Own(prompts, group.boxes, dealt, group.strength)
     return Made(combos, nouns, own)
 
 
@@ -138,6 +147,8 @@ def _check(title: str, group: Group, sorts: Mapping[str, Any]) -> None:
     for x0, y0, x1, y1 in group.boxes:
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
             raise BadGroup(f"[groups.{title}] has the box {[x0, y0, x1, y1]}; it must be x0, y0, x1, y1 inside 0..1.")
+    if group.strength is not None and group.strength < 0:
+        raise BadGroup(f"[groups.{title}] has the strength {group.strength}; it must be 0 or more.")
     if not 1 <= len(group.of) <= MOST_NUMBERED or not group.prompts or group.pictures < 0:
         raise BadGroup(
             f"[groups.{title}] needs 1 to {MOST_NUMBERED} sorts and at least one prompt; pictures is 0 or more."

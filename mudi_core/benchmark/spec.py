@@ -241,7 +241,7 @@ class Spec:
         growing = ("name", "methods", "seeds", "trainings", "judges", "published", "also_published", "own")
         ours = {key: value for key, value in vars(self).items() if key not in growing}
         if self.own:
-            ours["own"] = {combo: {"prompts": own.prompts, "boxes": own.boxes} for combo, own in self.own.items()}
+            ours["own"] = {combo: own.as_json() for combo, own in self.own.items()}
         usual_ones: dict[str, Any] = {"pairs_seed": None, "priors": 0, "adapter": "", "image_encoder": ""}
         usual_ones |= dict.fromkeys(("steps_of", "fuse", "decouple", "residual", "nouns"), {})
         # folders of before do not name these

@@ -77,7 +77,8 @@ class Wardrobe:
             return LayoutGuidance(self._words(config.prompt, names), Regions(masks))
         if wears:
             words = self._merge() if wears == "merge" else None
-            return self._references(masks, everywhere(masks) if words else Regions(masks), words)
+            strength = self.spec.own[cell.combo].strength if cell.combo in self.spec.own else None
+            return self._references(masks, everywhere(masks) if words else Regions(masks), words, strength)
         return SeparateLoras(loras, Regions(masks))
 
     def _layout(self, cell: Cell, config: GenerateConfig, shape: str) -> Layout:
@@ -87,11 +88,12 @@ class Wardrobe:
             return Layout(size, tuple(Placement(token, place.box) for token, place in config.places.items()))
         return draw_layout(self.cutouts, config, 0, size)
 
-    def _references(self, masks: Tensor, where: Regions, words: Words | None) -> References:
+    def _references(self, masks: Tensor, where: Regions, words: Words | None, strength: float | None) -> References:
         phrases = self._phrases if self._adapter.grounded else None
         tokens = tokens_of(self._adapter, *self._seen, masks, phrases)
         layers = unet.cross_layers(self.base.unet)
-        return References(self._adapter, tokens, layers, where, self._adapter.scale, words)
+        scale = self._adapter.scale if strength is None else strength
+        return References(self._adapter, tokens, layers, where, scale, words)
 
     def _contexts(self, texts: Sequence[str]) -> list[Tensor]:
         return [one[None] for one in self.base.encode_text(texts)[0]]
