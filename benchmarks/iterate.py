@@ -88,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     pairs = pairs_of(options)
     if not options.table:
-        for seed in range(options.seeds):
+        for seed in range(options.first_seed, options.seeds):
             for name, specs in pairs.items():
                 pair, place = options.out / name, options.out / name / f"training-{seed}"
                 if not (place / KEPT).is_file():

@@ -266,6 +266,9 @@ def add_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=int, default=4, help="of held-out characters (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first of these pairs, from 0")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each pair (default: %(default)s)")
+    parser.add_argument(
+        "--first-seed", type=int, default=0, help="of the trainings, from 0: to share them among processes"
+    )
     parser.add_argument("--dev", action="store_true", help="the pairs on which settings are chosen")
     parser.add_argument("--quick", action="store_true", help="trainings of a step or two, to try the program itself")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and make nothing")
@@ -291,7 +294,7 @@ def main() -> None:
         if not (options.comfyui / "comfy" / "sd.py").is_file():
             sys.exit(f"No ComfyUI in {options.comfyui}: set COMFYUI_DIR to a checkout.")
         with nodes_of(options.comfyui) as load:
-            for seed in range(options.seeds):
+            for seed in range(options.first_seed, options.seeds):
                 for name, specs in pairs.items():
                     pair = options.out / name
                     place = pair / f"training-{seed}"
