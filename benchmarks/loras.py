@@ -219,7 +219,8 @@ def keep(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 
 def table(out: Path, pairs: Mapping[str, Any], seeds: int, methods: Iterable[str], kept: str = RESULTS) -> str:
-    """Return the table of what is there: means, with intervals over pairs, trainings and pictures.
+    """Return the table of what is there: means, with intervals over pairs, trainings and pictures; and how far each is
+    above the first of the methods, picture by picture from the same noise.
 
     A training's folder is ``out / pair / training-SEED``, a picture's file ``pictures / method / NUMBER.json`` in it;
     ``kept`` is its file of results.
@@ -229,27 +230,37 @@ def table(out: Path, pairs: Mapping[str, Any], seeds: int, methods: Iterable[str
     looks = Looks()
     columns = {"score": "D&C", "sound": "both as themselves"}
     columns |= {"right": "looks right", "leaked": "looks leaked"} if looks.there else {}
-    heads = ("method", "pictures", *columns.values())
+    methods = list(methods)
+    heads = ("method", "pictures", *columns.values(), f"D&C above {methods[0]}")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     found: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {}
     for pair, specs in pairs.items():
         for seed in range(seeds):
             for row in rows_of(out / pair / f"training-{seed}", specs, looks, kept):
                 found.setdefault(row["method"], {}).setdefault(pair, {}).setdefault(str(seed), []).append(row)
+    first = {
+        (pair, seed, row["picture"]): float(row["score"])
+        for pair, group in found.get(methods[0], {}).items()
+        for seed, own in group.items()
+        for row in own
+    }
     for method in methods:
         rows = found.get(method, {})
-        every = [row for group in rows.values() for own in group.values() for row in own]
-        if not every:
-            continue
-        cells = [method, str(len(every))]
-        for name in columns:
-            nested = {
-                pair: {seed: [float(row[name]) for row in own] for seed, own in group.items()}
-                for pair, group in rows.items()
-            }
-            low, high = hierarchical_interval(nested)
-            cells.append(f"{sum(float(row[name]) for row in every) / len(every):.2f} ({low:.2f} to {high:.2f})")
-        lines.append(f"| {' | '.join(cells)} |")
+        values: dict[str, dict[str, dict[str, list[float]]]] = {name: {} for name in (*columns, "above")}
+        for pair, group in rows.items():
+            for seed, own in group.items():
+                for name in columns:
+                    values[name].setdefault(pair, {})[seed] = [float(row[name]) for row in own]
+                both = [(float(row["score"]), first.get((pair, seed, row["picture"]))) for row in own]
+                values["above"].setdefault(pair, {})[seed] = [one - other for one, other in both if other is not None]
+        count = sum(len(own) for group in rows.values() for own in group.values())
+        cells = [method, str(count)]
+        for nested in values.values():
+            every = [value for group in nested.values() for own in group.values() for value in own]
+            low, high = hierarchical_interval(nested) if every else (0.0, 0.0)
+            cells.append(f"{sum(every) / len(every):.2f} ({low:.2f} to {high:.2f})" if every else "–")
+        if count:
+            lines.append(f"| {' | '.join([*cells[:-1], cells[-1] if method != methods[0] else '–'])} |")
     return "\n".join(lines)
 
 
