@@ -184,6 +184,14 @@ def test_the_switch_of_mini_lora_switches_training_on_and_off(either_page: Page)
     assert page.evaluate(mode) == MUTED
 
 
+HAS_PICTURES = """([kind, count]) => app.graph.nodes.filter(node => node.type === kind).every(node => {
+    if (!LiteGraph.vueNodesMode) return node.imgs?.length === count
+    const first = document.querySelector(`[data-node-id="${node.id}"] img[src*="/view?"]`)
+    return app.nodeOutputs[node.id]?.images?.length === count && first?.naturalWidth > 0
+})"""
+"""Vue nodes show one of the pictures at a time."""
+
+
 def test_the_quickstart_shows_its_pictures_and_the_score(either_page: Page, comfyui_server: Server) -> None:
     page = either_page
     open_template(page, "0_quickstart")
@@ -196,10 +204,7 @@ def test_the_quickstart_shows_its_pictures_and_the_score(either_page: Page, comf
     prompt_id = Hand(page).run(SECONDS)
     shown = {"SaveImage": 4, "MudiSubjectFromPhotos": 5, "MudiInitLatent": 4, "MudiCompare": 4}
     for kind, pictures in shown.items():
-        page.wait_for_function(  # the browser fetches previews after the run has ended
-            "([kind, count]) => app.graph.nodes.filter(n => n.type === kind).every(n => n.imgs?.length === count)",
-            arg=[kind, pictures],
-        )
+        page.wait_for_function(HAS_PICTURES, arg=[kind, pictures])  # fetched after the run has ended
 
     def texts(kind: str) -> list[str]:
         found: list[str] = page.evaluate(
