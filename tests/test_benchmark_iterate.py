@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from comfyui_server import ROOT
 from PIL import Image
 
 from benchmarks.iterate import KEPT, METHODS, fresh, is_painted
@@ -45,6 +46,12 @@ def test_a_training_without_a_round_counts_as_it_was_before(tmp_path: Path) -> N
     assert [
         f"| {name} | 4 | {mean} (" in shown for name, mean in (("before", "0.20"), ("KL 1", "0.40"), ("KL 0", "0.25"))
     ] == [True] * 3
+
+
+def test_the_docs_have_the_table_of_the_results_that_ship() -> None:
+    results, page = ROOT / "benchmarks" / "results" / "loras", (ROOT / "docs" / "measurements.md").read_text()
+    rows = table(results, {f"pair-{i}": PAIRS[i] for i in range(4)}, 2, METHODS, KEPT).splitlines()
+    assert len(rows) == 2 + len(METHODS) and "\n".join(rows) in page
 
 
 def test_only_a_round_whose_pictures_are_all_there_may_have_none_sound(tmp_path: Path) -> None:
