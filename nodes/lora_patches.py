@@ -15,7 +15,7 @@ from torch import Tensor
 from ..mudi_core.lora.change import BadLora
 from ..mudi_core.lora.metadata import UnknownLora, read_about
 from ..mudi_core.lora.names import our_name, split
-from ..mudi_core.lora.reading import RUN_PREFIX, Lora, kind_of, lora_of, told_left, with_settings
+from ..mudi_core.lora.reading import PEFTS, RUN_PREFIX, Lora, NoLora, kind_of, lora_of, told_left, with_settings
 from .denoiser.patches import PREFIX
 
 _READ_THE_LATENT = ("_conv_in", "_img_in", "_x_embedder", "_x_embedder_proj", "_patch_embedding")
@@ -39,16 +39,18 @@ class LoraPatches:
 
     def told(self) -> str:
         """Return in a sentence what is changed, and what does nothing."""
-        words = [f"{_count(self.network)} layers of the network"]
-        if self.text:
-            words.append(f"{_count(self.text)} of the text encoders")
-        return "; ".join([f"{self.name}: {' and '.join(words)} are changed", *self.left]) + "."
+        count, text = _count(self.network), _count(self.text)
+        words = [f"{count} layer{'' if count == 1 else 's'} of the network"]
+        words += [f"{text} of the text encoders"] * (text > 0)
+        changed = f"{' and '.join(words)} {'is' if (count, text) == (1, 0) else 'are'} changed"
+        return "; ".join([f"{self.name}: {changed}", *self.left]) + "."
 
 
 def patches_of(model: Any, clip: Any, path: Path) -> LoraPatches:
     """Read a LoRA file of any kind and names that ComfyUI or the library reads.
 
-    Raise `BadLora` for a file that cannot be read, and for a LoRA whose layers have other sizes than the model's.
+    Raise `BadLora` for a file that cannot be read or is damaged, and for a LoRA whose layers have other sizes than the
+    model's.
     """
     try:
         state = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(str(path), safe_load=True))
@@ -56,18 +58,24 @@ def patches_of(model: Any, clip: Any, path: Path) -> LoraPatches:
         raise BadLora(f"{path.name} cannot be read: {error}. Get the file anew, or choose another.") from error
     targets = comfy.lora.model_lora_keys_unet(model.model, {})
     targets = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, targets)
-    lora, theirs = _read(state, path), _Heard(state)
+    about, theirs = _about(path), _Heard(state)
+    try:
+        lora, unknown = lora_of(state, about, path.name), None
+    except NoLora as error:  # ComfyUI may still know it
+        lora, unknown = None, error
     ours = _Heard({} if lora is None else lora.tensors())  # names of which ComfyUI knows none or only some
     less, more = comfy.lora.load_lora(ours, targets, log_missing=False), comfy.lora.load_lora(theirs, targets, False)
-    if len(less) > len(more):
+    if len(less) > len(more) or (len(less) == len(more) and PEFTS in about):  # ComfyUI reads no alphas of metadata
         less, more = more, less
     found = {**less, **more}
+    if unknown is not None and not found:
+        raise unknown
     wrong = {} if lora is None else _of_another_size(lora, found, targets, model, clip)
     found = {key: patch for key, patch in found.items() if key not in wrong.values()}
     used = {key for key in state if key in theirs.heard or ".".join(_in_ours(key)) in ours.heard}
     left = told_left(*_left(state, used, lora))
     if wrong:
-        left.append(f"{len(wrong)} has another size here and is left out, {next(iter(wrong))}")
+        left.append(f"of another size here, so left out: {', '.join(wrong)}")
     network = {key: patch for key, patch in found.items() if _weight(key).startswith(PREFIX)}
     text = {key: patch for key, patch in found.items() if key not in network}
     kind = "another kind of model" if lora is None else kind_of(lora)
@@ -89,16 +97,13 @@ class _Heard(dict[str, "Tensor"]):
         return self[key] if key in self else default
 
 
-def _read(state: Mapping[str, Tensor], path: Path) -> Lora | None:
-    """Return what the library reads in a file; None where only ComfyUI may read it."""
+def _about(path: Path) -> Mapping[str, str]:
+    """Return the metadata of a file, and those that peft writes beside it; none for a file without any."""
     try:
         about = read_about(path)
     except UnknownLora:
         about = {}
-    try:
-        return lora_of(state, with_settings(about, path), path.name)
-    except BadLora:
-        return None
+    return with_settings(about, path)
 
 
 def _in_ours(key: str) -> tuple[str, str]:

@@ -71,7 +71,7 @@ def doubts(one: SubjectLora, names: tuple[str, ...]) -> str:
 
     ``names``: the subject's name, token and class noun; nothing where nobody knows.
     """
-    taught = _taught(one.path)
+    taught = _taught(one.path, sure=True)
     if not names or not taught or _is_among(names, taught):
         return ""
     why = "LoRA Subject says" if one.subject else "the order has it"
@@ -84,13 +84,18 @@ def _is_among(names: tuple[str, ...], taught: Sequence[tuple[str, str]]) -> bool
     return names[1].casefold() in (token.casefold() for token, _ in taught)
 
 
-def _taught(path: Path) -> list[tuple[str, str]]:
-    """Return the trigger words and class nouns that a file names, as Fuse LoRAs reads them: they are only data."""
+def _taught(path: Path, sure: bool = False) -> list[tuple[str, str]]:
+    """Return the trigger words and class nouns that a file names, as Fuse LoRAs reads them: they are only data.
+
+    ``sure``: without what only a folder of one word says, since that may be called anything: "10_img".
+    """
     from ..mudi_core.lora.metadata import UnknownLora, read_about
     from ..mudi_core.lora.triggers import trigger_words
 
     try:
-        return trigger_words(read_about(path))
+        about = read_about(path)
+        named = sure and "modelspec.trigger_phrase" not in about
+        return [some for some in trigger_words(about) if some[1] or not named]
     except UnknownLora:
         return []
 

@@ -138,18 +138,17 @@ def _told(one: SubjectLora, found: Places, place: int, part: TakenApart, rest: f
         line = f"{one.path.name}: its strength is 0, so no layers of the network are changed"
     if part.text:
         line += f", {len(part.text)} of text" + ("" if one.text_strength else " left out")
-    line = "; ".join([line, *part.left])
     if not found.masks[:, place].any():
         line += "; the place is empty, so it does nothing"
-    return line
+    return "; ".join([line, *part.left])
 
 
 def _twice(loras: tuple[SubjectLora, ...], whose: list[int]) -> list[str]:
     """Return a line for each LoRA that a subject has several times, and for each subject that has several LoRAs."""
-    pairs = [(one.path, place) for one, place in zip(loras, whose, strict=True)]
+    pairs = [(one.path, place) for one, place in zip(loras, whose, strict=True) if one.strength or one.text_strength]
     again = dict.fromkeys(pair for pair in pairs if pairs.count(pair) > 1)
     lines = [f"{path.name} is there {pairs.count((path, place))} times for one subject." for path, place in again]
-    for place in dict.fromkeys(whose):
+    for place in dict.fromkeys(whom for _, whom in pairs):
         some = list(dict.fromkeys(path.name for path, whom in pairs if whom == place))
         if len(some) > 1:
             lines.append(

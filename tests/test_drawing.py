@@ -171,7 +171,7 @@ def test_a_card_says_what_its_score_means(comfy: Comfy, drawing: Any, said: list
     ("colours", "told"),
     [
         (("red",), "1 figure, 2 expected, so the score is 0."),
-        (("red",), "needed), but more like red ball (0.89)."),
+        (("red",), "of what its own photos reach), but more like red ball (0.89)."),
         ((), "red ball: missing, nothing was found for 'ball'."),
         ((), "no figure was found"),
     ],

@@ -113,7 +113,7 @@ def test_a_file_of_diffusers_paints_the_same_and_what_fits_is_told(
     made = paint(comfy, parts, (type(loras[0])(path, "olis corgi", 1.0, 1.0),))
     assert len(seen) == 6 and all(map(torch.equal, seen[:3], seen[3:]))
     assert made.ui["text"][0].splitlines()[1:] == [
-        f"diffusers.safetensors: {len(state) // 3} layers of the network are changed; 1 are not in the model, such as "
+        f"diffusers.safetensors: {len(state) // 3} layers of the network are changed; 1 is not in the model, such as "
         "lora_unet_x."
     ]
 

@@ -127,22 +127,18 @@ def test_what_only_one_of_two_readers_knows_is_worn_too(comfy: Comfy, mini: Any,
 ODD = {
     **pair("lora_unet_down_blocks_9_attentions_0_proj_in", 8, 8),
     **pair("lora_te2_text_model_encoder_layers_31_mlp_fc1", 8, 8),
-    "lora_unet_mid_block_attentions_0_proj_in.oft_blocks": torch.ones(2, 2),
     "<b>some\nother": torch.ones(1),
 }
 LEFT = (
-    "2 are not in the model, such as lora_te2_text_model_encoder_layers_31_mlp_fc1; 2 tensors are not understood, such "
+    "2 are not in the model, such as lora_te2_text_model_encoder_layers_31_mlp_fc1; 1 tensor is not understood, such "
     "as _b_some_other"
 )
 
 
 def test_what_does_nothing_is_told(comfy: Comfy, mini: Any, plain: dict[str, Tensor], folder: Path) -> None:
-    one = subject(
-        comfy, folder / "odd.safetensors", plain | {key: value for key, value in ODD.items() if "oft" not in key}
-    )
-    left = LEFT.replace("2 tensors", "1 tensors")
-    assert worn(comfy, mini, one)[2] == [f"odd.safetensors: {EVERY} layers of the network are changed; {left}."]
-    assert told(separate(comfy, mini, one)) == [f"odd.safetensors: {EVERY} layers where mask 1 stands; {left}"]
+    one = subject(comfy, folder / "odd.safetensors", plain | ODD)
+    assert worn(comfy, mini, one)[2] == [f"odd.safetensors: {EVERY} layers of the network are changed; {LEFT}."]
+    assert told(separate(comfy, mini, one)) == [f"odd.safetensors: {EVERY} layers where mask 1 stands; {LEFT}"]
 
 
 def test_a_whole_lora_is_told_without_a_but(comfy: Comfy, mini: Any, plain: dict[str, Tensor], folder: Path) -> None:
@@ -178,7 +174,7 @@ def test_a_layer_that_reads_the_latent_may_be_wider(
     wider = pair("lora_unet_conv_in", first.shape[0], first.shape[1] + 5, 3, 3)
     one = subject(comfy, folder / "wider.safetensors", plain | wider)
     model, _, (line,) = worn(comfy, mini, one)
-    left = "1 has another size here and is left out, lora_unet_conv_in"
+    left = "of another size here, so left out: lora_unet_conv_in"
     assert line == f"wider.safetensors: {EVERY} layers of the network are changed; {left}."
     assert len(model.patches) == EVERY
     made = separate(comfy, mini, one, rest=1.0)
@@ -247,6 +243,41 @@ def test_a_file_that_names_somebody_else_takes_nobodys_place(
     assert len(told(separate(comfy, mini, hta, given, layout=layout))) == 3
 
 
+@pytest.mark.parametrize("folders", [{"10_img": {"rex": 9}}, {"1_dataset": {"rex": 9}}, {"10_hta": {"hta": 9}}])
+def test_a_folder_of_one_word_may_be_called_anything(
+    comfy: Comfy, mini: Any, plain: dict[str, Tensor], folder: Path, layout: Any, folders: Any
+) -> None:
+    """It is a subject's where it has its token, and names nobody else."""
+    one = subject(comfy, folder / "folder.safetensors", plain, {"ss_tag_frequency": json.dumps(folders)})
+    who = "hta cat" if "10_hta" in folders else "olis cat"
+    assert told(separate(comfy, mini, one, layout=layout)) == [f"folder.safetensors: {EVERY} layers where {who} stands"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda name, state: state.pop(f"{name}.lora_down.weight"), "incomplete|lora_down|lacks|without"),
+        (lambda name, state: state.update({f"{name}.lora_down.weight": torch.ones(7, 64)}), "fit"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_all(
+    comfy: Comfy, mini: Any, plain: dict[str, Tensor], folder: Path, damage: Any, sentence: str
+) -> None:
+    state = dict(plain)
+    damage(TO_K, state)
+    one = subject(comfy, folder / "damaged.safetensors", state)
+    for use in (worn, separate):
+        with pytest.raises(BadLora, match=sentence):
+            use(comfy, mini, one)
+
+
+def test_a_file_without_any_lora_is_told_as_that(comfy: Comfy, mini: Any, folder: Path) -> None:
+    one = subject(comfy, folder / "vae.safetensors", {"decoder.conv_in.weight": torch.ones(4, 4)})
+    for use in (worn, separate):
+        with pytest.raises(BadLora, match="vae.safetensors is no LoRA that can be read here"):
+            use(comfy, mini, one)
+
+
 # Strength 0.
 
 
@@ -278,6 +309,15 @@ def test_a_lora_of_strength_0_is_as_if_it_were_not_there(
     assert line == "none.safetensors: 0 layers of the network and 1 of the text encoders are changed."
 
 
+def test_a_lora_of_the_text_alone_acts_in_all_nodes(comfy: Comfy, mini: Any, folder: Path) -> None:
+    state = pair("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", *_square(mini))
+    one = subject(comfy, folder / "text.safetensors", state)
+    made = separate(comfy, mini, one)
+    assert made.result[0] is mini[0] and len(made.result[1].patcher.patches) == 1
+    assert told(made) == ["text.safetensors: 0 layers where mask 1 stands, 1 of text"]
+    assert len(worn(comfy, mini, one)[1].patcher.patches) == 1
+
+
 def _square(mini: Any) -> tuple[int, int]:
     weight = mini[1].cond_stage_model.state_dict()[
         "clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
@@ -294,7 +334,7 @@ def test_parts_of_a_weight_have_their_own_sizes(comfy: Comfy, mini: Any, folder:
         state[f"{name}.{part}.lora_A.weight"] = torch.ones(1, width)
         state[f"{name}.{part}.lora_B.weight"] = torch.ones(rows // 3, 1)
     model, _, (line,) = worn(comfy, (flux, mini[1]), subject(comfy, folder / "flux parts.safetensors", state))
-    assert line == "flux parts.safetensors: 1 layers of the network are changed." and len(model.patches) == 1
+    assert line == "flux parts.safetensors: 1 layer of the network is changed." and len(model.patches) == 1
     state[f"{name}.to_k.lora_B.weight"] = torch.ones(rows, 1)
     with pytest.raises(BadLora, match=rf"to_k is {rows // 3} x {width} here, {rows} x {width} in the file"):
         worn(comfy, (flux, mini[1]), subject(comfy, folder / "flux parts.safetensors", state))

@@ -88,9 +88,11 @@ def test_every_seed_is_told_with_its_score_and_the_best_are_shown(
     comfy: Comfy, mini: tuple[Any, Any, Any], judged: list[Tensor], drawn_subjects: SubjectSet
 ) -> None:
     output = find(comfy, mini, layout(comfy, drawn_subjects, 5), keep=9)
-    said = [line for line in output.ui["text"][0].splitlines() if line.startswith("seed")]
-    score = "0 of 2 themselves, score"
-    assert said == [f"seed 0: {score} 0.90", f"seed 1: {score} 0.50", f"seed {FIRST}: {score} 0.20"]
+    said = [line for line in output.ui["text"][0].splitlines() if line.startswith(("seed", "  score"))]
+    told = ((0, 0.9), (1, 0.5), (FIRST, 0.2))
+    assert said == [
+        line for seed, score in told for line in (f"seed {seed}: 0 of 2 themselves", f"  score {score:.2f}")
+    ]
     assert len(output.ui["images"]) == len(output.result[1]) == len(output.result[2]) == 3
 
 

@@ -16,10 +16,16 @@ from .change import BadLora, Change
 from .metadata import plain_base
 from .names import TEXT, our_name, split
 
+PEFTS = "lora_adapter_metadata"
+"""The metadata with peft's settings, of which the alphas are no tensors."""
 RUN_PREFIX = "run."
 """The prefix of everything but the LoRA in the file of a stopped run."""
 _LONGEST_SETTINGS = 2**20
 _KEEPS_ITS_TYPE = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class NoLora(BadLora):
+    """A file in which no layer of any LoRA is known; `BadLora` itself is one that is damaged or does not fit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +118,15 @@ def told_left(missing: Sequence[str], unread: Sequence[str]) -> list[str]:
     """Return in words what of a LoRA does nothing: layers that a model does not have, and tensors; [] for nothing."""
     left = []
     if missing:
-        left.append(f"{len(missing)} are not in the model, such as {_shown(missing[0])}")
+        left.append(f"{len(missing)} {_are(missing)} not in the model, such as {_shown(missing[0])}")
     if unread:
-        left.append(f"{len(unread)} tensors are not understood, such as {_shown(unread[0])}")
+        tensors = f"{len(unread)} tensor{'s'[: len(unread) > 1]} {_are(unread)}"
+        left.append(f"{tensors} not understood, such as {_shown(unread[0])}")
     return left
+
+
+def _are(things: Sequence[str]) -> str:
+    return "is" if len(things) == 1 else "are"
 
 
 def read_lora(path: Path) -> Lora:
@@ -131,9 +142,9 @@ def read_lora(path: Path) -> Lora:
 def with_settings(about: Mapping[str, str], path: Path) -> Mapping[str, str]:
     """Return the metadata of a LoRA file, with peft's settings from beside it where the file has none."""
     beside = path.with_name("adapter_config.json")
-    if "lora_adapter_metadata" in about or not beside.is_file():
+    if PEFTS in about or not beside.is_file():
         return about
-    return {**about, "lora_adapter_metadata": _settings_beside(beside)}
+    return {**about, PEFTS: _settings_beside(beside)}
 
 
 def lora_of(tensors: Mapping[str, Tensor], about: Mapping[str, str], name: str) -> Lora:
@@ -163,7 +174,7 @@ def lora_of(tensors: Mapping[str, Tensor], about: Mapping[str, str], name: str) 
             unread += [f"{written[ours]}.{part}" for part in parts]
     if not changes:
         what = f"it has '{_shown(next(iter(tensors)))}'" if tensors else "it is empty"
-        raise BadLora(
+        raise NoLora(
             f"{name} is no LoRA that can be read here: {what}. Use a LoRA file of kohya's scripts, diffusers, peft, "
             "LyCORIS, or of this project."
         )
@@ -212,7 +223,7 @@ def _settings_beside(path: Path) -> str:
 
 def _scales(about: Mapping[str, str]) -> dict[str, object]:
     """Return peft's settings of a LoRA, which hold its alphas: files of peft and diffusers have none of their own."""
-    text = about.get("lora_adapter_metadata", "")
+    text = about.get(PEFTS, "")
     if not 0 < len(text) <= _LONGEST_SETTINGS:
         return {}
     try:

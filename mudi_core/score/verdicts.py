@@ -148,8 +148,8 @@ def _missing(
     owner = int(s_dc[nearest].argmax())
     s_gt = reached(photos, limits)
     rest = [_share(s_gt, s_dc[nearest], i, other) for other in range(len(subjects)) if other != i]
-    needed = _needed(s_gt, i, min(rest, default=1.0), limits)
-    words += f" Figure {nearest + 1} is nearest ({_alike(photos, s_dc, nearest, i)}; {needed:.2f} needed)"
+    needed = f"; {_needed(s_gt, i, min(rest, default=1.0), limits):.2f} needed" if owner == i else ""
+    words += f" Figure {nearest + 1} is nearest ({_alike(photos, s_dc, nearest, i)}{needed})"
     words += "." if owner == i else f", but more like {subjects.subjects[owner].name} ({s_dc[nearest, owner]:.2f})."
     return Verdict(subjects.tokens[i], "missing", 0.0, words)
 

@@ -54,10 +54,10 @@ def take_apart(model: Any, clip: Any, path: Path, strength: float, blocks: Itera
             changes[name] = change
         else:
             rest[key] = patch
-    if not changes and not rest:
+    if not changes and not rest and not found.text:
         raise BadLora(
-            f"{path.name} has nothing for this MODEL ({type(model.model.model_config).__name__}): it was made for "
-            "another base model, or its layers have names that ComfyUI does not know. Choose a LoRA of this base model."
+            f"{path.name} has nothing for this MODEL ({type(model.model.model_config).__name__}) and CLIP: it was made "
+            "for another base model, or its layers have names that nobody here knows. Choose a LoRA of this base model."
         )
     return TakenApart(changes, rest, dict(found.text), found.left)
 
