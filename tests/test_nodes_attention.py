@@ -681,9 +681,17 @@ def test_what_has_no_places_is_refused(comfy: Comfy, mini: Any, loras: Any, layo
 
 def test_a_lora_of_another_base_and_a_broken_one_are_told(comfy: Comfy, mini: Any, loras: Any) -> None:
     path = comfy.base / "models" / "loras" / "other.safetensors"
-    for state in ({"transformer.x.lora_A.weight": torch.zeros(2, 2)}, {"x": torch.zeros(1)}):
+    half = {"transformer.x.lora_A.weight": torch.zeros(2, 2)}
+    for state, words in (
+        (
+            half | {"transformer.x.lora_B.weight": torch.zeros(2, 2)},
+            r"has nothing for this MODEL \(MiniSDXL\) and CLIP",
+        ),
+        (half, "file is incomplete"),
+        ({"x": torch.zeros(1)}, "other.safetensors is no LoRA that can be read here"),
+    ):
         save_file(state, path)
-        with pytest.raises(MudiError, match=r"other.safetensors has nothing for this MODEL \(MiniSDXL\)"):
+        with pytest.raises(MudiError, match=words):
             separate(comfy, mini, (type(loras[0])(path, "", 1.0, 1.0),), halves())
     path.write_bytes(b"no tensors")
     with pytest.raises(MudiError, match="other.safetensors cannot be read"):

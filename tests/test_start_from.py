@@ -107,7 +107,7 @@ def test_what_no_training_can_hold_is_told() -> None:
     for more, words in (
         ({f"{text}.lokr_w1": torch.ones(2, 2), f"{text}.lokr_w2": torch.ones(2, 2)},
          "not in the model, such as lora_te1"),
-        ({f"{some}.diff_b": torch.ones(8)}, "1 tensors are not understood"),
+        ({f"{some}.diff_b": torch.ones(8)}, "1 tensor is not understood"),
         ({"lora_unet_conv_in.lokr_w1": torch.ones(4, 2), "lora_unet_conv_in.lokr_w2": torch.ones(8, 2, 3, 3)},
          "not in the model, such as lora_unet_conv_in"),
     ):  # fmt: skip
