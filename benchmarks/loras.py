@@ -225,8 +225,6 @@ def table(out: Path, pairs: Mapping[str, Any], seeds: int, methods: Iterable[str
     A training's folder is ``out / pair / training-SEED``, a picture's file ``pictures / method / NUMBER.json`` in it;
     ``kept`` is its file of results.
     """
-    from mudi_core.report.statistics import hierarchical_interval
-
     looks = Looks()
     columns = {"score": "D&C", "sound": "both as themselves"}
     columns |= {"right": "looks right", "leaked": "looks leaked"} if looks.there else {}
@@ -238,30 +236,38 @@ def table(out: Path, pairs: Mapping[str, Any], seeds: int, methods: Iterable[str
         for seed in range(seeds):
             for row in rows_of(out / pair / f"training-{seed}", specs, looks, kept):
                 found.setdefault(row["method"], {}).setdefault(pair, {}).setdefault(str(seed), []).append(row)
-    first = {
-        (pair, seed, row["picture"]): float(row["score"])
-        for pair, group in found.get(methods[0], {}).items()
-        for seed, own in group.items()
-        for row in own
-    }
+    first = {(pair, seed, row["picture"]): row["score"] for pair, seed, row in _each(found.get(methods[0], {}))}
     for method in methods:
-        rows = found.get(method, {})
-        values: dict[str, dict[str, dict[str, list[float]]]] = {name: {} for name in (*columns, "above")}
-        for pair, group in rows.items():
-            for seed, own in group.items():
-                for name in columns:
-                    values[name].setdefault(pair, {})[seed] = [float(row[name]) for row in own]
-                both = [(float(row["score"]), first.get((pair, seed, row["picture"]))) for row in own]
-                values["above"].setdefault(pair, {})[seed] = [one - other for one, other in both if other is not None]
-        count = sum(len(own) for group in rows.values() for own in group.values())
-        cells = [method, str(count)]
-        for nested in values.values():
-            every = [value for group in nested.values() for own in group.values() for value in own]
-            low, high = hierarchical_interval(nested) if every else (0.0, 0.0)
-            cells.append(f"{sum(every) / len(every):.2f} ({low:.2f} to {high:.2f})" if every else "–")
-        if count:
-            lines.append(f"| {' | '.join([*cells[:-1], cells[-1] if method != methods[0] else '–'])} |")
+        rows = list(_each(found.get(method, {})))
+        if not rows:
+            continue
+        cells = [method, str(len(rows))]
+        for name in columns:
+            cells.append(_cell([(pair, seed, float(row[name])) for pair, seed, row in rows]))
+        above = [(p, s, row["score"] - first[at]) for p, s, row in rows if (at := (p, s, row["picture"])) in first]
+        cells.append(_cell(above) if method != methods[0] else "–")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _each(rows: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield pair, training and row of each picture of a method."""
+    for pair, group in rows.items():
+        for seed, own in group.items():
+            yield from ((pair, seed, row) for row in own)
+
+
+def _cell(values: list[tuple[str, str, float]]) -> str:
+    """Return the mean of values of pairs and trainings, and its interval over them."""
+    from mudi_core.report.statistics import hierarchical_interval
+
+    nested: dict[str, dict[str, list[float]]] = {}
+    for pair, seed, value in values:
+        nested.setdefault(pair, {}).setdefault(seed, []).append(value)
+    if not values:
+        return "–"
+    low, high = hierarchical_interval(nested)
+    return f"{sum(value for *_, value in values) / len(values):.2f} ({low:.2f} to {high:.2f})"
 
 
 @contextmanager

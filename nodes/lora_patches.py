@@ -15,7 +15,16 @@ from torch import Tensor
 from ..mudi_core.lora.change import BadLora
 from ..mudi_core.lora.metadata import UnknownLora, read_about
 from ..mudi_core.lora.names import our_name, split
-from ..mudi_core.lora.reading import PEFTS, RUN_PREFIX, Lora, NoLora, kind_of, lora_of, told_left, with_settings
+from ..mudi_core.lora.reading import (
+    PEFTS,
+    RUN_PREFIX,
+    Lora,
+    NoLora,
+    kind_of,
+    lora_of,
+    with_settings,
+)
+from ..mudi_core.lora.told import told_changed, told_left
 from .denoiser.patches import PREFIX
 
 _READ_THE_LATENT = ("_conv_in", "_img_in", "_x_embedder", "_x_embedder_proj", "_patch_embedding")
@@ -39,10 +48,7 @@ class LoraPatches:
 
     def told(self) -> str:
         """Return in a sentence what is changed, and what does nothing."""
-        count, text = _count(self.network), _count(self.text)
-        words = [f"{count} layer{'' if count == 1 else 's'} of the network"]
-        words += [f"{text} of the text encoders"] * (text > 0)
-        changed = f"{' and '.join(words)} {'is' if (count, text) == (1, 0) else 'are'} changed"
+        changed = told_changed(_count(self.network), _count(self.text))
         return "; ".join([f"{self.name}: {changed}", *self.left]) + "."
 
 

@@ -425,7 +425,7 @@ def test_what_is_not_in_the_model_and_not_understood_is_counted() -> None:
     odd = {f"{here}.oft_blocks": torch.ones(2, 2, 2), f"{here}.diff_b": torch.ones(8)}
     matched = lora_of({**linear(here), **linear(there), **odd}, {}, "x").on({here: (8, 12)})
     assert matched.missing == (there,) and len(matched.unread) == 2
-    assert "1 layers of the network are changed; 1 is not in the model, such as" in matched.told()
+    assert "1 layer of the network is changed; 1 is not in the model, such as" in matched.told()
     assert "2 tensors are not understood, such as" in matched.told()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..tensor_file import read_tensors
 from .change import BadLora, Change
-from .metadata import plain_base
 from .names import TEXT, our_name, split
+from .told import shown, told_changed, told_left
 
 PEFTS = "lora_adapter_metadata"
 """The metadata with peft's settings, of which the alphas are no tensors."""
@@ -69,7 +69,7 @@ class Lora:
             example = next(iter(self.written.values()))
             raise BadLora(
                 f"None of the {len(self.changes)} layers that {self.name} changes is in {model}: {kind_of(self)} calls "
-                f"them '{_shown(example)}' and the like. Use it with the kind of base model that it was "
+                f"them '{shown(example)}' and the like. Use it with the kind of base model that it was "
                 "trained on."
             )
         for name in self.misfits(sizes):
@@ -110,23 +110,8 @@ class Matched:
     def told(self) -> str:
         """Return what was found in a sentence."""
         text = sum(name.startswith(TEXT) for name in self.changes)
-        words = [f"{len(self.changes) - text} layers of the network"] + [f"{text} of the text encoders"] * (text > 0)
-        return "; ".join([f"{' and '.join(words)} are changed", *told_left(self.missing, self.unread)]) + "."
-
-
-def told_left(missing: Sequence[str], unread: Sequence[str]) -> list[str]:
-    """Return in words what of a LoRA does nothing: layers that a model does not have, and tensors; [] for nothing."""
-    left = []
-    if missing:
-        left.append(f"{len(missing)} {_are(missing)} not in the model, such as {_shown(missing[0])}")
-    if unread:
-        tensors = f"{len(unread)} tensor{'s'[: len(unread) > 1]} {_are(unread)}"
-        left.append(f"{tensors} not understood, such as {_shown(unread[0])}")
-    return left
-
-
-def _are(things: Sequence[str]) -> str:
-    return "is" if len(things) == 1 else "are"
+        changed = told_changed(len(self.changes) - text, text)
+        return "; ".join([changed, *told_left(self.missing, self.unread)]) + "."
 
 
 def read_lora(path: Path) -> Lora:
@@ -164,16 +149,16 @@ def lora_of(tensors: Mapping[str, Tensor], about: Mapping[str, str], name: str) 
         # fp8 has no arithmetic of its own
         value = tensor if tensor.dtype in _KEEPS_ITS_TYPE else tensor.float()
         if layers.setdefault(ours, {}).setdefault(found[1], value) is not value:
-            raise BadLora(f"{name} has {_shown(found[0])} twice under two names. Make the file again.")
+            raise BadLora(f"{name} has {shown(found[0])} twice under two names. Make the file again.")
     changes = {}
     for ours, parts in layers.items():
-        change = Change.of(parts, f"{name}: {_shown(written[ours])}")
+        change = Change.of(parts, f"{name}: {shown(written[ours])}")
         if change is not None:
             changes[ours] = change
         else:
             unread += [f"{written[ours]}.{part}" for part in parts]
     if not changes:
-        what = f"it has '{_shown(next(iter(tensors)))}'" if tensors else "it is empty"
+        what = f"it has '{shown(next(iter(tensors)))}'" if tensors else "it is empty"
         raise NoLora(
             f"{name} is no LoRA that can be read here: {what}. Use a LoRA file of kohya's scripts, diffusers, peft, "
             "LyCORIS, or of this project."
@@ -203,12 +188,7 @@ def kind_of(lora: Lora) -> str:
         if name.endswith(("attn2_to_k", "attn2_to_v")) and (kind_found := _CONTEXTS.get(change.size[1])):
             return kind_found
     version = lora.about.get("ss_base_model_version") or lora.about.get("modelspec.architecture")
-    return _shown(version) if version else "another kind of model"
-
-
-def _shown(text: str) -> str:
-    """Return a name from a file so that it can be shown."""
-    return plain_base(text)[:100]
+    return shown(version) if version else "another kind of model"
 
 
 def _settings_beside(path: Path) -> str:
